@@ -1,0 +1,131 @@
+"""Counts and latencies of a pipeline, behind a small protocol so that each driver can report its own way."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+MAX_SAMPLES = 10_000
+"""Latencies that `InMemory` keeps of each operation: percentiles are over the newest of these."""
+
+
+class Recorder(Protocol):
+    """Where the processor reports to. Calls may come from several threads, and must neither block nor raise."""
+
+    def record_event(self, pipeline: str) -> None:
+        """One event happened under ``pipeline``, which may carry a suffix such as ``:retry``."""
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        """One failure: of a store, a cache or a record."""
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
+        """How long one ``store_merge`` or ``cache_merge`` took."""
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """``n`` records went through together in ``seconds``; ``mode`` says how, such as ``flush``."""
+
+
+class Noop:
+    """Records nothing."""
+
+    def record_event(self, pipeline: str) -> None:
+        """Do nothing."""
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        """Do nothing."""
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
+        """Do nothing."""
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Latencies of one operation, in seconds; ``n`` counts all of them, the percentiles cover the newest
+    `MAX_SAMPLES`."""
+
+    n: int
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class PipelineStats:
+    """What one pipeline name has recorded so far."""
+
+    events_processed: int = 0
+    errors: int = 0
+    last_error: BaseException | None = None
+    latencies: Mapping[str, LatencyStats] = field(default_factory=dict)
+    batches: Mapping[str, int] = field(default_factory=dict)
+    """Records that went through in batches, by mode."""
+
+
+class InMemory:
+    """Keeps everything in this process; for tests and for drivers that print a summary. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._last_error: dict[str, BaseException] = {}
+        self._latency_counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self._latencies: dict[str, dict[str, deque[float]]] = defaultdict(dict)
+        self._batches: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def record_event(self, pipeline: str) -> None:
+        """Count one event."""
+        with self._lock:
+            self._events[pipeline] += 1
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        """Count one error and keep the newest."""
+        with self._lock:
+            self._errors[pipeline] += 1
+            self._last_error[pipeline] = err
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
+        """Keep one latency."""
+        with self._lock:
+            self._latency_counts[pipeline][op] += 1
+            self._latencies[pipeline].setdefault(op, deque(maxlen=MAX_SAMPLES)).append(seconds)
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """Count the records of one batch; its time is kept as a latency under ``mode``."""
+        with self._lock:
+            self._batches[pipeline][mode] += n
+        self.record_latency(pipeline, mode, seconds)
+
+    def snapshot_one(self, pipeline: str) -> PipelineStats:
+        """What ``pipeline`` has recorded; zeros for a name never used."""
+        with self._lock:
+            return PipelineStats(
+                self._events[pipeline],
+                self._errors[pipeline],
+                self._last_error.get(pipeline),
+                {
+                    op: _stats(self._latency_counts[pipeline][op], sorted(samples))
+                    for op, samples in self._latencies.get(pipeline, {}).items()
+                },
+                dict(self._batches.get(pipeline, {})),
+            )
+
+    def snapshot(self) -> dict[str, PipelineStats]:
+        """What every name has recorded, by name."""
+        with self._lock:
+            names = sorted({*self._events, *self._errors, *self._latencies, *self._batches})
+        return {name: self.snapshot_one(name) for name in names}
+
+
+def _stats(n: int, ordered: Sequence[float]) -> LatencyStats:
+    def percentile(p: int) -> float:
+        # Nearest rank: the smallest sample that p percent of the samples do not exceed.
+        return ordered[-(-p * len(ordered) // 100) - 1]
+
+    return LatencyStats(n, percentile(50), percentile(95), percentile(99))

@@ -1,0 +1,267 @@
+"""The nouns: what goes in (`Record`), what a store is asked (`Update`), what comes out (`Outcome` and others).
+
+Plain tuples: they are made once per event, and Beam derives a schema from the two that leave a transform.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from murmur_beam.errors import InvalidRecord
+
+MAX_ENTITY_BYTES = 4000
+"""Longest entity in UTF-8 bytes: leaves room for bucket and shard in Bigtable's row key limit of 4 KB."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Outcome(str, enum.Enum):
+    """What became of one event under one key, or of a whole record."""
+
+    MERGED = "merged"
+    """Folded into the aggregate now."""
+    DUPLICATE = "duplicate"
+    """The aggregate held this event already; nothing changed."""
+    EXPIRED = "expired"
+    """Older than its window's retention; nothing was written."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Key(NamedTuple):
+    """Names one aggregate: who or what is counted, and in which time bucket (0 without a window)."""
+
+    entity: str
+    bucket: int = 0
+
+
+class Update(NamedTuple):
+    """One event's delta for one key.
+
+    With an ``event_id`` a store folds the delta at most once per (key, event id). ``ttl`` is how much longer
+    the key's bucket may still receive events; after that the store may drop it, markers and all.
+    """
+
+    key: Key
+    delta: Any
+    event_id: str | None = None
+    ttl: timedelta | None = None
+
+
+class Record(NamedTuple):
+    """A valid record, ready to merge. `Record.of` makes one from what a user's functions returned."""
+
+    event_id: str | None
+    event_time_us: int
+    entities: tuple[str, ...]
+    delta: Any
+
+    @classmethod
+    def of(cls, event_id: object, event_time_us: int, entities: Iterable[object], delta: Any) -> Record:
+        """Check id and entities, drop repeated entities.
+
+        Raises:
+            InvalidRecord: an empty or non-text event id or entity, or one that is too long or not
+                representable in UTF-8.
+        """
+        return cls(
+            None if event_id is None else check_event_id(event_id),
+            event_time_us,
+            tuple(dict.fromkeys(map(check_entity, entities))),
+            delta,
+        )
+
+
+class MergeResult(NamedTuple):
+    """One input element that is now in the state, on the main output of `MergeRecords`.
+
+    Attributes:
+        element: the input element itself, so that what follows can go on with it.
+        outcome: "merged", "duplicate" or "expired" (an `Outcome` compares equal to these).
+        event_id: None when the element has none.
+        keys: all entities of the record.
+        merged_keys: those folded now; the others of a merged record were duplicates.
+        bucket: time bucket of the record, 0 without a window.
+    """
+
+    element: Any
+    outcome: str
+    event_id: str | None
+    keys: Sequence[str]
+    merged_keys: Sequence[str]
+    bucket: int
+
+
+class DeadLetter(NamedTuple):
+    """An element that could not be merged, with all it takes to see why and to replay it.
+
+    Attributes:
+        payload: the element's bytes, unchanged.
+        payload_type: how to get the element back from ``payload``: "bytes", "pubsub" (a message: payload is
+            its data), "text" (UTF-8), "json", "pickle", or "repr" (only readable: the element could not be
+            serialized).
+        attributes: the message's attributes, unchanged; empty for other elements.
+        message_id, publish_time, ordering_key: of the message, where it had them.
+        pipeline: name of the `MergeRecords` that gave up on it.
+        stage: "decode", "extract" or "merge".
+        event_id: None where the failure came before it was known.
+        event_time: RFC 3339, UTC, microseconds; None where the failure came before it was known.
+        keys: all entities of the record, as far as they were known.
+        failed_keys: those that could not be merged; the others are in the state.
+        error_type: name of the exception's class.
+        error_message: its text.
+        attempts: tries made; 0 for failures before the merge.
+        failed_at: when it was given up, RFC 3339, UTC.
+    """
+
+    payload: bytes
+    payload_type: str
+    attributes: Mapping[str, str]
+    message_id: str | None
+    publish_time: str | None
+    ordering_key: str | None
+    pipeline: str
+    stage: str
+    event_id: str | None
+    event_time: str | None
+    keys: Sequence[str]
+    failed_keys: Sequence[str]
+    error_type: str
+    error_message: str
+    attempts: int
+    failed_at: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: ``payload`` is text where it is valid UTF-8, else ``payload_base64`` takes its place."""
+        row = self._asdict()
+        row["attributes"] = dict(self.attributes)
+        row["keys"] = list(self.keys)
+        row["failed_keys"] = list(self.failed_keys)
+        try:
+            row["payload"] = self.payload.decode("utf-8")
+        except UnicodeDecodeError:
+            del row["payload"]
+            row["payload_base64"] = base64.b64encode(self.payload).decode("ascii")
+        return row
+
+    def to_json(self) -> str:
+        """One line of JSON, from which `from_json` makes an equal dead letter."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> DeadLetter:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        fields = dict(row)
+        if "payload_base64" in fields:
+            fields["payload"] = base64.b64decode(fields.pop("payload_base64"), validate=True)
+        elif isinstance(fields.get("payload"), str):
+            fields["payload"] = fields["payload"].encode("utf-8")
+        missing = set(cls._fields) - fields.keys()
+        unknown = fields.keys() - set(cls._fields)
+        if missing or unknown:
+            raise ValueError(
+                "not a dead letter: "
+                + "; ".join(
+                    f"{what} {', '.join(sorted(names))}"
+                    for what, names in (("it lacks", missing), ("it has unknown", unknown))
+                    if names
+                )
+            )
+        return cls(**fields)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> DeadLetter:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the line is not JSON, or not a dead letter.
+        """
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError(f"not a dead letter: expected a JSON object, got {type(row).__name__}")
+        return cls.from_dict(row)
+
+
+def check_event_id(event_id: object) -> str:
+    """Return the id as text: a non-empty str, or an int in decimal.
+
+    Raises:
+        InvalidRecord: anything else.
+    """
+    if type(event_id) is int:
+        return str(event_id)
+    return _check_text("event_id", event_id)
+
+
+def check_entity(entity: object) -> str:
+    """Return the entity if it is a non-empty str of at most `MAX_ENTITY_BYTES` in UTF-8.
+
+    Raises:
+        InvalidRecord: anything else.
+    """
+    text = _check_text("key", entity)
+    # A character takes at most four bytes, so only long texts need the exact count.
+    if len(text) * 4 > MAX_ENTITY_BYTES and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
+        raise InvalidRecord("key", f"{size} bytes long, at most {MAX_ENTITY_BYTES} are allowed: {text[:40]!r}...")
+    return text
+
+
+def _check_text(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRecord(field, f"expected a string, got {type(value).__name__}: {value!r:.80}")
+    if not value:
+        raise InvalidRecord(field, "is empty")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as err:
+            raise InvalidRecord(field, f"has no UTF-8 form ({err.reason}): {value!r:.80}") from None
+    return value
+
+
+def to_us(time: datetime) -> int:
+    """Microseconds since the Unix epoch.
+
+    Raises:
+        InvalidRecord: ``time`` is not a datetime, or has no time zone.
+    """
+    if not isinstance(time, datetime):
+        raise InvalidRecord("event_time", f"expected a datetime, got {type(time).__name__}: {time!r:.80}")
+    if time.tzinfo is None:
+        raise InvalidRecord(
+            "event_time", f"{time.isoformat()} has no time zone; write tzinfo=timezone.utc or an offset"
+        )
+    return (time - EPOCH) // _MICROSECOND
+
+
+def from_us(time_us: int) -> datetime:
+    """Inverse of `to_us`, in UTC.
+
+    Raises:
+        OverflowError: outside the years 1 to 9999.
+    """
+    return EPOCH + timedelta(microseconds=time_us)
+
+
+def rfc3339(time_us: int) -> str:
+    """A fixed-width RFC 3339 text in UTC with microseconds, as BigQuery's TIMESTAMP takes it.
+
+    Times that no datetime can hold (Beam's minimum and maximum timestamps) are clamped to the years 1 and 9999.
+    """
+    clamped = min(max(time_us, _MIN_US), _MAX_US)
+    return from_us(clamped).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+
+
+_MIN_US = (datetime.min.replace(tzinfo=timezone.utc) - EPOCH) // _MICROSECOND
+_MAX_US = (datetime.max.replace(tzinfo=timezone.utc) - EPOCH) // _MICROSECOND

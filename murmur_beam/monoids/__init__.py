@@ -1,0 +1,43 @@
+"""Aggregates: one file each. `by_name` finds them, so that a new file is all a new monoid takes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.count import Count
+from murmur_beam.monoids.sum import Overflow, Sum
+
+__all__ = ["Count", "Monoid", "Overflow", "Sum", "by_name", "names"]
+
+
+def names() -> list[str]:
+    """Names that `by_name` knows: the modules here that define a ``MONOID``."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in modules if hasattr(importlib.import_module(f"{__name__}.{name}"), "MONOID")]
+
+
+def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
+    """The shipped monoid called ``name``, or a user's own as ``package.module:attribute``.
+
+    Raises:
+        ConfigurationError: there is none, naming ``argument``.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        if name not in names():
+            raise ConfigurationError(
+                argument,
+                f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute",
+            )
+        module, attribute = f"{__name__}.{name}", "MONOID"
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as err:
+        raise ConfigurationError(argument, f"cannot load monoid {name!r}: {err}") from err
+    if not isinstance(found, Monoid):
+        raise ConfigurationError(argument, f"{name!r} is a {type(found).__name__}, not a Monoid")
+    return found

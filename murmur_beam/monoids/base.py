@@ -1,0 +1,121 @@
+"""What it takes to be an aggregate: an associative ``combine`` with an ``identity``, and a codec."""
+
+from __future__ import annotations
+
+import abc
+import json
+import math
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any, ClassVar, Generic, TypeVar
+
+from murmur_beam.errors import InvalidRecord
+
+V = TypeVar("V")
+
+
+class Monoid(abc.ABC, Generic[V]):
+    """One way to fold deltas into an aggregate. Instances hold no state and can be pickled.
+
+    A new one is a file in this package that defines ``MONOID``, and a test that subclasses
+    `murmur_beam.testing.MonoidLaws`.
+    """
+
+    name: str
+    """What a store records about its values: monoids that share a name can read each other's state."""
+    commutative: bool = True
+    """Does the order of deltas not matter? Beam gives no order, so an aggregate that says no depends on arrival."""
+    idempotent: bool = False
+    """Is ``combine(a, a) == a``? Then folding a delta twice is harmless and stores keep no marker for it."""
+    native: ClassVar[str | None] = None
+    """Name of the store operation that folds without reading ("sum"), for stores that have it."""
+    needs_value: ClassVar[bool] = True
+    """Does `lift` look at the value it is given?"""
+
+    @property
+    @abc.abstractmethod
+    def identity(self) -> V:
+        """The aggregate of nothing: ``combine(identity, v) == combine(v, identity) == v``."""
+
+    @abc.abstractmethod
+    def combine(self, a: V, b: V) -> V:
+        """Fold two aggregates into one; associative.
+
+        Raises:
+            PermanentError: the result cannot be represented.
+        """
+
+    @abc.abstractmethod
+    def lift(self, value: Any, event_time_us: int) -> V:
+        """Make a delta from what one record carries.
+
+        Args:
+            value: what the user's value function returned.
+            event_time_us: the record's event time, microseconds since the epoch.
+
+        Raises:
+            InvalidRecord: ``value`` is of the wrong type, or not a number.
+        """
+
+    def fold(self, values: Iterable[V]) -> V:
+        """``combine`` over many, from the left, starting with the identity."""
+        return reduce(self.combine, values, self.identity)
+
+    def parse(self, text: str) -> Any:
+        """Read a value from a text format such as CSV, where everything is text; then comes `lift`.
+
+        Raises:
+            InvalidRecord: the text is not such a value.
+        """
+        return text
+
+    def encode(self, v: V) -> bytes:
+        """Bytes for a store; equal aggregates have equal bytes. JSON unless overridden."""
+        return canonical_json(v).encode("utf-8")
+
+    def decode(self, data: bytes) -> V:
+        """Inverse of `encode`."""
+        decoded: V = json.loads(data)
+        return decoded
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no blanks.
+
+    Raises:
+        ValueError, TypeError: NaN, infinity, or a type that JSON has not.
+    """
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def lift_number(value: Any) -> int | float:
+    """Check a finite int or float (not bool); a float without a fraction becomes an int, so that equal numbers
+    have one form.
+
+    Raises:
+        InvalidRecord: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRecord("value", f"expected a number, got {type(value).__name__}: {value!r:.80}")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRecord("value", f"expected a finite number, got {value}")
+        if value.is_integer():
+            return int(value)
+    return value
+
+
+def parse_number(text: str) -> int | float:
+    """Read a decimal integer or a float.
+
+    Raises:
+        InvalidRecord: anything else.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRecord("value", f"{text!r:.80} is not a number") from None

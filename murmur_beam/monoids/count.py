@@ -1,0 +1,20 @@
+"""Number of events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from murmur_beam.monoids.sum import Sum
+
+
+class Count(Sum):
+    """Adds one for each event, whatever its value. Its state is a sum, and `Sum` reads and writes it too."""
+
+    needs_value = False
+
+    def lift(self, value: Any, event_time_us: int) -> int:
+        """One."""
+        return 1
+
+
+MONOID = Count()

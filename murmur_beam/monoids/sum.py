@@ -1,0 +1,67 @@
+"""Sum of signed 64-bit integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from murmur_beam.errors import InvalidRecord, PermanentError
+from murmur_beam.monoids.base import Monoid
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+class Overflow(PermanentError):
+    """The total would leave the range of a signed 64-bit integer, where a store's own sum would wrap silently."""
+
+
+class Sum(Monoid[int]):
+    """Adds integers, exactly. Money and other fractions: count in the smallest unit (cents, milliseconds).
+
+    Floats are refused on purpose: their sum depends on the order, so no two runs would agree.
+    """
+
+    name = "sum"
+    native = "sum"
+    identity = 0
+
+    def combine(self, a: int, b: int) -> int:
+        """``a + b``.
+
+        Raises:
+            Overflow: outside -2**63 .. 2**63-1.
+        """
+        return _checked(a + b)
+
+    def fold(self, values: Iterable[int]) -> int:
+        """Sum of all; only the total must fit into 64 bits."""
+        return _checked(sum(values))
+
+    def lift(self, value: Any, event_time_us: int) -> int:
+        """The integer itself.
+
+        Raises:
+            InvalidRecord: not an int, or outside -2**63 .. 2**63-1.
+        """
+        if type(value) is not int:
+            hint = "; count in the smallest unit, such as cents" if isinstance(value, float) else ""
+            raise InvalidRecord("value", f"expected an integer, got {type(value).__name__}: {value!r:.80}{hint}")
+        if not INT64_MIN <= value <= INT64_MAX:
+            raise InvalidRecord("value", f"{value!r:.80} does not fit into a signed 64-bit integer")
+        return value
+
+    def parse(self, text: str) -> int:
+        """Read a decimal integer."""
+        try:
+            return int(text)
+        except ValueError:
+            raise InvalidRecord("value", f"{text!r:.80} is not an integer") from None
+
+
+def _checked(total: int) -> int:
+    if INT64_MIN <= total <= INT64_MAX:
+        return total
+    raise Overflow(f"value: the sum would be {total}, which does not fit into a signed 64-bit integer")
+
+
+MONOID = Sum()

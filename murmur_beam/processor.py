@@ -1,0 +1,453 @@
+"""The per-record core: fold a record's delta into its keys, once each, trying again what may yet succeed.
+
+Imports neither Beam nor a Google client, so that a plain subscriber, a web handler or a batch job can use it as the
+Beam transform does. All entry points lead to `merge_records`, so one record and a bundle of them obey the same rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from murmur_beam import retry
+from murmur_beam.clock import Clock
+from murmur_beam.errors import ConfigurationError, InvalidRecord, MergeCancelled, PermanentError, RetriesExhausted
+from murmur_beam.metrics import Noop, Recorder
+from murmur_beam.model import Key, Outcome, Record, Update, to_us
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import Cache, Result, Store
+from murmur_beam.windows import WindowConfig
+
+__all__ = [
+    "AtomicDedup",
+    "Config",
+    "Deduper",
+    "MergeCancelled",
+    "RecordResult",
+    "RetriesExhausted",
+    "defaults",
+    "make_record",
+    "merge_many",
+    "merge_one",
+    "merge_records",
+    "needs_event_id",
+]
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+@dataclasses.dataclass(frozen=True)
+class AtomicDedup:
+    """The store drops duplicates in the same write that folds: exactly once per (key, event id)."""
+
+
+class Deduper(Protocol):
+    """Claims an event id *before* the merge, for stores that have no atomic dedup.
+
+    A weaker promise than `AtomicDedup`: a crash between claim and merge loses the event, since its redelivery is
+    taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed with
+    ``dedup=None``.
+    """
+
+    def mark_seen(self, event_id: str) -> bool:
+        """Remember the id; True the first time, False if it was known. An exception counts as a failed try."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How hard to try, what to count, where to report.
+
+    Args:
+        recorder: gets events, errors and latencies.
+        max_attempts: tries for each key, at least 1.
+        backoff_base, backoff_max: after failed try ``n`` the wait is
+            ``uniform(0, min(backoff_max, backoff_base * 2 ** (n - 1)))``.
+        dedup: None (each delivery counts: at least once), `AtomicDedup` (exactly once) or a `Deduper`.
+        clock: time, sleep and chance.
+
+    Raises:
+        ConfigurationError: an argument out of range.
+    """
+
+    recorder: Recorder = dataclasses.field(default_factory=Noop)
+    max_attempts: int = 3
+    backoff_base: timedelta = timedelta(milliseconds=50)
+    backoff_max: timedelta = timedelta(seconds=5)
+    dedup: AtomicDedup | Deduper | None = None
+    clock: Clock = dataclasses.field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ConfigurationError("max_attempts", f"must be at least 1, got {self.max_attempts}")
+        if self.backoff_base < timedelta(0):
+            raise ConfigurationError("backoff_base", f"must not be negative, got {self.backoff_base}")
+        if self.backoff_max < self.backoff_base:
+            raise ConfigurationError(
+                "backoff_max", f"must not be less than backoff_base ({self.backoff_base}), got {self.backoff_max}"
+            )
+
+    def with_recorder(self, recorder: Recorder) -> Config:
+        """A copy that reports to ``recorder``."""
+        return dataclasses.replace(self, recorder=recorder)
+
+    def with_max_attempts(self, max_attempts: int) -> Config:
+        """A copy that tries each key so often."""
+        return dataclasses.replace(self, max_attempts=max_attempts)
+
+    def with_backoff(self, base: timedelta, cap: timedelta) -> Config:
+        """A copy with these waits."""
+        return dataclasses.replace(self, backoff_base=base, backoff_max=cap)
+
+    def with_dedup(self, dedup: AtomicDedup | Deduper | None) -> Config:
+        """A copy with this way of dropping duplicates."""
+        return dataclasses.replace(self, dedup=dedup)
+
+
+def defaults() -> Config:
+    """Three tries, 50 ms to 5 s of backoff, no dedup, no metrics."""
+    return Config()
+
+
+class RecordResult(NamedTuple):
+    """What became of one record.
+
+    Attributes:
+        outcome: of the record as a whole: merged if any key was; None if a key failed.
+        merged: entities folded now.
+        failed: entities that could not be.
+        error: why (a permanent error where there is one), else None.
+        attempts: tries made for the failed keys, or else 0.
+    """
+
+    outcome: Outcome | None
+    merged: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    error: Exception | None = None
+    attempts: int = 0
+
+
+def merge_one(
+    cfg: Config,
+    pipeline_name: str,
+    event_id: str | None,
+    event_time: datetime,
+    value: T,
+    key_fn: Callable[[T], str],
+    value_fn: Callable[[T], Any],
+    store: Store[V],
+    cache: Cache[V] | None = None,
+    window: WindowConfig | None = None,
+    *,
+    cancel: threading.Event | None = None,
+) -> Outcome:
+    """Merge what one record adds to one key; like `merge_many` with ``[key_fn(value)]`` and ``value_fn(value)``."""
+    return merge_many(
+        cfg,
+        pipeline_name,
+        event_id,
+        event_time,
+        [key_fn(value)],
+        value_fn(value),
+        store,
+        cache,
+        window,
+        cancel=cancel,
+    )
+
+
+def merge_many(
+    cfg: Config,
+    pipeline_name: str,
+    event_id: str | None,
+    event_time: datetime,
+    keys: Iterable[str],
+    delta: Any,
+    store: Store[V],
+    cache: Cache[V] | None = None,
+    window: WindowConfig | None = None,
+    *,
+    cancel: threading.Event | None = None,
+) -> Outcome:
+    """Merge one record's delta into each of its keys.
+
+    Args:
+        cfg: retries, dedup and recorder.
+        pipeline_name: name of the metrics, and in errors.
+        event_id: what makes the record the same when it is delivered again; needed with dedup.
+        event_time: when it happened, with a time zone.
+        keys: entities to merge into; one that is repeated counts once, and none at all merges nothing.
+        delta: what ``store.monoid.lift`` takes: an int for a sum.
+        store: where the truth is.
+        cache: a copy to keep up to date; its failures are recorded and change nothing.
+        window: time buckets; None for one aggregate over all time.
+        cancel: set it to end a wait between tries.
+
+    Returns:
+        `Outcome.MERGED`, `Outcome.DUPLICATE` or `Outcome.EXPIRED`; a driver acknowledges all three.
+
+    Raises:
+        RetriesExhausted: every try of at least one key was used up. The other keys keep their writes.
+        PermanentError: a key, the delta, the event's id or time, or the store is unusable; its ``keys`` names the
+            entities that failed.
+        MergeCancelled: ``cancel`` was set during a wait.
+    """
+    entities = list(keys)
+    if not entities:
+        return Outcome.MERGED
+    record = make_record(cfg, store.monoid, event_id, to_us(event_time), entities, delta)
+    (result,) = merge_records(cfg, pipeline_name, [record], store, cache, window, cancel=cancel)
+    if result.outcome is not None:
+        return result.outcome
+    if isinstance(result.error, PermanentError):
+        result.error.keys = result.failed
+        raise result.error
+    cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
+    raise RetriesExhausted(pipeline_name, record.event_id, result.failed, result.attempts) from result.error
+
+
+def make_record(
+    cfg: Config,
+    monoid: Monoid[Any],
+    event_id: object,
+    event_time_us: int,
+    keys: Iterable[object],
+    value: Any,
+) -> Record:
+    """Check what a user's functions returned, and lift the value to a delta.
+
+    Raises:
+        InvalidRecord: the id is missing though dedup needs it, or id, keys or value are unusable.
+    """
+    if event_id is None and needs_event_id(cfg, monoid):
+        raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
+    return Record.of(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
+
+
+def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:
+    """Does dropping duplicates take an event id? Not with dedup off, nor where folding twice is harmless anyway."""
+    if isinstance(cfg.dedup, AtomicDedup):
+        return not monoid.idempotent
+    return cfg.dedup is not None
+
+
+def merge_records(
+    cfg: Config,
+    pipeline_name: str,
+    records: Sequence[Record],
+    store: Store[V],
+    cache: Cache[V] | None = None,
+    window: WindowConfig | None = None,
+    *,
+    cancel: threading.Event | None = None,
+) -> list[RecordResult]:
+    """Merge many records at once: each touched row is written once, and only what failed is tried again.
+
+    Args:
+        records: from `make_record`.
+        cfg, pipeline_name, store, cache, window, cancel: as in `merge_many`.
+
+    Returns:
+        One result for each record, in their order. Failures are results, not exceptions.
+
+    Raises:
+        MergeCancelled: ``cancel`` was set during a wait. What had been merged stays so.
+    """
+    results: list[RecordResult | None] = [None] * len(records)
+    _settle_early(cfg, pipeline_name, records, window, results)
+    if cfg.dedup is not None and not isinstance(cfg.dedup, AtomicDedup):
+        _claim_first(cfg, pipeline_name, cfg.dedup, records, results, cancel)
+    updates = _updates(cfg, records, window, results)
+
+    def write(pending: list[Update]) -> list[Result]:
+        with _timed(cfg, pipeline_name, "store_merge"):
+            return store.merge_updates(pending)
+
+    written, tries = _try_again(cfg, pipeline_name, updates, write, cancel)
+    for result in written:
+        if result is Outcome.MERGED:
+            cfg.recorder.record_event(pipeline_name)
+        elif result is Outcome.DUPLICATE:
+            cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
+    if cache is not None:
+        _update_cache(cfg, pipeline_name, cache, updates, written)
+    return _assemble(records, results, written, tries)
+
+
+def _settle_early(
+    cfg: Config,
+    pipeline_name: str,
+    records: Sequence[Record],
+    window: WindowConfig | None,
+    results: list[RecordResult | None],
+) -> None:
+    """Fill in the results of the records that touch no row: without keys, or too old."""
+    cutoff_us = window.cutoff_us(_now_us(cfg)) if window else None
+    for i, record in enumerate(records):
+        if not record.entities:
+            results[i] = RecordResult(Outcome.MERGED, ())
+        elif cutoff_us is not None and record.event_time_us < cutoff_us:
+            cfg.recorder.record_event(f"{pipeline_name}:expired")
+            results[i] = RecordResult(Outcome.EXPIRED, ())
+
+
+def _claim_first(
+    cfg: Config,
+    pipeline_name: str,
+    deduper: Deduper,
+    records: Sequence[Record],
+    results: list[RecordResult | None],
+    cancel: threading.Event | None,
+) -> None:
+    """Fill in the results of the records whose id was claimed before, or cannot be claimed."""
+
+    def claim(pending: list[Record]) -> list[Result]:
+        claimed: list[Result] = []
+        for record in pending:
+            try:
+                fresh = deduper.mark_seen(record.event_id or "")
+            except Exception as err:
+                claimed.append(err)
+            else:
+                claimed.append(Outcome.MERGED if fresh else Outcome.DUPLICATE)
+        return claimed
+
+    open_positions = [i for i, result in enumerate(results) if result is None]
+    claims, tries = _try_again(cfg, pipeline_name, [records[i] for i in open_positions], claim, cancel)
+    for i, claimed, tried in zip(open_positions, claims, tries, strict=True):
+        entities = records[i].entities
+        if isinstance(claimed, Exception):
+            results[i] = RecordResult(None, (), entities, claimed, tried)
+        elif claimed is Outcome.DUPLICATE:
+            for _ in entities:
+                cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
+            results[i] = RecordResult(Outcome.DUPLICATE, ())
+
+
+def _updates(
+    cfg: Config, records: Sequence[Record], window: WindowConfig | None, results: Sequence[RecordResult | None]
+) -> list[Update]:
+    """One update for each key of each record that is still open, in order."""
+    atomic = isinstance(cfg.dedup, AtomicDedup)
+    updates: list[Update] = []
+    if window is None:
+        for (event_id, _, entities, delta), result in zip(records, results, strict=True):
+            if result is None:
+                marker = event_id if atomic else None
+                updates += [Update(Key(entity), delta, marker) for entity in entities]
+        return updates
+    now_us = _now_us(cfg)
+    granularity_us = window.granularity_us
+    ttls: dict[int, timedelta | None] = {}
+    for (event_id, event_time_us, entities, delta), result in zip(records, results, strict=True):
+        if result is None:
+            bucket = event_time_us // granularity_us
+            if bucket not in ttls:
+                expires_us = window.expires_us(bucket)
+                ttls[bucket] = None if expires_us is None else timedelta(microseconds=expires_us - now_us)
+            marker = event_id if atomic else None
+            updates += [Update(Key(entity, bucket), delta, marker, ttls[bucket]) for entity in entities]
+    return updates
+
+
+def _try_again(
+    cfg: Config,
+    pipeline_name: str,
+    items: Sequence[T],
+    call: Callable[[list[T]], list[Result]],
+    cancel: threading.Event | None,
+) -> tuple[list[Result], list[int]]:
+    """Call with all items, then with those that failed and may yet succeed; the last results, and tries, of each."""
+    results: list[Result] = [Outcome.MERGED] * len(items)
+    tries = [1] * len(items)
+    pending = range(len(items))
+    if not pending:
+        return results, tries
+    for attempt in retry.attempts(cfg.max_attempts, cfg.backoff_base, cfg.backoff_max, cfg.clock, cancel):
+        if attempt > 1:
+            for _ in pending:
+                cfg.recorder.record_event(f"{pipeline_name}:retry")
+        try:
+            tried = call([items[i] for i in pending])
+        except Exception as err:
+            tried = [err] * len(pending)
+        again = []
+        for i, result in zip(pending, tried, strict=True):
+            results[i] = result
+            tries[i] = attempt
+            if isinstance(result, Exception):
+                cfg.recorder.record_error(pipeline_name, result)
+                if not isinstance(result, PermanentError):
+                    again.append(i)
+        pending = again
+        if not pending:
+            break
+    return results, tries
+
+
+def _update_cache(
+    cfg: Config, pipeline_name: str, cache: Cache[V], updates: Sequence[Update], written: Sequence[Result]
+) -> None:
+    merged = [
+        update._replace(event_id=None)
+        for update, result in zip(updates, written, strict=True)
+        if result is Outcome.MERGED
+    ]
+    if not merged:
+        return
+    try:
+        with _timed(cfg, pipeline_name, "cache_merge"):
+            failures: list[Any] = [r for r in cache.merge_updates(merged) if isinstance(r, Exception)]
+    except Exception as err:
+        failures = [err]
+    for failure in failures:
+        cfg.recorder.record_error(f"{pipeline_name}:cache", failure)
+
+
+def _assemble(
+    records: Sequence[Record],
+    results: Sequence[RecordResult | None],
+    written: Sequence[Result],
+    tries: Sequence[int],
+) -> list[RecordResult]:
+    """Put the results of the updates together, record by record."""
+    assembled = []
+    start = 0
+    for record, early in zip(records, results, strict=True):
+        if early is not None:
+            assembled.append(early)
+            continue
+        stop = start + len(record.entities)
+        assembled.append(_result_of(record.entities, written[start:stop], tries[start:stop]))
+        start = stop
+    return assembled
+
+
+def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequence[int]) -> RecordResult:
+    if all(result is Outcome.MERGED for result in written):
+        return RecordResult(Outcome.MERGED, entities)
+    merged = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.MERGED)
+    errors = [result for result in written if isinstance(result, Exception)]
+    if not errors:
+        return RecordResult(Outcome.MERGED if merged else Outcome.DUPLICATE, merged)
+    failed = tuple(e for e, result in zip(entities, written, strict=True) if isinstance(result, Exception))
+    error = next((err for err in errors if isinstance(err, PermanentError)), errors[0])
+    attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
+    return RecordResult(None, merged, failed, error, attempts)
+
+
+def _now_us(cfg: Config) -> int:
+    return int(cfg.clock.now() * 1_000_000)
+
+
+@contextmanager
+def _timed(cfg: Config, pipeline_name: str, op: str) -> Iterator[None]:
+    started = cfg.clock.monotonic()
+    try:
+        yield
+    finally:
+        cfg.recorder.record_latency(pipeline_name, op, cfg.clock.monotonic() - started)

