@@ -364,7 +364,7 @@ def _try_again(
     """Call with all items, then with those that failed and may yet succeed; the last results, and tries, of each."""
     results: list[Result] = [Outcome.MERGED] * len(items)
     tries = [1] * len(items)
-    pending = range(len(items))
+    pending = list(range(len(items)))
     if not pending:
         return results, tries
     for attempt in retry.attempts(cfg.max_attempts, cfg.backoff_base, cfg.backoff_max, cfg.clock, cancel):
