@@ -69,8 +69,10 @@ class Record(NamedTuple):
 
         Raises:
             InvalidRecord: an empty or non-text event id or entity, or one that is too long or not
-                representable in UTF-8.
+                representable in UTF-8; one string in place of several.
         """
+        if isinstance(entities, str):
+            raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
         return cls(
             None if event_id is None else check_event_id(event_id),
             event_time_us,
@@ -152,21 +154,33 @@ class DeadLetter(NamedTuple):
         return row
 
     def to_json(self) -> str:
-        """One line of JSON, from which `from_json` makes an equal dead letter."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        """One line of JSON, from which `from_json` makes an equal dead letter. It can always be written as UTF-8."""
+        row = self.to_dict()
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        try:
+            line.encode("utf-8")
+        except UnicodeEncodeError:
+            # Half a surrogate pair in a text, perhaps the very reason of the failure: only an escape can hold it.
+            line = json.dumps(row, separators=(",", ":"))
+        return line
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> DeadLetter:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: a field is missing or unknown.
+            ValueError: a field is missing or unknown, or the payload is not text, bytes or base64.
         """
         fields = dict(row)
         if "payload_base64" in fields:
-            fields["payload"] = base64.b64decode(fields.pop("payload_base64"), validate=True)
+            try:
+                fields["payload"] = base64.b64decode(fields.pop("payload_base64"), validate=True)
+            except (TypeError, ValueError) as err:
+                raise ValueError(f"not a dead letter: payload_base64 is not base64: {err}") from None
         elif isinstance(fields.get("payload"), str):
             fields["payload"] = fields["payload"].encode("utf-8")
+        elif not isinstance(fields.get("payload", b""), bytes):
+            raise ValueError(f"not a dead letter: payload is a {type(fields['payload']).__name__}, not text")
         missing = set(cls._fields) - fields.keys()
         unknown = fields.keys() - set(cls._fields)
         if missing or unknown:
@@ -187,7 +201,10 @@ class DeadLetter(NamedTuple):
         Raises:
             ValueError: the line is not JSON, or not a dead letter.
         """
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError as err:
+            raise ValueError(f"not a dead letter: not JSON: {err}") from None
         if not isinstance(row, dict):
             raise ValueError(f"not a dead letter: expected a JSON object, got {type(row).__name__}")
         return cls.from_dict(row)
@@ -234,15 +251,18 @@ def to_us(time: datetime) -> int:
     """Microseconds since the Unix epoch.
 
     Raises:
-        InvalidRecord: ``time`` is not a datetime, or has no time zone.
+        InvalidRecord: ``time`` is not a datetime, has no time zone, or lies outside the years 1 to 9999 in UTC.
     """
     if not isinstance(time, datetime):
         raise InvalidRecord("event_time", f"expected a datetime, got {type(time).__name__}: {time!r:.80}")
-    if time.tzinfo is None:
+    if time.utcoffset() is None:
         raise InvalidRecord(
             "event_time", f"{time.isoformat()} has no time zone; write tzinfo=timezone.utc or an offset"
         )
-    return (time - EPOCH) // _MICROSECOND
+    time_us = (time - EPOCH) // _MICROSECOND
+    if not _MIN_US <= time_us <= _MAX_US:
+        raise InvalidRecord("event_time", f"{time.isoformat()} lies outside the years 1 to 9999 in UTC")
+    return time_us
 
 
 def from_us(time_us: int) -> datetime:
@@ -254,13 +274,20 @@ def from_us(time_us: int) -> datetime:
     return EPOCH + timedelta(microseconds=time_us)
 
 
+def is_representable(time_us: int) -> bool:
+    """Does the time lie in the years 1 to 9999? Beam's minimum and maximum timestamps, which mean "none", do not."""
+    return _MIN_US <= time_us <= _MAX_US
+
+
 def rfc3339(time_us: int) -> str:
     """A fixed-width RFC 3339 text in UTC with microseconds, as BigQuery's TIMESTAMP takes it.
 
-    Times that no datetime can hold (Beam's minimum and maximum timestamps) are clamped to the years 1 and 9999.
+    Raises:
+        OverflowError: outside the years 1 to 9999.
     """
-    clamped = min(max(time_us, _MIN_US), _MAX_US)
-    return from_us(clamped).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    time = from_us(time_us)
+    # Not strftime: it does not pad the year on every platform.
+    return f"{time.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 _MIN_US = (datetime.min.replace(tzinfo=timezone.utc) - EPOCH) // _MICROSECOND

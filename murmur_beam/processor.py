@@ -49,9 +49,9 @@ class AtomicDedup:
 class Deduper(Protocol):
     """Claims an event id *before* the merge, for stores that have no atomic dedup.
 
-    A weaker promise than `AtomicDedup`: a crash between claim and merge loses the event, since its redelivery is
-    taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed with
-    ``dedup=None``.
+    A weaker promise than `AtomicDedup`: a crash or a cancellation between claim and merge loses the event, since its
+    redelivery is taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed
+    with ``dedup=None``.
     """
 
     def mark_seen(self, event_id: str) -> bool:
@@ -82,8 +82,16 @@ class Config:
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ConfigurationError("max_attempts", f"must be at least 1, got {self.max_attempts}")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ConfigurationError("max_attempts", f"must be an integer of at least 1, got {self.max_attempts!r}")
+        for name in ("backoff_base", "backoff_max"):
+            if not isinstance(getattr(self, name), timedelta):
+                raise ConfigurationError(name, f"must be a timedelta, got {getattr(self, name)!r:.80}")
+        claims = callable(getattr(self.dedup, "mark_seen", None)) and not isinstance(self.dedup, type)
+        if not (self.dedup is None or isinstance(self.dedup, AtomicDedup) or claims):
+            raise ConfigurationError(
+                "dedup", f"must be None, AtomicDedup() or an object with mark_seen(event_id), got {self.dedup!r:.80}"
+            )
         if self.backoff_base < timedelta(0):
             raise ConfigurationError("backoff_base", f"must not be negative, got {self.backoff_base}")
         if self.backoff_max < self.backoff_base:
@@ -196,10 +204,18 @@ def merge_many(
             entities that failed.
         MergeCancelled: ``cancel`` was set during a wait.
     """
+    if isinstance(keys, str):
+        raise InvalidRecord("key", f"expected a list of strings, got one string: {keys!r:.80}")
     entities = list(keys)
     if not entities:
         return Outcome.MERGED
-    record = make_record(cfg, store.monoid, event_id, to_us(event_time), entities, delta)
+    need_id = needs_event_id(cfg, store.monoid)
+    try:
+        record = make_record(store.monoid, event_id, to_us(event_time), entities, delta, need_id=need_id)
+    except PermanentError as err:
+        cfg.recorder.record_error(pipeline_name, err)
+        err.keys = tuple(dict.fromkeys(entity for entity in entities if isinstance(entity, str)))
+        raise
     (result,) = merge_records(cfg, pipeline_name, [record], store, cache, window, cancel=cancel)
     if result.outcome is not None:
         return result.outcome
@@ -211,19 +227,20 @@ def merge_many(
 
 
 def make_record(
-    cfg: Config,
     monoid: Monoid[Any],
     event_id: object,
     event_time_us: int,
     keys: Iterable[object],
     value: Any,
+    *,
+    need_id: bool,
 ) -> Record:
     """Check what a user's functions returned, and lift the value to a delta.
 
     Raises:
-        InvalidRecord: the id is missing though dedup needs it, or id, keys or value are unusable.
+        InvalidRecord: the id is missing though it is needed, or id, keys or value are unusable.
     """
-    if event_id is None and needs_event_id(cfg, monoid):
+    if event_id is None and need_id:
         raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
     return Record.of(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
 
@@ -267,14 +284,17 @@ def merge_records(
         with _timed(cfg, pipeline_name, "store_merge"):
             return store.merge_updates(pending)
 
-    written, tries = _try_again(cfg, pipeline_name, updates, write, cancel)
-    for result in written:
-        if result is Outcome.MERGED:
-            cfg.recorder.record_event(pipeline_name)
-        elif result is Outcome.DUPLICATE:
-            cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
-    if cache is not None:
-        _update_cache(cfg, pipeline_name, cache, updates, written)
+    def settle(tried: Sequence[Update], outcomes: Sequence[Result]) -> None:
+        # After each try, not at the end: what has merged counts even if a later wait is cancelled.
+        for outcome in outcomes:
+            if outcome is Outcome.MERGED:
+                cfg.recorder.record_event(pipeline_name)
+            elif outcome is Outcome.DUPLICATE:
+                cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
+        if cache is not None:
+            _update_cache(cfg, pipeline_name, cache, tried, outcomes)
+
+    written, tries = _try_again(cfg, pipeline_name, updates, write, cancel, settle)
     return _assemble(records, results, written, tries)
 
 
@@ -348,7 +368,7 @@ def _updates(
             bucket = event_time_us // granularity_us
             if bucket not in ttls:
                 expires_us = window.expires_us(bucket)
-                ttls[bucket] = None if expires_us is None else timedelta(microseconds=expires_us - now_us)
+                ttls[bucket] = None if expires_us is None else _as_timedelta(expires_us - now_us)
             marker = event_id if atomic else None
             updates += [Update(Key(entity, bucket), delta, marker, ttls[bucket]) for entity in entities]
     return updates
@@ -360,8 +380,12 @@ def _try_again(
     items: Sequence[T],
     call: Callable[[list[T]], list[Result]],
     cancel: threading.Event | None,
+    settle: Callable[[Sequence[T], Sequence[Result]], None] = lambda items, results: None,
 ) -> tuple[list[Result], list[int]]:
-    """Call with all items, then with those that failed and may yet succeed; the last results, and tries, of each."""
+    """Call with all items, then with those that failed and may yet succeed; the last results, and tries, of each.
+
+    ``settle`` gets the items and results of every try.
+    """
     results: list[Result] = [Outcome.MERGED] * len(items)
     tries = [1] * len(items)
     pending = list(range(len(items)))
@@ -371,8 +395,9 @@ def _try_again(
         if attempt > 1:
             for _ in pending:
                 cfg.recorder.record_event(f"{pipeline_name}:retry")
+        called = [items[i] for i in pending]
         try:
-            tried = call([items[i] for i in pending])
+            tried = call(called)
         except Exception as err:
             tried = [err] * len(pending)
         again = []
@@ -383,6 +408,7 @@ def _try_again(
                 cfg.recorder.record_error(pipeline_name, result)
                 if not isinstance(result, PermanentError):
                     again.append(i)
+        settle(called, tried)
         pending = again
         if not pending:
             break
@@ -438,6 +464,14 @@ def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequ
     error = next((err for err in errors if isinstance(err, PermanentError)), errors[0])
     attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
     return RecordResult(None, merged, failed, error, attempts)
+
+
+def _as_timedelta(us: int) -> timedelta:
+    """The longest there is for what is longer: a retention of `timedelta.max` is no error."""
+    return timedelta(microseconds=us) if us <= _LONGEST_US else timedelta.max
+
+
+_LONGEST_US = timedelta.max // timedelta(microseconds=1)
 
 
 def _now_us(cfg: Config) -> int:

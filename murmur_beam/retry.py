@@ -13,8 +13,8 @@ from datetime import timedelta
 from murmur_beam.clock import Clock
 from murmur_beam.errors import MergeCancelled
 
-# 2**62 times any base is past every cap; beyond it the float would overflow.
-_MAX_EXPONENT = 62
+# 2**70 times the shortest base (1 us) is past the longest cap (timedelta.max); beyond 2**1023 the float overflows.
+_MAX_EXPONENT = 70
 
 
 def ceiling_s(attempt: int, base: timedelta, cap: timedelta) -> float:

@@ -5,14 +5,13 @@ Bucket ``b`` covers ``[b * granularity, (b + 1) * granularity)`` counted from 19
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from murmur_beam.durations import parse_duration as parse_duration
 from murmur_beam.model import from_us, to_us
 
 _MICROSECOND = timedelta(microseconds=1)
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(frozen=True)
@@ -95,21 +94,6 @@ def minute(retention: timedelta | None = None) -> WindowConfig:
     return WindowConfig(timedelta(minutes=1), retention)
 
 
-def parse_duration(text: str) -> timedelta:
-    """Read ``90d``, ``12h``, ``15m``, ``30s``, ``500ms`` or ``2w``.
-
-    Raises:
-        ValueError: anything else.
-    """
-    match = re.fullmatch(r"(\d+)(ms|[smhdw])", text.strip())
-    if not match:
-        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
-    try:
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
-    except OverflowError:
-        raise ValueError(f"{text!r} is too long a duration") from None
-
-
 def parse_window(text: str, retention: timedelta | None = None) -> WindowConfig:
     """Read ``daily``, ``hourly``, ``minute`` or a duration.
 
@@ -120,6 +104,7 @@ def parse_window(text: str, retention: timedelta | None = None) -> WindowConfig:
     if text in named:
         return named[text](retention)
     try:
-        return WindowConfig(parse_duration(text), retention)
+        granularity = parse_duration(text)
     except ValueError as err:
         raise ValueError(f"{err}; or write daily, hourly or minute") from None
+    return WindowConfig(granularity, retention)

@@ -13,6 +13,10 @@ from murmur_beam.errors import InvalidRecord
 
 V = TypeVar("V")
 
+MAX_INT_BITS = 1024
+"""Longest integer in an aggregate: the range of a float. Python itself refuses to print, and so to encode, integers of
+more than 4300 digits; one that got into an aggregate could never be written."""
+
 
 class Monoid(abc.ABC, Generic[V]):
     """One way to fold deltas into an aggregate. Instances hold no state and can be pickled.
@@ -26,11 +30,15 @@ class Monoid(abc.ABC, Generic[V]):
     commutative: bool = True
     """Does the order of deltas not matter? Beam gives no order, so an aggregate that says no depends on arrival."""
     idempotent: bool = False
-    """Is ``combine(a, a) == a``? Then folding a delta twice is harmless and stores keep no marker for it."""
+    """Does folding a delta again, at any later time, change nothing: ``combine(combine(a, b), a) == combine(a, b)``?
+    Then a redelivery is harmless and stores keep no marker for it. Where the order of deltas does not matter, this is
+    ``combine(a, a) == a``; but "keep the last to arrive" fulfils that one and is not idempotent."""
     native: ClassVar[str | None] = None
     """Name of the store operation that folds without reading ("sum"), for stores that have it."""
     needs_value: ClassVar[bool] = True
     """Does `lift` look at the value it is given?"""
+    needs_event_time: ClassVar[bool] = False
+    """Does `lift` look at the event time?"""
 
     @property
     @abc.abstractmethod
@@ -93,7 +101,7 @@ def lift_number(value: Any) -> int | float:
     have one form.
 
     Raises:
-        InvalidRecord: anything else.
+        InvalidRecord: anything else, or an int of more than `MAX_INT_BITS`.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRecord("value", f"expected a number, got {type(value).__name__}: {value!r:.80}")
@@ -102,6 +110,18 @@ def lift_number(value: Any) -> int | float:
             raise InvalidRecord("value", f"expected a finite number, got {value}")
         if value.is_integer():
             return int(value)
+        return value
+    return check_int_size(value)
+
+
+def check_int_size(value: int) -> int:
+    """Return the int if it has at most `MAX_INT_BITS`.
+
+    Raises:
+        InvalidRecord: it has more.
+    """
+    if (bits := value.bit_length()) > MAX_INT_BITS:
+        raise InvalidRecord("value", f"an integer of {bits} bits, at most {MAX_INT_BITS} are allowed")
     return value
 
 

@@ -1,0 +1,103 @@
+"""Buffers a bundle's records, so that a flush writes each touched row once however many events it got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.model import Record
+from murmur_beam.processor import Config, RecordResult, merge_records
+from murmur_beam.state.base import Cache, Store
+from murmur_beam.windows import WindowConfig
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class FlushLimits:
+    """When the buffer is written out: at whichever limit is reached first, and at the end of a bundle.
+
+    Args:
+        events: buffered records, at least 1.
+        rows: touched rows, at least 1.
+        age: time since the first record was buffered, looked at when a record is added.
+
+    Raises:
+        ConfigurationError: a limit that is not positive.
+    """
+
+    events: int = 5_000
+    rows: int = 10_000
+    age: timedelta = timedelta(seconds=1)
+
+    def __post_init__(self) -> None:
+        for name in ("events", "rows"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(name, f"must be at least 1, got {getattr(self, name)}")
+        if self.age <= timedelta(0):
+            raise ConfigurationError("age", f"must be positive, got {self.age}")
+
+
+class Coalescer(Generic[T, V]):
+    """Pending records, each with a token: whatever its driver needs to hand the result on.
+
+    Not thread-safe: one belongs to one bundle.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        pipeline_name: str,
+        store: Store[V],
+        cache: Cache[V] | None = None,
+        window: WindowConfig | None = None,
+        limits: FlushLimits | None = None,
+    ) -> None:
+        self._cfg = cfg
+        self._name = pipeline_name
+        self._store = store
+        self._cache = cache
+        self._window = window
+        self._granularity_us = window.granularity_us if window else 0
+        limits = limits or FlushLimits()
+        self._max_events, self._max_rows, self._max_age_s = limits.events, limits.rows, limits.age.total_seconds()
+        self._monotonic = cfg.clock.monotonic
+        self._records: list[Record] = []
+        self._tokens: list[T] = []
+        self._rows: set[tuple[str, int]] = set()
+        self._started_s = 0.0
+
+    def add(self, record: Record, token: T) -> bool:
+        """Buffer a record; True says that it is time to flush."""
+        records = self._records
+        if not records:
+            self._started_s = self._monotonic()
+        records.append(record)
+        self._tokens.append(token)
+        bucket = record.event_time_us // self._granularity_us if self._granularity_us else 0
+        for entity in record.entities:
+            self._rows.add((entity, bucket))
+        return (
+            len(records) >= self._max_events
+            or len(self._rows) >= self._max_rows
+            or self._monotonic() - self._started_s >= self._max_age_s
+        )
+
+    def flush(self) -> list[tuple[T, Record, RecordResult]]:
+        """Merge what is pending; token, record and result of each, in the order they were added."""
+        records, tokens = self._records, self._tokens
+        self.clear()
+        if not records:
+            return []
+        started_s = self._monotonic()
+        results = merge_records(self._cfg, self._name, records, self._store, self._cache, self._window)
+        self._cfg.recorder.record_batch(self._name, "flush", len(records), self._monotonic() - started_s)
+        return list(zip(tokens, records, results, strict=True))
+
+    def clear(self) -> None:
+        """Forget what is pending, as when its bundle has failed and will come again."""
+        self._records, self._tokens = [], []
+        self._rows.clear()

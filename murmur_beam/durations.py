@@ -1,0 +1,23 @@
+"""Durations as people write them in options and URIs."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``90d``, ``12h``, ``15m``, ``30s``, ``500ms`` or ``2w``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)(ms|[smhdw])", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long a duration") from None

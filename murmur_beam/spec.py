@@ -1,0 +1,266 @@
+"""All arguments of a merge in one immutable, checked, picklable object, made from Python arguments and from flags.
+
+`MergeRecords`, its options and the pipelines share the one list of arguments that stands here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from murmur_beam.coalescer import FlushLimits
+from murmur_beam.durations import parse_duration
+from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.extract import DECODERS, Extraction, Field
+from murmur_beam.monoids import Monoid, by_name
+from murmur_beam.processor import AtomicDedup, Config, needs_event_id
+from murmur_beam.state import StoreSpec, spec_from_uri
+from murmur_beam.windows import WindowConfig, parse_window
+
+DEFAULT_NAME = "murmur"
+ON_EXHAUSTED = ("dead_letter", "raise")
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """What to merge, where from and where to; `resolve` makes one.
+
+    Attributes:
+        name: of the metrics, and in dead letters.
+        extraction: how to get records out of elements.
+        monoid: how to fold.
+        window: time buckets; None for one aggregate over all time.
+        store: where the truth is.
+        cache: a copy that is kept up to date; None for none.
+        config: retries, dedup, recorder.
+        flush: when to write.
+        on_exhausted: "dead_letter", or "raise" to have the runner try the whole bundle again.
+        unpickle: may a replayed dead letter be unpickled?
+    """
+
+    name: str
+    extraction: Extraction
+    monoid: Monoid[Any]
+    window: WindowConfig | None
+    store: StoreSpec
+    cache: StoreSpec | None
+    config: Config
+    flush: FlushLimits
+    on_exhausted: str
+    unpickle: bool
+
+    @property
+    def granularity(self) -> timedelta | None:
+        """Length of a time bucket, None without a window."""
+        return None if self.window is None else self.window.granularity
+
+    def check_stores(self) -> None:
+        """Open and close the stores, so that a wrong one fails here and not on a worker.
+
+        Raises:
+            ConfigurationError: one cannot be opened.
+        """
+        for argument, spec in (("store", self.store), ("cache", self.cache)):
+            if spec is not None:
+                try:
+                    store = spec.open(self.monoid, self.granularity)
+                except MurmurError as err:
+                    raise ConfigurationError(argument, str(err)) from err
+                store.close()
+                if argument == "cache" and not hasattr(store, "repopulate"):
+                    raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
+
+
+def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
+    """Check the arguments of `MergeRecords`, fill in the defaults; those that are None count as not given.
+
+    Raises:
+        ConfigurationError: naming the argument.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    monoid = _monoid(given.get("monoid", "sum"))
+    config = given.get("config", Config(dedup=AtomicDedup()))
+    if not isinstance(config, Config):
+        raise ConfigurationError("config", f"expected a Config, got {config!r:.80}")
+    window = _window(given.get("window"), given.get("retention"))
+    on_exhausted = given.get("on_exhausted", ON_EXHAUSTED[0])
+    if on_exhausted not in ON_EXHAUSTED:
+        raise ConfigurationError("on_exhausted", f"expected {' or '.join(ON_EXHAUSTED)}, got {on_exhausted!r:.80}")
+    flush = given.get("flush", FlushLimits())
+    if not isinstance(flush, FlushLimits):
+        raise ConfigurationError("flush", f"expected FlushLimits, got {flush!r:.80}")
+    name = given.get("name", DEFAULT_NAME)
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError("name", f"expected a text that is not empty, got {name!r:.80}")
+    if "store" not in given:
+        raise ConfigurationError("store", "is missing; write a URI such as sqlite:///counts.db")
+    if given.get("value") is None and monoid.needs_value:
+        raise ConfigurationError("value", f"monoid {monoid.name!r} needs one: a field name or a function")
+    if given.get("event_id") is None and needs_event_id(config, monoid):
+        raise ConfigurationError(
+            "event_id",
+            f"is missing, but without it a redelivery would count twice in a {monoid.name!r}; name a field or a "
+            "function, or turn dedup off to count at least once",
+        )
+    return MergeSpec(
+        name=name,
+        extraction=Extraction(
+            keys=_keys(given.get("key"), given.get("keys")),
+            value=given.get("value"),
+            event_id=given.get("event_id"),
+            event_time=given.get("event_time"),
+            decode=given.get("decode"),
+        ),
+        monoid=monoid,
+        window=window,
+        store=_store("store", given["store"]),
+        cache=_store("cache", given["cache"]) if "cache" in given else None,
+        config=config,
+        flush=flush,
+        on_exhausted=on_exhausted,
+        unpickle=bool(given.get("unpickle", False)),
+    )
+
+
+def _keys(key: Any, keys: Any) -> Callable[[Any], Iterable[Any]] | tuple[Field, ...]:
+    if key is not None and keys is not None:
+        raise ConfigurationError("key", "give either key or keys, not both")
+    if key is not None:
+        return (key,)
+    if keys is None:
+        raise ConfigurationError("key", "is missing; say what to count by, with key= for one or keys= for several")
+    if callable(keys):
+        function: Callable[[Any], Iterable[Any]] = keys
+        return function
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        raise ConfigurationError("keys", f"expected a list or a function, got {keys!r:.80}; for one key use key=")
+    several = tuple(keys)
+    if not several:
+        raise ConfigurationError("keys", "is empty; say what to count by")
+    return several
+
+
+def _monoid(monoid: Any) -> Monoid[Any]:
+    if isinstance(monoid, str):
+        return by_name(monoid)
+    if isinstance(monoid, Monoid):
+        return monoid
+    hint = "; write its parentheses" if isinstance(monoid, type) and issubclass(monoid, Monoid) else ""
+    raise ConfigurationError("monoid", f"expected a Monoid or a name, got {monoid!r:.80}{hint}")
+
+
+def _window(window: Any, retention: Any) -> WindowConfig | None:
+    try:
+        if isinstance(retention, str):
+            retention = parse_duration(retention)
+    except ValueError as err:
+        raise ConfigurationError("retention", str(err)) from None
+    if window is None:
+        if retention is not None:
+            raise ConfigurationError("retention", "needs a window")
+        return None
+    if isinstance(window, WindowConfig):
+        return window
+    if isinstance(window, str):
+        try:
+            return parse_window(window, retention)
+        except ValueError as err:
+            raise ConfigurationError("window", str(err)) from None
+    raise ConfigurationError("window", f"expected a WindowConfig or a text such as daily or 15m, got {window!r:.80}")
+
+
+def _store(argument: str, store: Any) -> StoreSpec:
+    if isinstance(store, str):
+        return spec_from_uri(store, argument)
+    if callable(getattr(store, "open", None)) and callable(getattr(store, "recorded_schema", None)):
+        spec: StoreSpec = store
+        return spec
+    raise ConfigurationError(argument, f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}")
+
+
+def add_flags(parser: Any, prefix: str = "") -> list[str]:
+    """Add one flag for each argument that can be written as text, all optional.
+
+    Args:
+        parser: an `argparse` parser or group.
+        prefix: before each name, such as ``murmur_``.
+
+    Returns:
+        The names under which the parser stores the values.
+    """
+    names = []
+
+    def add(name: str, help: str, **more: Any) -> None:
+        names.append(f"{prefix}{name}")
+        parser.add_argument(f"--{prefix}{name}", dest=names[-1], default=None, help=help, **more)
+
+    add("name", f"name of the metrics (default {DEFAULT_NAME})", metavar="NAME")
+    add("store", "where the counts are kept, such as sqlite:///counts.db", metavar="URI")
+    add("cache", "a copy to keep up to date", metavar="URI")
+    add(
+        "key",
+        "what to count by: a field, or a template such as 'route/{from}-{to}'; repeat it for several keys",
+        action="append",
+        metavar="FIELD",
+    )
+    add("value", "field of the number to fold; not needed to count", metavar="FIELD")
+    add("monoid", "how to fold: sum (default), count, min, max, ... or package.module:attribute", metavar="NAME")
+    add("window", "length of a time bucket: daily, hourly, minute or such as 15m; without it one count over all time")
+    add("retention", "skip events older than this, such as 90d", metavar="DURATION")
+    add("event_id", "field or template that is the same when an event is delivered again", metavar="FIELD")
+    add("event_time", "field of the event's time; without it the element's timestamp", metavar="FIELD")
+    add("decode", f"format of the elements: {', '.join(DECODERS)} (bytes are JSON unless said)", metavar="FORMAT")
+    add("dedup", "exact (default): each event once; none: each delivery counts", choices=("exact", "none"))
+    add("max_attempts", "tries for each key (default 3)", type=int, metavar="N")
+    add("backoff_base", "first wait between tries (default 50ms)", metavar="DURATION")
+    add("backoff_max", "longest wait between tries (default 5s)", metavar="DURATION")
+    add("flush_events", "write after this many records", type=int, metavar="N")
+    add("flush_rows", "write after this many touched rows", type=int, metavar="N")
+    add("flush_age", "write after this long", metavar="DURATION")
+    add("on_exhausted", "what to do with a record that cannot be merged (default dead_letter)", choices=ON_EXHAUSTED)
+    return names
+
+
+def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
+    """The arguments for `resolve` that the flags of `add_flags` give.
+
+    Args:
+        flags: an `argparse.Namespace`, or anything with an attribute for each flag.
+        prefix: as given to `add_flags`.
+
+    Raises:
+        ConfigurationError: a flag that makes no sense, naming it.
+    """
+    given = {}
+    for dest in add_flags(argparse.ArgumentParser(add_help=False), prefix):
+        value = getattr(flags, dest)
+        if value is not None:
+            given[dest.removeprefix(prefix)] = value
+    names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
+    arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
+    if "key" in given:
+        arguments["keys"] = given["key"]
+    config: dict[str, Any] = {name: given[name] for name in ("max_attempts",) if name in given}
+    config |= _durations(prefix, given, "backoff_base", "backoff_max")
+    if config or "dedup" in given:
+        dedup = None if given.get("dedup") == "none" else AtomicDedup()
+        arguments["config"] = Config(dedup=dedup, **config)
+    flush: dict[str, Any] = {name: given[f"flush_{name}"] for name in ("events", "rows") if f"flush_{name}" in given}
+    flush |= {name.removeprefix("flush_"): d for name, d in _durations(prefix, given, "flush_age").items()}
+    if flush:
+        arguments["flush"] = FlushLimits(**flush)
+    return arguments
+
+
+def _durations(prefix: str, given: Mapping[str, Any], *names: str) -> dict[str, timedelta]:
+    durations = {}
+    for name in names:
+        if name in given:
+            try:
+                durations[name] = parse_duration(given[name])
+            except ValueError as err:
+                raise ConfigurationError(f"--{prefix}{name}", str(err)) from None
+    return durations

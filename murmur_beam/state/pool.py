@@ -1,0 +1,47 @@
+"""One open store for each spec and process, however many users it has: clients and files are opened once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import Store, StoreSpec
+
+
+class _Use(NamedTuple):
+    store: Store[Any]
+    users: int
+
+
+_lock = threading.Lock()
+_in_use: dict[tuple[StoreSpec, str, timedelta | None], _Use] = {}
+
+
+class Lease:
+    """A share in an open store; the last one to be released closes it.
+
+    Raises:
+        MurmurError: the store cannot be opened.
+    """
+
+    def __init__(self, spec: StoreSpec, monoid: Monoid[Any], granularity: timedelta | None) -> None:
+        self._key = (spec, monoid.name, granularity)
+        self._released = False
+        with _lock:
+            use = _in_use.get(self._key) or _Use(spec.open(monoid, granularity), 0)
+            _in_use[self._key] = use._replace(users=use.users + 1)
+        self.store = use.store
+
+    def release(self) -> None:
+        """Give the share back; a second call does nothing."""
+        with _lock:
+            if self._released:
+                return
+            self._released = True
+            use = _in_use.pop(self._key)
+            if use.users > 1:
+                _in_use[self._key] = use._replace(users=use.users - 1)
+                return
+        use.store.close()

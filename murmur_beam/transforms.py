@@ -1,0 +1,312 @@
+"""The Beam side: `MergeRecords`, the `MergeDoFn` inside it, and the options that configure it from a command line."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.gcp.pubsub import PubsubMessage
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
+from apache_beam.utils.windowed_value import WindowedValue
+
+from murmur_beam.coalescer import Coalescer, FlushLimits
+from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
+from murmur_beam.errors import PermanentError, RetriesExhausted
+from murmur_beam.extract import Extractor, Field, Known, Rejected, parse_rfc3339
+from murmur_beam.metrics import Noop, Recorder
+from murmur_beam.model import DeadLetter, MergeResult, Outcome, Record
+from murmur_beam.monoids import Monoid
+from murmur_beam.processor import Config, RecordResult, needs_event_id
+from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
+from murmur_beam.state import StoreSpec
+from murmur_beam.state.pool import Lease
+from murmur_beam.windows import WindowConfig
+
+MERGED = "merged"
+DEAD_LETTER = "dead_letter"
+METRICS_NAMESPACE = "murmur_beam"
+
+_OPTIONS_PREFIX = "murmur_"
+_log = logging.getLogger(__name__)
+
+beam.coders.registry.register_coder(MergeResult, beam.coders.RowCoder)
+beam.coders.registry.register_coder(DeadLetter, beam.coders.RowCoder)
+
+
+class MurmurOptions(PipelineOptions):
+    """Flags ``--murmur_store``, ``--murmur_key`` and so on: whatever `MergeRecords` is not given in Python."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        add_flags(parser, _OPTIONS_PREFIX)
+
+
+class MergeRecords(beam.PTransform):
+    """Fold each element into keyed aggregates, exactly once per (key, event id).
+
+    Elements may be bytes or Pub/Sub messages (JSON unless ``decode`` says otherwise), dicts, objects, or the dead
+    letters of an earlier run. An argument that is not given is taken from the pipeline's `MurmurOptions`, so that
+    ``MergeRecords()`` works from a command line alone.
+
+    The result has two outputs, and each input element makes exactly one element of one of them, with its own
+    timestamp and windows: ``.merged`` of `MergeResult` (merged, duplicate or expired) and ``.dead_letter`` of
+    `DeadLetter`. Nothing is put out before it is committed to the store.
+
+    The guarantee holds for as long as the store keeps its markers, per key and event id; it does not cover a
+    ``cache``. An event that comes again with another id is another event.
+
+    Args:
+        name: of the metrics, and in dead letters.
+        key: what to count by: a function of the record, or the name of a field, or a template of fields
+            (see `murmur_beam.extract`).
+        keys: several at once: a function that returns a list, or a list of the above.
+        value: what to fold, a function or a field; not needed for `Count`.
+        monoid: how to fold, an instance or a name; a sum by default.
+        window: time buckets, a `WindowConfig` or ``daily``, ``hourly``, ``minute``, ``15m``; none by default.
+        store: where the aggregates live, a spec or a URI.
+        cache: a copy to keep up to date, a spec or a URI. Its failures are counted and change nothing.
+        event_id: what stays the same when an event is delivered again, a function or a field.
+        event_time: when it happened, a function or a field; the element's timestamp by default.
+        decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON and anything
+            else is taken as it is.
+        config: retries, dedup and recorder; `AtomicDedup` and three tries by default.
+        flush: how much to buffer before writing.
+        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Bad
+            records go to the dead letters either way.
+        unpickle: let dead letters whose element had to be pickled be replayed. Loading one runs whatever code its
+            writer put there.
+
+    Raises:
+        ConfigurationError: when it is applied, naming the argument that is wrong, also if the store cannot be opened.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Field | None = None,
+        keys: Any = None,
+        value: Field | None = None,
+        monoid: Monoid[Any] | str | None = None,
+        window: WindowConfig | str | None = None,
+        store: StoreSpec | str | None = None,
+        cache: StoreSpec | str | None = None,
+        event_id: Field | None = None,
+        event_time: Field | None = None,
+        decode: Any = None,
+        config: Config | None = None,
+        flush: FlushLimits | None = None,
+        on_exhausted: str | None = None,
+        unpickle: bool = False,
+    ) -> None:
+        super().__init__()
+        self._name = name
+        self._arguments = {
+            "name": name,
+            "key": key,
+            "keys": keys,
+            "value": value,
+            "monoid": monoid,
+            "window": window,
+            "store": store,
+            "cache": cache,
+            "event_id": event_id,
+            "event_time": event_time,
+            "decode": decode,
+            "config": config,
+            "flush": flush,
+            "on_exhausted": on_exhausted,
+            "unpickle": unpickle,
+        }
+
+    def default_label(self) -> str:
+        """``MergeRecords(NAME)``, so that two of them fit into one pipeline."""
+        return "MergeRecords" if self._name is None else f"MergeRecords({self._name})"
+
+    def expand(self, elements: beam.PCollection) -> DoOutputsTuple:
+        """Apply to a PCollection; the outputs are ``merged`` and ``dead_letter``."""
+        spec = self._resolve(elements.pipeline.options)
+        spec.check_stores()
+        if not spec.monoid.commutative:
+            _log.warning(
+                "%s: monoid %r depends on the order of events, and Beam gives none", spec.name, spec.monoid.name
+            )
+        outputs = elements | "Merge" >> beam.ParDo(MergeDoFn(spec)).with_outputs(DEAD_LETTER, main=MERGED)
+        outputs[MERGED].element_type = MergeResult
+        outputs[DEAD_LETTER].element_type = DeadLetter
+        return outputs
+
+    def _resolve(self, options: PipelineOptions) -> MergeSpec:
+        given = {name: value for name, value in self._arguments.items() if value is not None}
+        fallback = from_flags(options.view_as(MurmurOptions), _OPTIONS_PREFIX)
+        if "key" in given:
+            fallback.pop("keys", None)
+        return resolve({**fallback, **given})
+
+
+class MergeDoFn(beam.DoFn):
+    """Buffers a bundle's records, merges them with one write per touched row, then emits what became of each.
+
+    Only the spec is pickled; stores are opened in `setup`, one for each process. What is still buffered when a bundle
+    ends is written before the bundle does.
+
+    Args:
+        spec: from `murmur_beam.spec.resolve`.
+    """
+
+    def __init__(self, spec: MergeSpec) -> None:
+        super().__init__()
+        self._spec = spec
+
+    def setup(self) -> None:
+        """Open the stores."""
+        spec = self._spec
+        self._leases = [Lease(spec.store, spec.monoid, spec.granularity)]
+        cache: Any = None
+        if spec.cache is not None:
+            self._leases.append(Lease(spec.cache, spec.monoid, spec.granularity))
+            cache = self._leases[1].store
+        self._recorder = BeamRecorder(spec.config.recorder)
+        config = spec.config.with_recorder(self._recorder)
+        self._coalescer: Coalescer[WindowedValue, Any] = Coalescer(
+            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush
+        )
+        self._extractor = Extractor(
+            spec.extraction,
+            spec.monoid,
+            need_id=needs_event_id(config, spec.monoid),
+            need_time=spec.window is not None or spec.monoid.needs_event_time,
+        )
+        self._record_counters = {outcome: f"{spec.name}:record_{outcome}" for outcome in Outcome}
+        self._bucket_us = spec.window.granularity_us if spec.window else 0
+
+    def start_bundle(self) -> None:
+        """Forget the leftovers of a bundle that failed; the runner delivers it again."""
+        self._coalescer.clear()
+
+    def process(
+        self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam
+    ) -> Iterable[WindowedValue | TaggedOutput]:
+        """Buffer an element; when the buffer is full, merge it and emit."""
+        try:
+            if isinstance(element, DeadLetter):
+                record = self._replayed(element, windowed)
+            else:
+                record = self._extractor.record(element, windowed.timestamp.micros)
+        except Rejected as rejected:
+            failure = Failure(rejected.stage, rejected.error, rejected.known)
+            return [self._dead_letter(windowed, failure)]
+        if self._coalescer.add(record, windowed):
+            return self._flush()
+        return ()
+
+    def finish_bundle(self) -> Iterable[WindowedValue | TaggedOutput]:
+        """Merge and emit the rest."""
+        outputs = self._flush()
+        self._recorder.report()
+        return outputs
+
+    def teardown(self) -> None:
+        """Close the stores, unless another step of this process uses them."""
+        for lease in self._leases:
+            lease.release()
+
+    def _replayed(self, letter: DeadLetter, windowed: WindowedValue) -> Record:
+        known = Known(letter.event_id, None, tuple(letter.failed_keys) or None)
+        try:
+            known = known_of(letter)
+            element = self._element(letter)
+        except Exception as err:
+            raise Rejected("decode", known, err) from err
+        return self._extractor.record(element, windowed.timestamp.micros, known)
+
+    def _element(self, letter: DeadLetter) -> Any:
+        return read_letter(letter, _message, unpickle=self._spec.unpickle)
+
+    def _flush(self) -> list[WindowedValue | TaggedOutput]:
+        return [self._output(*flushed) for flushed in self._coalescer.flush()]
+
+    def _output(self, windowed: WindowedValue, record: Record, result: RecordResult) -> WindowedValue | TaggedOutput:
+        outcome, merged, failed, error, attempts = result
+        event_id, event_time_us, entities, _ = record
+        if outcome is not None:
+            self._recorder.count(self._record_counters[outcome])
+            element = windowed.value
+            if isinstance(element, DeadLetter):
+                element = self._element(element)
+            bucket = event_time_us // self._bucket_us if self._bucket_us else 0
+            return windowed.with_value(MergeResult(element, outcome.value, event_id, entities, merged, bucket))
+        assert error is not None
+        if self._spec.on_exhausted == "raise" and not isinstance(error, PermanentError):
+            raise RetriesExhausted(self._spec.name, event_id, failed, attempts) from error
+        known = Known(event_id, event_time_us, entities)
+        return self._dead_letter(windowed, Failure("merge", error, known, failed, attempts))
+
+    def _dead_letter(self, windowed: WindowedValue, failure: Failure) -> TaggedOutput:
+        name = self._spec.name
+        self._recorder.record_event(f"{name}:dead_letter")
+        now_us = int(self._spec.config.clock.now() * 1_000_000)
+        return TaggedOutput(DEAD_LETTER, windowed.with_value(write_letter(windowed.value, name, failure, now_us)))
+
+
+def _message(letter: DeadLetter) -> PubsubMessage:
+    published = letter.publish_time and parse_rfc3339(letter.publish_time)
+    return PubsubMessage(
+        letter.payload, dict(letter.attributes), letter.message_id, published, letter.ordering_key or ""
+    )
+
+
+class BeamRecorder:
+    """Beam metrics in the namespace ``murmur_beam``, and a second recorder beside them.
+
+    Counters ``NAME`` (merged keys), ``NAME:retry``, ``NAME:dedup_skip``, ``NAME:expired``, ``NAME:dead_letter``,
+    ``NAME:error``, and of whole records ``NAME:record_merged``, ``NAME:record_duplicate``, ``NAME:record_expired``;
+    distributions ``NAME:store_merge_us``, ``NAME:cache_merge_us``, ``NAME:flush_us`` (microseconds) and
+    ``NAME:flush_records``.
+
+    Counts are kept until `report`, since one metric update costs as much as merging an event. Belongs to one DoFn.
+    """
+
+    def __init__(self, also: Recorder) -> None:
+        self._also = None if isinstance(also, Noop) else also
+        self._counts: Counter[str] = Counter()
+
+    def record_event(self, pipeline: str) -> None:
+        """Count one event."""
+        self._counts[pipeline] += 1
+        if self._also is not None:
+            self._also.record_event(pipeline)
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        """Count one error."""
+        self._counts[f"{pipeline}:error"] += 1
+        if self._also is not None:
+            self._also.record_error(pipeline, err)
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
+        """Add to a distribution, in microseconds."""
+        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{op}_us").update(int(seconds * 1_000_000))
+        if self._also is not None:
+            self._also.record_latency(pipeline, op, seconds)
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """Add to the distributions of its size and time."""
+        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{mode}_records").update(n)
+        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{mode}_us").update(int(seconds * 1_000_000))
+        if self._also is not None:
+            self._also.record_batch(pipeline, mode, n, seconds)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Count what only this recorder knows: whole records."""
+        self._counts[name] += n
+
+    def report(self) -> None:
+        """Hand the counts to Beam, from within a bundle."""
+        for name, n in self._counts.items():
+            Metrics.counter(METRICS_NAMESPACE, name).inc(n)
+        self._counts.clear()
