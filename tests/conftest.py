@@ -1,0 +1,21 @@
+"""Fixtures that most test modules share: a clock that never sleeps, and a store of sums that runs by it."""
+
+from __future__ import annotations
+
+import pytest
+
+from murmur_beam.monoids.sum import Sum
+from murmur_beam.state.memory import MemoryStore
+from murmur_beam.testing import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Stands at 2023-11-14T22:13:20Z and only moves when something waits."""
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryStore[int]:
+    """An empty store of sums."""
+    return MemoryStore(Sum(), clock)
