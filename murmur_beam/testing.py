@@ -4,9 +4,12 @@ every monoid and every store must keep, as base classes for pytest.
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import reduce
 from typing import Any, Generic, TypeVar
 
 from murmur_beam.clock import Clock
@@ -114,3 +117,178 @@ class FaultyStore(Generic[V]):
     def close(self) -> None:
         """Close the real store."""
         self.store.close()
+
+
+class MonoidLaws:
+    """What must hold for a monoid, as tests. Subclass it in a test module, and pytest runs them all::
+
+        from hypothesis import strategies as st
+        from murmur_beam.testing import MonoidLaws
+
+        class TestFlags(MonoidLaws):
+            monoid = FLAGS
+            deltas = st.integers(0, 255)
+
+    It takes pytest and Hypothesis: ``pip install 'murmur-beam[test]'``.
+
+    Attributes:
+        monoid: the instance under test.
+        deltas: Hypothesis strategy of deltas, as `Monoid.lift` makes them. Where ``combine`` may raise, such as on an
+            overflow, it must stay inside: a sum of ten must still fit.
+        pickler: whatever has ``dumps`` and ``loads``. Beam takes lambdas, which the standard library's pickle does
+            not: give cloudpickle if the monoid has any.
+    """
+
+    monoid: Monoid[Any]
+    deltas: Any
+    pickler: Any = pickle
+
+    def aggregates(self) -> Any:
+        """Strategy of what the laws are tried on: folds of up to three deltas, and so the identity as well."""
+        return _needed("hypothesis.strategies").lists(self.deltas, max_size=3).map(self.monoid.fold)
+
+    def equal(self, decoded: Any, original: Any) -> bool:
+        """Did an aggregate survive encoding? By ``==`` where its type has one; override it where that returns no bool.
+
+        The other laws compare bytes: ``1 == True``, but a store tells them apart.
+        """
+        compare: Any = type(original).__eq__
+        return compare is object.__eq__ or bool(decoded == original)
+
+    def test_identity(self) -> None:
+        """The identity must change nothing it is combined with, on either side."""
+        combine, identity = self.monoid.combine, self.monoid.identity
+
+        def law(a: Any) -> None:
+            self._same("combine(identity, a)", combine(identity, a), "a", a)
+            self._same("combine(a, identity)", combine(a, identity), "a", a)
+
+        self._for_all(law, self.aggregates())
+
+    def test_associativity(self) -> None:
+        """How deltas are grouped must not matter: every bundle and every retry groups them anew."""
+        combine = self.monoid.combine
+
+        def law(a: Any, b: Any, c: Any) -> None:
+            self._same(
+                "combine(combine(a, b), c)",
+                combine(combine(a, b), c),
+                "combine(a, combine(b, c))",
+                combine(a, combine(b, c)),
+            )
+
+        self._for_all(law, self.aggregates(), self.aggregates(), self.aggregates())
+
+    def test_commutativity(self) -> None:
+        """A monoid that says it is commutative must not depend on the order."""
+        if not self.monoid.commutative:
+            _needed("pytest").skip(f"{self.monoid.name} does not claim to be commutative")
+        combine = self.monoid.combine
+
+        def law(a: Any, b: Any) -> None:
+            self._same("combine(a, b)", combine(a, b), "combine(b, a)", combine(b, a))
+
+        self._for_all(law, self.aggregates(), self.aggregates())
+
+    def test_idempotence(self) -> None:
+        """A monoid that says it is idempotent must not change when a delta comes again, at once or later."""
+        if not self.monoid.idempotent:
+            _needed("pytest").skip(f"{self.monoid.name} does not claim to be idempotent")
+        combine = self.monoid.combine
+
+        def law(a: Any, b: Any) -> None:
+            self._same("combine(a, a)", combine(a, a), "a", a)
+            self._same("combine(combine(a, b), a)", combine(combine(a, b), a), "combine(a, b)", combine(a, b))
+
+        self._for_all(law, self.aggregates(), self.aggregates())
+
+    def test_fold(self) -> None:
+        """``fold`` must give what ``combine`` gives one by one, for any iterable, an empty one as well."""
+
+        def law(values: list[Any]) -> None:
+            one_by_one = reduce(self.monoid.combine, values, self.monoid.identity)
+            self._same("fold(values)", self.monoid.fold(iter(values)), "combine one by one", one_by_one)
+
+        self._for_all(law, _needed("hypothesis.strategies").lists(self.aggregates(), max_size=4))
+
+    def test_equal_aggregates_have_equal_bytes(self) -> None:
+        """The same deltas must end in the same bytes, in whatever groups, and in whatever order if that is claimed."""
+        st = _needed("hypothesis.strategies")
+        fold = self.monoid.fold
+
+        def law(orders: tuple[list[Any], list[Any]], cut: int) -> None:
+            values, other_order = orders
+            halves = self.monoid.combine(fold(values[:cut]), fold(values[cut:]))
+            self._same("fold(values)", fold(values), f"that of values[:{cut}] and values[{cut}:]", halves)
+            if self.monoid.commutative:
+                self._same("fold(values)", fold(values), "fold(other_order)", fold(other_order))
+
+        orders = st.lists(self.aggregates(), max_size=4).flatmap(lambda v: st.tuples(st.just(v), st.permutations(v)))
+        self._for_all(law, orders, st.integers(0, 4))
+
+    def test_encoding(self) -> None:
+        """What was encoded and decoded must be as good as the original: the same type, value, bytes and sums."""
+        encode, decode, combine = self.monoid.encode, self.monoid.decode, self.monoid.combine
+
+        def law(a: Any, b: Any) -> None:
+            data = encode(a)
+            _require(isinstance(data, bytes), f"encode(a) is no bytes but {data!r}")
+            decoded = decode(data)
+            _require(type(decoded) is type(a), f"decode(encode(a)) makes {decoded!r} of {a!r}: another type")
+            _require(self.equal(decoded, a), f"decode(encode(a)) makes {decoded!r} of {a!r}")
+            self._same("decode(encode(a))", decoded, "a", a)
+            self._same("combine(decode(encode(a)), b)", combine(decoded, b), "combine(a, b)", combine(a, b))
+
+        self._for_all(law, self.aggregates(), self.aggregates())
+
+    def test_arguments_are_left_alone(self) -> None:
+        """``combine`` and ``fold`` must not change what they are given: a retry uses it again."""
+        monoid = self.monoid
+
+        def law(a: Any, b: Any) -> None:
+            used = {"a": a, "b": b, "identity": monoid.identity}
+            before = {name: monoid.encode(value) for name, value in used.items()}
+            monoid.combine(used["identity"], a)
+            monoid.combine(a, b)
+            monoid.fold([a, b])
+            for name, value in used.items():
+                _require(monoid.encode(value) == before[name], f"{name} was changed to {value!r}")
+
+        self._for_all(law, self.aggregates(), self.aggregates())
+
+    def test_pickling(self) -> None:
+        """A monoid must reach the workers unchanged."""
+        try:
+            copy = self.pickler.loads(self.pickler.dumps(self.monoid))
+        except Exception as err:
+            raise AssertionError(f"cannot be pickled: {err}; for lambdas set pickler = cloudpickle") from err
+        for fact in ("name", "commutative", "idempotent", "native", "needs_value"):
+            got, wanted = getattr(copy, fact), getattr(self.monoid, fact)
+            _require(got == wanted, f"{fact} is {got!r} after pickling, {wanted!r} before")
+
+        def law(a: Any, b: Any) -> None:
+            self._same("combine(a, b) after pickling", copy.combine(a, b), "before", self.monoid.combine(a, b))
+
+        self._for_all(law, self.aggregates(), self.aggregates())
+
+    def _same(self, left: str, a: Any, right: str, b: Any) -> None:
+        _require(self.monoid.encode(a) == self.monoid.encode(b), f"{left} is {a!r}, but {right} is {b!r}")
+
+    def _for_all(self, law: Callable[..., None], *strategies: Any) -> None:
+        # Hypothesis runs the inner function and not the test method, because it refuses a method that several
+        # subclasses inherit. No deadline: these are not tests of speed, and a busy machine must not fail them.
+        hypothesis = _needed("hypothesis")
+        hypothesis.settings(deadline=None)(hypothesis.given(*strategies)(law))()
+
+
+def _require(holds: bool, problem: str) -> None:
+    """Like assert, which pytest explains in test modules only, and Python drops with -O."""
+    if not holds:
+        raise AssertionError(problem)
+
+
+def _needed(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as err:
+        raise ImportError(f"MonoidLaws needs {module.partition('.')[0]}: pip install 'murmur-beam[test]'") from err

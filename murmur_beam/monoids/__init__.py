@@ -9,9 +9,30 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
+from murmur_beam.monoids.custom import Custom
+from murmur_beam.monoids.first import First
+from murmur_beam.monoids.last import Last
+from murmur_beam.monoids.max import Max
+from murmur_beam.monoids.min import Min
+from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.sum import Overflow, Sum
+from murmur_beam.monoids.timed import Timed
 
-__all__ = ["Count", "Monoid", "Overflow", "Sum", "by_name", "names"]
+__all__ = [
+    "Count",
+    "Custom",
+    "First",
+    "Last",
+    "Max",
+    "Min",
+    "Monoid",
+    "Overflow",
+    "SetUnion",
+    "Sum",
+    "Timed",
+    "by_name",
+    "names",
+]
 
 
 def names() -> list[str]:
@@ -36,7 +57,7 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
         module, attribute = f"{__name__}.{name}", "MONOID"
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as err:
+    except Exception as err:  # a user's module may raise anything
         raise ConfigurationError(argument, f"cannot load monoid {name!r}: {err}") from err
     if not isinstance(found, Monoid):
         raise ConfigurationError(argument, f"{name!r} is a {type(found).__name__}, not a Monoid")

@@ -1,0 +1,18 @@
+"""Greatest number."""
+
+from __future__ import annotations
+
+from murmur_beam.monoids.extremum import NumberExtremum
+
+
+class Max(NumberExtremum):
+    """Keeps the greatest number; None before there is any."""
+
+    name = "max"
+
+    def pick(self, a: int | float, b: int | float) -> int | float:
+        """The greater one."""
+        return max(a, b)
+
+
+MONOID = Max()

@@ -1,0 +1,68 @@
+"""Set of distinct strings and integers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from murmur_beam.errors import InvalidRecord
+from murmur_beam.monoids.base import Monoid, canonical_json, check_int_size
+
+Member = str | int
+
+
+class SetUnion(Monoid[frozenset[Member]]):
+    """Collects distinct strings and integers.
+
+    The set is kept whole, in one row: every merge reads and writes all of it. That suits small sets, such as the tags
+    or countries seen for a key, not millions of visitors.
+
+    Bools and floats are refused: ``True`` and ``1.0`` equal ``1``, so which of them a set keeps depends on the order.
+    """
+
+    name = "set_union"
+    idempotent = True
+    identity: frozenset[Member] = frozenset()
+
+    def combine(self, a: frozenset[Member], b: frozenset[Member]) -> frozenset[Member]:
+        """Members of either."""
+        return a | b
+
+    def fold(self, values: Iterable[frozenset[Member]]) -> frozenset[Member]:
+        """Members of any, without a copy for each step."""
+        return self.identity.union(*values)
+
+    def lift(self, value: Any, event_time_us: int) -> frozenset[Member]:
+        """A set of the one str or int, or of those in the set, frozenset, list or tuple.
+
+        Raises:
+            InvalidRecord: anything else, a string with a lone surrogate, or an int of more than
+                `MAX_INT_BITS`.
+        """
+        members = value if isinstance(value, (set, frozenset, list, tuple)) else (value,)
+        return frozenset(map(_member, members))
+
+    def encode(self, v: frozenset[Member]) -> bytes:
+        """A JSON list: integers in order, then strings by code point."""
+        return canonical_json(sorted(v, key=lambda m: (isinstance(m, str), m))).encode("utf-8")
+
+    def decode(self, data: bytes) -> frozenset[Member]:
+        """Inverse of `encode`."""
+        return frozenset(json.loads(data))
+
+
+def _member(value: Any) -> Member:
+    # Exact types: a bool is an int, and an enum's member may be a str.
+    if type(value) is int:
+        return check_int_size(value)
+    if type(value) is not str:
+        raise InvalidRecord("value", f"expected strings and integers, got {type(value).__name__}: {value!r:.80}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise InvalidRecord("value", f"has no UTF-8 form ({err.reason}): {value!r:.80}") from None
+    return value
+
+
+MONOID = SetUnion()

@@ -1,0 +1,737 @@
+"""The shipped monoids: the laws for each, then what they take and refuse by example."""
+
+import enum
+import functools
+import itertools
+import json
+import math
+import operator
+import subprocess
+import sys
+
+import pytest
+from hypothesis import strategies as st
+
+from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
+from murmur_beam.monoids import (
+    Count,
+    Custom,
+    First,
+    Last,
+    Max,
+    Min,
+    Monoid,
+    Overflow,
+    SetUnion,
+    Sum,
+    Timed,
+    by_name,
+    names,
+)
+from murmur_beam.testing import MonoidLaws
+
+try:
+    from apache_beam.internal.cloudpickle import cloudpickle
+except ImportError:  # older Beam depends on it instead of shipping it
+    import cloudpickle
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+ALIKE = [0, 0.0, -0.0, False, 1, 1.0, True, "1", None, [1], [True], {"a": 1}, {"a": 1.0}]
+"""Values that Python takes for equal, or cannot order, though their JSON differs."""
+
+FLAGS = Custom("flags", 0, operator.or_, idempotent=True)
+GCD = Custom("gcd", 0, math.gcd, idempotent=True)
+WORDS = Custom(
+    "words",
+    (),
+    lambda a, b: a + b,
+    encode=lambda v: "\n".join(v).encode(),
+    decode=lambda data: tuple(data.decode().splitlines()),
+    lift=lambda value, event_time_us: tuple(value.split()),
+    commutative=False,
+)
+
+numbers = st.one_of(
+    st.integers(-3, 3),
+    st.integers(-(2**100), 2**100),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([2**53, 2**53 + 1, 2.0**53, -0.0, 0.5]),
+)
+json_values = st.one_of(
+    st.sampled_from(ALIKE),
+    st.text(max_size=3),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.dictionaries(st.text(max_size=2), st.integers(-3, 3), max_size=3),
+)
+small_ints = st.integers(-9, 9)
+few_times = st.integers(-1, 1)  # so that ties are frequent
+
+
+def label(parameter):
+    """A test's id, the same in every process of pytest-xdist, as the repr of a function or a set is not."""
+    if isinstance(parameter, Monoid):
+        return parameter.name
+    if isinstance(parameter, str) and parameter.isascii():
+        return parameter[:40]
+    return type(parameter).__name__
+
+
+class TestSumLaws(MonoidLaws):
+    """Sums, far enough from the edges of int64 that nothing overflows."""
+
+    monoid = Sum()
+    deltas = st.integers(-(2**50), 2**50)
+
+
+class TestCountLaws(MonoidLaws):
+    """Counts, also of what was counted before."""
+
+    monoid = Count()
+    deltas = st.one_of(st.just(1), st.integers(0, 2**50))
+
+
+class TestMinLaws(MonoidLaws):
+    """Minima of ints and floats mixed."""
+
+    monoid = Min()
+    deltas = st.builds(Min().lift, numbers, few_times)
+
+
+class TestMaxLaws(MonoidLaws):
+    """Maxima of ints and floats mixed."""
+
+    monoid = Max()
+    deltas = st.builds(Max().lift, numbers, few_times)
+
+
+class TestFirstLaws(MonoidLaws):
+    """First values, with many ties."""
+
+    monoid = First()
+    deltas = st.builds(First().lift, json_values, few_times)
+
+
+class TestLastLaws(MonoidLaws):
+    """Last values, with many ties."""
+
+    monoid = Last()
+    deltas = st.builds(Last().lift, json_values, few_times)
+
+
+class TestSetUnionLaws(MonoidLaws):
+    """Sets of strings and ints mixed."""
+
+    monoid = SetUnion()
+    deltas = st.builds(
+        SetUnion().lift, st.lists(st.one_of(st.text(max_size=2), st.integers(-3, 3)), max_size=4), few_times
+    )
+
+
+class TestFlagsLaws(MonoidLaws):
+    """A `Custom` of a function of the standard library."""
+
+    monoid = FLAGS
+    deltas = st.integers(0, 255)
+
+
+class TestWordsLaws(MonoidLaws):
+    """A `Custom` of lambdas with a codec of its own, for which the order matters."""
+
+    monoid = WORDS
+    deltas = st.lists(st.text("ab", min_size=1, max_size=2), max_size=3).map(tuple)
+    pickler = cloudpickle
+
+
+# The laws themselves: each must fail for a monoid that breaks it.
+
+
+class WrongIdentity(Sum):
+    identity = 1
+
+
+class Difference(Sum):
+    def combine(self, a, b):
+        return a - b
+
+
+class IdempotentSum(Sum):
+    idempotent = True
+
+
+class ForgetsLast(Sum):
+    def fold(self, values):
+        return functools.reduce(self.combine, list(values)[:-1], 0)
+
+
+class FoldsListsOnly(Sum):
+    def fold(self, values):
+        return sum(values[:])
+
+
+class ArrivalOrder(SetUnion):
+    """A union whose bytes tell in which order its members came."""
+
+    identity = ()
+
+    def combine(self, a, b):
+        return a + tuple(member for member in b if member not in a)
+
+    fold = Sum.__mro__[1].fold
+
+    def encode(self, v):
+        return json.dumps(v).encode()
+
+    def decode(self, data):
+        return tuple(json.loads(data))
+
+
+class ForgetsTuple(First):
+    def decode(self, data):
+        return json.loads(data)
+
+
+class ForgetsValue(Sum):
+    def encode(self, v):
+        return b"0"
+
+
+class EncodesText(Sum):
+    def encode(self, v):
+        return str(v)
+
+
+class ForgetsName(Sum):
+    def __init__(self, name="sum"):
+        self.name = name
+
+    def __reduce__(self):
+        return ForgetsName, ()
+
+
+def extend(a, b):
+    """Changes its first argument."""
+    a.extend(b)
+    return a
+
+
+@pytest.mark.parametrize(
+    ("law", "monoid", "deltas"),
+    [
+        ("test_identity", WrongIdentity(), small_ints),
+        ("test_associativity", Difference(), small_ints),
+        ("test_commutativity", Difference(), small_ints),
+        ("test_commutativity", Custom("text", "", operator.add), st.text("ab")),
+        ("test_idempotence", IdempotentSum(), small_ints),
+        # combine(a, a) == a holds for this one; what comes again later is what it gets wrong.
+        ("test_idempotence", Custom("newest", "", lambda a, b: b or a, idempotent=True), st.text("ab", min_size=1)),
+        ("test_fold", ForgetsLast(), small_ints),
+        ("test_equal_aggregates_have_equal_bytes", ForgetsLast(), small_ints),
+        ("test_equal_aggregates_have_equal_bytes", ArrivalOrder(), st.tuples(small_ints)),
+        ("test_encoding", ForgetsTuple(), st.builds(First().lift, json_values, few_times)),
+        ("test_encoding", ForgetsValue(), small_ints),
+        ("test_encoding", EncodesText(), small_ints),
+        ("test_arguments_are_left_alone", Custom("extend", [], extend), st.lists(small_ints)),
+        ("test_pickling", ForgetsName("mine"), small_ints),
+        ("test_pickling", WORDS, st.just(())),
+    ],
+    ids=label,
+)
+def test_laws_notice_a_broken_monoid(law, monoid, deltas):
+    """Each law fails for a monoid that breaks it: a law that cannot fail checks nothing."""
+    laws = type("Laws", (MonoidLaws,), {"monoid": monoid, "deltas": deltas})()
+    with pytest.raises(AssertionError):
+        getattr(laws, law)()
+
+
+def test_fold_law_wants_any_iterable():
+    """A fold that only takes lists fails its law, as a store may hand over a generator."""
+    laws = type("Laws", (MonoidLaws,), {"monoid": FoldsListsOnly(), "deltas": small_ints})()
+    with pytest.raises(TypeError):
+        laws.test_fold()
+
+
+def test_laws_say_what_differs():
+    """A broken law is reported with the expression, and both results."""
+    laws = type("Laws", (MonoidLaws,), {"monoid": WrongIdentity(), "deltas": small_ints})()
+    with pytest.raises(AssertionError, match=r"combine\(identity, a\) is -?\d+, but a is -?\d+"):
+        laws.test_identity()
+
+
+def test_laws_take_types_without_equality():
+    """A type that has no equality of its own is compared by its bytes alone."""
+
+    class Box:
+        def __init__(self, n):
+            self.n = n
+
+    class Boxes(MonoidLaws):
+        monoid = Custom(
+            "box",
+            Box(0),
+            lambda a, b: Box(a.n + b.n),
+            encode=lambda box: b"%d" % box.n,
+            decode=lambda data: Box(int(data)),
+        )
+        deltas = small_ints.map(Box)
+
+    Boxes().test_encoding()
+
+
+def test_testing_imports_without_the_extra():
+    """Without Hypothesis the other helpers still import, and a law says what to install."""
+    program = """
+import sys
+sys.modules["hypothesis"] = sys.modules["pytest"] = None
+from murmur_beam.monoids import Sum
+from murmur_beam.testing import FakeClock, MonoidLaws
+laws = MonoidLaws()
+laws.monoid, laws.deltas = Sum(), None
+try:
+    laws.test_identity()
+except ImportError as err:
+    print(err)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "MonoidLaws needs hypothesis: pip install 'murmur-beam[test]'\n"
+
+
+# What `lift` takes and refuses.
+
+
+class Color(int, enum.Enum):
+    RED = 1
+
+
+TOO_DEEP = functools.reduce(lambda inner, _: [inner], range(100_000), [])
+
+
+@pytest.mark.parametrize(
+    ("monoid", "value", "problem"),
+    [
+        (Sum(), True, "expected an integer, got bool: True"),
+        (Sum(), 1.0, "expected an integer, got float: 1.0; count in the smallest unit, such as cents"),
+        (Sum(), math.nan, "expected an integer, got float: nan; count in the smallest unit, such as cents"),
+        (Sum(), None, "expected an integer, got NoneType: None"),
+        (Sum(), "1", "expected an integer, got str: '1'"),
+        (Sum(), Color.RED, "expected an integer, got Color: <Color.RED: 1>"),
+        (Sum(), INT64_MAX + 1, "9223372036854775808 does not fit into a signed 64-bit integer"),
+        (Sum(), INT64_MIN - 1, "-9223372036854775809 does not fit into a signed 64-bit integer"),
+        (Min(), True, "expected a number, got bool: True"),
+        (Min(), math.nan, "expected a finite number, got nan"),
+        (Min(), -math.inf, "expected a finite number, got -inf"),
+        (Min(), None, "expected a number, got NoneType: None"),
+        (Min(), "1", "expected a number, got str: '1'"),
+        (Min(), 1 + 0j, "expected a number, got complex: (1+0j)"),
+        (Min(), 10**5000, "an integer of 16610 bits, at most 1024 are allowed"),
+        (Max(), False, "expected a number, got bool: False"),
+        (Max(), math.nan, "expected a finite number, got nan"),
+        (Max(), math.inf, "expected a finite number, got inf"),
+        (Max(), -(2**1024), "an integer of 1025 bits, at most 1024 are allowed"),
+        (First(), {1, 2}, "set has no JSON form: Object of type set is not JSON serializable"),
+        (First(), math.nan, "float has no JSON form: Out of range float values are not JSON compliant"),
+        (First(), [math.inf], "list has no JSON form: Out of range float values are not JSON compliant"),
+        (First(), {"a": b"1"}, "dict has no JSON form: Object of type bytes is not JSON serializable"),
+        (First(), {1: 2, "1": 3}, "dict has no JSON form: '<' not supported between instances of "),
+        (First(), TOO_DEEP, "list has no JSON form: maximum recursion depth exceeded"),
+        (Last(), "\ud800", "str has no JSON form: 'utf-8' codec can't encode character '\\ud800'"),
+        (Last(), 10**5000, "int has no JSON form: Exceeds the limit (4300 digits)"),
+        (Last(), object, "type has no JSON form: Object of type type is not JSON serializable"),
+        (SetUnion(), 1.5, "expected strings and integers, got float: 1.5"),
+        (SetUnion(), True, "expected strings and integers, got bool: True"),
+        (SetUnion(), None, "expected strings and integers, got NoneType: None"),
+        (SetUnion(), ["a", 1.0], "expected strings and integers, got float: 1.0"),
+        (SetUnion(), [["a"]], "expected strings and integers, got list: ['a']"),
+        (SetUnion(), {"a": 1}, "expected strings and integers, got dict: {'a': 1}"),
+        (SetUnion(), b"a", "expected strings and integers, got bytes: b'a'"),
+        (SetUnion(), Color.RED, "expected strings and integers, got Color: <Color.RED: 1>"),
+        (SetUnion(), ["a", "\udfff"], "has no UTF-8 form (surrogates not allowed): '\\udfff'"),
+        (SetUnion(), 2**1024, "an integer of 1025 bits, at most 1024 are allowed"),
+        (FLAGS, "1", "flags cannot take str: TypeError: unsupported operand type(s) for |: 'int' and 'str'"),
+        (FLAGS, True, "flags cannot take b'true': combined with the identity it becomes b'1'"),
+        (WORDS, 7, "words cannot take int: AttributeError: 'int' object has no attribute 'split'"),
+        (Custom("max", 0, max), math.nan, "max cannot take float: ValueError: Out of range float values are not JSON"),
+        (Custom("max", 0, max), -1, "max cannot take b'-1': combined with the identity it becomes b'0'"),
+    ],
+    ids=label,
+)
+def test_lift_refuses(monoid, value, problem):
+    """A value that the monoid cannot fold is refused at once, with its type and what was expected."""
+    with pytest.raises(InvalidRecord) as caught:
+        monoid.lift(value, 0)
+    assert caught.value.field == "value"
+    assert caught.value.problem.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("monoid", "value", "delta"),
+    [
+        (Sum(), INT64_MAX, INT64_MAX),
+        (Sum(), INT64_MIN, INT64_MIN),
+        (Count(), "anything", 1),
+        (Count(), None, 1),
+        (Count(), math.nan, 1),
+        (Min(), -0.0, 0),
+        (Min(), 1.0, 1),
+        (Min(), 1e300, int(1e300)),
+        (Max(), -1.5, -1.5),
+        (Max(), 2**1024 - 1, 2**1024 - 1),
+        (First(), (1, 2.0, -0.0, True), Timed(7, [1, 2.0, -0.0, True])),
+        (First(), {2: None}, Timed(7, {"2": None})),
+        (Last(), None, Timed(7, None)),
+        (Last(), "\u00e9\U0001f600", Timed(7, "\u00e9\U0001f600")),
+        (SetUnion(), "tag", frozenset(["tag"])),
+        (SetUnion(), "", frozenset([""])),
+        (SetUnion(), -(2**70), frozenset([-(2**70)])),
+        (SetUnion(), ["b", 1, "1", "b"], frozenset(["b", 1, "1"])),
+        (SetUnion(), {"a"}, frozenset(["a"])),
+        (SetUnion(), frozenset([2]), frozenset([2])),
+        (SetUnion(), (), frozenset()),
+        (FLAGS, 5, 5),
+        (WORDS, "b a", ("b", "a")),
+    ],
+    ids=label,
+)
+def test_lift(monoid, value, delta):
+    """A value becomes a delta in the one form that equal values share, with the record's event time where it counts."""
+    lifted = monoid.lift(value, 7)
+    assert (lifted, type(lifted)) == (delta, type(delta))
+    assert monoid.encode(lifted) == monoid.encode(delta)  # tells 1 from 1.0 and True, and -0.0 from 0.0
+
+
+def test_mutable_values_are_copied():
+    """What a record's owner does to its value later does not reach the aggregate."""
+    value = {"tags": ["a"]}
+    delta = First().lift(value, 0)
+    value["tags"].append("b")
+    assert delta.value == {"tags": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("monoid", "text", "value"),
+    [
+        (Sum(), "12", 12),
+        (Sum(), "-9223372036854775808", INT64_MIN),
+        (Count(), "12", 12),
+        (Min(), "12", 12),
+        (Min(), "-1.50", -1.5),
+        (Max(), "1e3", 1000.0),
+        (Max(), "340282366920938463463374607431768211457", 2**128 + 1),
+        (First(), "12", "12"),
+        (Last(), "", ""),
+        (SetUnion(), "12", "12"),
+        (FLAGS, "12", "12"),
+    ],
+)
+def test_parse(monoid, text, value):
+    """Numeric monoids read numbers from text; for the others the text is the value."""
+    parsed = monoid.parse(text)
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("monoid", "text", "problem"),
+    [
+        (Sum(), "1.5", "'1.5' is not an integer"),
+        (Sum(), "", "'' is not an integer"),
+        (Sum(), "9" * 5000, f"'{'9' * 79} is not an integer"),
+        (Min(), "", "'' is not a number"),
+        (Max(), "1,5", "'1,5' is not a number"),
+        (Min(), "nan", "expected a finite number, got nan"),
+        (Max(), "-Infinity", "expected a finite number, got -inf"),
+        (Max(), "1e999", "expected a finite number, got inf"),
+        (Max(), "9" * 5000, "expected a finite number, got inf"),
+    ],
+)
+def test_parse_refuses(monoid, text, problem):
+    """Text that is not such a number is refused, at the latest by lift."""
+    with pytest.raises(InvalidRecord) as caught:
+        monoid.lift(monoid.parse(text), 0)
+    assert (caught.value.field, caught.value.problem) == ("value", problem)
+
+
+# How values combine.
+
+
+def test_sum_at_the_edges():
+    """A sum reaches both ends of int64, exactly."""
+    assert Sum().combine(INT64_MAX - 1, 1) == INT64_MAX
+    assert Sum().combine(INT64_MIN + 1, -1) == INT64_MIN
+    assert Sum().fold([INT64_MAX, INT64_MIN]) == -1
+
+
+@pytest.mark.parametrize("values", [[INT64_MAX, 1], [INT64_MIN, -1], [INT64_MAX] * 3, [INT64_MIN] * 3])
+@pytest.mark.parametrize("fold", [Sum().fold, Count().fold, functools.partial(functools.reduce, Sum().combine)])
+def test_sum_overflow(values, fold):
+    """A sum that leaves int64 is an error that no retry cures, and never wraps."""
+    with pytest.raises(
+        Overflow, match=r"^value: the sum would be -?\d+, which does not fit into a signed 64-bit integer$"
+    ):
+        fold(values)
+    assert issubclass(Overflow, PermanentError)
+
+
+def test_sum_may_overflow_on_the_way():
+    """Only the total has to fit: what cancels out within one fold is no overflow."""
+    assert Sum().fold([INT64_MAX, 1, -1]) == INT64_MAX
+
+
+def test_count_is_a_sum():
+    """A count's state is a sum, by name and native operation, so that either reads the other's store."""
+    assert Count().name == Sum().name == "sum"
+    assert Count().native == Sum().native == "sum"
+    assert (Count().needs_value, Sum().needs_value) == (False, True)
+    assert Count().fold(Count().lift(value, 0) for value in ["x", 5, None]) == 3
+    assert Sum().decode(Count().encode(3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(-1, 0), (1, 1.5), (-0.5, 0), (2**53, 2**53 + 1), (float(2**53), 2**53 + 1), (-(2**1023), -1e300), (5e-324, 1)],
+)
+def test_min_and_max(a, b):
+    """Ints and floats compare exactly, without rounding the int, whichever comes first."""
+    a, b = Min().lift(a, 0), Min().lift(b, 0)
+    assert Min().combine(a, b) == Min().combine(b, a) == Min().fold([b, a]) == a
+    assert Max().combine(a, b) == Max().combine(b, a) == Max().fold([b, a]) == b
+
+
+def test_equal_numbers_have_one_form():
+    """Equal ints and floats leave the same bytes, whichever came first; zero has no sign."""
+    for monoid in (Min(), Max()):
+        for alike in ([0, 0.0, -0.0], [10**20, 1e20], [-3, -3.0]):
+            assert len({monoid.encode(monoid.lift(value, 0)) for value in alike}) == 1
+
+
+def test_first_and_last_go_by_event_time():
+    """The earliest and the latest event win, in whatever order they arrive, and whatever their values."""
+    early, late = Timed(-5, "z"), Timed(3, None)
+    for events in ([early, late], [late, early]):
+        assert First().fold(events) == early
+        assert Last().fold(events) == late
+
+
+@pytest.mark.parametrize("monoid", [First(), Last()], ids=label)
+def test_ties(monoid):
+    """At equal event times the winner depends on the values alone, even where Python takes them for equal."""
+    deltas = [monoid.lift(value, 1) for value in ALIKE]
+    for a, b in itertools.combinations(deltas, 2):
+        assert monoid.encode(a) != monoid.encode(b)
+        assert monoid.encode(monoid.combine(a, b)) == monoid.encode(monoid.combine(b, a))
+
+
+def test_ties_of_first_and_last_differ():
+    """At equal event times first takes the text that sorts first, last the one that sorts last."""
+    events = [First().lift(value, 1) for value in (True, 1, "1", 1.0)]  # as JSON: true 1 "1" 1.0
+    assert repr(First().fold(events).value) == "'1'"
+    assert repr(Last().fold(events).value) == "True"
+    assert repr(First().fold(events[:2]).value) == "1"
+    assert repr(Last().fold(events[1:]).value) == "1.0"
+
+
+def test_dict_order_is_no_difference():
+    """Dicts that differ in the order of their keys are the same value, with the same bytes."""
+    a, b = (First().lift(value, 1) for value in ({"x": 1, "y": 2}, {"y": 2, "x": 1}))
+    assert First().encode(a) == First().encode(b) == b'[1,{"x":1,"y":2}]'
+
+
+def test_integer_keys_sort_as_text():
+    """Keys that JSON turns into text are sorted as such, so that decoded and fresh values have the same bytes."""
+    delta = Last().lift({10: "a", 9: "b"}, 1)
+    assert Last().encode(delta) == b'[1,{"10":"a","9":"b"}]'
+    assert Last().encode(Last().decode(Last().encode(delta))) == Last().encode(delta)
+
+
+@pytest.mark.parametrize("monoid", [Min(), Max(), First(), Last()], ids=label)
+def test_nothing_yet(monoid):
+    """Before there is any value the aggregate is None, which has bytes like any other."""
+    assert monoid.identity is None
+    assert monoid.fold([]) is None
+    assert monoid.decode(monoid.encode(None)) is None
+
+
+def test_last_tells_none_from_nothing():
+    """A record whose value is None is a value."""
+    assert Last().fold([Timed(1, "x"), Timed(2, None)]) == Timed(2, None)
+    assert Last().decode(Last().encode(Timed(2, None))) == Timed(2, None)
+
+
+def test_set_union():
+    """Members collect once each, and 1 and "1" are two; bytes list ints in order, then strings by code point."""
+    union = SetUnion().fold(SetUnion().lift(value, 0) for value in ["b", 10, ["1", 9], 1, "b", "B", "\u00e9", -1])
+    assert union == {"b", 10, "1", 9, 1, "B", "\u00e9", -1}
+    assert SetUnion().encode(union) == '[-1,1,9,10,"1","B","b","\u00e9"]'.encode()
+
+
+@pytest.mark.parametrize(
+    ("monoid", "value", "data"),
+    [
+        (Sum(), -5, b"-5"),
+        (Min(), None, b"null"),
+        (Max(), 1.5, b"1.5"),
+        (First(), Timed(-1, "a"), b'[-1,"a"]'),
+        (Last(), Timed(2, [None]), b"[2,[null]]"),
+        (SetUnion(), frozenset(), b"[]"),
+        (FLAGS, 3, b"3"),
+        (WORDS, ("a", "b"), b"a\nb"),
+    ],
+    ids=label,
+)
+def test_bytes(monoid, value, data):
+    """The bytes in the stores stay as they are: another release must read them."""
+    assert monoid.encode(value) == data
+    assert monoid.decode(data) == value
+
+
+def test_who_is_idempotent():
+    """Sums are not idempotent and keep markers; what picks or collects is."""
+    claims = {name: by_name(name).idempotent for name in names()}
+    assert claims == {
+        "count": False,
+        "first": True,
+        "last": True,
+        "max": True,
+        "min": True,
+        "set_union": True,
+        "sum": False,
+    }
+    assert all(by_name(name).commutative for name in names())
+
+
+# Custom.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "problem"),
+    [
+        ({"name": ""}, "name", "expected a non-empty string, got ''"),
+        ({"name": 7}, "name", "expected a non-empty string, got 7"),
+        ({"combine": None}, "combine", "expected a function of two aggregates, got None"),
+        (
+            {"combine": abs},
+            "combine",
+            "fails for the identity with itself: TypeError: abs() takes exactly one argument",
+        ),
+        ({"lift": 1}, "lift", "expected a function or None, got 1"),
+        ({"encode": "utf-8"}, "encode", "expected a function or None, got 'utf-8'"),
+        ({"encode": str}, "decode", "is missing; encode is given, and each needs the other"),
+        ({"decode": int}, "encode", "is missing; decode is given, and each needs the other"),
+        ({"encode": str, "decode": int}, "encode", "expected bytes, got str: '0'"),
+        (
+            {"encode": len, "decode": int},
+            "encode",
+            "fails for the identity: TypeError: object of type 'int' has no len()",
+        ),
+        (
+            {"encode": lambda v: b"x", "decode": int},
+            "decode",
+            "fails for the encoded identity b'x': ValueError: invalid literal for int()",
+        ),
+        ({"encode": lambda v: b"0", "decode": float}, "decode", "a int comes back as a float"),
+        ({"commutative": None}, "commutative", "expected True or False, got None"),
+        ({"idempotent": 1}, "idempotent", "expected True or False, got 1"),
+        ({"identity": 1}, "identity", "combined with itself it gives b'2' instead of b'1'; it must change nothing"),
+        ({"identity": ()}, "identity", "a tuple comes back as a list from JSON; use that, or give encode and decode"),
+        ({"identity": set()}, "identity", "has no JSON form: TypeError: Object of type set is not JSON serializable; "),
+    ],
+    ids=label,
+)
+def test_custom_checks_its_arguments(arguments, argument, problem):
+    """A wrong argument fails where the monoid is made, by name."""
+    with pytest.raises(ConfigurationError) as caught:
+        Custom(**{"name": "mine", "identity": 0, "combine": operator.add, **arguments})
+    assert caught.value.argument == argument
+    assert caught.value.problem.startswith(problem)
+
+
+def test_custom_is_frozen():
+    """A monoid that is in use cannot change."""
+    with pytest.raises(AttributeError):
+        FLAGS.name = "other"
+
+
+def test_custom_is_a_value():
+    """Two made of the same arguments are equal, and serve as keys."""
+    assert Custom("gcd", 0, math.gcd, idempotent=True) == GCD != FLAGS
+    assert len({GCD, FLAGS, Custom("gcd", 0, math.gcd, idempotent=True)}) == 2
+
+
+def test_custom_identity_stays():
+    """A combine that changes its argument, against the rules, does not leak one key's aggregate into another's."""
+    bad = Custom("extend", [], extend)
+    assert bad.fold([[1], [2]]) == [1, 2]
+    assert bad.fold([[3]]) == [3]
+    assert bad.identity == []
+
+
+def test_custom_passes_permanent_errors():
+    """An error that the user's lift raises on purpose arrives as it is."""
+
+    def refuse(value, event_time_us):
+        raise InvalidRecord("price", "is negative")
+
+    with pytest.raises(InvalidRecord, match=r"^price: is negative$"):
+        Custom("mine", 0, operator.add, lift=refuse).lift(1, 0)
+
+
+def test_custom_lift_gets_the_event_time():
+    """A user's lift is called with the value and the event time in microseconds."""
+    newest = Custom("newest", [0, ""], max, lift=lambda value, event_time_us: [event_time_us, value])
+    assert newest.lift("x", 5) == [5, "x"]
+
+
+def test_custom_of_lambdas_reaches_the_workers():
+    """A monoid of lambdas survives cloudpickle, as Beam uses it."""
+    copy = cloudpickle.loads(cloudpickle.dumps(WORDS))
+    assert copy.fold([copy.lift("a b", 0), copy.decode(b"c")]) == ("a", "b", "c")
+
+
+# Finding monoids by name.
+
+
+def test_names():
+    """Every module with a MONOID is listed; shared code and `Custom` are not."""
+    assert names() == ["count", "first", "last", "max", "min", "set_union", "sum"]
+
+
+@pytest.mark.parametrize("name", ["first", "last", "max", "min", "set_union", "sum"])
+def test_by_name(name):
+    """A shipped monoid is found by its own name."""
+    assert by_name(name).name == name
+
+
+def test_by_name_count():
+    """Count goes by its own name on the command line, though its state is a sum."""
+    assert type(by_name("count")) is Count
+
+
+def test_by_name_of_a_user():
+    """A user's monoid is found by module and attribute."""
+    assert by_name(f"{__name__}:GCD") is GCD
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (
+            "median",
+            "unknown monoid 'median'; choose count, first, last, max, min, set_union, sum "
+            "or write package.module:attribute",
+        ),
+        ("", "unknown monoid ''; choose count, "),
+        ("custom", "unknown monoid 'custom'; choose count, "),
+        ("base", "unknown monoid 'base'; choose count, "),
+        ("no_such_module:X", "cannot load monoid 'no_such_module:X': No module named 'no_such_module'"),
+        ("math:median", "cannot load monoid 'math:median': module 'math' has no attribute 'median'"),
+        (":X", "cannot load monoid ':X': "),
+        (".sum:MONOID", "cannot load monoid '.sum:MONOID': "),
+        ("math:gcd", "'math:gcd' is a builtin_function_or_method, not a Monoid"),
+        ("murmur_beam.monoids:Sum", "'murmur_beam.monoids:Sum' is a ABCMeta, not a Monoid"),
+    ],
+)
+def test_by_name_refuses(name, problem):
+    """A name that leads to no monoid fails, naming the argument and what there is."""
+    with pytest.raises(ConfigurationError) as caught:
+        by_name(name, argument="--monoid")
+    assert caught.value.argument == "--monoid"
+    assert caught.value.problem.startswith(problem)
