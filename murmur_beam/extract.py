@@ -5,6 +5,7 @@ Each of key, value, event id and event time is a function of the decoded record,
     amount                the field of that name of a dict, or the attribute of an object
     user.country          a field of a field
     route/{from}-{to}     a template of fields, for keys and event ids
+    =all                  the text after the equals sign, whatever the record
     attribute:NAME        an attribute of the message
     message:id            the message's id, given by Pub/Sub when it was published
     message:publish_time  when that was
@@ -53,6 +54,8 @@ def decode_bytes(element: Any) -> Any:
     Raises:
         InvalidRecord: as `decode_json`.
     """
+    if type(element) is dict:
+        return element
     payload = payload_of(element)
     return decode_json(payload) if isinstance(payload, bytes) else payload
 
@@ -270,6 +273,9 @@ def compile_field(argument: str, field: Field) -> Getter:
         return lambda record, element: function(record)
     if not isinstance(field, str) or not field:
         raise ConfigurationError(argument, f"expected a field name, a template or a function, got {field!r:.80}")
+    if field.startswith("="):
+        literal = field[1:]
+        return lambda record, element: literal
     if "{" in field or "}" in field:
         return _template(argument, field)
     kind, _, name = field.partition(":")
@@ -280,15 +286,7 @@ def compile_field(argument: str, field: Field) -> Getter:
             raise ConfigurationError(argument, f"{field!r}: write message:id or message:publish_time")
         of_message = "message_id" if name == "id" else name
         return lambda record, element: _member(argument, of_message, element)
-    first, *others = field.split(".")
-
-    def get(record: Any, element: Any) -> Any:
-        value = _member(argument, first, record)
-        for other in others:
-            value = _member(argument, other, value)
-        return value
-
-    return get
+    return _path(argument, field)
 
 
 def compile_text(argument: str, field: Field) -> Getter:
@@ -300,7 +298,12 @@ def compile_text(argument: str, field: Field) -> Getter:
     get = compile_field(argument, field)
     if callable(field):
         return get
-    return lambda record, element: _scalar_text(argument, field, get(record, element))
+
+    def text(record: Any, element: Any) -> str:
+        value = get(record, element)
+        return value if type(value) is str else _scalar_text(argument, field, value)
+
+    return text
 
 
 def _compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> Getter:
@@ -354,6 +357,26 @@ def _scalar_text(argument: str, field: Any, value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return json.dumps(value)
     raise InvalidRecord(argument, f"field {field!r} must be text or a number, got {value!r:.80}")
+
+
+def _path(argument: str, path: str) -> Getter:
+    first, *others = path.split(".")
+
+    def get_first(record: Any, element: Any) -> Any:
+        if type(record) is dict and first in record:
+            return record[first]
+        return _member(argument, first, record)
+
+    if not others:
+        return get_first
+
+    def get(record: Any, element: Any) -> Any:
+        value = get_first(record, element)
+        for other in others:
+            value = _member(argument, other, value)
+        return value
+
+    return get
 
 
 def _member(argument: str, name: str, value: Any) -> Any:

@@ -73,10 +73,11 @@ class Record(NamedTuple):
         """
         if isinstance(entities, str):
             raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
+        checked = [check_entity(entity) for entity in entities]
         return cls(
             None if event_id is None else check_event_id(event_id),
             event_time_us,
-            tuple(dict.fromkeys(map(check_entity, entities))),
+            tuple(checked) if len(checked) == 1 else tuple(dict.fromkeys(checked)),
             delta,
         )
 

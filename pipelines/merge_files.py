@@ -1,0 +1,178 @@
+"""Fold JSON Lines or CSV files into state, by the names of their fields.
+
+    python -m pipelines.merge_files --input 'events-*.jsonl.gz' --store sqlite:///counts.db \\
+        --key 'page/{page}' --key '=all' --monoid count --event_id id --window daily --event_time time
+
+Run it again, over the same files or over more of them, and each event still counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.fileio import MatchAll, ReadableFile, ReadMatches
+from apache_beam.io.filesystems import FileSystems
+
+from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.extract import DECODERS
+from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
+from murmur_beam.transforms import MergeRecords
+from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_errors, quiet, run, write_dead_letters
+
+_FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
+_BOM = b"\xef\xbb\xbf"
+
+
+def frame_json(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines that are not blank, without their ends."""
+    for line in lines:
+        if line.strip():
+            yield line.rstrip(b"\r\n")
+
+
+def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The records of a CSV file, each as two records of bytes, the header and the record as they stand in the file:
+    so each can be decoded, or given up and replayed, on its own."""
+    taken: list[bytes] = []
+    source = iter(lines)
+
+    def take() -> Iterator[str]:
+        for line in source:
+            taken.append(line)
+            # Latin-1 keeps each byte, and the quotes and line ends that matter here are the same as in UTF-8.
+            yield line.decode("latin-1")
+
+    header = b""
+    reader = csv.reader(take())
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error:
+            # A quote that never ends: what it has swallowed is one bad record, and the file goes on behind it.
+            fields, reader = ["bad"], csv.reader(take())
+        record = b"".join(taken).rstrip(b"\r\n")
+        taken.clear()
+        if fields is None:
+            return
+        if not header:
+            header = record.removeprefix(_BOM)
+        elif fields:
+            yield header + b"\n" + record
+
+
+class ReadRecords(beam.DoFn):
+    """One element of bytes for each record of a file.
+
+    Args:
+        decode: "json" or "csv".
+    """
+
+    def __init__(self, decode: str) -> None:
+        super().__init__()
+        self._frame = frame_csv if decode == "csv" else frame_json
+
+    def process(self, file: ReadableFile) -> Iterator[bytes]:
+        """Read a file, decompressing it as its name says."""
+        try:
+            with file.open() as opened:
+                yield from self._frame(iter(opened.readline, b""))
+        except (OSError, EOFError) as err:
+            raise MurmurError(f"{file.metadata.path}: cannot be read to its end: {err}") from err
+
+
+def matching(patterns: Sequence[str]) -> list[str]:
+    """The files that there are.
+
+    Raises:
+        ConfigurationError: a pattern that matches nothing.
+    """
+    paths = []
+    for pattern in patterns:
+        # Beam finds nothing by a local pattern without a folder.
+        where = pattern if "://" in pattern else os.path.abspath(pattern)
+        found = FileSystems.match([where])[0].metadata_list
+        if not found:
+            raise ConfigurationError("--input", f"no file matches {pattern!r}")
+        paths += [file.path for file in found]
+    return paths
+
+
+def format_of(paths: Sequence[str]) -> str:
+    """The format that the names of the files tell.
+
+    Raises:
+        ConfigurationError: they tell none, or several.
+    """
+    found = set()
+    for path in paths:
+        name = path.lower()
+        for ending in _COMPRESSED:
+            name = name.removesuffix(ending)
+        formats = [decode for decode, endings in _FORMATS.items() if name.endswith(endings)]
+        if not formats:
+            raise ConfigurationError("--decode", f"the name of {path} tells no format; write {' or '.join(DECODERS)}")
+        found.add(formats[0])
+    if len(found) > 1:
+        raise ConfigurationError(
+            "--decode", f"the files have several formats: {', '.join(sorted(found))}; do one a run"
+        )
+    return found.pop()
+
+
+def read(pipeline: beam.Pipeline, paths: Sequence[str], decode: str) -> beam.PCollection:
+    """The records of the files, in bytes."""
+    return (
+        pipeline
+        | "Paths" >> beam.Create(paths)
+        | "Match" >> MatchAll()
+        | "Open" >> ReadMatches()
+        | "Read" >> beam.ParDo(ReadRecords(decode))
+    )
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of `MergeRecords`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m pipelines.{module}",
+        description=description,
+        epilog="A FIELD is a name, a path such as user.country, or '=TEXT' for a text that is always the same. "
+        "Other options are Beam's, such as --runner.",
+    )
+    add_flags(made.add_argument_group("what to merge"))
+    return made
+
+
+@one_line_errors("merge_files")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge the files and say what became of their records."""
+    arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
+    arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
+    arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help="file for them (%(default)s)")
+    args, beam_arguments = arguments.parse_known_args(argv)
+    quiet()
+    paths = matching(args.input)
+    args.decode = args.decode or format_of(paths)
+    if args.window and not args.event_time:
+        raise ConfigurationError("--event_time", "a window needs it: records in files carry no time of their own")
+    merge: dict[str, Any] = from_flags(args)
+
+    pipeline = beam.Pipeline(options=beam_options(beam_arguments))
+    merged = read(pipeline, paths, args.decode) | "MergeRecords" >> MergeRecords(**merge)
+    write_dead_letters(merged.dead_letter, args.dead_letters)
+    _ = (merged.merged, merged.dead_letter) | beam.Flatten() | beam.ParDo(ShowProgress("records"))
+    outcomes = Outcomes.of(args.name or DEFAULT_NAME, run(pipeline))
+    print(outcomes)
+    if outcomes.dead_letter:
+        print(f"dead letters are in {args.dead_letters}; python -m pipelines.replay merges them again")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
