@@ -21,3 +21,13 @@ def parse_duration(text: str) -> timedelta:
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError:
         raise ValueError(f"{text!r} is too long a duration") from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """The shortest text that `parse_duration` reads back, such as ``15m``; without fractions of a millisecond."""
+    milliseconds = duration // timedelta(milliseconds=1)
+    for unit, name in (("w", "weeks"), ("d", "days"), ("h", "hours"), ("m", "minutes"), ("s", "seconds")):
+        length = timedelta(**{name: 1}) // timedelta(milliseconds=1)
+        if milliseconds and milliseconds % length == 0:
+            return f"{milliseconds // length}{unit}"
+    return f"{milliseconds}ms"

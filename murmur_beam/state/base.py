@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from murmur_beam.durations import format_duration
 from murmur_beam.errors import PermanentError, SchemaMismatch
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
@@ -78,7 +79,7 @@ class Schema(NamedTuple):
     granularity: timedelta | None
 
     def __str__(self) -> str:
-        buckets = f"buckets of {self.granularity}" if self.granularity else "no window"
+        buckets = f"buckets of {format_duration(self.granularity)}" if self.granularity else "no window"
         return f"monoid {self.monoid!r} and {buckets}"
 
     def require(self, wanted: Schema, where: str) -> None:

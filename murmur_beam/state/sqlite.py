@@ -155,6 +155,11 @@ class SqliteStore(Generic[V]):
 
     def _create(self, wanted: Schema) -> None:
         table = self._table
+        # First without the write lock, so that a reader does not wait for a writer's flush.
+        recorded = _recorded(self._db, table)
+        if recorded is not None:
+            recorded.require(wanted, f"table {table!r} of {self._path}")
+            return
         with self._transaction():
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS murmur_schema"
@@ -250,6 +255,8 @@ def _fingerprint(event_id: str) -> bytes:
 
 
 def _recorded(db: sqlite3.Connection, table: str) -> Schema | None:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'murmur_schema'").fetchone():
+        return None
     found = db.execute("SELECT layout, monoid, granularity_us FROM murmur_schema WHERE name = ?", (table,)).fetchone()
     if found is None:
         return None
@@ -323,11 +330,13 @@ class SqliteSpec:
 
     def recorded_schema(self) -> Schema | None:
         """See `StoreSpec.recorded_schema`; creates no file."""
-        if not Path(self.path).is_file():
+        try:
+            exists = Path(self.path).is_file()
+        except OSError as err:
+            raise StoreUnavailable(f"sqlite {self.path}: {err}") from err
+        if not exists:
             raise StoreUnavailable(f"sqlite {self.path}: no such file; check the path, or write to it first")
         with _translated(self.path), closing(sqlite3.connect(self.path, LOCK_TIMEOUT_S, isolation_level=None)) as db:
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'murmur_schema'").fetchone():
-                return None
             return _recorded(db, self.table)
 
 

@@ -1,0 +1,114 @@
+"""A clock that never sleeps, and a store that fails on command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from murmur_beam.clock import Clock
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import Result, Store, only
+
+V = TypeVar("V")
+
+
+class FakeClock(Clock):
+    """A clock that stands still until something waits; then it jumps.
+
+    Args:
+        now: seconds since the Unix epoch.
+        jitter: what `uniform` returns, from 0 (its low end) to 1 (its high end).
+
+    Attributes:
+        waits: all waits so far, in seconds.
+    """
+
+    def __init__(self, now: float = 1_700_000_000.0, jitter: float = 1.0) -> None:
+        self.time = now
+        self.jitter = jitter
+        self.waits: list[float] = []
+
+    def now(self) -> float:
+        """The fake time."""
+        return self.time
+
+    def monotonic(self) -> float:
+        """The fake time."""
+        return self.time
+
+    def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
+        """Note the wait and move on."""
+        self.waits.append(seconds)
+        if cancel is not None and cancel.is_set():
+            return True
+        self.time += seconds
+        return False
+
+    def uniform(self, low: float, high: float) -> float:
+        """``low`` for jitter 0, ``high`` for jitter 1."""
+        return low + (high - low) * self.jitter
+
+
+class FaultyStore(Generic[V]):
+    """A real store behind a plan of faults.
+
+    Args:
+        store: what does the work.
+        fault: called with each update before it is written; the exception it returns becomes the update's result
+            and nothing is written, None lets it pass.
+        lost: called with each update that was written; the exception it returns takes the place of the result, as
+            when an answer gets lost.
+    """
+
+    def __init__(
+        self,
+        store: Store[V],
+        fault: Callable[[Update], Exception | None] = lambda update: None,
+        lost: Callable[[Update], Exception | None] = lambda update: None,
+    ) -> None:
+        self.store = store
+        self.fault = fault
+        self.lost = lost
+
+    @property
+    def monoid(self) -> Monoid[V]:
+        """Of the real store."""
+        return self.store.monoid
+
+    def get(self, key: Key) -> V | None:
+        """From the real store."""
+        return self.store.get(key)
+
+    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+        """From the real store."""
+        return self.store.get_many(keys)
+
+    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
+        """Through the plan of faults."""
+        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        """Through the plan of faults."""
+        faults = [self.fault(update) for update in updates]
+        written = iter(self.store.merge_updates([u for u, fault in zip(updates, faults, strict=True) if fault is None]))
+        results: list[Result] = []
+        for update, fault in zip(updates, faults, strict=True):
+            result = next(written) if fault is None else fault
+            results.append((self.lost(update) or result) if fault is None else result)
+        return results
+
+    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+        """From the real store."""
+        return self.store.scan(prefix, first, last)
+
+    def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
+        """Fill the real store, which must be a cache."""
+        store: Any = self.store
+        store.repopulate(source, keys)
+
+    def close(self) -> None:
+        """Close the real store."""
+        self.store.close()

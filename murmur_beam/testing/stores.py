@@ -1,0 +1,298 @@
+"""What every store must keep, as a base class for pytest: a new store's test is this and how to open it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from murmur_beam.errors import PermanentError, SchemaMismatch
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids import Max, Monoid, SetUnion, Sum
+from murmur_beam.monoids.sum import INT64_MAX
+from murmur_beam.state.base import Store, StoreSpec
+from murmur_beam.testing.fakes import FakeClock
+
+DAY = timedelta(days=1)
+A, B, C = Key("a"), Key("b"), Key("c")
+
+
+class StoreContract:
+    """Subclass it, name the class ``Test...``, and say how to make a spec::
+
+        class TestMyStore(StoreContract):
+            def spec(self, clock: FakeClock) -> StoreSpec:
+                return MySpec(..., clock=clock)
+
+    Each test gets a store that nobody else uses; stores opened from the spec of one test share their state.
+    """
+
+    def spec(self, clock: FakeClock) -> StoreSpec:
+        """A spec of an empty store that runs by ``clock``, a new one in each test."""
+        raise AssertionError(f"{type(self).__name__} must define spec(self, clock)")
+
+    @pytest.fixture(autouse=True)
+    def _open(self) -> Iterator[None]:
+        self.clock = FakeClock()
+        self.made: StoreSpec | None = None
+        self.opened: list[Store[Any]] = []
+        yield
+        for store in self.opened:
+            store.close()
+
+    def open(self, monoid: Monoid[Any] | None = None, granularity: timedelta | None = None) -> Store[Any]:
+        """One more store of this test's spec, closed at the end of the test."""
+        if self.made is None:
+            self.made = self.spec(self.clock)
+        self.opened.append(self.made.open(monoid or Sum(), granularity))
+        return self.opened[-1]
+
+    def test_nothing_is_there_at_first(self) -> None:
+        """A key that nothing was merged into has no value."""
+        store = self.open()
+        assert store.get(A) is None
+        assert store.get_many([A, B]) == [None, None]
+        assert list(store.scan()) == []
+
+    def test_deltas_add_up(self) -> None:
+        """Two events make the sum of their deltas."""
+        store = self.open()
+        assert store.merge_update(A, 2, event_id="1") is Outcome.MERGED
+        assert store.merge_update(A, 3, event_id="2") is Outcome.MERGED
+        assert store.get(A) == 5
+
+    def test_a_duplicate_is_a_no_op(self) -> None:
+        """The same event id merges once into a key, in one flush or in several, whatever its delta says."""
+        store = self.open()
+        assert store.merge_updates([Update(A, 2, "1"), Update(A, 2, "1")]) == [Outcome.MERGED, Outcome.DUPLICATE]
+        assert store.merge_update(A, 7, event_id="1") is Outcome.DUPLICATE
+        assert store.get(A) == 2
+
+    def test_event_ids_are_known_per_key(self) -> None:
+        """The same event merges once into each of several keys, and buckets of one entity are several keys."""
+        store = self.open()
+        keys = [A, B, Key("a", 1), Key("a", -1)]
+        assert store.merge_updates([Update(key, 1, "1") for key in keys]) == [Outcome.MERGED] * 4
+        assert store.get_many(keys) == [1, 1, 1, 1]
+
+    def test_without_an_event_id_each_delivery_counts(self) -> None:
+        """No id, no dedup."""
+        store = self.open()
+        assert store.merge_updates([Update(A, 1), Update(A, 1)]) == [Outcome.MERGED] * 2
+        assert store.merge_update(A, 1) is Outcome.MERGED
+        assert store.get(A) == 3
+
+    def test_results_come_in_the_order_of_the_updates(self) -> None:
+        """Rows may be written in any order, but results and values are asked for in the caller's."""
+        store = self.open()
+        store.merge_update(B, 1, event_id="1")
+        updates = [Update(A, 1, "1"), Update(B, 1, "1"), Update(A, 1, "2"), Update(B, 1, "2"), Update(A, 1, "1")]
+        merged, duplicate = Outcome.MERGED, Outcome.DUPLICATE
+        assert store.merge_updates(updates) == [merged, duplicate, merged, merged, duplicate]
+        assert store.get_many([B, C, A]) == [2, None, 2]
+
+    def test_an_empty_flush_does_nothing(self) -> None:
+        """No updates, no results."""
+        assert self.open().merge_updates([]) == []
+
+    def test_what_cannot_be_folded_hurts_nobody_else(self) -> None:
+        """An overflow is the result of its own update alone, leaves no marker, and can be merged when there is room."""
+        store = self.open()
+        store.merge_update(A, INT64_MAX - 1, event_id="0")
+        fits, overflow, other = store.merge_updates([Update(A, 1, "1"), Update(A, 1, "2"), Update(B, 1, "2")])
+        assert [fits, other] == [Outcome.MERGED] * 2
+        assert isinstance(overflow, PermanentError)
+        assert store.get_many([A, B]) == [INT64_MAX, 1]
+        assert store.merge_updates([Update(A, -5, "3"), Update(A, 1, "2")]) == [Outcome.MERGED] * 2
+        assert store.get(A) == INT64_MAX - 4
+
+    def test_a_key_whose_only_update_fails_stays_empty(self) -> None:
+        """A failed first update leaves no row behind."""
+        store = self.open()
+        (result,) = store.merge_updates([Update(A, "not a number", "1")])
+        assert isinstance(result, PermanentError)
+        assert "not a number" in str(result)
+        assert store.get(A) is None
+        assert list(store.scan()) == []
+
+    def test_merge_update_raises_what_failed(self) -> None:
+        """A single update raises instead of returning its error."""
+        store = self.open()
+        store.merge_update(A, INT64_MAX, event_id="1")
+        with pytest.raises(PermanentError, match="64-bit"):
+            store.merge_update(A, 1, event_id="2")
+
+    def test_the_whole_range_of_64_bits_is_kept(self) -> None:
+        """The smallest and the largest integer come back as they went in."""
+        store = self.open()
+        store.merge_updates([Update(A, INT64_MAX, "1"), Update(B, -INT64_MAX - 1, "1")])
+        assert store.get_many([A, B]) == [INT64_MAX, -INT64_MAX - 1]
+
+    def test_a_sum_of_zero_is_a_value(self) -> None:
+        """Events that cancel out are not the same as no event."""
+        store = self.open()
+        store.merge_updates([Update(A, 1, "1"), Update(A, -1, "2")])
+        assert store.get(A) == 0
+        assert list(store.scan()) == [(A, 0)]
+
+    @pytest.mark.parametrize("monoid", [Max(), SetUnion()])
+    def test_other_monoids_fold(self, monoid: Monoid[Any]) -> None:
+        """A monoid that is no sum is folded by its own combine, and an event folded twice changes nothing."""
+        store = self.open(monoid)
+        deltas = [monoid.lift(value, 0) for value in (3, 8, 5, 8)]
+        assert store.merge_updates([Update(A, d, str(i)) for i, d in enumerate(deltas[:2])]) == [Outcome.MERGED] * 2
+        for delta in deltas[2:]:
+            store.merge_update(A, delta, event_id="again")
+            store.merge_update(A, delta, event_id="again")
+        assert store.get(A) == monoid.fold(deltas)
+
+    def test_any_text_is_an_entity(self) -> None:
+        """Unicode, separators, quotes, NUL and prefixes of one another are different keys, kept as they are."""
+        store = self.open()
+        names = [
+            "a",
+            "ab",
+            "a/",
+            "a\x00",
+            "a\x00b",
+            "a#1",
+            "'; --",
+            "%_*",
+            "é",
+            "e\u0301",
+            "日本",
+            "\U0001f600",
+            " ",
+            "A",
+        ]
+        keys = [Key(name, bucket) for name in names for bucket in (-1, 0, 10)]
+        assert store.merge_updates([Update(key, i, "1") for i, key in enumerate(keys)]) == [Outcome.MERGED] * len(keys)
+        assert store.get_many(keys) == list(range(len(keys)))
+        assert list(store.scan()) == sorted(zip(keys, range(len(keys)), strict=True))
+
+    def test_any_text_is_an_event_id(self) -> None:
+        """Ids differ by any character, and may be long."""
+        store = self.open()
+        ids = ["1", "01", "1 ", "\x00", "\x00\x00", "é", "e\u0301", "x" * 5000, "x" * 5001]
+        assert store.merge_updates([Update(A, 1, event_id) for event_id in ids]) == [Outcome.MERGED] * len(ids)
+        assert store.merge_updates([Update(A, 1, event_id) for event_id in ids]) == [Outcome.DUPLICATE] * len(ids)
+        assert store.get(A) == len(ids)
+
+    def test_scan_is_ordered_and_filtered(self) -> None:
+        """By entity and bucket; only entities with the prefix; only buckets in the range, its ends included."""
+        store = self.open()
+        keys = [Key(entity, bucket) for entity in ("a", "ab", "b") for bucket in (-2, -1, 0, 1, 10)]
+        store.merge_updates([Update(key, 1, "1") for key in reversed(keys)])
+        assert [key for key, _ in store.scan()] == keys
+        assert [key for key, _ in store.scan("a")] == keys[:10]
+        assert [key for key, _ in store.scan("ab", -1, 1)] == keys[6:9]
+        assert [key for key, _ in store.scan(first=10)] == [Key("a", 10), Key("ab", 10), Key("b", 10)]
+        assert [key for key, _ in store.scan("b", last=-2)] == [Key("b", -2)]
+        assert list(store.scan("abc")) == []
+
+    def test_scan_reads_any_number_of_rows(self) -> None:
+        """More rows than any page holds come back once each, also while others are written."""
+        store = self.open()
+        keys = [Key(f"k{i:05d}") for i in range(2_500)]
+        store.merge_updates([Update(key, 1, "1") for key in keys])
+        seen = []
+        for key, _ in store.scan():
+            if key == keys[100]:
+                store.merge_update(Key("0"), 1, event_id="1")
+            seen.append(key)
+        assert seen == keys
+
+    def test_an_expired_row_is_gone(self) -> None:
+        """After its time to live a row is not read any more, nor found by a scan; others stay."""
+        store = self.open()
+        store.merge_updates([Update(A, 1, "1", DAY), Update(B, 1, "1", 3 * DAY), Update(C, 1, "1")])
+        self.clock.time += DAY.total_seconds() + 1
+        assert store.get_many([A, B, C]) == [None, 1, 1]
+        assert [key for key, _ in store.scan()] == [B, C]
+
+    def test_a_row_lives_as_long_as_its_last_time_to_live_says(self) -> None:
+        """Each write says anew how long the row lives."""
+        store = self.open()
+        store.merge_update(A, 1, event_id="1", ttl=DAY)
+        self.clock.time += DAY.total_seconds() / 2
+        store.merge_update(A, 1, event_id="2", ttl=DAY)
+        self.clock.time += DAY.total_seconds() * 0.75
+        assert store.get(A) == 2
+
+    def test_a_live_row_knows_its_events_whatever_is_collected(self) -> None:
+        """Collecting what has expired takes no marker of a row that lives."""
+        store = self.open()
+        store.merge_updates([Update(Key(f"old{i}"), 1, "1", DAY) for i in range(100)])
+        store.merge_updates([Update(A, 1, "1", 100 * DAY), Update(B, 1, "1")])
+        for day in range(1, 50):
+            self.clock.time += DAY.total_seconds()
+            store.merge_update(Key("other"), 1, event_id=str(day))
+        assert store.merge_updates([Update(A, 1, "1", 51 * DAY), Update(B, 1, "1")]) == [Outcome.DUPLICATE] * 2
+
+    def test_two_stores_on_one_state_see_each_other(self) -> None:
+        """What one has merged is a duplicate for the other, at once."""
+        one, other = self.open(), self.open()
+        assert one.merge_update(A, 1, event_id="1") is Outcome.MERGED
+        assert other.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
+        assert other.merge_update(A, 1, event_id="2") is Outcome.MERGED
+        assert one.get(A) == 2
+
+    def test_state_outlives_the_store(self) -> None:
+        """Closed and opened again, values and markers are there."""
+        spec = self.spec(self.clock)
+        with closing(spec.open(Sum())) as store:
+            store.merge_update(A, 1, event_id="1")
+        with closing(spec.open(Sum())) as store:
+            assert store.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
+            assert store.get(A) == 1
+
+    def test_a_second_close_does_nothing(self) -> None:
+        """Closing twice is harmless."""
+        store = self.open()
+        store.close()
+        store.close()
+
+    def test_several_threads_count_exactly(self) -> None:
+        """Threads that merge overlapping sets of the same events, through one store and through their own."""
+        shared = self.open()
+        stores = [shared, shared, self.open(), self.open()]
+        problems: list[BaseException] = []
+
+        def merge(store: Store[Any], first: int) -> None:
+            try:
+                for start in range(first, first + 300, 30):
+                    updates = [Update(Key(f"k{i % 5}"), 1, str(i)) for i in range(start, start + 60)]
+                    assert all(isinstance(result, Outcome) for result in store.merge_updates(updates))
+            except BaseException as err:
+                problems.append(err)
+
+        threads = [threading.Thread(target=merge, args=(store, 50 * i)) for i, store in enumerate(stores)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == []
+        # Events 0 .. 479, each in one of five keys.
+        assert shared.get_many([Key(f"k{i}") for i in range(5)]) == [96] * 5
+
+    def test_a_store_of_another_kind_is_noticed(self) -> None:
+        """Opened for another monoid or another length of bucket, it fails and says how it was written."""
+        self.open(Sum(), DAY)
+        with pytest.raises(SchemaMismatch, match="'sum'"):
+            self.open(Max(), DAY)
+        with pytest.raises(SchemaMismatch, match="1d"):
+            self.open(Sum(), DAY / 24)
+        with pytest.raises(SchemaMismatch):
+            self.open(Sum())
+
+    def test_the_schema_is_recorded(self) -> None:
+        """What a store was opened for can be asked for without opening it."""
+        self.open(Sum(), DAY)
+        assert self.made is not None
+        schema = self.made.recorded_schema()
+        assert schema is not None
+        assert schema == ("sum", DAY)
