@@ -25,6 +25,7 @@ from benchmarks.workloads import zipf_events, zipf_pages
 from murmur_beam.monoids import Sum
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import MergeRecords
+from pipelines.common import IN_PROCESS_RUNNER
 
 
 class Emit(beam.DoFn):
@@ -44,7 +45,7 @@ class Copy(beam.DoFn):
 def run(workload: tuple[int, float], transform: Callable[[beam.PCollection], Any]) -> tuple[float, float]:
     """Wall and CPU seconds of one pipeline."""
     wall, cpu = time.perf_counter(), time.process_time()
-    with beam.Pipeline(runner="FnApiRunner") as p:
+    with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
         transform(p | beam.Create([workload]) | beam.ParDo(Emit()))
     return time.perf_counter() - wall, time.process_time() - cpu
 
