@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,8 @@ from murmur_beam.errors import InvalidRecord, PermanentError
 from murmur_beam.monoids.base import Monoid
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+_INTEGER = re.compile(r" *[+-]?[0-9]{1,4000} *")
 
 
 class Overflow(PermanentError):
@@ -47,15 +50,17 @@ class Sum(Monoid[int]):
             hint = "; count in the smallest unit, such as cents" if isinstance(value, float) else ""
             raise InvalidRecord("value", f"expected an integer, got {type(value).__name__}: {value!r:.80}{hint}")
         if not INT64_MIN <= value <= INT64_MAX:
-            raise InvalidRecord("value", f"{value!r:.80} does not fit into a signed 64-bit integer")
+            # Python refuses to print a number of thousands of digits.
+            shown = value if value.bit_length() <= 256 else f"an integer of {value.bit_length()} bits"
+            raise InvalidRecord("value", f"{shown} does not fit into a signed 64-bit integer")
         return value
 
     def parse(self, text: str) -> int:
         """Read a decimal integer."""
-        try:
-            return int(text)
-        except ValueError:
-            raise InvalidRecord("value", f"{text!r:.80} is not an integer") from None
+        # Not just int(), which also takes "1_000" and the digits of other scripts.
+        if not _INTEGER.fullmatch(text):
+            raise InvalidRecord("value", f"{text!r:.80} is not an integer")
+        return int(text)
 
 
 def _checked(total: int) -> int:
