@@ -29,6 +29,7 @@ from murmur_beam.processor import (
     AtomicDedup,
     Config,
     MergeCancelled,
+    RecordResult,
     RetriesExhausted,
     defaults,
     make_record,
@@ -176,6 +177,12 @@ class TestSuccess:
         merge(config(clock), store, event_time=yesterday, window=daily())
         assert list(store.scan()) == [(Key("a", daily().bucket_id(yesterday)), 1)]
 
+    def test_an_event_before_1970_has_a_bucket_like_any_other(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """One microsecond before the epoch is the day -1, not the day 0."""
+        before = datetime(1970, 1, 1, tzinfo=timezone.utc) - timedelta(microseconds=1)
+        merge(config(clock), store, event_time=before, window=daily())
+        assert list(store.scan()) == [(Key("a", -1), 1)]
+
     def test_a_repeated_key_in_one_record_counts_once(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """``["a", "b", "a"]`` is one delta for a and one for b, even without dedup."""
         cfg = config(clock, dedup=None)
@@ -189,11 +196,14 @@ class TestSuccess:
         assert values(store, "a", "b") == [1, 1]
 
     @pytest.mark.parametrize("keys", [[], (), iter(())])
-    def test_an_empty_key_list_does_nothing(self, clock: FakeClock, store: MemoryStore[int], keys: Any) -> None:
-        """No write, no claim, no count, and MERGED, so that the driver acknowledges it."""
+    @pytest.mark.parametrize("event_id", ["e1", None])
+    def test_an_empty_key_list_does_nothing(
+        self, clock: FakeClock, store: MemoryStore[int], keys: Any, event_id: str | None
+    ) -> None:
+        """No write, no claim, no count, and MERGED, so that the driver acknowledges it; with or without an id."""
         spy, deduper = Spy(store), Deduper()
         cfg = config(clock, dedup=deduper)
-        assert merge(cfg, spy, keys) is Outcome.MERGED
+        assert merge(cfg, spy, keys, event_id) is Outcome.MERGED
         assert (spy.calls, deduper.calls, events(cfg)) == ([], [], {})
 
     def test_latencies_of_store_and_cache_are_recorded(self, clock: FakeClock) -> None:
@@ -743,6 +753,19 @@ class TestExpiry:
         rest_of_hour = timedelta(minutes=46, seconds=40)
         assert [update.ttl for update in spy.calls[0]] == [rest_of_hour + timedelta(days=2)] * 2
 
+    def test_a_retry_that_crosses_the_end_of_its_bucket_is_still_a_duplicate(self, clock: FakeClock) -> None:
+        """The answer to an event of the last moment is lost, and its bucket expires during the backoff: the marker
+        outlives the bucket for a while, so that the next try finds it."""
+        window = hourly(timedelta(minutes=30))
+        event_time = WHEN - timedelta(microseconds=1)
+        clock.time = (event_time + timedelta(minutes=30)).timestamp()
+        minutes = timedelta(minutes=3)
+        cfg = config(clock, backoff_base=minutes, backoff_max=minutes)
+        store = MemoryStore(Sum(), clock)
+        lost = FaultyStore(store, lost=script(a=[BUSY, BUSY]))
+        assert merge(cfg, lost, event_time=event_time, window=window) is Outcome.DUPLICATE
+        assert events(cfg) == {"p:dedup_skip": 1, "p:retry": 2}
+
     def test_a_retention_without_bounds_is_no_error(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """`timedelta.max` plus the rest of the bucket is more than a timedelta holds."""
         assert merge(config(clock), store, window=WindowConfig(timedelta.max, timedelta.max)) is Outcome.MERGED
@@ -825,20 +848,28 @@ class TestBatches:
             Record.of("e4", now_us, ["bad", "a"], 1),
             Record.of("e1", now_us, ["a"], 1),
             Record.of("e5", now_us, ["worse"], 1),
+            Record.of("e1", now_us, ["a", "b", "c"], 1),
+            Record.of("e4", now_us, ["a", "b", "bad"], 1),
+            Record.of("e6", now_us, ["worse", "bad"], 1),
         ]
         never = PermanentError("never")
-        faulty = FaultyStore(store, script(bad=[BUSY] * 3, worse=[never]))
+        faulty = FaultyStore(store, script(bad=[BUSY] * 9, worse=[never, never]))
         cfg = config(clock)
         results = merge_records(cfg, "p", batch, faulty, window=daily(timedelta(days=2)))
         assert results == [
-            (Outcome.MERGED, ("a",), (), None, 0),
-            (Outcome.MERGED, (), (), None, 0),
-            (Outcome.EXPIRED, (), (), None, 0),
-            (None, ("a",), ("bad",), BUSY, 3),
-            (Outcome.DUPLICATE, (), (), None, 0),
-            (None, (), ("worse",), never, 1),
+            RecordResult(Outcome.MERGED),
+            RecordResult(Outcome.MERGED),
+            RecordResult(Outcome.EXPIRED),
+            RecordResult(None, failed=("bad",), error=BUSY, attempts=3),
+            RecordResult(Outcome.DUPLICATE),
+            RecordResult(None, failed=("worse",), error=never, attempts=1),
+            RecordResult(Outcome.MERGED, skipped=("a",)),
+            RecordResult(None, skipped=("a",), failed=("bad",), error=BUSY, attempts=3),
+            RecordResult(None, failed=("worse", "bad"), error=never, attempts=3),
         ]
-        assert events(cfg) == {"p": 2, "p:dedup_skip": 1, "p:expired": 1, "p:retry": 2}
+        merged = [result.merged(record.entities) for record, result in zip(batch, results, strict=True)]
+        assert merged == [("a",), (), (), ("a",), (), (), ("b", "c"), ("b",), ()]
+        assert events(cfg) == {"p": 5, "p:dedup_skip": 3, "p:expired": 1, "p:retry": 6}
 
     def test_a_batch_is_one_call_to_the_store(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """Each row can then be written once for all its events."""
@@ -847,6 +878,16 @@ class TestBatches:
         merge_records(config(clock), "p", batch, spy)
         assert [len(call) for call in spy.calls] == [20]
         assert values(store, "a") == [10]
+
+    def test_new_events_and_duplicates_of_one_row_in_one_batch(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Only what is new is added, in whatever order they come."""
+        merge(config(clock), store, event_id="e0", delta=1)
+        ids = ["e0", "e1", "e1", "e0", "e2", "e1"]
+        batch = [Record.of(event_id, 0, ["a"], 10 ** int(event_id[1])) for event_id in ids]
+        results = merge_records(config(clock), "p", batch, store)
+        new = [ids[i] for i, result in enumerate(results) if result.outcome is Outcome.MERGED]
+        assert new == ["e1", "e2"]
+        assert values(store, "a") == [111]
 
     def test_an_empty_batch_calls_nothing(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """Nor does one whose records have no keys."""
