@@ -26,7 +26,7 @@ class FlushLimits:
         age: time since the first record was buffered, looked at when a record is added.
 
     Raises:
-        ConfigurationError: a limit that is not positive.
+        ConfigurationError: a limit that is not positive, or of another type.
     """
 
     events: int = 5_000
@@ -35,10 +35,11 @@ class FlushLimits:
 
     def __post_init__(self) -> None:
         for name in ("events", "rows"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(name, f"must be at least 1, got {getattr(self, name)}")
-        if self.age <= timedelta(0):
-            raise ConfigurationError("age", f"must be positive, got {self.age}")
+            limit = getattr(self, name)
+            if type(limit) is not int or limit < 1:
+                raise ConfigurationError(name, f"must be an integer of at least 1, got {limit!r:.80}")
+        if not isinstance(self.age, timedelta) or self.age <= timedelta(0):
+            raise ConfigurationError("age", f"must be a positive timedelta, got {self.age!r:.80}")
 
 
 class Coalescer(Generic[T, V]):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from murmur_beam.extract import Known, parse_rfc3339
+from murmur_beam.errors import InvalidRecord
+from murmur_beam.extract import Known, event_time_us, parse_rfc3339, text_of
 from murmur_beam.model import DeadLetter, is_representable, rfc3339, to_us
-
-_JSON_TYPES = (dict, list, int, float, bool, type(None))
 
 
 class Failure(NamedTuple):
@@ -33,7 +32,7 @@ class Failure(NamedTuple):
 
 
 def write_letter(element: Any, pipeline: str, failure: Failure, now_us: int) -> DeadLetter:
-    """Make the dead letter of an element.
+    """Make the dead letter of an element. Never fails, whatever the element: its bundle would come again for ever.
 
     An element that is a dead letter itself, fed in again, keeps its payload and its keys: the new letter tells what
     is still missing of the same event, not of the letter.
@@ -46,10 +45,11 @@ def write_letter(element: Any, pipeline: str, failure: Failure, now_us: int) -> 
         stage=failure.stage,
         event_id=known.event_id,
         event_time=rfc3339(time_us) if time_us is not None and is_representable(time_us) else None,
-        keys=list(letter.keys or known.keys or ()),
+        # Only after a failed merge is what the letter says complete; then the record has just the keys that failed.
+        keys=list((letter.failed_keys and letter.keys) or known.keys or letter.keys),
         failed_keys=list(failure.failed_keys or letter.failed_keys),
         error_type=type(failure.error).__name__,
-        error_message=str(failure.error),
+        error_message=_utf8(text_of(failure.error)),
         attempts=failure.attempts,
         failed_at=rfc3339(now_us),
     )
@@ -78,12 +78,19 @@ def read_letter(letter: DeadLetter, message: Callable[[DeadLetter], Any], *, unp
     if kind == "pickle":
         if not unpickle:
             raise ValueError("the element is pickled; if you trust who wrote the letter, replay it with unpickle=True")
-        return pickle.loads(payload)
+        try:
+            return pickle.loads(payload)
+        except Exception as err:
+            raise ValueError(f"the pickled element cannot be loaded: {type(err).__name__}: {text_of(err)}") from err
     raise ValueError(f"a payload of type {kind!r} cannot be turned back into an element")
 
 
 def known_of(letter: DeadLetter) -> Known:
-    """What the letter says of its record: only the keys that failed are merged again."""
+    """What the letter says of its record: only the keys that failed are merged again.
+
+    Raises:
+        InvalidRecord: its event time is no time.
+    """
     return Known(
         letter.event_id,
         None if letter.event_time is None else to_us(parse_rfc3339(letter.event_time)),
@@ -92,15 +99,18 @@ def known_of(letter: DeadLetter) -> Known:
 
 
 def _envelope(element: Any) -> DeadLetter:
-    kind, payload = _pack(element)
-    publish_time = getattr(element, "publish_time", None) if kind == "pubsub" else None
+    return _message_letter(element) or _letter(*_pack(element))
+
+
+def _letter(kind: str, payload: bytes) -> DeadLetter:
+    """A letter that says nothing yet but what it holds."""
     return DeadLetter(
         payload=payload,
         payload_type=kind,
-        attributes=dict(element.attributes or {}) if kind == "pubsub" else {},
-        message_id=getattr(element, "message_id", None) or None if kind == "pubsub" else None,
-        publish_time=rfc3339(to_us(publish_time)) if isinstance(publish_time, datetime) else None,
-        ordering_key=getattr(element, "ordering_key", None) or None if kind == "pubsub" else None,
+        attributes={},
+        message_id=None,
+        publish_time=None,
+        ordering_key=None,
         pipeline="",
         stage="",
         event_id=None,
@@ -114,22 +124,77 @@ def _envelope(element: Any) -> DeadLetter:
     )
 
 
+def _message_letter(element: Any) -> DeadLetter | None:
+    """The letter of a message; None of an element that is none, or that a message could not give back."""
+    try:
+        data, attributes = element.data, element.attributes
+        message_id, ordering_key = (getattr(element, name, None) or None for name in ("message_id", "ordering_key"))
+        publish_time = getattr(element, "publish_time", None)
+    except Exception:  # its properties may raise anything
+        return None
+    attributes = {} if attributes is None else attributes
+    if not isinstance(data, (bytes, type(None))) or not isinstance(attributes, Mapping):
+        return None
+    texts = [text for text in (message_id, ordering_key) if text is not None]
+    if not all(map(_is_text, [*texts, *attributes, *attributes.values()])):
+        return None
+    return _letter("pubsub", data or b"")._replace(
+        attributes=dict(attributes),
+        message_id=message_id,
+        publish_time=_publish_time(publish_time),
+        ordering_key=ordering_key,
+    )
+
+
+def _publish_time(time: Any) -> str | None:
+    try:
+        return rfc3339(event_time_us(time))
+    except InvalidRecord:
+        return None
+
+
 def _pack(element: Any) -> tuple[str, bytes]:
     if type(element) is bytes:
         return "bytes", element
     if type(element) is str:
         return "text", element.encode("utf-8", "surrogatepass")
-    if hasattr(element, "attributes") and isinstance(getattr(element, "data", None), (bytes, type(None))):
-        return "pubsub", element.data or b""
-    if type(element) in _JSON_TYPES:
-        try:
-            text = json.dumps(element, ensure_ascii=True, allow_nan=False)
-            # Tuples, keys that are numbers and the like would come back as something else.
+    try:
+        if _is_json(element):
+            text = json.dumps(element)
+            # A pair of lone surrogates would come back as one character.
             if json.loads(text) == element:
                 return "json", text.encode("ascii")
-        except (TypeError, ValueError, RecursionError):
-            pass
+    except (ValueError, RecursionError):  # an int of too many digits, nested too deeply
+        pass
     try:
         return "pickle", pickle.dumps(element)
     except Exception:
-        return "repr", repr(element).encode("utf-8", "backslashreplace")
+        return "repr", _repr(element).encode("utf-8", "backslashreplace")
+
+
+def _is_json(value: Any) -> bool:
+    """Does JSON give it back with the same types? Neither tuples and numbers as keys nor an OrderedDict or enum."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str and _is_json(member) for key, member in value.items())
+    if kind is list:
+        return all(map(_is_json, value))
+    if kind is float:
+        return math.isfinite(value)
+    return kind in (str, int, bool, type(None))
+
+
+def _repr(element: Any) -> str:
+    try:
+        return repr(element)
+    except Exception:
+        return object.__repr__(element)
+
+
+def _is_text(value: Any) -> bool:
+    """Can it stand in a letter, whose texts are all UTF-8?"""
+    return isinstance(value, str) and _utf8(value) == value
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.model import Record, check_event_id, is_representable, to_us
+from murmur_beam.model import Record, check_entity, check_event_id, is_representable, to_us
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.processor import make_record
 
@@ -51,13 +51,17 @@ def payload_of(element: Any) -> Any:
 def decode_bytes(element: Any) -> Any:
     """Bytes and messages as JSON; anything else, text too, is taken as it is. The default.
 
+    A message without data is a record without fields: all it says stands in its attributes.
+
     Raises:
         InvalidRecord: as `decode_json`.
     """
     if type(element) is dict:
         return element
     payload = payload_of(element)
-    return decode_json(payload) if isinstance(payload, bytes) else payload
+    if isinstance(payload, bytes):
+        return _parse_json(payload) if payload or payload is element else {}
+    return {} if payload is None and payload is not element else payload
 
 
 def decode_json(element: Any) -> dict[str, Any]:
@@ -66,26 +70,20 @@ def decode_json(element: Any) -> dict[str, Any]:
     Raises:
         InvalidRecord: bytes that are not UTF-8, text that is not JSON, JSON that is no object.
     """
-    try:
-        record = json.loads(_text(payload_of(element)))
-    except json.JSONDecodeError as err:
-        raise InvalidRecord("payload", f"malformed JSON: {err}") from None
-    except RecursionError:
-        raise InvalidRecord("payload", "malformed JSON: nested too deeply") from None
-    if not isinstance(record, dict):
-        raise InvalidRecord("payload", f"expected a JSON object, got {type(record).__name__}: {record!r:.80}")
-    return record
+    return _parse_json(payload_of(element))
 
 
 def decode_csv(element: Any) -> dict[str, str]:
-    """A header line and one record of CSV, in bytes, text or a message; all values are text.
+    """A header line and one record of CSV, in bytes, text or a message; all values are text. A byte order mark, as
+    spreadsheets write it, is no part of the first field's name.
 
     Raises:
         InvalidRecord: bytes that are not UTF-8, quotes that do not match, or another number of fields than the
             header has.
     """
     try:
-        lines = list(csv.reader(io.StringIO(_text(payload_of(element)), newline=""), strict=True))
+        text = _text(payload_of(element)).removeprefix("\ufeff")
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as err:
         raise InvalidRecord("payload", f"malformed CSV: {err}") from None
     if len(lines) != 2:
@@ -97,6 +95,18 @@ def decode_csv(element: Any) -> dict[str, str]:
 
 
 DECODERS: Mapping[str, Callable[[Any], Any]] = {"json": decode_json, "csv": decode_csv}
+
+
+def _parse_json(payload: Any) -> dict[str, Any]:
+    try:
+        record = json.loads(_text(payload))
+    except ValueError as err:  # not only a JSONDecodeError: an int may have too many digits for Python
+        raise InvalidRecord("payload", f"malformed JSON: {err}") from None
+    except RecursionError:
+        raise InvalidRecord("payload", "malformed JSON: nested too deeply") from None
+    if not isinstance(record, dict):
+        raise InvalidRecord("payload", f"expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 def _text(payload: Any) -> str:
@@ -134,13 +144,14 @@ class Extraction:
     def __post_init__(self) -> None:
         if isinstance(self.keys, tuple):
             for key in self.keys:
-                compile_text("key" if len(self.keys) == 1 else "keys", key)
+                compile_text(_argument_of(self.keys), key)
         elif not callable(self.keys):
-            raise ConfigurationError("keys", f"expected a function or a list of fields, got {self.keys!r:.80}")
+            raise ConfigurationError("keys", f"expected a function or a tuple of fields, got {self.keys!r:.80}")
         for name in ("value", "event_id", "event_time"):
             if getattr(self, name) is not None:
                 compile_field(name, getattr(self, name))
-        if not (self.decode is None or callable(self.decode) or self.decode in DECODERS):
+        named = isinstance(self.decode, str) and self.decode in DECODERS
+        if not (self.decode is None or callable(self.decode) or named):
             raise ConfigurationError("decode", f"expected {', '.join(DECODERS)} or a function, got {self.decode!r:.80}")
 
 
@@ -195,6 +206,7 @@ class Extractor:
             text = self._value
             self._value = lambda record, element: monoid.parse(text(record, element))
         self._keys = _compile_keys(extraction.keys)
+        self._keys_argument = _argument_of(extraction.keys)
 
     def record(self, element: Any, timestamp_us: int, known: Known = _NOTHING_KNOWN) -> Record:
         """Make the record of an element.
@@ -214,7 +226,7 @@ class Extractor:
             event_id = self._event_id_of(decoded, element, known)
             part = "event_time"
             event_time_us = self._event_time_of(decoded, element, timestamp_us, known)
-            part = "key"
+            part = self._keys_argument
             keys = known.keys or self._keys(decoded, element)
             part = "value"
             value = self._value(decoded, element)
@@ -246,7 +258,8 @@ class Extractor:
         return Known(
             _or_none(lambda: check_event_id(self._event_id_of(decoded, element, known))),
             _or_none(lambda: self._event_time_of(decoded, element, timestamp_us, known)),
-            _or_none(lambda: tuple(map(str, known.keys or self._keys(decoded, element)))),
+            # Only what can be one: a letter must never fail to be written for the very text that made it one.
+            _or_none(lambda: tuple(e for e in known.keys or self._keys(decoded, element) if _is_entity(e))),
         )
 
 
@@ -257,9 +270,21 @@ def _or_none(function: Callable[[], T]) -> T | None:
         return None
 
 
+def _is_entity(entity: object) -> bool:
+    return _or_none(lambda: check_entity(entity)) is not None
+
+
 def _explained(part: str, err: Exception) -> InvalidRecord:
     """What a user's function raised, with the argument it was given as."""
-    return InvalidRecord(part, f"{type(err).__name__}: {err}")
+    return InvalidRecord(part, f"{type(err).__name__}: {text_of(err)}")
+
+
+def text_of(err: BaseException) -> str:
+    """The text of an error, or a note that it has none: it is a user's class, and must not fail a second time."""
+    try:
+        return str(err)
+    except Exception as second:
+        return f"(its text cannot be shown: {type(second).__name__})"
 
 
 def compile_field(argument: str, field: Field) -> Getter:
@@ -278,10 +303,12 @@ def compile_field(argument: str, field: Field) -> Getter:
         return lambda record, element: literal
     if "{" in field or "}" in field:
         return _template(argument, field)
-    kind, _, name = field.partition(":")
-    if kind == "attribute" and name:
+    kind, colon, name = field.partition(":")
+    if kind == "attribute" and colon:
+        if not name:
+            raise ConfigurationError(argument, f"{field!r}: write attribute:NAME")
         return lambda record, element: _attribute(argument, name, element)
-    if kind == "message":
+    if kind == "message" and colon:
         if name not in ("id", "publish_time"):
             raise ConfigurationError(argument, f"{field!r}: write message:id or message:publish_time")
         of_message = "message_id" if name == "id" else name
@@ -308,7 +335,7 @@ def compile_text(argument: str, field: Field) -> Getter:
 
 def _compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> Getter:
     if isinstance(keys, tuple):
-        getters = [compile_text("key" if len(keys) == 1 else "keys", key) for key in keys]
+        getters = [compile_text(_argument_of(keys), key) for key in keys]
         if len(getters) == 1:
             (get,) = getters
             return lambda record, element: (get(record, element),)
@@ -317,11 +344,17 @@ def _compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> G
 
     def entities(record: Any, element: Any) -> Iterable[Any]:
         found = function(record)
-        if isinstance(found, str) or not isinstance(found, Iterable):
+        if isinstance(found, (str, bytes)) or not isinstance(found, Iterable):
             raise InvalidRecord("keys", f"the function must return a list of keys, got {found!r:.80}; for one use key=")
-        return found
+        # A generator runs here and not later, so that what it raises is blamed on it.
+        return found if isinstance(found, (list, tuple)) else list(found)
 
     return entities
+
+
+def _argument_of(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> str:
+    """As which argument the user has given them."""
+    return "key" if isinstance(keys, tuple) and len(keys) == 1 else "keys"
 
 
 def _optional(argument: str, field: Field | None) -> Getter | None:
@@ -333,14 +366,17 @@ def _nothing(record: Any, element: Any) -> Any:
 
 
 def _template(argument: str, template: str) -> Getter:
-    parts: list[tuple[str, str, Getter | None]] = []
     try:
-        for literal, name, spec, conversion in string.Formatter().parse(template):
-            if spec or conversion or name == "":
-                raise ValueError("each pair of braces takes the name of a field, and nothing else")
-            parts.append((literal, name or "", compile_field(argument, name) if name else None))
+        parsed = list(string.Formatter().parse(template))
     except ValueError as err:
         raise ConfigurationError(argument, f"template {template!r}: {err}") from None
+    parts: list[tuple[str, str, Getter | None]] = []
+    for literal, name, spec, conversion in parsed:
+        if spec or conversion or name == "":
+            raise ConfigurationError(
+                argument, f"template {template!r}: each pair of braces takes the name of a field, and nothing else"
+            )
+        parts.append((literal, name or "", compile_field(argument, name) if name else None))
 
     def fill(record: Any, element: Any) -> str:
         return "".join(
@@ -361,6 +397,8 @@ def _scalar_text(argument: str, field: Any, value: Any) -> str:
 
 def _path(argument: str, path: str) -> Getter:
     first, *others = path.split(".")
+    if not all((first, *others)):
+        raise ConfigurationError(argument, f"{path!r} has a dot too many: a path is names with single dots between")
 
     def get_first(record: Any, element: Any) -> Any:
         if type(record) is dict and first in record:
@@ -385,11 +423,14 @@ def _member(argument: str, name: str, value: Any) -> Any:
             return value[name]
         there = f"there are {', '.join(map(str, value))}" if value else "there are none"
         raise InvalidRecord(argument, f"field {name!r} is missing; {there:.200}")
+    if isinstance(value, str):  # whose attributes are methods, such as title, and never fields
+        raise InvalidRecord(
+            argument, f"field {name!r} is missing in a str; text is only parsed with decode='json' or 'csv'"
+        )
     try:
         return getattr(value, name)
     except AttributeError:
-        hint = "; text is only parsed with decode='json' or 'csv'" if isinstance(value, str) else ""
-        raise InvalidRecord(argument, f"field {name!r} is missing in a {type(value).__name__}{hint}") from None
+        raise InvalidRecord(argument, f"field {name!r} is missing in a {type(value).__name__}") from None
 
 
 def _attribute(argument: str, name: str, element: Any) -> Any:
@@ -403,7 +444,10 @@ def _attribute(argument: str, name: str, element: Any) -> Any:
     return attributes[name]
 
 
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|z|[+-]\d\d:?\d\d)?")
+# Hour 24 is refused here, since not every version of Python does so.
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d{1,9}))?(Z|z|[+-]\d\d:?\d\d)?", re.ASCII
+)
 
 
 def event_time_us(value: Any) -> int:
@@ -411,7 +455,8 @@ def event_time_us(value: Any) -> int:
     zone, or Unix seconds.
 
     Returns:
-        Microseconds since the Unix epoch; finer digits are cut off.
+        Microseconds since the Unix epoch. Finer digits of a text are cut off; a float, which is seldom exact, is
+        rounded.
 
     Raises:
         InvalidRecord: none of these, or outside the years 1 to 9999.
@@ -421,19 +466,27 @@ def event_time_us(value: Any) -> int:
     if isinstance(value, str):
         return to_us(parse_rfc3339(value))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise InvalidRecord("event_time", f"expected a finite number of seconds, got {value}")
-        if abs(value) > _MAX_UNIX_S:
-            raise InvalidRecord(
-                "event_time", f"{value} is too large for Unix seconds; divide milliseconds by 1000 in event_time="
-            )
-        return value * 1_000_000 if isinstance(value, int) else math.floor(value * 1_000_000)
-    micros = getattr(value, "micros", None)
-    if isinstance(micros, int) and is_representable(micros):
-        return micros
-    raise InvalidRecord(
-        "event_time", f"expected a datetime, RFC 3339 text or Unix seconds, got {type(value).__name__}: {value!r:.80}"
-    )
+        time_us = _unix_us(value)
+    elif isinstance(getattr(value, "micros", None), int):
+        time_us = value.micros
+    else:
+        raise InvalidRecord(
+            "event_time",
+            f"expected a datetime, RFC 3339 text or Unix seconds, got {type(value).__name__}: {value!r:.80}",
+        )
+    if not is_representable(time_us):
+        raise InvalidRecord("event_time", f"{value!r:.80} lies outside the years 1 to 9999 in UTC")
+    return time_us
+
+
+def _unix_us(seconds: int | float) -> int:
+    if isinstance(seconds, float) and not math.isfinite(seconds):
+        raise InvalidRecord("event_time", f"expected a finite number of seconds, got {seconds}")
+    if abs(seconds) > _MAX_UNIX_S:
+        raise InvalidRecord(
+            "event_time", f"{seconds!r:.80} is too large for Unix seconds; divide milliseconds by 1000 in event_time="
+        )
+    return seconds * 1_000_000 if isinstance(seconds, int) else round(seconds * 1_000_000)
 
 
 def parse_rfc3339(text: str) -> datetime:

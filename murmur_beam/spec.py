@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,25 @@ from murmur_beam.windows import WindowConfig, parse_window
 
 DEFAULT_NAME = "murmur"
 ON_EXHAUSTED = ("dead_letter", "raise")
+
+_ARGUMENTS = (
+    "name",
+    "key",
+    "keys",
+    "value",
+    "monoid",
+    "window",
+    "retention",
+    "store",
+    "cache",
+    "event_id",
+    "event_time",
+    "decode",
+    "config",
+    "flush",
+    "on_exhausted",
+    "unpickle",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,8 @@ class MergeSpec:
                     store = spec.open(self.monoid, self.granularity)
                 except MurmurError as err:
                     raise ConfigurationError(argument, str(err)) from err
+                except Exception as err:  # a user's own store may raise anything
+                    raise ConfigurationError(argument, f"{spec} fails to open: {type(err).__name__}: {err}") from err
                 store.close()
                 if argument == "cache" and not hasattr(store, "repopulate"):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
@@ -81,6 +103,9 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         ConfigurationError: naming the argument.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
+    for name in given:
+        if name not in _ARGUMENTS:
+            raise ConfigurationError(name, f"there is no such argument; there are {', '.join(_ARGUMENTS)}")
     monoid = _monoid(given.get("monoid", "sum"))
     config = given.get("config", Config(dedup=AtomicDedup()))
     if not isinstance(config, Config):
@@ -95,11 +120,18 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
     name = given.get("name", DEFAULT_NAME)
     if not isinstance(name, str) or not name:
         raise ConfigurationError("name", f"expected a text that is not empty, got {name!r:.80}")
+    unpickle = given.get("unpickle", False)
+    if not isinstance(unpickle, bool):
+        raise ConfigurationError("unpickle", f"expected True or False, got {unpickle!r:.80}")
     if "store" not in given:
         raise ConfigurationError("store", "is missing; write a URI such as sqlite:///counts.db")
-    if given.get("value") is None and monoid.needs_value:
+    store = _store("store", given["store"])
+    cache = _store("cache", given["cache"]) if "cache" in given else None
+    if cache == store:
+        raise ConfigurationError("cache", f"{cache} is the store itself, where each event would count twice")
+    if "value" not in given and monoid.needs_value:
         raise ConfigurationError("value", f"monoid {monoid.name!r} needs one: a field name or a function")
-    if given.get("event_id") is None and needs_event_id(config, monoid):
+    if "event_id" not in given and needs_event_id(config, monoid):
         raise ConfigurationError(
             "event_id",
             f"is missing, but without it a redelivery would count twice in a {monoid.name!r}; name a field or a "
@@ -116,12 +148,12 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         ),
         monoid=monoid,
         window=window,
-        store=_store("store", given["store"]),
-        cache=_store("cache", given["cache"]) if "cache" in given else None,
+        store=store,
+        cache=cache,
         config=config,
         flush=flush,
         on_exhausted=on_exhausted,
-        unpickle=bool(given.get("unpickle", False)),
+        unpickle=unpickle,
     )
 
 
@@ -153,32 +185,49 @@ def _monoid(monoid: Any) -> Monoid[Any]:
 
 
 def _window(window: Any, retention: Any) -> WindowConfig | None:
-    try:
-        if isinstance(retention, str):
-            retention = parse_duration(retention)
-    except ValueError as err:
-        raise ConfigurationError("retention", str(err)) from None
+    kept = _retention(retention)
     if window is None:
-        if retention is not None:
+        if kept is not None:
             raise ConfigurationError("retention", "needs a window")
         return None
     if isinstance(window, WindowConfig):
+        if kept is not None:
+            raise ConfigurationError(
+                "retention", "belongs into the WindowConfig; beside it only a window in text takes one"
+            )
         return window
     if isinstance(window, str):
         try:
-            return parse_window(window, retention)
+            return parse_window(window, kept)
         except ValueError as err:
             raise ConfigurationError("window", str(err)) from None
     raise ConfigurationError("window", f"expected a WindowConfig or a text such as daily or 15m, got {window!r:.80}")
 
 
+def _retention(retention: Any) -> timedelta | None:
+    if isinstance(retention, str):
+        try:
+            retention = parse_duration(retention)
+        except ValueError as err:
+            raise ConfigurationError("retention", str(err)) from None
+    if not (retention is None or (isinstance(retention, timedelta) and retention > timedelta(0))):
+        raise ConfigurationError("retention", f"expected a positive duration such as 90d, got {retention!r:.80}")
+    return retention
+
+
 def _store(argument: str, store: Any) -> StoreSpec:
     if isinstance(store, str):
         return spec_from_uri(store, argument)
-    if callable(getattr(store, "open", None)) and callable(getattr(store, "recorded_schema", None)):
+    opens = callable(getattr(store, "open", None)) and callable(getattr(store, "recorded_schema", None))
+    if opens and not isinstance(store, type):
         spec: StoreSpec = store
+        try:
+            hash(spec)
+        except TypeError as err:
+            raise ConfigurationError(argument, f"{err}; workers find their open stores by their specs") from None
         return spec
-    raise ConfigurationError(argument, f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}")
+    hint = "; write its parentheses" if opens else ""
+    raise ConfigurationError(argument, f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}{hint}")
 
 
 def add_flags(parser: Any, prefix: str = "") -> list[str]:
@@ -242,17 +291,29 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
     names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
     arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
     if "key" in given:
-        arguments["keys"] = given["key"]
+        # Beam's options hold a text where they were made in Python and not from a command line.
+        arguments["keys"] = [given["key"]] if isinstance(given["key"], str) else given["key"]
     config: dict[str, Any] = {name: given[name] for name in ("max_attempts",) if name in given}
     config |= _durations(prefix, given, "backoff_base", "backoff_max")
     if config or "dedup" in given:
         dedup = None if given.get("dedup") == "none" else AtomicDedup()
-        arguments["config"] = Config(dedup=dedup, **config)
+        with _named_as_flag(f"--{prefix}"):
+            arguments["config"] = Config(dedup=dedup, **config)
     flush: dict[str, Any] = {name: given[f"flush_{name}"] for name in ("events", "rows") if f"flush_{name}" in given}
     flush |= {name.removeprefix("flush_"): d for name, d in _durations(prefix, given, "flush_age").items()}
     if flush:
-        arguments["flush"] = FlushLimits(**flush)
+        with _named_as_flag(f"--{prefix}flush_"):
+            arguments["flush"] = FlushLimits(**flush)
     return arguments
+
+
+@contextmanager
+def _named_as_flag(prefix: str) -> Iterator[None]:
+    """Errors name the flag that the user wrote, not the argument that it became."""
+    try:
+        yield
+    except ConfigurationError as err:
+        raise ConfigurationError(f"{prefix}{err.argument}", err.problem) from None
 
 
 def _durations(prefix: str, given: Mapping[str, Any], *names: str) -> dict[str, timedelta]:
