@@ -29,7 +29,7 @@ class FlushLimits:
         ConfigurationError: a limit that is not positive, or of another type.
     """
 
-    events: int = 5_000
+    events: int = 1_000
     rows: int = 10_000
     age: timedelta = timedelta(seconds=1)
 

@@ -17,6 +17,8 @@ from murmur_beam.errors import InvalidRecord
 MAX_ENTITY_BYTES = 4000
 """Longest entity in UTF-8 bytes: leaves room for bucket and shard in Bigtable's row key limit of 4 KB."""
 
+_SURELY_SHORT = MAX_ENTITY_BYTES // 4  # a character takes at most four bytes
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -73,13 +75,13 @@ class Record(NamedTuple):
         """
         if isinstance(entities, str):
             raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
-        checked = [check_entity(entity) for entity in entities]
-        return cls(
-            None if event_id is None else check_event_id(event_id),
-            event_time_us,
-            tuple(checked) if len(checked) == 1 else tuple(dict.fromkeys(checked)),
-            delta,
+        # Plain ids and keys, nearly all of them, are let through without a call.
+        if not (type(event_id) is str and event_id and event_id.isascii()) and event_id is not None:
+            event_id = check_event_id(event_id)
+        checked = tuple(
+            [e if type(e) is str and 0 < len(e) <= _SURELY_SHORT and e.isascii() else check_entity(e) for e in entities]
         )
+        return cls(event_id, event_time_us, checked if len(checked) < 2 else tuple(dict.fromkeys(checked)), delta)
 
 
 class MergeResult(NamedTuple):
@@ -229,8 +231,7 @@ def check_entity(entity: object) -> str:
         InvalidRecord: anything else.
     """
     text = _check_text("key", entity)
-    # A character takes at most four bytes, so only long texts need the exact count.
-    if len(text) * 4 > MAX_ENTITY_BYTES and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
+    if len(text) > _SURELY_SHORT and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
         raise InvalidRecord("key", f"{size} bytes long, at most {MAX_ENTITY_BYTES} are allowed: {text[:40]!r}...")
     return text
 

@@ -51,7 +51,8 @@ class Deduper(Protocol):
 
     A weaker promise than `AtomicDedup`: a crash or a cancellation between claim and merge loses the event, since its
     redelivery is taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed
-    with ``dedup=None``.
+    with ``dedup=None``. A claim that was made although ``mark_seen`` raised (its answer got lost) loses the event at
+    the next try.
     """
 
     def mark_seen(self, event_id: str) -> bool:
@@ -367,24 +368,27 @@ def _updates(
 ) -> list[Update]:
     """One update for each key of each record that is still open, in order."""
     atomic = isinstance(cfg.dedup, AtomicDedup)
-    updates: list[Update] = []
-    if window is None:
-        for (event_id, _, entities, delta), result in zip(records, results, strict=True):
-            if result is None:
-                marker = event_id if atomic else None
-                updates += [Update(Key(entity), delta, marker) for entity in entities]
-        return updates
     now_us = _now_us(cfg)
-    granularity_us = window.granularity_us
+    granularity_us = window.granularity_us if window else 0
     ttls: dict[int, timedelta | None] = {}
+    # One key object for each row, however many events it gets: most records share few rows.
+    keys: dict[tuple[str, int], Key] = {}
+    updates: list[Update] = []
     for (event_id, event_time_us, entities, delta), result in zip(records, results, strict=True):
-        if result is None:
-            bucket = event_time_us // granularity_us
-            if bucket not in ttls:
-                expires_us = window.expires_us(bucket)
-                ttls[bucket] = None if expires_us is None else _as_timedelta(expires_us - now_us)
-            marker = event_id if atomic else None
-            updates += [Update(Key(entity, bucket), delta, marker, ttls[bucket]) for entity in entities]
+        if result is not None:
+            continue
+        bucket = event_time_us // granularity_us if granularity_us else 0
+        if bucket not in ttls:
+            expires_us = window.expires_us(bucket) if window else None
+            ttls[bucket] = None if expires_us is None else _as_timedelta(expires_us - now_us)
+        marker = event_id if atomic else None
+        ttl = ttls[bucket]
+        for entity in entities:
+            row = (entity, bucket)
+            key = keys.get(row)
+            if key is None:
+                key = keys[row] = Key(entity, bucket)
+            updates.append(Update(key, delta, marker, ttl))
     return updates
 
 
