@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_type_hints
 
 import apache_beam as beam
 from apache_beam.io.gcp.pubsub import PubsubMessage
@@ -34,8 +35,18 @@ METRICS_NAMESPACE = "murmur_beam"
 _OPTIONS_PREFIX = "murmur_"
 _log = logging.getLogger(__name__)
 
-beam.coders.registry.register_coder(MergeResult, beam.coders.RowCoder)
-beam.coders.registry.register_coder(DeadLetter, beam.coders.RowCoder)
+
+def _register(row: type) -> None:
+    """Give Beam the schema of a NamedTuple: it takes annotations as they stand, and text or ``X | None`` for Any."""
+    row.__annotations__ = {
+        name: Union[get_args(hint)] if isinstance(hint, UnionType) else hint  # noqa: UP007 - that is what Beam takes
+        for name, hint in get_type_hints(row).items()
+    }
+    beam.coders.registry.register_coder(row, beam.coders.RowCoder)
+
+
+_register(MergeResult)
+_register(DeadLetter)
 
 
 class MurmurOptions(PipelineOptions):
@@ -183,32 +194,46 @@ class MergeDoFn(beam.DoFn):
             need_time=spec.window is not None or spec.monoid.needs_event_time,
         )
         self._bucket_us = spec.window.granularity_us if spec.window else 0
+        self._held: list[Iterable[WindowedValue | TaggedOutput]] = []
 
     def start_bundle(self) -> None:
         """Forget the leftovers of a bundle that failed; the runner delivers it again."""
         self._coalescer.clear()
+        self._held.clear()
 
     def process(
         self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam
     ) -> Iterable[WindowedValue | TaggedOutput]:
         """Buffer an element; when the buffer is full, merge it and emit."""
         try:
-            if isinstance(element, DeadLetter):
-                record = self._replayed(element, windowed)
+            # By its fields: a worker decodes letters from elsewhere to a type that Beam has made of their schema.
+            if isinstance(element, tuple) and getattr(element, "_fields", None) == DeadLetter._fields:
+                letter = DeadLetter(*element)
+                windowed = windowed.with_value(letter)
+                record = self._replayed(letter, windowed)
             else:
                 record = self._extractor.record(element, windowed.timestamp_micros)
         except Rejected as rejected:
             failure = Failure(rejected.stage, rejected.error, rejected.known)
-            return [self._dead_letter(windowed, failure)]
-        if self._coalescer.add(record, windowed):
-            return self._flush()
+            # Without windows: Beam gives it those of the element.
+            return [TaggedOutput(DEAD_LETTER, self._letter(windowed.value, failure))]
+        if not self._coalescer.add(record, windowed):
+            return ()
+        outputs = self._flush()
+        if len(windowed.windows) == 1:
+            return outputs
+        # Beam repeats the windows of whatever leaves here once for each window of the current element, which would
+        # put every output out several times; at the end of a bundle there is no current element.
+        self._held.append(outputs)
         return ()
 
     def finish_bundle(self) -> Iterable[WindowedValue | TaggedOutput]:
         """Merge and emit the rest."""
-        outputs = self._flush()
+        self._held.append(self._flush())
+        for outputs in self._held:
+            yield from outputs
+        self._held.clear()
         self._recorder.report()
-        return outputs
 
     def teardown(self) -> None:
         """Close the stores, unless another step of this process uses them."""
@@ -250,13 +275,13 @@ class MergeDoFn(beam.DoFn):
         if self._spec.on_exhausted == "raise" and not isinstance(error, PermanentError):
             raise RetriesExhausted(self._spec.name, event_id, failed, attempts) from error
         known = Known(event_id, event_time_us, entities)
-        return self._dead_letter(windowed, Failure("merge", error, known, failed, attempts))
+        letter = self._letter(windowed.value, Failure("merge", error, known, failed, attempts))
+        return TaggedOutput(DEAD_LETTER, windowed.with_value(letter))
 
-    def _dead_letter(self, windowed: WindowedValue, failure: Failure) -> TaggedOutput:
+    def _letter(self, element: Any, failure: Failure) -> DeadLetter:
         name = self._spec.name
         self._recorder.record_event(f"{name}:dead_letter")
-        now_us = int(self._spec.config.clock.now() * 1_000_000)
-        return TaggedOutput(DEAD_LETTER, windowed.with_value(write_letter(windowed.value, name, failure, now_us)))
+        return write_letter(element, name, failure, int(self._spec.config.clock.now() * 1_000_000))
 
 
 def _message(letter: DeadLetter) -> PubsubMessage:

@@ -143,6 +143,8 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
 
 
 def quiet() -> None:
-    """Keep Beam's warnings about clouds that are not used off the screen; errors still show."""
+    """Keep Beam's warnings about clouds that are not used off the screen; errors still show, and only once."""
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    # Logs whatever a step raises, which comes out of the pipeline as well.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.ERROR)

@@ -9,14 +9,18 @@ Run it again, over the same files or over more of them, and each event still cou
 from __future__ import annotations
 
 import argparse
+import bz2
 import csv
+import gzip
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any
 
 import apache_beam as beam
 from apache_beam.io.fileio import MatchAll, ReadableFile, ReadMatches
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from murmur_beam.errors import ConfigurationError, MurmurError
@@ -27,19 +31,28 @@ from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_erro
 
 _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
+# Unlike Beam's own readers, these notice a file that was cut short.
+_OPENERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open}
 _BOM = b"\xef\xbb\xbf"
 
 
 def frame_json(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines that are not blank, without their ends."""
+    """The lines that are not blank, without their ends and without the mark that some editors put first."""
+    mark = _BOM
     for line in lines:
-        if line.strip():
-            yield line.rstrip(b"\r\n")
+        record = line.removeprefix(mark).rstrip(b"\r\n")
+        mark = b""
+        if record.strip():
+            yield record
 
 
 def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The records of a CSV file, each as two records of bytes, the header and the record as they stand in the file:
-    so each can be decoded, or given up and replayed, on its own."""
+    so each can be decoded, or given up and replayed, on its own.
+
+    Raises:
+        csv.Error: the first record, which is the header, is malformed.
+    """
     taken: list[bytes] = []
     source = iter(lines)
 
@@ -55,6 +68,8 @@ def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
         try:
             fields = next(reader, None)
         except csv.Error:
+            if not header:
+                raise
             # A quote that never ends: what it has swallowed is one bad record, and the file goes on behind it.
             fields, reader = ["bad"], csv.reader(take())
         record = b"".join(taken).rstrip(b"\r\n")
@@ -63,6 +78,8 @@ def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
             return
         if not header:
             header = record.removeprefix(_BOM)
+            # A quote that never ends would make a header of the whole file.
+            list(csv.reader([header.decode("latin-1")], strict=True))
         elif fields:
             yield header + b"\n" + record
 
@@ -80,11 +97,15 @@ class ReadRecords(beam.DoFn):
 
     def process(self, file: ReadableFile) -> Iterator[bytes]:
         """Read a file, decompressing it as its name says."""
+        path = file.metadata.path
+        opener = next((opener for ending, opener in _OPENERS.items() if path.lower().endswith(ending)), None)
         try:
-            with file.open() as opened:
-                yield from self._frame(iter(opened.readline, b""))
-        except (OSError, EOFError) as err:
-            raise MurmurError(f"{file.metadata.path}: cannot be read to its end: {err}") from err
+            with file.open(compression_type=CompressionTypes.UNCOMPRESSED if opener else None) as opened:
+                yield from self._frame(iter((opener(opened) if opener else opened).readline, b""))
+        except csv.Error as err:
+            raise MurmurError(f"{path}: its header is malformed CSV: {err}") from err
+        except (OSError, EOFError, zlib.error) as err:
+            raise MurmurError(f"{path}: cannot be read to its end: {err}") from err
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
