@@ -97,7 +97,7 @@ class Run:
         known = set(self.ledger.merged)
         records = [event.record() for event in events]
         results = merge_records(self.cfg, "p", records, self.faulty, self.cache, self.window)
-        wanted = set()
+        wanted: set[tuple[Key, str | None]] = set()
         for event, record, result, old in zip(events, records, results, expired, strict=True):
             self.check_result(record, result, old)
             self.cached.update({self.key(event, entity): event.delta for entity in result.merged(record.entities)})
@@ -132,7 +132,8 @@ class Run:
     def deliver_alone(self, event: Event) -> None:
         """One event without faults: the model foretells what becomes of each of its keys."""
         totals, expired = self.ledger.totals(), self.is_expired(event)
-        merged, failed = [], []
+        merged: list[str] = []
+        failed: list[str] = []
         for entity, key in zip(dict.fromkeys(event.keys), self.keys(event), strict=True):
             if (key, event.event_id) not in self.ledger.merged and not expired:
                 fits = INT64_MIN <= totals.get(key, 0) + event.delta <= INT64_MAX
