@@ -1,0 +1,265 @@
+"""One open store for all who share a spec, closed with the last of them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from murmur_beam.errors import SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.model import Key
+from murmur_beam.monoids import Count, Max, Monoid, Sum
+from murmur_beam.state.base import Schema, Store
+from murmur_beam.state.memory import MemoryStore
+from murmur_beam.state.pool import Lease
+from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.testing import FakeClock
+
+DAY = timedelta(days=1)
+
+
+class Closable(MemoryStore[Any]):
+    """A store that counts how often it was closed, and refuses to be read afterwards."""
+
+    closed = 0
+
+    def get(self, key: Key) -> Any:
+        assert not self.closed
+        return super().get(key)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A spec whose openings can be watched, and made to fail. Equal ones are one store, as for workers that have each
+    unpickled their own."""
+
+    name: str
+    faults: Any = field(default_factory=lambda: iter(()), compare=False)
+    opened: list[Closable] = field(default_factory=list, compare=False)
+
+    _names: ClassVar[Any] = itertools.count()
+
+    @classmethod
+    def new(cls, *faults: Exception | None) -> Spec:
+        """One that no other test shares."""
+        return cls(f"test-{next(cls._names)}", iter(faults))
+
+    def copy(self) -> Spec:
+        """An equal one that is not the same."""
+        return Spec(self.name, self.faults, self.opened)
+
+    def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Store[Any]:
+        fault = next(self.faults, None)
+        if fault is not None:
+            raise fault
+        self.opened.append(Closable(monoid, FakeClock()))
+        return self.opened[-1]
+
+    def recorded_schema(self) -> Schema | None:
+        return None
+
+
+def lease(spec: Any, monoid: Monoid[Any] | None = None, granularity: timedelta | None = None) -> Lease:
+    """A share, by default in a store of sums."""
+    return Lease(spec, monoid or Sum(), granularity)
+
+
+class TestSharing:
+    def test_equal_specs_share_one_store(self) -> None:
+        """However many leases there are, the store is opened once."""
+        spec = Spec.new()
+        leases = [lease(spec), lease(spec.copy()), lease(spec.copy())]
+        assert len(spec.opened) == 1
+        assert all(each.store is spec.opened[0] for each in leases)
+
+    def test_different_specs_do_not(self) -> None:
+        """Each gets its own, and closing one leaves the other open."""
+        one, other = Spec.new(), Spec.new()
+        first, second = lease(one), lease(other)
+        assert first.store is not second.store
+        first.release()
+        assert (one.opened[0].closed, other.opened[0].closed) == (1, 0)
+
+    def test_a_store_is_opened_with_monoid_and_granularity(self) -> None:
+        """As the lease asks for it."""
+
+        class Watching:
+            def open(self, *arguments: Any) -> Any:
+                return arguments
+
+        monoid = Sum()
+        shared: Any = lease(Watching(), monoid, DAY)
+        assert shared.store == (monoid, DAY)
+
+    def test_stores_of_another_monoid_or_granularity_are_others(self) -> None:
+        """They hold other values, and it is for the store to say whether it can be both."""
+        spec = Spec.new()
+        stores = [
+            lease(spec, Sum()).store,
+            lease(spec, Max()).store,
+            lease(spec, Sum(), DAY).store,
+            lease(spec, Sum(), timedelta(hours=1)).store,
+        ]
+        assert len({id(store) for store in stores}) == len(spec.opened) == 4
+
+    def test_monoids_that_share_a_name_share_a_store(self) -> None:
+        """Two instances of one monoid, as after unpickling, and Count beside Sum: they read each other's state."""
+        spec = Spec.new()
+        assert lease(spec, Sum()).store is lease(spec, Sum()).store is lease(spec, Count()).store
+
+
+class TestRelease:
+    def test_the_last_release_closes(self) -> None:
+        """And not one before; the order does not matter."""
+        spec = Spec.new()
+        leases = [lease(spec) for _ in range(3)]
+        for each in (leases[1], leases[0]):
+            each.release()
+            assert spec.opened[0].closed == 0
+        leases[2].release()
+        assert spec.opened[0].closed == 1
+
+    def test_a_second_release_does_nothing(self) -> None:
+        """It takes away nobody else's share, and does not close again."""
+        spec = Spec.new()
+        first, second = lease(spec), lease(spec)
+        first.release()
+        first.release()
+        assert second.store.get(Key("a")) is None
+        second.release()
+        second.release()
+        first.release()
+        assert spec.opened[0].closed == 1
+
+    def test_after_the_last_release_the_next_lease_opens_anew(self) -> None:
+        """A closed store is not handed out; an old release does not close the new one."""
+        spec = Spec.new()
+        first = lease(spec)
+        first.release()
+        second = lease(spec)
+        first.release()
+        assert second.store is not first.store
+        assert [store.closed for store in spec.opened] == [1, 0]
+        second.release()
+        assert [store.closed for store in spec.opened] == [1, 1]
+
+    def test_a_lease_keeps_the_store_in_use_while_others_come_and_go(self) -> None:
+        """One opening for all of them."""
+        spec = Spec.new()
+        lasting = lease(spec)
+        for _ in range(3):
+            passing = lease(spec)
+            passing.release()
+        assert lasting.store.get(Key("a")) is None
+        assert len(spec.opened) == 1
+
+    def test_a_store_that_fails_to_close_is_given_up(self) -> None:
+        """The error is told once; the next lease opens anew."""
+
+        class Stuck(Closable):
+            def close(self) -> None:
+                raise TransientError("stuck")
+
+        class Once(Spec):
+            def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Store[Any]:
+                self.opened.append(Stuck(monoid, FakeClock()))
+                return self.opened[-1]
+
+        spec = Once.new()
+        first = lease(spec)
+        with pytest.raises(TransientError, match="stuck"):
+            first.release()
+        first.release()
+        assert lease(spec).store is not first.store
+
+
+class TestFailures:
+    @pytest.mark.parametrize("error", [StoreUnavailable("gone"), SchemaMismatch("other"), RuntimeError("bug")])
+    def test_a_failing_open_leaves_nothing_behind(self, error: Exception) -> None:
+        """The error comes through, and the next lease tries again, as if the first had never been."""
+        spec = Spec.new(error)
+        with pytest.raises(type(error)) as caught:
+            lease(spec)
+        assert caught.value is error
+        second = lease(spec)
+        assert second.store is spec.opened[0]
+        second.release()
+        assert spec.opened[0].closed == 1
+
+    def test_a_failing_open_does_not_hurt_the_others(self) -> None:
+        """A store in use stays so, and other specs can be opened."""
+        spec = Spec.new(None, TransientError("busy"))
+        kept = lease(spec)
+        with pytest.raises(TransientError):
+            lease(spec, Max())
+        assert lease(spec).store is kept.store
+        assert lease(Spec.new()).store is not kept.store
+        assert spec.opened[0].closed == 0
+
+    def test_the_schema_is_checked_by_the_store(self, tmp_path: Path) -> None:
+        """Two leases of one file with different monoids do not mix; the file stays usable for the first."""
+        spec = SqliteSpec(str(tmp_path / "counts.db"))
+        first = lease(spec)
+        with pytest.raises(SchemaMismatch):
+            lease(spec, Max())
+        first.store.merge_update(Key("a"), 1)
+        second = lease(SqliteSpec(spec.path))
+        first.release()
+        assert second.store.get(Key("a")) == 1
+        second.release()
+
+
+def together(n: int, work: Callable[[], None]) -> None:
+    """Let ``n`` threads do the same at the same time; an error of any of them is raised."""
+    start = threading.Barrier(n)
+
+    def run() -> None:
+        start.wait(30)
+        work()
+
+    with ThreadPoolExecutor(n) as pool:
+        for done in [pool.submit(run) for _ in range(n)]:
+            done.result(30)
+
+
+class TestThreads:
+    def test_threads_that_start_together_open_one_store(self) -> None:
+        """Even if opening takes its time."""
+        spec = Spec.new()
+        leases: list[Lease] = []
+        together(8, lambda: leases.append(lease(spec.copy())))
+        assert len(leases) == 8
+        assert len(spec.opened) == 1
+
+    def test_nobody_is_ever_left_with_a_closed_store(self) -> None:
+        """While others lease and release all the time; in the end each opened store was closed just once."""
+        spec = Spec.new()
+
+        def work() -> None:
+            for _ in range(200):
+                shared = lease(spec)
+                assert shared.store.get(Key("a")) is None
+                shared.release()
+
+        together(8, work)
+        assert spec.opened
+        assert {store.closed for store in spec.opened} == {1}
+
+    def test_one_lease_released_by_many_threads_is_released_once(self) -> None:
+        """The second share stays."""
+        spec = Spec.new()
+        for _ in range(50):
+            first, second = lease(spec), lease(spec)
+            together(4, first.release)
+            assert second.store.get(Key("a")) is None
+            second.release()

@@ -1,0 +1,589 @@
+"""Every argument is checked where the pipeline is built, and a wrong one is called by its name."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import operator
+import pickle
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from murmur_beam.coalescer import FlushLimits
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.extract import Extraction, decode_csv
+from murmur_beam.metrics import InMemory
+from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
+from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.spec import DEFAULT_NAME, MergeSpec, add_flags, from_flags, resolve
+from murmur_beam.state.base import Schema
+from murmur_beam.state.memory import MemorySpec, MemoryStore
+from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.windows import WindowConfig, daily
+
+DAY = timedelta(days=1)
+ARGUMENTS: dict[str, Any] = {"key": "page", "value": "n", "event_id": "id", "store": "memory://test_spec"}
+"""What is needed for a sum; each test changes some of it."""
+
+
+class MyMonoid(Sum):
+    """A user's own, to be named as ``test_spec:MINE``."""
+
+
+MINE = MyMonoid()
+NOT_A_MONOID = 5
+
+
+def three_keys(record: Any) -> list[str]:
+    """A user's function, which can be pickled."""
+    return ["a", "b", "c"]
+
+
+class MySpec:
+    """A user's own store."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Any:
+        if self.error is not None:
+            raise self.error
+        return MemoryStore(monoid)
+
+    def recorded_schema(self) -> Schema | None:
+        return None
+
+
+@dataclass
+class UnhashableSpec(MySpec):
+    """One that can be changed, and so compares but has no hash."""
+
+    path: str = "counts.db"
+
+
+def made(**changes: Any) -> MergeSpec:
+    """The spec of the arguments with some changes."""
+    return resolve({**ARGUMENTS, **changes})
+
+
+def refusal(argument: str, make: Callable[[], object]) -> str:
+    """Why an argument is refused; it must be named."""
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+    assert caught.value.argument == argument
+    return caught.value.problem
+
+
+class TestDefaults:
+    def test_what_is_not_given_has_a_default(self) -> None:
+        """A sum over all time, each event once, dead letters for what fails, nothing unpickled."""
+        spec = made()
+        assert spec.name == DEFAULT_NAME == "murmur"
+        assert spec.monoid.name == "sum"
+        assert spec.window is None
+        assert spec.granularity is None
+        assert spec.store == MemorySpec("test_spec")
+        assert spec.cache is None
+        assert spec.config.dedup == AtomicDedup()
+        assert spec.config.max_attempts == 3
+        assert spec.flush == FlushLimits()
+        assert spec.on_exhausted == "dead_letter"
+        assert spec.unpickle is False
+        assert spec.extraction == Extraction(keys=("page",), value="n", event_id="id")
+
+    def test_none_counts_as_not_given(self) -> None:
+        """A driver may pass on all its arguments, whether or not it was given them."""
+        nothing = dict.fromkeys(
+            [
+                *("name", "keys", "monoid", "window", "retention", "cache", "event_time", "decode", "config", "flush"),
+                *("on_exhausted", "unpickle"),
+            ]
+        )
+        spec = made(**nothing)
+        assert spec.extraction == made().extraction
+        assert (spec.name, spec.window, spec.unpickle) == ("murmur", None, False)
+
+    def test_what_is_given_is_taken(self) -> None:
+        """Each argument ends where it belongs."""
+        config, flush, window = Config(max_attempts=7), FlushLimits(events=5), daily(90 * DAY)
+        spec = resolve(
+            {
+                "name": "pages",
+                "keys": ["page", "=all"],
+                "value": "n",
+                "monoid": Max(),
+                "window": window,
+                "store": SqliteSpec("counts.db"),
+                "cache": "memory://copy",
+                "event_id": "message:id",
+                "event_time": "at",
+                "decode": "csv",
+                "config": config,
+                "flush": flush,
+                "on_exhausted": "raise",
+                "unpickle": True,
+            }
+        )
+        assert spec.extraction == Extraction(("page", "=all"), "n", "message:id", "at", "csv")
+        assert (spec.name, spec.monoid.name, spec.window, spec.granularity) == ("pages", "max", window, DAY)
+        assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
+        assert spec.config is config
+        assert spec.flush is flush
+        assert (spec.on_exhausted, spec.unpickle) == ("raise", True)
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize(
+        ("changes", "argument", "reason"),
+        [
+            ({"store": None}, "store", "is missing; write a URI"),
+            ({"store": ""}, "store", "starts with no known scheme"),
+            ({"store": "counts.db"}, "store", "starts with no known scheme; write one of memory://, sqlite://"),
+            ({"store": "redis://localhost"}, "store", "'redis://localhost' starts with no known scheme"),
+            ({"store": "sqlite://counts.db"}, "store", "write sqlite:///counts.db (relative)"),
+            ({"store": "sqlite:///"}, "store", "sqlite needs a file"),
+            ({"store": "sqlite:///a.db?tabel=x"}, "store", "unknown option tabel"),
+            ({"store": "sqlite:///a.db?table=a-b"}, "store", "table 'a-b': use letters, digits and underscores"),
+            ({"store": "sqlite:///a.db?dedup_retention=soon"}, "store", "dedup_retention: 'soon' is not a duration"),
+            ({"store": "memory://a?x=1"}, "store", "has more than a name"),
+            ({"store": "memory://[::1"}, "store", "is not a URI"),
+            ({"store": 5}, "store", "expected a URI or a store spec such as SqliteSpec, got 5"),
+            ({"store": MemoryStore(Sum())}, "store", "expected a URI or a store spec"),
+            ({"store": MemorySpec}, "store", "write its parentheses"),
+            ({"store": UnhashableSpec()}, "store", "unhashable type"),
+            ({"cache": "redis://localhost"}, "cache", "starts with no known scheme"),
+            ({"cache": "sqlite:///a.db?x=1"}, "cache", "unknown option x"),
+            ({"cache": 5}, "cache", "expected a URI or a store spec"),
+            ({"cache": "memory://test_spec"}, "cache", "is the store itself, where each event would count twice"),
+            ({"cache": MemorySpec("test_spec")}, "cache", "is the store itself"),
+            ({"key": None}, "key", "is missing; say what to count by"),
+            ({"keys": ["a"]}, "key", "give either key or keys, not both"),
+            ({"keys": []}, "key", "give either key or keys, not both"),
+            ({"key": None, "keys": []}, "keys", "is empty; say what to count by"),
+            ({"key": None, "keys": iter(())}, "keys", "is empty"),
+            ({"key": None, "keys": "page"}, "keys", "expected a list or a function, got 'page'; for one key use key="),
+            ({"key": None, "keys": 5}, "keys", "expected a list or a function, got 5"),
+            ({"key": None, "keys": ["a", "{"]}, "keys", "template '{'"),
+            ({"key": None, "keys": ["a", 5]}, "keys", "expected a field name"),
+            ({"key": ""}, "key", "expected a field name"),
+            ({"key": ["a"]}, "key", "expected a field name"),
+            ({"key": "{}"}, "key", "template '{}'"),
+            ({"value": None}, "value", "monoid 'sum' needs one: a field name or a function"),
+            ({"value": ""}, "value", "expected a field name"),
+            ({"value": "message:x"}, "value", "write message:id or message:publish_time"),
+            ({"value": None, "monoid": Max()}, "value", "monoid 'max' needs one"),
+            ({"event_id": None}, "event_id", "is missing, but without it a redelivery would count twice in a 'sum'"),
+            ({"event_id": None, "monoid": "count"}, "event_id", "turn dedup off to count at least once"),
+            ({"event_id": ""}, "event_id", "expected a field name"),
+            ({"event_time": "a..b"}, "event_time", "a dot too many"),
+            ({"decode": "xml"}, "decode", "expected json, csv or a function, got 'xml'"),
+            ({"decode": ["json"]}, "decode", "expected json, csv or a function"),
+            ({"monoid": "mean"}, "monoid", "unknown monoid 'mean'; choose count, "),
+            ({"monoid": ""}, "monoid", "unknown monoid ''"),
+            ({"monoid": Max}, "monoid", "write its parentheses"),
+            ({"monoid": int}, "monoid", "expected a Monoid or a name, got <class 'int'>"),
+            ({"monoid": operator.add}, "monoid", "expected a Monoid or a name"),
+            ({"monoid": "no_such_module:X"}, "monoid", "cannot load monoid 'no_such_module:X'"),
+            ({"monoid": f"{__name__}:NO_SUCH"}, "monoid", "cannot load monoid"),
+            ({"monoid": f"{__name__}:NOT_A_MONOID"}, "monoid", "is a int, not a Monoid"),
+            ({"window": "fortnightly"}, "window", "or write daily, hourly or minute"),
+            ({"window": "0s"}, "window", "granularity must be positive"),
+            ({"window": ""}, "window", "is not a duration"),
+            ({"window": 5}, "window", "expected a WindowConfig or a text such as daily or 15m, got 5"),
+            ({"window": DAY}, "window", "expected a WindowConfig or a text"),
+            ({"window": daily}, "window", "expected a WindowConfig or a text"),
+            ({"retention": "90d"}, "retention", "needs a window"),
+            ({"retention": 90 * DAY}, "retention", "needs a window"),
+            ({"window": "daily", "retention": "90"}, "retention", "'90' is not a duration"),
+            ({"window": "daily", "retention": "0d"}, "retention", "expected a positive duration such as 90d, got"),
+            ({"window": "daily", "retention": -DAY}, "retention", "expected a positive duration"),
+            ({"window": "daily", "retention": 90}, "retention", "expected a positive duration such as 90d, got 90"),
+            ({"window": daily(), "retention": "90d"}, "retention", "belongs into the WindowConfig"),
+            ({"config": {"max_attempts": 3}}, "config", "expected a Config, got {'max_attempts': 3}"),
+            ({"config": Config}, "config", "expected a Config"),
+            ({"flush": 100}, "flush", "expected FlushLimits, got 100"),
+            ({"flush": FlushLimits}, "flush", "expected FlushLimits"),
+            ({"name": ""}, "name", "expected a text that is not empty, got ''"),
+            ({"name": 5}, "name", "expected a text that is not empty, got 5"),
+            ({"on_exhausted": "drop"}, "on_exhausted", "expected dead_letter or raise, got 'drop'"),
+            ({"on_exhausted": []}, "on_exhausted", "expected dead_letter or raise, got []"),
+            ({"unpickle": "no"}, "unpickle", "expected True or False, got 'no'"),
+            ({"unpickle": 1}, "unpickle", "expected True or False, got 1"),
+            ({"valeu": "n"}, "valeu", "there is no such argument; there are name, key, keys, value"),
+        ],
+    )
+    def test_a_wrong_argument_is_refused_by_name(self, changes: dict[str, Any], argument: str, reason: str) -> None:
+        """With what is wrong and what to write instead."""
+        assert reason in refusal(argument, lambda: made(**changes))
+
+    def test_a_long_value_is_cut(self) -> None:
+        """A wrong argument may be a whole table."""
+        for argument in ("config", "flush", "window", "monoid", "store", "name", "unpickle", "on_exhausted"):
+            assert len(refusal(argument, lambda: made(**{argument: list(range(10_000))}))) < 250  # noqa: B023
+
+
+class TestKeys:
+    def test_one_key_may_be_a_field_or_a_function(self) -> None:
+        """Of the record."""
+        assert made(key="page/{page}").extraction.keys == ("page/{page}",)
+        assert made(key=len).extraction.keys == (len,)
+
+    @pytest.mark.parametrize("keys", [["a", "=b"], ("a", "=b"), iter(["a", "=b"])])
+    def test_several_keys_may_be_any_iterable_of_fields(self, keys: Any) -> None:
+        """They become a tuple, which can be compared."""
+        assert made(key=None, keys=keys).extraction.keys == ("a", "=b")
+
+    def test_several_keys_may_come_from_one_function(self) -> None:
+        """It is called for each record."""
+        assert made(key=None, keys=three_keys).extraction.keys is three_keys
+
+
+class TestMonoids:
+    def test_a_monoid_may_be_an_instance_or_a_name(self) -> None:
+        """Shipped, or a user's own by module and attribute."""
+        monoid = Sum()
+        assert made(monoid=monoid).monoid is monoid
+        assert type(made(monoid="max").monoid) is Max
+        assert made(monoid=f"{__name__}:MINE").monoid is MINE
+
+    def test_a_count_needs_no_value(self) -> None:
+        """It is one, whatever the record."""
+        assert made(monoid="count", value=None).extraction.value is None
+        assert made(monoid=Count(), value=None).extraction.value is None
+
+    def test_an_event_id_is_not_needed_where_folding_twice_is_harmless(self) -> None:
+        """Max of the same number is the same number."""
+        assert made(monoid="max", event_id=None).extraction.event_id is None
+        flags = Custom("flags", 0, operator.or_, idempotent=True)
+        assert made(monoid=flags, event_id=None).extraction.event_id is None
+
+    def test_an_event_id_is_not_needed_without_dedup(self) -> None:
+        """Whoever turns it off has been told what that means."""
+        assert made(event_id=None, config=Config(dedup=None)).extraction.event_id is None
+
+    def test_a_deduper_needs_the_event_id_whatever_the_monoid(self) -> None:
+        """It has nothing else to claim."""
+        config = Config(dedup=SimpleNamespace(mark_seen=lambda event_id: True))
+        assert "is missing" in refusal("event_id", lambda: made(monoid="max", event_id=None, config=config))
+
+
+class TestWindows:
+    @pytest.mark.parametrize(
+        ("window", "retention", "config"),
+        [
+            ("daily", None, daily()),
+            ("daily", "90d", daily(90 * DAY)),
+            ("daily", 90 * DAY, daily(90 * DAY)),
+            ("15m", "12h", WindowConfig(timedelta(minutes=15), timedelta(hours=12))),
+            (daily(2 * DAY), None, daily(2 * DAY)),
+        ],
+    )
+    def test_a_window_may_be_a_text_with_a_retention_or_a_window_config(
+        self, window: Any, retention: Any, config: WindowConfig
+    ) -> None:
+        """Either way it is the same."""
+        spec = made(window=window, retention=retention)
+        assert spec.window == config
+        assert spec.granularity == config.granularity
+
+
+class TestPickling:
+    def test_a_spec_reaches_the_workers_as_it_was(self) -> None:
+        """Text specs, functions, windows, stores and limits; those that compare are equal."""
+        spec = resolve(
+            {
+                "name": "pages",
+                "keys": three_keys,
+                "value": "n",
+                "monoid": "max",
+                "window": "daily",
+                "retention": "90d",
+                "store": "sqlite:///counts.db",
+                "cache": "memory://copy",
+                "event_time": "at",
+                "decode": decode_csv,
+                "config": Config(max_attempts=7, dedup=AtomicDedup()),
+                "flush": FlushLimits(events=7),
+                "on_exhausted": "raise",
+                "unpickle": True,
+            }
+        )
+        copy: MergeSpec = pickle.loads(pickle.dumps(spec))
+        for name in ("name", "extraction", "window", "store", "cache", "flush", "on_exhausted", "unpickle"):
+            assert getattr(copy, name) == getattr(spec, name)
+        assert copy.monoid.name == "max"
+        assert (copy.config.max_attempts, copy.config.dedup) == (7, AtomicDedup())
+
+    def test_stores_of_a_pickled_spec_are_found_by_those_of_the_first(self) -> None:
+        """Each step of a worker unpickles a spec of its own, and all share one open store."""
+        spec = made(store="sqlite:///counts.db", cache="memory://copy")
+        copy: MergeSpec = pickle.loads(pickle.dumps(spec))
+        assert {spec.store: "open"}[copy.store] == "open"
+        assert {spec.cache: "open"}[copy.cache] == "open"
+
+    def test_a_relative_path_is_that_of_the_pipeline_and_not_of_the_worker(
+        self, monkeypatch: Any, tmp_path: Path
+    ) -> None:
+        """A worker runs in a folder of its own."""
+        monkeypatch.chdir(tmp_path)
+        pickled = pickle.dumps(made(store="sqlite:///counts.db"))
+        monkeypatch.chdir("/")
+        assert pickle.loads(pickled).store == SqliteSpec(str(tmp_path / "counts.db"))
+
+    def test_specs_of_the_same_arguments_are_equal(self) -> None:
+        """And of different ones are not."""
+        config = Config(dedup=AtomicDedup())
+        assert made(config=config) == made(config=config)
+        for changes in ({"name": "x"}, {"key": "x"}, {"window": "daily"}, {"unpickle": True}, {"cache": "memory://x"}):
+            assert made(config=config, **changes) != made(config=config)
+
+    def test_a_spec_cannot_be_changed(self) -> None:
+        """What was checked stays checked."""
+        with pytest.raises(AttributeError):
+            made().name = "other"  # type: ignore[misc]
+
+
+class TestCheckStores:
+    def test_stores_that_can_be_opened_are_fine(self, tmp_path: Path) -> None:
+        """They are closed again, and what was missing has been made."""
+        spec = made(store=f"sqlite:///{tmp_path}/counts.db", cache="memory://test_check_stores")
+        spec.check_stores()
+        assert spec.store.recorded_schema() == Schema("sum", None)
+        (tmp_path / "counts.db").unlink()
+        assert list(tmp_path.iterdir()) == []  # closed: SQLite has tidied up its other files
+
+    def test_a_store_in_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        """The message shows the path."""
+        spec = made(store=f"sqlite:///{tmp_path}/no/such/counts.db")
+        problem = refusal("store", spec.check_stores)
+        assert f"{tmp_path}/no/such/counts.db" in problem
+        assert "check that the folder exists and may be written to" in problem
+
+    def test_a_folder_in_place_of_a_file_is_refused(self, tmp_path: Path) -> None:
+        """It cannot be opened either."""
+        assert str(tmp_path) in refusal("store", made(store=f"sqlite:///{tmp_path}").check_stores)
+
+    def test_a_path_that_no_file_can_have_is_refused(self) -> None:
+        """Not even SQLite's own error comes through."""
+        problem = refusal("store", made(store="sqlite:////tmp/a%00b.db").check_stores)
+        assert "fails to open: ValueError: embedded null" in problem
+
+    def test_a_file_that_is_no_database_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        """It belongs to somebody else."""
+        path = tmp_path / "notes.txt"
+        path.write_bytes(b"not a database, but long enough to be looked at " * 20)
+        assert "not a database" in refusal("store", made(store=f"sqlite:///{path}").check_stores)
+        assert path.read_bytes().startswith(b"not a database")
+
+    @pytest.mark.parametrize("changes", [{"monoid": "max"}, {"window": "daily"}, {"window": "hourly"}])
+    def test_a_store_made_for_other_values_is_refused(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        """Neither another monoid nor other buckets may be mixed into it; another table of the file is fine."""
+        uri = f"sqlite:///{tmp_path}/counts.db"
+        made(store=uri).check_stores()
+        problem = refusal("store", made(store=uri, **changes).check_stores)
+        assert "holds values of monoid 'sum' and no window, but was opened for" in problem
+        made(store=f"{uri}?table=other", **changes).check_stores()
+        made(store=uri).check_stores()
+
+    def test_a_store_that_cannot_serve_as_cache_is_refused_as_one(self, tmp_path: Path) -> None:
+        """It lacks what a cache is filled with; as a store it is fine."""
+        uri = f"sqlite:///{tmp_path}/copy.db"
+        problem = refusal("cache", made(cache=uri).check_stores)
+        assert problem.endswith("/copy.db?table=murmur cannot serve as a cache; use memory://NAME")
+        made(store=uri).check_stores()
+
+    def test_a_cache_that_cannot_be_opened_is_refused_as_such(self) -> None:
+        """Not as the store."""
+        MemorySpec("test_other_cache").open(Max())
+        spec = made(cache="memory://test_other_cache")
+        assert "holds values of monoid 'max'" in refusal("cache", spec.check_stores)
+
+    @pytest.mark.parametrize("error", [OSError("no route"), KeyError("host"), RuntimeError()])
+    def test_whatever_a_user_s_store_raises_is_a_refusal(self, error: Exception) -> None:
+        """With the error's kind, since its text alone may say nothing; the error itself is the cause."""
+        spec = made(store=MySpec(error))
+        with pytest.raises(ConfigurationError) as caught:
+            spec.check_stores()
+        assert caught.value.argument == "store"
+        assert f"fails to open: {type(error).__name__}: {error}" in caught.value.problem
+        assert caught.value.__cause__ is error
+
+    def test_a_user_s_store_that_opens_is_fine(self) -> None:
+        """Whatever has open and recorded_schema is a spec."""
+        made(store=MySpec()).check_stores()
+
+    def test_stores_are_opened_for_monoid_and_window_and_closed(self) -> None:
+        """Both of them, once each."""
+        log: list[Any] = []
+
+        class Watched(MySpec):
+            def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Any:
+                log.append((monoid.name, granularity))
+                return SimpleNamespace(close=lambda: log.append("closed"), repopulate=None)
+
+        made(monoid="max", window="daily", store=Watched(), cache="memory://test_watched").check_stores()
+        assert log == [("max", DAY), "closed"]
+        log.clear()
+        made(monoid="max", window="daily", store=MySpec(), cache=Watched(KeyError())).check_stores()
+        assert log == [("max", DAY), "closed"]
+
+
+def parsed(*argv: str, prefix: str = "") -> dict[str, Any]:
+    """The arguments that a command line gives."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, prefix)
+    return from_flags(parser.parse_args(argv), prefix)
+
+
+EVERY_FLAG: Sequence[str] = (
+    *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
+    *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
+    *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
+    "on_exhausted=raise",
+)
+
+
+class TestFlags:
+    @pytest.mark.parametrize("prefix", ["", "murmur_"])
+    def test_every_flag_ends_in_its_argument(self, prefix: str) -> None:
+        """Whatever the prefix, and for all there are."""
+        arguments = parsed(*(f"--{prefix}{flag}" for flag in EVERY_FLAG), prefix=prefix)
+        config = arguments.pop("config")
+        assert arguments == {
+            "name": "pages",
+            "store": "sqlite:///counts.db",
+            "cache": "memory://copy",
+            "keys": ["page/{page}", "=all"],
+            "value": "n",
+            "monoid": "max",
+            "window": "15m",
+            "retention": "90d",
+            "event_id": "message:id",
+            "event_time": "at",
+            "decode": "csv",
+            "flush": FlushLimits(8, 9, timedelta(seconds=10)),
+            "on_exhausted": "raise",
+        }
+        assert config.dedup is None
+        assert config.max_attempts == 7
+        assert config.backoff_base == timedelta(milliseconds=100)
+        assert config.backoff_max == timedelta(minutes=2)
+
+    def test_they_make_the_spec_that_the_same_arguments_make(self) -> None:
+        """A command line and Python say the same thing."""
+        spec = resolve(parsed(*(f"--{flag}" for flag in EVERY_FLAG)))
+        assert spec.extraction == Extraction(("page/{page}", "=all"), "n", "message:id", "at", "csv")
+        assert spec.window == WindowConfig(timedelta(minutes=15), 90 * DAY)
+        assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
+        assert (spec.name, spec.monoid.name, spec.on_exhausted) == ("pages", "max", "raise")
+
+    def test_what_is_not_given_is_left_to_the_defaults(self) -> None:
+        """No flags, no arguments: those given in Python then count."""
+        assert parsed() == {}
+        assert parsed("--key", "page") == {"keys": ["page"]}
+
+    def test_one_flag_of_a_group_leaves_the_others_at_their_defaults(self) -> None:
+        """To change the retries does not turn dedup off."""
+        assert parsed("--flush_rows=9") == {"flush": FlushLimits(rows=9)}
+        assert parsed("--flush_age=1m") == {"flush": FlushLimits(age=timedelta(minutes=1))}
+        for flag in ("--max_attempts=3", "--backoff_base=50ms", "--backoff_max=5s", "--dedup=exact"):
+            config = parsed(flag)["config"]
+            assert config.dedup == AtomicDedup()
+            assert (config.max_attempts, config.backoff_base, config.backoff_max) == (
+                3,
+                timedelta(milliseconds=50),
+                timedelta(seconds=5),
+            )
+        assert parsed("--dedup=none")["config"].dedup is None
+
+    @pytest.mark.parametrize("prefix", ["", "murmur_"])
+    @pytest.mark.parametrize(
+        ("flag", "value", "reason"),
+        [
+            ("backoff_base", "50", "'50' is not a duration; write a number and a unit"),
+            ("backoff_max", "-5s", "is not a duration"),
+            ("backoff_max", "1ms", "must not be less than backoff_base"),
+            ("flush_age", "soon", "'soon' is not a duration"),
+            ("flush_age", "0s", "must be a positive timedelta"),
+            ("flush_age", "99999999999w", "is too long a duration"),
+            ("flush_events", "0", "must be an integer of at least 1, got 0"),
+            ("flush_rows", "-1", "must be an integer of at least 1, got -1"),
+            ("max_attempts", "0", "must be an integer of at least 1, got 0"),
+        ],
+    )
+    def test_a_flag_that_makes_no_sense_is_named_as_it_was_written(
+        self, prefix: str, flag: str, value: str, reason: str
+    ) -> None:
+        """With its prefix and dashes, and not as the argument that it would have become."""
+        problem = refusal(f"--{prefix}{flag}", lambda: parsed(f"--{prefix}{flag}={value}", prefix=prefix))
+        assert reason in problem
+
+    @pytest.mark.parametrize(
+        "argv", [["--max_attempts=x"], ["--flush_events=1.5"], ["--dedup=maybe"], ["--on_exhausted=x"], ["--nme=x"]]
+    )
+    def test_what_argparse_can_tell_is_refused_by_it(self, argv: list[str], capsys: Any) -> None:
+        """The usual way to end: usage and exit status 2."""
+        with pytest.raises(SystemExit) as caught:
+            parsed(*argv)
+        assert caught.value.code == 2
+        assert argv[0].partition("=")[0] in capsys.readouterr().err
+
+    def test_help_names_every_flag(self, capsys: Any) -> None:
+        """A percent sign or brace in a help text must not break it."""
+        parser = argparse.ArgumentParser()
+        names = add_flags(parser, "murmur_")
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(["--help"])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert "'route/{from}-{to}'" in " ".join(shown.split())
+        for name in names:
+            assert f"--{name}" in shown
+
+    def test_the_names_are_where_the_parser_stores_the_values(self) -> None:
+        """Each once, with the prefix, whatever characters it has."""
+        for prefix in ("", "murmur_", "murmur-"):
+            parser = argparse.ArgumentParser()
+            names = add_flags(parser, prefix)
+            assert len(set(names)) == len(names)
+            assert set(vars(parser.parse_args([]))) == set(names)
+            assert {name.removeprefix(prefix) for name in names} == {flag.partition("=")[0] for flag in EVERY_FLAG}
+
+    def test_flags_may_go_into_a_group(self) -> None:
+        """A program may have flags of its own beside them."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--input")
+        add_flags(parser.add_argument_group("what to merge"))
+        flags = parser.parse_args(["--input", "x", "--name", "pages"])
+        assert from_flags(flags) == {"name": "pages"}
+
+    def test_flags_may_be_any_object(self) -> None:
+        """Such as Beam's options, which hold one key as a text where they were made in Python."""
+        empty = dict.fromkeys(flag.partition("=")[0] for flag in EVERY_FLAG)
+        flags = functools.partial(SimpleNamespace, **empty)
+        assert from_flags(flags(key="page")) == {"keys": ["page"]}
+        assert from_flags(flags(key=["page", "=all"])) == {"keys": ["page", "=all"]}
+        assert from_flags(flags(max_attempts=5))["config"].max_attempts == 5
+
+
+class TestSqliteFile:
+    def test_a_table_of_another_program_is_not_taken_for_one_of_ours(self, tmp_path: Path) -> None:
+        """A database with other tables can hold ours too."""
+        path = tmp_path / "app.db"
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE users (name TEXT)")
+        db.close()
+        made(store=f"sqlite:///{path}").check_stores()
+
+
+def test_the_recorder_of_a_config_is_kept() -> None:
+    """Whoever watches goes on watching."""
+    recorder = InMemory()
+    assert made(config=Config(recorder, dedup=AtomicDedup())).config.recorder is recorder
