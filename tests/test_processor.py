@@ -22,7 +22,7 @@ from murmur_beam import processor
 from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, TransientError
 from murmur_beam.metrics import InMemory, Noop
-from murmur_beam.model import Key, Outcome, Record, Update
+from murmur_beam.model import Key, Outcome, Record, Update, to_us
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.sum import INT64_MAX, Overflow, Sum
 from murmur_beam.processor import (
@@ -903,6 +903,21 @@ class TestBatches:
         new = [ids[i] for i, result in enumerate(results) if result.outcome is Outcome.MERGED]
         assert new == ["e1", "e2"]
         assert values(store, "a") == [111]
+
+    def test_one_entity_on_several_days_in_one_batch(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Each event goes to its own bucket, and each bucket has its own end."""
+        window, spy = daily(timedelta(days=9)), Spy(store)
+        days = [WHEN, WHEN - timedelta(days=1), WHEN]
+        batch = [Record.of(f"e{i}", to_us(day), ["a"], 10**i) for i, day in enumerate(days)]
+        merge_records(config(clock), "p", batch, spy, window=window)
+        today = window.bucket_id(WHEN)
+        assert dict(store.scan()) == {Key("a", today): 101, Key("a", today - 1): 10}
+        assert {update.key.bucket: update.ttl for update in spy.calls[0]} == {
+            bucket: window.bucket_start(bucket + 1)
+            + timedelta(days=9)
+            - datetime.fromtimestamp(clock.now(), timezone.utc)
+            for bucket in (today, today - 1)
+        }
 
     def test_an_empty_batch_calls_nothing(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """Nor does one whose records have no keys."""
