@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import operator
 import sqlite3
 import threading
 from contextlib import closing
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.monoids import Max, Sum
+from murmur_beam.monoids import Custom, Max, Sum
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.state import sqlite as sqlite_module
 from murmur_beam.state.memory import MemorySpec, MemoryStore
@@ -301,6 +302,29 @@ def test_memory_frees_what_has_expired(clock: FakeClock) -> None:
     clock.time += 2 * DAY.total_seconds()
     store.merge_update(A, 1, event_id="1")
     assert (len(store._values), len(store._seen), len(store._expires)) == (1, 1, 0)
+
+
+class Unspeakable(Custom[int]):
+    """A sum that cannot encode 13."""
+
+    def encode(self, v: int) -> bytes:
+        if v == 13:
+            raise ValueError("13 is not spoken of")
+        return super().encode(v)
+
+
+def test_a_value_that_cannot_be_encoded_hurts_nobody_else(tmp_path: Path) -> None:
+    """It is the result of the update that would make it, and leaves no marker; other rows and events merge."""
+    spec = SqliteSpec(str(tmp_path / "counts.db"))
+    with closing(spec.open(Unspeakable("unspeakable", 0, operator.add))) as store:
+        updates = [Update(A, 6, "1"), Update(A, 7, "2"), Update(A, 1, "3"), Update(Key("b"), 1, "2")]
+        results = store.merge_updates([*updates[:2], updates[3]])
+        assert [results[0], results[2]] == [Outcome.MERGED] * 2
+        assert isinstance(results[1], PermanentError)
+        assert "not spoken of" in str(results[1])
+        assert store.get_many([A, Key("b")]) == [6, 1]
+        assert store.merge_updates([updates[2], updates[1]]) == [Outcome.MERGED] * 2
+        assert store.get(A) == 14
 
 
 def test_threads_may_share_a_sqlite_store_while_one_reads(tmp_path: Path) -> None:

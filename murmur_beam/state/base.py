@@ -13,6 +13,7 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 
 V = TypeVar("V")
+W = TypeVar("W")
 
 Result = Outcome | Exception
 """What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
@@ -132,7 +133,8 @@ def fold_row(
     updates: Sequence[Update],
     claim: Callable[[str], bool],
     unclaim: Callable[[str], object],
-) -> tuple[V, list[Result]]:
+    encode: Callable[[V], W],
+) -> tuple[W, list[Result]]:
     """Fold the updates of one row, each event id once; the caller writes value and markers in one transaction.
 
     Args:
@@ -141,10 +143,11 @@ def fold_row(
         updates: all of the same key.
         claim: add the marker of an event id to the row; False if it was there.
         unclaim: take back a marker just claimed.
+        encode: makes what the store keeps of a value.
 
     Returns:
-        The row's new value, and the result of each update. An update whose delta cannot be folded (an overflow)
-        gets its error as result and leaves neither value nor marker, without hurting the others.
+        The row's new value, encoded, and the result of each update. An update whose delta cannot be folded (an
+        overflow) gets its error as result and leaves neither value nor marker, without hurting the others.
     """
     claimed: list[str] = []
     fresh: list[V] = [] if current is None else [current]
@@ -161,10 +164,10 @@ def fold_row(
         results.append(Outcome.MERGED)
     # A user's combine may raise anything; one by one it will raise again, for the update to blame.
     with suppress(Exception):
-        return monoid.fold(fresh), results
+        return encode(monoid.fold(fresh)), results
     for event_id in claimed:
         unclaim(event_id)
-    return _fold_one_by_one(monoid, current, updates, claim, unclaim)
+    return _fold_one_by_one(monoid, current, updates, claim, unclaim, encode)
 
 
 def _fold_one_by_one(
@@ -173,7 +176,8 @@ def _fold_one_by_one(
     updates: Sequence[Update],
     claim: Callable[[str], bool],
     unclaim: Callable[[str], object],
-) -> tuple[V, list[Result]]:
+    encode: Callable[[V], W],
+) -> tuple[W, list[Result]]:
     value = monoid.identity if current is None else current
     results: list[Result] = []
     for update in updates:
@@ -182,13 +186,15 @@ def _fold_one_by_one(
             results.append(Outcome.DUPLICATE)
             continue
         try:
-            value = monoid.combine(value, update.delta)
+            folded = monoid.combine(value, update.delta)
+            encode(folded)
+            value = folded
             results.append(Outcome.MERGED)
         except Exception as err:
             if event_id is not None:
                 unclaim(event_id)
             results.append(_permanent(monoid, update, err))
-    return value, results
+    return encode(value), results
 
 
 def _permanent(monoid: Monoid[Any], update: Update, err: Exception) -> PermanentError:

@@ -65,9 +65,12 @@ class MemoryStore(Generic[V]):
                     [updates[i] for i in positions],
                     _adder(seen),
                     seen.discard,
+                    _as_it_is,
                 )
                 for i, result in zip(positions, row_results, strict=True):
                     results[i] = result
+                if not seen:
+                    del self._seen[key]
                 if Outcome.MERGED in row_results:
                     self._values[key] = value
                     ttl = updates[positions[-1]].ttl
@@ -116,6 +119,10 @@ class MemoryStore(Generic[V]):
             del self._expires[key]
             self._values.pop(key, None)
             self._seen.pop(key, None)
+
+
+def _as_it_is(value: V) -> V:
+    return value
 
 
 def _adder(seen: set[str]) -> Any:

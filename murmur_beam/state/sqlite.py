@@ -205,12 +205,10 @@ class SqliteStore(Generic[V]):
         def unclaim(event_id: str) -> None:
             execute(f"DELETE FROM {table}_seen WHERE row = ? AND event = ?", (row, fingerprints[event_id]))
 
-        value, results = fold_row(self.monoid, current, updates, claim, unclaim)
+        column, results = fold_row(self.monoid, current, updates, claim, unclaim, self._to_column)
         if Outcome.MERGED in results:
             expires_at = None if ttl is None else now + ttl.total_seconds()
-            execute(
-                f"UPDATE {table} SET value = ?, expires_at = ? WHERE id = ?", (self._to_column(value), expires_at, row)
-            )
+            execute(f"UPDATE {table} SET value = ?, expires_at = ? WHERE id = ?", (column, expires_at, row))
         elif found is None:
             execute(f"DELETE FROM {table} WHERE id = ?", (row,))
         return results

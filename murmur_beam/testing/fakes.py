@@ -59,8 +59,8 @@ class FaultyStore(Generic[V]):
         store: what does the work.
         fault: called with each update before it is written; the exception it returns becomes the update's result
             and nothing is written, None lets it pass.
-        lost: called with each update that was written; the exception it returns takes the place of the result, as
-            when an answer gets lost.
+        lost: called with each update that reached the store; the exception it returns takes the place of the result,
+            as when an answer gets lost.
     """
 
     def __init__(
