@@ -6,9 +6,10 @@ everything was delivered again, the state is that of a plain dictionary in which
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import date, datetime, timedelta, timezone
 
 import pytest
@@ -23,6 +24,7 @@ from murmur_beam.monoids.sum import INT64_MAX, INT64_MIN, Overflow, Sum
 from murmur_beam.processor import AtomicDedup, Config, RecordResult, merge_records
 from murmur_beam.state.base import Result, Store
 from murmur_beam.state.memory import MemoryStore
+from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FakeClock, FaultyStore
 
 OpenStore = Callable[[Clock, timedelta | None], AbstractContextManager[Store[int]]]
@@ -33,6 +35,15 @@ OpenStore = Callable[[Clock, timedelta | None], AbstractContextManager[Store[int
 def open_memory(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
     """A dictionary."""
     yield MemoryStore(Sum(), clock)
+
+
+@contextmanager
+def open_sqlite(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
+    """A file of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteSpec(f"{folder}/counts.db", clock=clock).open(Sum(), granularity)
+        with closing(store):
+            yield store
 
 
 STORES = [pytest.param(open_memory, id="memory")]
@@ -225,3 +236,10 @@ def check_conservation(open_store: OpenStore, scenario: Scenario) -> None:
 def test_nothing_is_lost_and_nothing_counts_twice(open_store: OpenStore, scenario: Scenario) -> None:
     """Random events in random batches, duplicates in and across them, faults at any point, days going by."""
     check_conservation(open_store, scenario)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenario=scenarios())
+def test_sqlite_loses_nothing_and_counts_nothing_twice(scenario: Scenario) -> None:
+    """The same with a file on the disk, in fewer examples because each of its flushes waits for the disk."""
+    check_conservation(open_sqlite, scenario)
