@@ -182,6 +182,11 @@ class TestFlushLimits:
         limits = FlushLimits(1, 1, timedelta(microseconds=1))
         assert (limits.events, limits.rows, limits.age) == (1, 1, timedelta(microseconds=1))
 
+    def test_they_cannot_be_changed(self) -> None:
+        """They are part of a spec that was checked."""
+        with pytest.raises(AttributeError):
+            FlushLimits().events = 0  # type: ignore[misc]
+
 
 class TestFlush:
     def test_nothing_pending_is_nothing_to_do(self, clock: FakeClock) -> None:

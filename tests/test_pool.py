@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,12 @@ from murmur_beam.testing import FakeClock
 DAY = timedelta(days=1)
 
 
+def linger() -> None:
+    """Be busy for long enough that other threads get their turn."""
+    for _ in range(500):
+        pass
+
+
 class Closable(MemoryStore[Any]):
     """A store that counts how often it was closed, and refuses to be read afterwards."""
 
@@ -40,12 +47,14 @@ class Closable(MemoryStore[Any]):
 
 @dataclass(frozen=True)
 class Spec:
-    """A spec whose openings can be watched, and made to fail. Equal ones are one store, as for workers that have each
-    unpickled their own."""
+    """A spec whose openings can be watched, and made to fail, and that notices if two threads look it up at once.
+    Equal ones are one store, as for workers that have each unpickled their own."""
 
     name: str
     faults: Any = field(default_factory=lambda: iter(()), compare=False)
     opened: list[Closable] = field(default_factory=list, compare=False)
+    collisions: list[str] = field(default_factory=list, compare=False)
+    turn: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     _names: ClassVar[Any] = itertools.count()
 
@@ -54,14 +63,23 @@ class Spec:
         """One that no other test shares."""
         return cls(f"test-{next(cls._names)}", iter(faults))
 
+    def __hash__(self) -> int:
+        if not self.turn.acquire(blocking=False):
+            self.collisions.append(threading.current_thread().name)
+            return hash(self.name)
+        linger()
+        self.turn.release()
+        return hash(self.name)
+
     def copy(self) -> Spec:
         """An equal one that is not the same."""
-        return Spec(self.name, self.faults, self.opened)
+        return replace(self)
 
     def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Store[Any]:
         fault = next(self.faults, None)
         if fault is not None:
             raise fault
+        linger()
         self.opened.append(Closable(monoid, FakeClock()))
         return self.opened[-1]
 
@@ -232,14 +250,25 @@ def together(n: int, work: Callable[[], None]) -> None:
             done.result(30)
 
 
+@pytest.fixture
+def hurry() -> Iterator[None]:
+    """Threads take turns as often as they can, so that one in a hundred races becomes one in two."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hurry")
 class TestThreads:
     def test_threads_that_start_together_open_one_store(self) -> None:
         """Even if opening takes its time."""
-        spec = Spec.new()
-        leases: list[Lease] = []
-        together(8, lambda: leases.append(lease(spec.copy())))
-        assert len(leases) == 8
-        assert len(spec.opened) == 1
+        for _ in range(20):
+            spec = Spec.new()
+            leases: list[Lease] = []
+            together(4, lambda: leases.append(lease(spec.copy())))  # noqa: B023 - called at once
+            assert len(leases) == 4
+            assert len(spec.opened) == 1
 
     def test_nobody_is_ever_left_with_a_closed_store(self) -> None:
         """While others lease and release all the time; in the end each opened store was closed just once."""
@@ -254,6 +283,23 @@ class TestThreads:
         together(8, work)
         assert spec.opened
         assert {store.closed for store in spec.opened} == {1}
+        assert spec.collisions == []
+
+    def test_releases_at_the_same_time_do_not_get_into_each_other_s_way(self) -> None:
+        """Shares are counted one by one; the store is closed by the last."""
+        spec = Spec.new()
+        shares = iter([[lease(spec) for _ in range(100)] for _ in range(8)])
+        lasting = lease(spec)
+
+        def work() -> None:
+            for share in next(shares):
+                share.release()
+
+        together(8, work)
+        assert spec.collisions == []
+        assert spec.opened[0].closed == 0
+        lasting.release()
+        assert spec.opened[0].closed == 1
 
     def test_one_lease_released_by_many_threads_is_released_once(self) -> None:
         """The second share stays."""

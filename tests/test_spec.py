@@ -223,10 +223,27 @@ class TestWrongArguments:
         """With what is wrong and what to write instead."""
         assert reason in refusal(argument, lambda: made(**changes))
 
+    def test_a_class_in_place_of_an_instance_is_recognised(self) -> None:
+        """Parentheses are missing, but only if it would be the right class; any other is just wrong."""
+        hint = "; write its parentheses"
+        assert refusal("store", lambda: made(store=MemorySpec)).endswith(hint)
+        assert refusal("monoid", lambda: made(monoid=Max)).endswith(hint)
+        assert refusal("store", lambda: made(store=int)).endswith("got <class 'int'>")
+        assert refusal("monoid", lambda: made(monoid=int)).endswith("got <class 'int'>")
+        assert refusal("monoid", lambda: made(monoid=5)).endswith("got 5")
+
+    @pytest.mark.parametrize(
+        "store", [Path("counts.db"), SimpleNamespace(recorded_schema=len), SimpleNamespace(open=5)]
+    )
+    def test_half_a_spec_is_none(self, store: Any) -> None:
+        """A path, for one, can be opened too, but says nothing about what it holds."""
+        problem = refusal("store", lambda: made(store=store))
+        assert problem == f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}"
+
     def test_a_long_value_is_cut(self) -> None:
         """A wrong argument may be a whole table."""
         for argument in ("config", "flush", "window", "monoid", "store", "name", "unpickle", "on_exhausted"):
-            assert len(refusal(argument, lambda: made(**{argument: list(range(10_000))}))) < 250  # noqa: B023
+            assert len(refusal(argument, lambda: made(**{argument: list(range(10_000))}))) < 250  # noqa: B023 - called at once
 
 
 class TestKeys:
@@ -363,7 +380,7 @@ class TestCheckStores:
         """The message shows the path."""
         spec = made(store=f"sqlite:///{tmp_path}/no/such/counts.db")
         problem = refusal("store", spec.check_stores)
-        assert f"{tmp_path}/no/such/counts.db" in problem
+        assert problem.startswith(f"sqlite {tmp_path}/no/such/counts.db: ")
         assert "check that the folder exists and may be written to" in problem
 
     def test_a_folder_in_place_of_a_file_is_refused(self, tmp_path: Path) -> None:
