@@ -715,6 +715,11 @@ class TestExtraction:
         text = refusal(lambda: Extraction(**{"keys": ("a",), **parts}), argument)
         assert reason in text
 
+    def test_it_cannot_be_changed(self) -> None:
+        """What was checked stays checked."""
+        with pytest.raises(AttributeError):
+            Extraction(("a",)).value = ""  # type: ignore[misc]
+
     def test_it_is_a_value(self) -> None:
         """Two of the same parts are equal, and a pickled one comes back equal."""
         parts: dict[str, Any] = {"keys": ("a", "b-{c}"), "value": "v", "event_time": "t", "decode": decode_csv}
@@ -898,6 +903,7 @@ class TestRejected:
         [
             ({"id": None}, "event_id: is missing", Known(None, WHEN_US, ("c7",))),
             ({"id": "\ud800"}, "event_id: has no UTF-8 form", Known(None, WHEN_US, ("c7",))),
+            ({"at": {}}, "event_time: expected a datetime", Known("e1", None, ("c7",))),
             ({"at": "yesterday"}, "event_time: 'yesterday' is not", Known("e1", None, ("c7",))),
             ({"customer": ""}, "key: is empty", Known("e1", WHEN_US, ())),
             ({"customer": None}, "key: field 'customer'", Known("e1", WHEN_US, None)),
@@ -911,6 +917,15 @@ class TestRejected:
         assert rejection.stage == "extract"
         assert str(rejection.error).startswith(error)
         assert rejection.known == known
+
+    @pytest.mark.parametrize(
+        ("name", "argument"), [("id", "event_id"), ("at", "event_time"), ("customer", "key"), ("amount", "value")]
+    )
+    def test_a_missing_field_names_the_argument_it_was_for(self, name: str, argument: str) -> None:
+        """Not only the field, which may serve several."""
+        element = {field: value for field, value in ORDER.items() if field != name}
+        error = rejected(extractor(event_time="at"), element).error
+        assert str(error).startswith(f"{argument}: field {name!r} is missing; there are ")
 
     def test_a_record_of_which_all_is_bad_names_the_first(self) -> None:
         """And knows nothing."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from murmur_beam.coalescer import FlushLimits
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.extract import Extraction, decode_csv
 from murmur_beam.metrics import InMemory
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
@@ -379,9 +379,12 @@ class TestCheckStores:
     def test_a_store_in_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         """The message shows the path."""
         spec = made(store=f"sqlite:///{tmp_path}/no/such/counts.db")
-        problem = refusal("store", spec.check_stores)
-        assert problem.startswith(f"sqlite {tmp_path}/no/such/counts.db: ")
-        assert "check that the folder exists and may be written to" in problem
+        with pytest.raises(ConfigurationError) as caught:
+            spec.check_stores()
+        assert caught.value.argument == "store"
+        assert caught.value.problem.startswith(f"sqlite {tmp_path}/no/such/counts.db: ")
+        assert "check that the folder exists and may be written to" in caught.value.problem
+        assert isinstance(caught.value.__cause__, StoreUnavailable)
 
     def test_a_folder_in_place_of_a_file_is_refused(self, tmp_path: Path) -> None:
         """It cannot be opened either."""
