@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from datetime import timedelta
 from types import UnionType
 from typing import Any, Union, get_args, get_type_hints
 
 import apache_beam as beam
-from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
@@ -79,6 +79,7 @@ class MergeRecords(beam.PTransform):
         value: what to fold, a function or a field; not needed for `Count`.
         monoid: how to fold, an instance or a name; a sum by default.
         window: time buckets, a `WindowConfig` or ``daily``, ``hourly``, ``minute``, ``15m``; none by default.
+        retention: skip events older than this, such as ``90d``; for a window given as text.
         store: where the aggregates live, a spec or a URI.
         cache: a copy to keep up to date, a spec or a URI. Its failures are counted and change nothing.
         event_id: what stays the same when an event is delivered again, a function or a field.
@@ -105,6 +106,7 @@ class MergeRecords(beam.PTransform):
         value: Field | None = None,
         monoid: Monoid[Any] | str | None = None,
         window: WindowConfig | str | None = None,
+        retention: timedelta | str | None = None,
         store: StoreSpec | str | None = None,
         cache: StoreSpec | str | None = None,
         event_id: Field | None = None,
@@ -124,6 +126,7 @@ class MergeRecords(beam.PTransform):
             "value": value,
             "monoid": monoid,
             "window": window,
+            "retention": retention,
             "store": store,
             "cache": cache,
             "event_id": event_id,
@@ -284,7 +287,10 @@ class MergeDoFn(beam.DoFn):
         return write_letter(element, name, failure, int(self._spec.config.clock.now() * 1_000_000))
 
 
-def _message(letter: DeadLetter) -> PubsubMessage:
+def _message(letter: DeadLetter) -> Any:
+    # Imported when it is needed: Beam's module warns on the screen about each Google client that is not installed.
+    from apache_beam.io.gcp.pubsub import PubsubMessage
+
     published = letter.publish_time and parse_rfc3339(letter.publish_time)
     return PubsubMessage(
         letter.payload, dict(letter.attributes), letter.message_id, published, letter.ordering_key or ""

@@ -20,6 +20,8 @@ from murmur_beam.transforms import METRICS_NAMESPACE
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's own runner inside this process: nothing to download, unlike the ``DirectRunner`` of newer versions."""
 
+DEAD_LETTERS_HELP = "file for what cannot be merged; each run writes it anew, or removes it (%(default)s)"
+
 Main = Callable[[Sequence[str] | None], int]
 
 _IN_PLACE_EVERY_S = 0.2
@@ -134,7 +136,8 @@ class ShowProgress(beam.DoFn):
 
 
 def write_dead_letters(letters: beam.PCollection, path: str) -> None:
-    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none."""
+    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none, not even
+    that of an earlier run."""
     _ = (
         letters
         | "DeadLetterToJson" >> beam.Map(DeadLetter.to_json)

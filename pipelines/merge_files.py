@@ -27,7 +27,16 @@ from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.extract import DECODERS
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_errors, quiet, run, write_dead_letters
+from pipelines.common import (
+    DEAD_LETTERS_HELP,
+    Outcomes,
+    ShowProgress,
+    beam_options,
+    one_line_errors,
+    quiet,
+    run,
+    write_dead_letters,
+)
 
 _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
@@ -175,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge the files and say what became of their records."""
     arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
-    arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help="file for them (%(default)s)")
+    arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
     paths = matching(args.input)
@@ -191,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = Outcomes.of(args.name or DEFAULT_NAME, run(pipeline))
     print(outcomes)
     if outcomes.dead_letter:
-        print(f"dead letters are in {args.dead_letters}; python -m pipelines.replay merges them again")
+        # The name of the file of dead letters tells only its own format, not that of what the letters hold.
+        decode = "" if args.decode == "json" else f" --decode {args.decode}"
+        print(f"dead letters are in {args.dead_letters}; python -m pipelines.replay{decode} merges them again")
     return 0
 
 

@@ -2,8 +2,9 @@
 
     python -m pipelines.replay --input dead-letters.jsonl --store sqlite:///counts.db ...
 
-Takes the same flags as the pipeline that wrote them. Of a record with several keys only those that had failed are
-merged; what has been merged meanwhile is a duplicate. The file itself stays as it is.
+Takes the same flags as the pipeline that wrote them, and ``--decode csv`` if that read CSV files. Of a record with
+several keys only those that had failed are merged; what has been merged meanwhile is a duplicate. The file itself stays
+as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, from_flags
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
-from pipelines.common import Outcomes, ShowProgress, beam_options, one_line_errors, quiet, run, write_dead_letters
+from pipelines.common import (
+    DEAD_LETTERS_HELP,
+    Outcomes,
+    ShowProgress,
+    beam_options,
+    one_line_errors,
+    quiet,
+    run,
+    write_dead_letters,
+)
 from pipelines.merge_files import matching, parser, read
 
 UNREADABLE = "unreadable"
@@ -65,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge the dead letters and say what became of them."""
     arguments = parser("replay", "Merge dead letters again, with the flags of the pipeline that wrote them.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
-    arguments.add_argument(
-        "--dead_letters", default="still-dead-letters.jsonl", help="file for those that fail again (%(default)s)"
-    )
+    arguments.add_argument("--dead_letters", default="still-dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     arguments.add_argument(
         "--unpickle",
         action="store_true",

@@ -768,6 +768,8 @@ def test_bad_input_leaves_the_rest_alone(bad_run: tuple[Ran, Faulty]) -> None:
         ("monoid", {"monoid": Sum}),
         ("window", {"window": "sometimes"}),
         ("window", {"window": 5}),
+        ("retention", {"retention": "90d"}),
+        ("retention", {"retention": "long", "window": "daily"}),
         ("event_id", {"event_id": None}),
         ("event_time", {"event_time": "message:time"}),
         ("decode", {"decode": "xml"}),
