@@ -1,0 +1,221 @@
+"""SIGKILL in the middle of the work, again and again over the same state: nothing may be lost, nothing count twice."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+import murmur_beam
+from pipelines import flights
+
+FLIGHTS = 12_000
+KILLS = 20
+MOST_BEFORE_A_KILL = 400
+"""Flights that a run may add before it is killed; so few that all kills together leave more than enough to do."""
+TIMEOUT_S = 120.0
+
+State = dict[tuple[str, int], int]
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+
+
+class Child(Protocol):
+    """A run of the pipeline in a process of its own."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def ended(self) -> int | None:
+        """Its exit code, -9 after a SIGKILL; None while it runs."""
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code."""
+
+
+class Forked:
+    """`pipelines.flights` by its ``main``, in a fork of a process that has imported Beam already: it starts at once."""
+
+    def __init__(self, argv: Sequence[str], log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pipelines.flights"])
+        self._process = context.Process(target=_forked, args=(list(argv), str(log)))
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def ended(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join(TIMEOUT_S)
+        code = self._process.exitcode
+        assert code is not None, f"process {self.pid} does not end"
+        return code
+
+
+def _forked(argv: list[str], log: str) -> None:
+    """What runs there."""
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(flights.main(argv))
+
+
+class Commanded:
+    """``python -m pipelines.flights``, as its users start it."""
+
+    def __init__(self, argv: Sequence[str], log: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(Path(murmur_beam.__file__).parents[1])}
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.flights", *argv], stdout=file, stderr=file, env=environment
+            )
+        self.pid = self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def ended(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self) -> int:
+        return self._process.wait(TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def running(start: Callable[[Sequence[str], Path], Child], argv: Sequence[str], log: Path) -> Iterator[Child]:
+    """A child that does not survive the block."""
+    child = start(argv, log)
+    try:
+        yield child
+    finally:
+        if child.ended() is None:
+            child.kill()
+        child.wait()
+
+
+class Watch:
+    """Looks at the state from outside, without ever holding up who writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def merged(self) -> int:
+        """Flights in the state so far."""
+        ((flown,),) = self._select("SELECT total(value) FROM murmur WHERE entity = 'flights/all'") or [(0,)]
+        return int(flown)
+
+    def state(self) -> State:
+        """All there is, by entity and bucket."""
+        return {(entity, day): n for entity, day, n in self._select("SELECT entity, bucket, value FROM murmur")}
+
+    def torn(self) -> list[tuple[str, int, int, int]]:
+        """Rows whose count of flights is not the number of flights that are marked as counted in them."""
+        return self._select(
+            "SELECT entity, bucket, value, (SELECT count(*) FROM murmur_seen WHERE row = murmur.id) AS markers"
+            " FROM murmur WHERE entity LIKE 'flights/%' AND value IS NOT markers"
+        )
+
+    def _select(self, query: str) -> list[tuple]:
+        if not self._path.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", 30.0, uri=True)) as db:
+            try:
+                return db.execute(query).fetchall()
+            except sqlite3.OperationalError as err:
+                # The first run has got as far as the file, but not yet to its tables.
+                if "no such table" in str(err):
+                    return []
+                raise
+
+
+def wait_for(watch: Watch, child: Child, flown: int, log: Path) -> None:
+    """Until so many flights are in the state. The child must not end before."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while watch.merged() < flown:
+        assert child.ended() is None, f"ended with {child.ended()}: {log.read_text()}"
+        assert time.monotonic() < deadline, f"{watch.merged()} of {flown} flights after {TIMEOUT_S} s"
+        time.sleep(0.001)
+
+
+def by_hand(path: Path) -> State:
+    """The state that flights must lead to: a plain dictionary."""
+    state: Counter[tuple[str, int]] = Counter()
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            day = (date(int(row["year"]), int(row["month"]), int(row["day"])) - date(1970, 1, 1)).days
+            route = f"route/{row['origin']}-{row['dest']}"
+            for key in (route, f"origin/{row['origin']}", f"carrier/{row['carrier']}", "all"):
+                state[f"flights/{key}", day] += 1
+                state[f"miles/{key}", day] += int(row["distance"])
+    return dict(state)
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Path:
+    """The first flights of the shipped file."""
+    path = tmp_path / "flights.csv"
+    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
+        path.write_bytes(b"".join(itertools.islice(member, FLIGHTS + 1)))
+    return path
+
+
+def test_twenty_kills_cost_nothing(twin: Path, tmp_path: Path) -> None:
+    """However often a run is killed while it writes, the last one must end with every count as a dictionary has it."""
+    chance = random.Random(20_131)
+    log, database = tmp_path / "log", tmp_path / "flights.db"
+    argv = [
+        f"--state=sqlite:///{database}",
+        f"--input={twin}",
+        f"--dead_letters={tmp_path / 'dead-letters.jsonl'}",
+        "--murmur_flush_events=25",
+    ]
+    expected, watch = by_hand(twin), Watch(database)
+    before = 0
+    for kill in range(KILLS):
+        # Some as users start them, most by the quick way; the first of all makes the file.
+        start = Commanded if kill % 10 == 5 else Forked
+        with running(start, argv, log) as child:
+            wait_for(watch, child, before + chance.randint(1, MOST_BEFORE_A_KILL), log)
+            # Anywhere within a commit or between two of them.
+            now = time.perf_counter()
+            until = now + chance.uniform(0, 0.01)
+            while now < until:
+                now = time.perf_counter()
+            child.kill()
+            assert child.wait() == -signal.SIGKILL, log.read_text()
+        flown = watch.merged()
+        assert before < flown < FLIGHTS, "killed while it was at work"
+        assert watch.torn() == []
+        too_many = {key: n for key, n in watch.state().items() if n > expected.get(key, 0)}
+        assert too_many == {}
+        before = flown
+
+    with running(Commanded, [*argv, "--check"], log) as child:
+        assert child.wait() == 0, log.read_text()
+    text = log.read_text()
+    assert f"check: {len(expected):,} numbers compared with flights.csv, 0 differ" in text
+    assert f"{FLIGHTS - before:,} merged / {before:,} duplicate / 0 dead-lettered" in text
+    assert watch.state() == expected
+    assert watch.torn() == []
