@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=["murmur_beam", "murmur_beam.*", "pipelines", "pipelines.*"]),
     package_data={"murmur_beam": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["apache-beam>=2.60,<3"],
+    install_requires=["apache-beam>=2.65,<3"],
     extras_require={
         "demo": DEMO,
         "test": [*TEST, *DEMO],

@@ -158,7 +158,8 @@ class DeadLetter(NamedTuple):
 
     def to_json(self) -> str:
         """One line of JSON, from which `from_json` makes an equal dead letter. It can always be written as UTF-8."""
-        row = self.to_dict()
+        # Not self.to_dict(): a worker that decodes letters gets a type with their fields alone, made from the schema.
+        row = DeadLetter.to_dict(self)
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
         try:
             line.encode("utf-8")

