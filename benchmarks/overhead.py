@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -42,11 +42,13 @@ class Copy(beam.DoFn):
         yield element
 
 
-def run(workload: tuple[int, float], transform: Callable[[beam.PCollection], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds of one pipeline."""
+def run(workload: tuple[int, float], *transforms: beam.PTransform) -> tuple[float, float]:
+    """Wall and CPU seconds of one pipeline: the workload's events, through the transforms."""
     wall, cpu = time.perf_counter(), time.process_time()
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
-        transform(p | beam.Create([workload]) | beam.ParDo(Emit()))
+        elements: Any = p | beam.Create([workload]) | beam.ParDo(Emit())
+        for transform in transforms:
+            elements = elements | transform
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -83,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
         for round_number in range(args.rounds):
             print(f"\rZipf({exponent}): round {round_number + 1} of {args.rounds}", end="", file=sys.stderr)
             store = MemorySpec(f"overhead-{os.getpid()}")
-            seconds["emit"].append(run(workload, lambda events: events))
-            seconds["copy"].append(run(workload, lambda events: events | beam.ParDo(Copy())))
-            seconds["merge"].append(run(workload, lambda events: events | merge(store)))
+            seconds["emit"].append(run(workload))
+            seconds["copy"].append(run(workload, beam.ParDo(Copy())))
+            seconds["merge"].append(run(workload, merge(store)))
             check(store, workload)
-            seconds["again"].append(run(workload, lambda events: events | merge(store)))
+            seconds["again"].append(run(workload, merge(store)))
             check(store, workload)
             store.drop()
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)

@@ -140,7 +140,7 @@ class Watch:
     def _select(self, query: str) -> list[tuple]:
         if not self._path.exists():
             return []
-        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", 30.0, uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", timeout=30.0, uri=True)) as db:
             try:
                 return db.execute(query).fetchall()
             except sqlite3.OperationalError as err:

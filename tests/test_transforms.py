@@ -216,15 +216,19 @@ _collected: dict[str, list[Out]] = {}
 
 
 class Collect(beam.DoFn):
-    """Keeps what comes in a list of this process. Keys become tuples, which they are until a coder has made lists."""
+    """Keeps what comes in a list of this process, and undoes what a coder may have done: types that are made up from a
+    schema become ours, and the keys of a result tuples."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
 
     def process(self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam) -> None:
-        if isinstance(element, MergeResult):
-            element = element._replace(keys=tuple(element.keys), merged_keys=tuple(element.merged_keys))
+        fields = getattr(element, "_fields", None)
+        if fields == MergeResult._fields:
+            element = MergeResult(*element)._replace(keys=tuple(element.keys), merged_keys=tuple(element.merged_keys))
+        elif fields == DeadLetter._fields:
+            element = DeadLetter(*element)
         for each in windowed.windows:
             _collected.setdefault(self._name, []).append(Out(element, windowed.timestamp, each))
 
