@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
@@ -20,7 +21,7 @@ from murmur_beam.transforms import METRICS_NAMESPACE
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's own runner inside this process: nothing to download, unlike the ``DirectRunner`` of newer versions."""
 
-DEAD_LETTERS_HELP = "file for what cannot be merged; each run writes it anew, or removes it (%(default)s)"
+DEAD_LETTERS_HELP = "file for what cannot be merged; must not exist yet (%(default)s)"
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -136,8 +137,15 @@ class ShowProgress(beam.DoFn):
 
 
 def write_dead_letters(letters: beam.PCollection, path: str) -> None:
-    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none, not even
-    that of an earlier run."""
+    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none.
+
+    Raises:
+        ConfigurationError: there is such a file already. It may hold the only copy of what an earlier run gave up.
+    """
+    if FileSystems.exists(path):
+        raise ConfigurationError(
+            "--dead_letters", f"{path} holds those of an earlier run; replay and remove it, or name another file"
+        )
     _ = (
         letters
         | "DeadLetterToJson" >> beam.Map(DeadLetter.to_json)

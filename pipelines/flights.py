@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for measure, outcome in outcomes.items():
             print(f"{measure:<8} {outcome}")
         if any(outcome.dead_letter for outcome in outcomes.values()):
-            print(f"dead letters are in {args.dead_letters}; run this again to merge them")
+            print(f"dead letters are in {args.dead_letters}; mend the cause, move that file away and run this again")
         return 1 if args.check and check(reader, path) else 0
 
 

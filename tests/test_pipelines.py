@@ -245,6 +245,10 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
     assert json.loads(letter.payload)["distance"] == "far"
     mended.write_bytes(b"".join(lines))
     ran = run(flights, "--input", mended, "--check")
+    assert ran.code == 2
+    assert "flights-dead-letters.jsonl holds those of an earlier run" in ran.err
+    Path("flights-dead-letters.jsonl").unlink()
+    ran = run(flights, "--input", mended, "--check")
     assert "miles    1 merged / 99 duplicate / 0 dead-lettered\n" in ran.out
     assert ran.code == 0
 
@@ -532,10 +536,15 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(CLICKS, daily=True)
     assert not Path("still-dead-letters.jsonl").exists()
     assert Path("dead-letters.jsonl").read_bytes() == before, "the file stays as it is"
+    ran = run(merge_files, "--input=clicks.jsonl", *flags)
+    assert (ran.code, ran.out) == (2, ""), "the letters of the first run must not be lost to those of a second"
+    assert "--dead_letters: dead-letters.jsonl holds those of an earlier run" in ran.err
+    assert Path("dead-letters.jsonl").read_bytes() == before
+    others = "--dead_letters=others.jsonl"
     for pipeline, path in ((replay, "dead-letters.jsonl"), (merge_files, "clicks.jsonl")):
-        assert run(pipeline, f"--input={path}", *flags).outcomes == "0 merged / 3 duplicate / 0 dead-lettered"
+        assert run(pipeline, f"--input={path}", *flags, others).outcomes == "0 merged / 3 duplicate / 0 dead-lettered"
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(CLICKS, daily=True)
-    assert not Path("dead-letters.jsonl").exists(), "it tells of the last run of merge_files, which left none"
+    assert not Path("others.jsonl").exists(), "no letters, no file"
 
 
 def test_records_that_failed_half_way(run: Run, down: Down, tmp_path: Path) -> None:
@@ -657,7 +666,7 @@ def test_pickled_letters(run: Run, tmp_path: Path) -> None:
     assert ran.outcomes == "0 merged / 0 duplicate / 1 dead-lettered"
     (refused,) = letters_in("still-dead-letters.jsonl")
     assert "unpickle" in refused.error_message
-    ran = run(replay, "--input=still-dead-letters.jsonl", *FLAGS, "--unpickle")
+    ran = run(replay, "--input=still-dead-letters.jsonl", *FLAGS, "--unpickle", "--dead_letters=others.jsonl")
     assert ran.outcomes == "1 merged / 0 duplicate / 0 dead-lettered"
     assert state_of(tmp_path / "counts.db") == {("page/a", 0): 1}
 
