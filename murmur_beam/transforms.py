@@ -235,7 +235,6 @@ class MergeDoFn(beam.DoFn):
         self._held.append(self._flush())
         for outputs in self._held:
             yield from outputs
-        self._held.clear()
         self._recorder.report()
 
     def teardown(self) -> None:
@@ -244,7 +243,7 @@ class MergeDoFn(beam.DoFn):
             lease.release()
 
     def _replayed(self, letter: DeadLetter, windowed: WindowedValue) -> Record:
-        known = Known(letter.event_id, None, tuple(letter.failed_keys) or None)
+        known = Known(letter.event_id, None, None)
         try:
             known = known_of(letter)
             element = self._element(letter)

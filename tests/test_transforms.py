@@ -514,6 +514,33 @@ def test_pickled_elements_are_replayed_only_if_that_is_allowed(store: Faulty) ->
     assert store.state() == {("a", 0): 7}
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"payload": pickle.dumps(1), "payload_type": "pickle"}, "the element is pickled"),
+        ({"payload_type": "repr"}, "a payload of type 'repr' cannot be turned back"),
+        ({"payload": b"{", "payload_type": "json"}, "Expecting property name"),
+    ],
+    ids=["pickled", "only readable", "broken"],
+)
+def test_letters_that_cannot_be_read_stay_as_they_are(store: Faulty, changes: dict[str, Any], problem: str) -> None:
+    """All they knew must be in the new letter: what is missing, and when it happened."""
+    letter = letter_of(**changes)
+    again = run([letter], **FIELDS, store=store.spec, name="p", config=config()).letter
+    assert again.error_message.startswith(problem)
+    assert (again.stage, again.attempts) == ("decode", 0)
+    news = ("stage", "attempts", "error_type", "error_message", "failed_at")
+    assert again._replace(**{name: getattr(letter, name) for name in news}) == letter
+    assert store.state() == {}
+
+
+def test_a_letter_whose_time_is_none_becomes_another(store: Faulty) -> None:
+    """A letter that somebody has edited must not stop the pipeline."""
+    again = run([letter_of(event_time="noon")], **FIELDS, store=store.spec).letter
+    assert again.error_message.startswith("event_time: 'noon'")
+    assert (again.stage, again.event_id, again.failed_keys) == ("decode", "1", ["a"])
+
+
 def test_outputs_have_schemas() -> None:
     """Each field must have a type of its own that any language knows: what a write to BigQuery needs."""
     optional, texts = "typing.Optional[str]", "typing.Sequence[str]"
@@ -662,8 +689,8 @@ def test_pubsub_messages_come_back_byte_for_byte(store: Faulty, data: bytes) -> 
     )
     mended = {**arguments, "decode": lambda element: {"k": "a", "v": len(element.data)}}
     (result,) = run([DeadLetter.from_json(letter.to_json())], **mended).results
-    # The message's own equality leaves out its publish time.
-    assert (result.element, result.element.publish_time) == (sent, START)
+    # The message's own equality leaves out some of it.
+    assert (result.element, result.element.publish_time, result.element.ordering_key) == (sent, START, "order")
     assert (result.event_id, store.state()) == ("m1", {("a", 0): len(data)})
 
 
@@ -875,6 +902,32 @@ def test_distributions(store: Faulty, memory: MemorySpec) -> None:
     assert (found["p:flush_records"].count, found["p:flush_records"].sum) == (3, 5)
     for name in ("p:flush_us", "p:store_merge_us", "p:cache_merge_us"):
         assert found[name].count == 3
+
+
+def test_each_bundle_is_counted_once(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one bundle has reported the next one must not report again."""
+    counts: Counter[str] = Counter()
+
+    class Reported:
+        """In place of one of Beam's counters."""
+
+        def __init__(self, namespace: str, name: str) -> None:
+            self._name = f"{namespace} {name}"
+
+        def inc(self, n: int) -> None:
+            counts[self._name] += n
+
+    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
+    worker = Worker(**FIELDS, store=store.spec, name="p")
+    for i in range(3):
+        assert len(list(worker.bundle(event(str(i)), event("again"), event(str(i), value="x")))) == 3
+    assert +counts == {
+        "murmur_beam p": 4,
+        "murmur_beam p:dedup_skip": 2,
+        "murmur_beam p:dead_letter": 3,
+        "murmur_beam p:record_merged": 4,
+        "murmur_beam p:record_duplicate": 2,
+    }
 
 
 class Notebook:
