@@ -77,8 +77,6 @@ def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
         try:
             fields = next(reader, None)
         except csv.Error:
-            if not header:
-                raise
             # A quote that never ends: what it has swallowed is one bad record, and the file goes on behind it.
             fields, reader = ["bad"], csv.reader(take())
         record = b"".join(taken).rstrip(b"\r\n")
@@ -87,7 +85,7 @@ def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
             return
         if not header:
             header = record.removeprefix(_BOM)
-            # A quote that never ends would make a header of the whole file.
+            # A quote that never ends, or line ends that are none, would make a header of the whole file.
             list(csv.reader([header.decode("latin-1")], strict=True))
         elif fields:
             yield header + b"\n" + record

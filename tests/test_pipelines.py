@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -32,6 +33,7 @@ from murmur_beam.extract import decode_csv
 from murmur_beam.model import DeadLetter, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.sum import INT64_MAX
+from murmur_beam.reader import Reader
 from murmur_beam.state.base import Result
 from murmur_beam.state.sqlite import SqliteSpec, SqliteStore
 from pipelines import common, flights, merge_files, replay
@@ -208,14 +210,26 @@ def test_the_check_of_flights_can_fail(
 ) -> None:
     """One wrong number among thousands must be found, named, and told by exit code 1."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
-    with sqlite3.connect(state) as db:
+    with contextlib.closing(sqlite3.connect(state)) as db, db:
         assert db.execute(tamper).rowcount == 1
-    db.close()
     ran = run(flights, "--state", f"sqlite:///{state}", "--input", twin, "--check")
     assert ran.code == 1
     assert found in ran.out
     assert ", 1 differ\n" in ran.out
     assert run(flights, "--state", f"sqlite:///{state}", "--input", twin).code == 0, "only --check looks"
+
+
+def test_the_check_of_flights_misses_what_is_missing(
+    merged_flights: tuple[Path, str], twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that the state lacks differs as well."""
+    state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
+    with contextlib.closing(sqlite3.connect(state)) as db, db:
+        assert db.execute("DELETE FROM murmur WHERE entity = 'miles/all' AND bucket = 15706").rowcount == 1
+    with Reader.open(f"sqlite:///{state}") as reader:
+        assert flights.check(reader, str(twin)) == 1
+    day = sum(int(row["distance"]) for row in rows_of(twin) if row["day"] == "1")
+    assert f"check: miles/all on 2013-01-01: the file says {day}, the state None\n" in capsys.readouterr().out
 
 
 def test_flights_from_a_zip_archive(run: Run, twin: Path, tmp_path: Path) -> None:
@@ -420,7 +434,9 @@ def test_a_field_beyond_all_limits_is_one_dead_letter(run: Run, tmp_path: Path) 
     [
         ("cut.jsonl.gz", gzip.compress(jsonl(*CLICKS * 50))[:-12], "cannot be read to its end: "),
         ("cut.jsonl.bz2", bz2.compress(jsonl(*CLICKS))[:-4], "cannot be read to its end: "),
+        ("cut.JSONL.GZ", gzip.compress(jsonl(*CLICKS * 50))[:-12], "cannot be read to its end: "),
         ("plain.jsonl.gz", jsonl(*CLICKS), "cannot be read to its end: "),
+        ("broken.jsonl.gz", gzip.compress(b"")[:10] + b"\x07\0\0", "cannot be read to its end: "),
         ("mac.csv", b"id,page,n\r1,a,1\r2,a,1\r", "its header is malformed CSV: "),
         ("quote.csv", b'"id,page,n\n1,a,1\n2,a,1\n', "its header is malformed CSV: "),
     ],
@@ -696,6 +712,17 @@ def test_options_of_other_runners_are_not_judged() -> None:
         common.beam_options(["--colour=red"])
 
 
+@pytest.mark.parametrize("mistake", [FileNotFoundError("no such file: x"), ConfigurationError("--x", "is wrong")])
+def test_a_mistake_becomes_one_line(capsys: pytest.CaptureFixture[str], mistake: Exception) -> None:
+    """Whatever tells a user what to do, a file that is not there as well, must be told in one line."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        raise mistake
+
+    assert common.one_line_errors("x")(main)([]) == 2
+    assert capsys.readouterr() == ("", f"x: error: {mistake}\n")
+
+
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     """Only errors that tell a user what to do may be cut down to one line."""
 
@@ -758,6 +785,15 @@ def test_a_mistake_is_one_line_on_the_screen() -> None:
     ran = in_a_process("merge_files", "--input=*.nothing", *FLAGS)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert beyond_beam(ran.stderr) == ["merge_files: error: --input: no file matches '*.nothing'"]
+
+
+def test_a_file_that_cannot_be_read_is_one_line_on_the_screen(tmp_path: Path) -> None:
+    """Although it is only found in the middle of a run, where Beam would print tracebacks."""
+    Path("cut.jsonl.gz").write_bytes(gzip.compress(jsonl(*CLICKS))[:-4])
+    ran = in_a_process("merge_files", "--input=cut.jsonl.gz", *FLAGS)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = beyond_beam(ran.stderr)
+    assert line.startswith(f"merge_files: error: {tmp_path}/cut.jsonl.gz: cannot be read to its end: ")
 
 
 def test_a_run_that_goes_well_is_one_line_on_the_screen(tmp_path: Path) -> None:
