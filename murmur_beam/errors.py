@@ -76,20 +76,24 @@ class RetriesExhausted(MurmurError):
         event_id: the record's event id.
         keys: the entities that failed, in the record's order.
         attempts: tries made for each of them.
+        reason: text of the last failure. Runners hand an exception on without its cause.
     """
 
-    def __init__(self, pipeline_name: str, event_id: str | None, keys: tuple[str, ...], attempts: int) -> None:
-        super().__init__(pipeline_name, event_id, keys, attempts)
+    def __init__(
+        self, pipeline_name: str, event_id: str | None, keys: tuple[str, ...], attempts: int, reason: str = ""
+    ) -> None:
+        super().__init__(pipeline_name, event_id, keys, attempts, reason)
         self.pipeline_name = pipeline_name
         self.event_id = event_id
         self.keys = keys
         self.attempts = attempts
+        self.reason = reason
 
     def __str__(self) -> str:
-        cause = f": {type(self.__cause__).__name__}: {self.__cause__}" if self.__cause__ else ""
+        reason = self.reason or (f"{type(self.__cause__).__name__}: {self.__cause__}" if self.__cause__ else "")
         return (
             f"{self.pipeline_name}: event {self.event_id!r} failed {self.attempts} times "
-            f"for {', '.join(map(repr, self.keys))}{cause}"
+            f"for {', '.join(map(repr, self.keys))}{reason and f': {reason}'}"
         )
 
 

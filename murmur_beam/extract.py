@@ -379,10 +379,16 @@ def _template(argument: str, template: str) -> Getter:
         parts.append((literal, name or "", compile_field(argument, name) if name else None))
 
     def fill(record: Any, element: Any) -> str:
-        return "".join(
-            literal if get is None else literal + _scalar_text(argument, name, get(record, element))
-            for literal, name, get in parts
-        )
+        texts = []
+        for literal, name, get in parts:
+            texts.append(literal)
+            if get is not None:
+                text = _scalar_text(argument, name, get(record, element))
+                if not text:
+                    # Events that lack the same field would pass for one event, or for one key.
+                    raise InvalidRecord(argument, f"field {name!r} is empty")
+                texts.append(text)
+        return "".join(texts)
 
     return fill
 

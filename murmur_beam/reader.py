@@ -10,7 +10,7 @@ from numbers import Number
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from murmur_beam.errors import ConfigurationError, InvalidRecord, SchemaMismatch, StoreUnavailable
+from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name, names
 from murmur_beam.state import Store, StoreSpec, spec_from_uri
@@ -210,7 +210,11 @@ class Reader(Generic[V]):
     def _totals(self, prefix: str, first: int | None, last: int | None) -> Iterator[tuple[str, V, int]]:
         for entity, rows in groupby(self.store.scan(prefix, first, last), key=lambda row: row[0].entity):
             values = [value for _, value in rows]
-            yield entity, self.monoid.fold(values), len(values)
+            try:
+                total = self.monoid.fold(values)
+            except PermanentError as err:
+                raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
+            yield entity, total, len(values)
 
     def _number(self, entity: str, value: V) -> V:
         # Sets and tuples compare too, but what comes out larger is not what anybody means by it.

@@ -17,7 +17,13 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.coalescer import Coalescer, FlushLimits
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
-from murmur_beam.errors import PermanentError, RetriesExhausted
+from murmur_beam.errors import (
+    ConfigurationError,
+    PermanentError,
+    RetriesExhausted,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from murmur_beam.extract import Extractor, Field, Known, Rejected, parse_rfc3339
 from murmur_beam.metrics import Noop, Recorder
 from murmur_beam.model import DeadLetter, MergeResult, Outcome, Record
@@ -81,12 +87,14 @@ class MergeRecords(beam.PTransform):
         window: time buckets, a `WindowConfig` or ``daily``, ``hourly``, ``minute``, ``15m``; none by default.
         retention: skip events older than this, such as ``90d``; for a window given as text.
         store: where the aggregates live, a spec or a URI.
-        cache: a copy to keep up to date, a spec or a URI. Its failures are counted and change nothing.
+        cache: a copy to keep up to date, a spec or a URI. It gets the deltas that were merged, and nothing else: fill
+            it with `Cache.repopulate` first where the store is not empty. Its failures are counted and change nothing.
         event_id: what stays the same when an event is delivered again, a function or a field.
         event_time: when it happened, a function or a field; the element's timestamp by default.
         decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON and anything
             else is taken as it is.
-        config: retries, dedup and recorder; `AtomicDedup` and three tries by default.
+        config: retries, dedup and recorder; `AtomicDedup` and three tries by default. The recorder gets what Beam's
+            metrics get, on the worker, as a pickled copy: an `InMemory` of the launching program stays empty.
         flush: how much to buffer before writing.
         on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Bad
             records go to the dead letters either way.
@@ -157,6 +165,9 @@ class MergeRecords(beam.PTransform):
 
     def _resolve(self, options: PipelineOptions) -> MergeSpec:
         given = {name: value for name, value in self._arguments.items() if value is not None}
+        for name in options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
+            if name.startswith(_OPTIONS_PREFIX):
+                raise ConfigurationError(f"--{name}", "is no option of murmur_beam; see --help")
         fallback = from_flags(options.view_as(MurmurOptions), _OPTIONS_PREFIX)
         if "key" in given:
             fallback.pop("keys", None)
@@ -202,6 +213,7 @@ class MergeDoFn(beam.DoFn):
     def start_bundle(self) -> None:
         """Forget the leftovers of a bundle that failed; the runner delivers it again."""
         self._coalescer.clear()
+        self._recorder.clear()
         self._held.clear()
 
     def process(
@@ -274,8 +286,11 @@ class MergeDoFn(beam.DoFn):
                 MergeResult(element, outcome, event_id, entities, result.merged(entities), bucket)
             )
         assert error is not None
-        if self._spec.on_exhausted == "raise" and not isinstance(error, PermanentError):
-            raise RetriesExhausted(self._spec.name, event_id, failed, attempts) from error
+        # A store that cannot be used is an outage as well, and no fault of the record.
+        outage = not isinstance(error, PermanentError) or isinstance(error, (StoreUnavailable, SchemaMismatch))
+        if self._spec.on_exhausted == "raise" and outage:
+            reason = f"{type(error).__name__}: {error}"
+            raise RetriesExhausted(self._spec.name, event_id, failed, attempts, reason) from error
         known = Known(event_id, event_time_us, entities)
         letter = self._letter(windowed.value, Failure("merge", error, known, failed, attempts))
         return TaggedOutput(DEAD_LETTER, windowed.with_value(letter))
@@ -339,6 +354,10 @@ class BeamRecorder:
     def count(self, name: str, n: int) -> None:
         """Count what only this recorder knows: whole records."""
         self._counts[name] += n
+
+    def clear(self) -> None:
+        """Forget the counts of a bundle that failed."""
+        self._counts.clear()
 
     def report(self) -> None:
         """Hand the counts to Beam, from within a bundle."""

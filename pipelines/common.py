@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -29,20 +32,43 @@ _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 5.0
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of ours are, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message} (see --help)\n")
+
+
 def one_line_errors(name: str) -> Callable[[Main], Main]:
     """Turn a user's mistake into one line on stderr, after the pipeline's name, and exit code 2.
 
-    A fault of ours keeps its traceback.
+    An interruption is one line as well. A fault of ours keeps its traceback.
     """
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # A terminal that cannot show a bar or a letter shows a question mark.
+                sys.stdout.reconfigure(errors="replace")
             try:
-                return main(argv)
+                code = main(argv)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Whoever read our output has seen enough, as head does. Python must not try to flush once more.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
             except (MurmurError, OSError) as err:
                 print(f"{name}: error: {err}", file=sys.stderr)
                 return 2
+            except (KeyboardInterrupt, RuntimeError) as err:
+                # Beam wraps the exceptions of its steps.
+                if "KeyboardInterrupt" not in f"{type(err).__name__}: {err}":
+                    raise
+                print(f"\n{name}: interrupted; run it again to go on", file=sys.stderr)
+                return 130
+            return code
 
         return wrapped
 

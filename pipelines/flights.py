@@ -9,7 +9,6 @@ in New York. Run it again and not one count moves: each flight is known by its s
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib.util
 import io
@@ -17,6 +16,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from murmur_beam.windows import daily
 from pipelines.common import (
     DEAD_LETTERS_HELP,
     Outcomes,
+    Parser,
     ShowProgress,
     beam_options,
     one_line_errors,
@@ -97,14 +98,22 @@ def merge(measure: str, state: str) -> MergeRecords:
 
 
 def recompute(path: str) -> Counter[tuple[str, int]]:
-    """What the state must be, by key and day, straight from the file: nothing of murmur_beam takes part."""
+    """What the state must be, by key and day, straight from the file: nothing of murmur_beam takes part.
+
+    A flight without a usable day counts nowhere, one without a usable distance only as a flight: such are dead letters.
+    """
     expected: Counter[tuple[str, int]] = Counter()
     for flight in read_flights(path):
-        day = (date(int(flight["year"]), int(flight["month"]), int(flight["day"])) - _EPOCH_DAY).days
-        for key in KEYS:
-            entity = key.format(**flight)
-            expected[f"flights/{entity}", day] += 1
-            expected[f"miles/{entity}", day] += int(flight["distance"])
+        try:
+            day = (date(int(flight["year"]), int(flight["month"]), int(flight["day"])) - _EPOCH_DAY).days
+        except ValueError:
+            continue
+        entities = [key.format(**flight) for key in KEYS]
+        expected.update((f"flights/{entity}", day) for entity in entities)
+        with suppress(ValueError):
+            distance = int(flight["distance"])
+            for entity in entities:
+                expected[f"miles/{entity}", day] += distance
     return expected
 
 
@@ -132,7 +141,8 @@ def report(reader: Reader[int], routes: int = 10) -> None:
     print(f"\n{'busiest routes':<16}{'flights':>10}{'miles':>14}  by month, least to most")
     for entity, flights in busiest:
         route = entity.removeprefix("flights/route/")
-        print(f"{route:<16}{flights:>10,}{totals[f'miles/route/{route}']:>14,}  {sparkline(by_month(reader, entity))}")
+        miles = totals.get(f"miles/route/{route}", 0)
+        print(f"{route:<16}{flights:>10,}{miles:>14,}  {sparkline(by_month(reader, entity))}")
     months = by_month(reader, "flights/all")
     print(f"\n{'month':<16}{'flights':>10}")
     for month, flights in months.items():
@@ -157,7 +167,7 @@ def sparkline(months: dict[str, int]) -> str:
 @one_line_errors("flights")
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge the flights, print what there is, and check it if asked to. 0 if all is well, 1 if the check fails."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipelines.flights",
         description="Count every flight that left New York in 2013, exactly once, however often this runs.",
         epilog="Other options are Beam's, such as --runner.",
@@ -173,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--input", f"there is no file {path}")
     if path.endswith(".zip") and not zipfile.is_zipfile(path):
         raise ConfigurationError("--input", f"{path} is no zip archive")
-    total = sum(1 for _ in read_flights(path))
+    try:
+        total = sum(1 for _ in read_flights(path))
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise ConfigurationError("--input", f"{path} is no CSV file in UTF-8: {err}") from err
 
     pipeline = beam.Pipeline(options=beam_options(beam_arguments))
     flights = pipeline | "Path" >> beam.Create([path]) | "Read" >> beam.FlatMap(read_flights)

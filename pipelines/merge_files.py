@@ -8,13 +8,11 @@ Run it again, over the same files or over more of them, and each event still cou
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import csv
 import gzip
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
@@ -30,6 +28,7 @@ from murmur_beam.transforms import MergeRecords
 from pipelines.common import (
     DEAD_LETTERS_HELP,
     Outcomes,
+    Parser,
     ShowProgress,
     beam_options,
     one_line_errors,
@@ -111,8 +110,8 @@ class ReadRecords(beam.DoFn):
                 yield from self._frame(iter((opener(opened) if opener else opened).readline, b""))
         except csv.Error as err:
             raise MurmurError(f"{path}: its header is malformed CSV: {err}") from err
-        except (OSError, EOFError, zlib.error) as err:
-            raise MurmurError(f"{path}: cannot be read to its end: {err}") from err
+        except Exception as err:  # each decompressor has errors of its own
+            raise MurmurError(f"{path}: cannot be read to its end: {type(err).__name__}: {err}") from err
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
@@ -165,9 +164,9 @@ def read(pipeline: beam.Pipeline, paths: Sequence[str], decode: str) -> beam.PCo
     )
 
 
-def parser(module: str, description: str) -> argparse.ArgumentParser:
+def parser(module: str, description: str) -> Parser:
     """A parser with the flags of `MergeRecords`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"python -m pipelines.{module}",
         description=description,
         epilog="A FIELD is a name, a path such as user.country, or '=TEXT' for a text that is always the same. "

@@ -369,9 +369,12 @@ class TestList:
         assert [line.split() for line in lines[1:]] == [[f"{n:04}", f"{n:,}"] for n in range(2_500)]
 
     def test_nothing_there(self, murmur: Murmur) -> None:
-        """An empty store, or a prefix of nobody."""
+        """A store that nobody has written to, or a prefix of nobody."""
         murmur.fill([])
-        assert murmur("list") == (1, "", "murmur: nothing is there\n")
+        ran = murmur("list")
+        assert (ran[0], ran[1]) == (2, "")
+        assert "nothing was written to it yet" in ran[2]
+        murmur.fill([("a", START, 1)])
         assert murmur("list", "--prefix", "x", "--json") == (1, "", "murmur: nothing is there with prefix 'x'\n")
 
 
@@ -620,7 +623,7 @@ class TestMistakes:
         assert murmur("get", "a", uri="counts.db") == (
             2,
             "",
-            "murmur: error: URI: 'counts.db' starts with no known scheme; write one of memory://, sqlite://\n",
+            "murmur: error: URI: 'counts.db' starts with no known scheme; write one of bigtable://, memory://, sqlite://\n",
         )
 
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:

@@ -256,7 +256,7 @@ class TestTemplates:
         assert find(template, record) == text
 
     @UNTIMED
-    @given(st.text(), st.text(), st.text())
+    @given(st.text(), st.text(), st.text(min_size=1))
     def test_any_text_survives_around_and_inside_a_template(self, before: str, after: str, value: str) -> None:
         """With its braces doubled, a text means itself; a value is never read as a template."""
 
@@ -265,6 +265,11 @@ class TestTemplates:
 
         assume(not before.startswith("="))
         assert find(f"{escaped(before)}{{x}}{escaped(after)}", {"x": value}) == before + value + after
+
+    def test_an_empty_field_in_a_template_is_refused(self) -> None:
+        """Two events that both lack a part of their id must not pass for one and the same."""
+        with pytest.raises(InvalidRecord, match=r"^event_id: field 'b' is empty$"):
+            compile_field("event_id", "{a}/{b}")({"a": "x", "b": ""}, None)
 
     @UNTIMED
     @given(st.text(min_size=1))

@@ -509,6 +509,57 @@ def test_csv_records_can_be_decoded_one_by_one(rows: list[list[str]], end: str) 
 # Replay.
 
 
+def test_flights_without_a_distance_leave_the_report_whole(run: Run, twin: Path, tmp_path: Path) -> None:
+    """A route of which no distance is known has no miles; the check counts what the merge could."""
+    lines = twin.read_bytes().splitlines(keepends=True)[:3]
+    bad = [b",".join([b"far" if i == 15 else field for i, field in enumerate(line.split(b","))]) for line in lines[1:]]
+    path = tmp_path / "flights.csv"
+    path.write_bytes(b"".join([lines[0], *bad]))
+    ran = run(flights, "--input", path, "--check")
+    assert (ran.code, ran.err) == (0, "")
+    assert "miles    0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "argv", "message"),
+    [
+        (merge_files, [], "merge_files: error: the following arguments are required: --input (see --help)"),
+        (merge_files, ["--input=x", "--dedup=bogus"], "merge_files: error: argument --dedup: invalid choice: 'bogus'"),
+        (replay, ["--input=x", "--max_attempts=x"], "replay: error: argument --max_attempts: invalid int value: 'x'"),
+        (flights, ["--input"], "flights: error: argument --input: expected one argument (see --help)"),
+    ],
+)
+def test_wrong_flags_are_one_line(run: Run, pipeline: Any, argv: list[str], message: str) -> None:
+    """Not the whole usage."""
+    assert run(pipeline, *argv).mistake.startswith(message)
+
+
+def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, twin: Path) -> None:
+    """Whether it meets our code or one of Beam's steps; what was merged stays so."""
+    for error in (KeyboardInterrupt(), RuntimeError("KeyboardInterrupt [while running 'Read']")):
+
+        def interrupted(pipeline: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(flights, "run", interrupted)
+        ran = run(flights, "--input", twin)
+        assert (ran.code, ran.err) == (130, "\nflights: interrupted; run it again to go on\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(twin: Path) -> None:
+    """``flights | head -1`` ends without a word on stderr."""
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pipelines.flights", "--input", str(twin)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert "rror" not in errors
+    assert "WARNING" not in errors, "nor about clouds that are not used"
+
+
 class Down:
     """Makes every SQLite store of this process fail at some updates, until it is mended."""
 

@@ -228,9 +228,9 @@ class TestFailures:
         """Two leases of one file with different monoids do not mix; the file stays usable for the first."""
         spec = SqliteSpec(str(tmp_path / "counts.db"))
         first = lease(spec)
+        first.store.merge_update(Key("a"), 1)
         with pytest.raises(SchemaMismatch):
             lease(spec, Max())
-        first.store.merge_update(Key("a"), 1)
         second = lease(SqliteSpec(spec.path))
         first.release()
         assert second.store.get(Key("a")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -290,7 +291,8 @@ class TestOpen:
     def test_leaving_it_closes_the_store(self, tmp_path: Path) -> None:
         """What a `with` statement is for."""
         spec = SqliteSpec(str(tmp_path / "c.db"))
-        spec.open(Sum()).close()
+        with closing(spec.open(Sum())) as store:
+            store.merge_update(Key("b"), 1)
         with Reader.open(spec) as reader:
             assert reader.get("a") is None
         with pytest.raises(StoreUnavailable):
@@ -299,7 +301,8 @@ class TestOpen:
     def test_another_monoid_or_window_is_refused(self, tmp_path: Path) -> None:
         """The store says what it holds."""
         spec = SqliteSpec(str(tmp_path / "c.db"))
-        spec.open(Sum(), DAY).close()
+        with closing(spec.open(Sum(), DAY)) as store:
+            store.merge_update(Key("a"), 1)
         with pytest.raises(SchemaMismatch, match="holds values of monoid 'sum'"):
             Reader.open(spec, Max())
         with pytest.raises(SchemaMismatch, match="holds values of monoid 'sum'"):

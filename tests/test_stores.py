@@ -106,6 +106,30 @@ class TestSqliteStore(StoreContract):
         store.merge_updates([Update(A, 1, "1"), Update(A, 1, "1")])
         assert self.sizes() == (1, 0)
 
+    def test_a_table_that_was_only_opened_may_be_opened_for_something_else(self) -> None:
+        """A pipeline that fails before it writes decides nothing for the next; the first write does."""
+        first, other = self.open(Sum(), DAY), self.open(Max())
+        assert self.made is not None
+        assert self.made.recorded_schema() is None
+        assert other.merge_update(A, 7, event_id="1") is Outcome.MERGED
+        with pytest.raises(SchemaMismatch):
+            first.merge_update(A, 1, event_id="1")
+        with pytest.raises(SchemaMismatch):
+            self.open(Sum(), DAY)
+        assert other.get(A) == 7
+
+    def test_a_value_that_cannot_be_read_hurts_nobody_else(self) -> None:
+        """It is an error of its own row, and stays as it is; the other rows of the flush merge."""
+        store = self.open(Max())
+        store.merge_updates([Update(A, 1), Update(Key("b"), 1)])
+        with closing(sqlite3.connect(self.folder / "counts.db")) as db, db:
+            db.execute("UPDATE murmur SET value = x'7b' WHERE entity = 'a'")
+        failed, merged = store.merge_updates([Update(A, 2), Update(Key("b"), 2)])
+        assert isinstance(failed, PermanentError)
+        assert "the value stored for 'a' is no max" in str(failed)
+        assert merged is Outcome.MERGED
+        assert store.get(Key("b")) == 2
+
     def test_any_tool_reads_the_sums(self) -> None:
         """A sum is an INTEGER in the file."""
         store = self.open()
@@ -120,7 +144,7 @@ class TestSqliteStore(StoreContract):
         """Each table has its own monoid, values and markers."""
         path = str(self.folder / "counts.db")
         with (
-            closing(SqliteSpec(path, "one").open(Sum())) as one,
+            closing(SqliteSpec(path, "order").open(Sum())) as one,
             closing(SqliteSpec(path, "two").open(Max(), DAY)) as two,
         ):
             assert one.merge_update(A, 1, event_id="1") is Outcome.MERGED
@@ -222,7 +246,8 @@ def test_asking_for_the_schema_makes_no_file(tmp_path: Path) -> None:
 def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
     """A file of a later version is not guessed at."""
     spec = SqliteSpec(str(tmp_path / "counts.db"))
-    spec.open(Sum()).close()
+    with closing(spec.open(Sum())) as store:
+        store.merge_update(A, 1)
     with closing(sqlite3.connect(spec.path)) as db, db:
         db.execute("UPDATE murmur_schema SET layout = 2")
     with pytest.raises(StoreUnavailable, match="layout 2"):
@@ -254,7 +279,7 @@ def test_uris(uri: str, spec: StoreSpec) -> None:
 @pytest.mark.parametrize(
     ("uri", "problem"),
     [
-        ("counts.db", "no known scheme; write one of memory://, sqlite://"),
+        ("counts.db", "no known scheme; write one of bigtable://, memory://, sqlite://"),
         ("mysql://x", "no known scheme"),
         ("sqlite://counts.db", "sqlite:///counts.db"),
         ("sqlite:///", "needs a file"),
@@ -262,6 +287,9 @@ def test_uris(uri: str, spec: StoreSpec) -> None:
         ("sqlite:///c.db?table=a-b", "letters, digits"),
         ("sqlite:///c.db?table=", "letters, digits"),
         ("sqlite:///c.db?table=x;drop", "letters, digits"),
+        ("sqlite:///c.db?table=murmur_schema", "such names are taken"),
+        ("sqlite:///c.db?table=a_seen", "such names are taken"),
+        ("sqlite:///c.db#x", "sqlite:///counts.db"),
         ("sqlite:///c.db?dedup_retention=soon", "not a duration"),
         ("sqlite:///c.db?dedup_retention=0d", "must be positive"),
         ("memory://x/y", "more than a name"),

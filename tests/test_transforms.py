@@ -15,6 +15,7 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -41,7 +42,14 @@ from strategies import BIG_KEYS, START, Event, FaultPlan, Scenario, scenarios
 import murmur_beam
 from murmur_beam import transforms
 from murmur_beam.coalescer import FlushLimits
-from murmur_beam.errors import ConfigurationError, PermanentError, RetriesExhausted, TransientError
+from murmur_beam.errors import (
+    ConfigurationError,
+    PermanentError,
+    RetriesExhausted,
+    SchemaMismatch,
+    StoreUnavailable,
+    TransientError,
+)
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome, Update
 from murmur_beam.monoids import Count, Custom, Max, Sum
 from murmur_beam.monoids.base import Monoid
@@ -433,6 +441,22 @@ def test_bad_records_are_dead_letters_even_if_exhausted_ones_raise(store: Faulty
     ran = run(elements, **FIELDS, store=store.spec, config=config(), on_exhausted="raise")
     assert ran.outcomes() == {"merged": 1, "dead_letter": 3}
     assert {(letter.stage, letter.attempts) for letter in ran.letters} == {("merge", 1), ("extract", 0), ("decode", 0)}
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no such table"), SchemaMismatch("another monoid")])
+def test_a_store_that_cannot_be_used_raises_too(store: Faulty, error: Exception) -> None:
+    """With ``on_exhausted="raise"`` an outage must not empty the source into the dead letters, transient or not."""
+    store.fault = lambda update: error
+    with pytest.raises(RetriesExhausted, match=f"{type(error).__name__}: {error}"):
+        run([event("1")], **FIELDS, store=store.spec, config=config(), on_exhausted="raise")
+    assert run([event("1")], **FIELDS, store=store.spec, config=config()).outcomes() == {"dead_letter": 1}
+
+
+def test_an_option_that_is_misspelt_is_refused(memory: MemorySpec) -> None:
+    """Beam passes over flags it does not know; a window left out for a typing error would count into one bucket."""
+    pipeline = new_pipeline("--murmur_widnow=hourly")
+    with pytest.raises(ConfigurationError, match=r"--murmur_widnow: is no option"):
+        _ = pipeline | beam.Create([]) | MergeRecords(**FIELDS, store=memory)
 
 
 def test_dead_letters_replay_through_the_same_transform(store: Faulty) -> None:
@@ -827,7 +851,8 @@ def test_a_wrong_argument_fails_when_the_pipeline_is_built(
 def test_a_store_of_another_monoid_fails_when_the_pipeline_is_built(tmp_path: Path) -> None:
     """The aggregates of one pipeline must not be mixed up with those of another."""
     spec = SqliteSpec(str(tmp_path / "counts.db"))
-    spec.open(Max()).close()
+    with closing(spec.open(Max())) as written:
+        written.merge_update(Key("a"), 1)
     with pytest.raises(ConfigurationError, match=r"store: .*max"):
         _ = new_pipeline() | beam.Create([]) | MergeRecords(**FIELDS, store=spec)
 

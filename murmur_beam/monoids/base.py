@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import json
 import math
+import re
 from collections.abc import Iterable
 from functools import reduce
 from typing import Any, ClassVar, Generic, TypeVar
@@ -131,11 +132,14 @@ def parse_number(text: str) -> int | float:
     Raises:
         InvalidRecord: anything else.
     """
+    # Not just float(), which also takes "1_000" and the digits of other scripts.
+    if not _NUMBER.fullmatch(text):
+        raise InvalidRecord("value", f"{text!r:.80} is not a number")
     try:
         return int(text)
     except ValueError:
-        pass
-    try:
         return float(text)
-    except ValueError:
-        raise InvalidRecord("value", f"{text!r:.80} is not a number") from None
+
+
+# NaN and infinities are read as well, for `lift_number` to refuse by name.
+_NUMBER = re.compile(r" *[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?) *", re.IGNORECASE)

@@ -13,6 +13,7 @@ __all__ = ["Cache", "Key", "Outcome", "Result", "Schema", "Store", "StoreSpec", 
 
 # Each module has from_uri(SplitResult) -> StoreSpec, and is imported only when its scheme is used.
 _SCHEMES = {
+    "bigtable": "murmur_beam.state.bigtable",
     "memory": "murmur_beam.state.memory",
     "sqlite": "murmur_beam.state.sqlite",
 }
@@ -36,4 +37,8 @@ def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:
         spec = importlib.import_module(_SCHEMES[parts.scheme]).from_uri(parts)
     except ConfigurationError as err:
         raise ConfigurationError(argument, err.problem) from err
+    except ImportError as err:
+        raise ConfigurationError(
+            argument, f"{parts.scheme}:// takes a package that is not here ({err}); pip install 'murmur-beam[gcp]'"
+        ) from err
     return spec

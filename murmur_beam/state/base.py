@@ -207,6 +207,22 @@ def _permanent(monoid: Monoid[Any], update: Update, err: Exception) -> Permanent
     return wrapped
 
 
+def unreadable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError:
+    """The error of every update of a row whose value cannot be decoded; the row stays as it is."""
+    error = PermanentError(
+        f"the value stored for {key.entity!r} is no {monoid.name}: {type(err).__name__}: {err}; "
+        "was the monoid's codec changed under the same name?"
+    )
+    error.__cause__ = err
+    return error
+
+
+def later(one: float | None, other: float | None) -> float | None:
+    """The later of two times of expiry, None being never. A row's life is never shortened: another pipeline, with a
+    longer retention, may still send it events that must find their markers."""
+    return None if one is None or other is None else max(one, other)
+
+
 def only(results: Sequence[Result]) -> Outcome:
     """The outcome of a single update.
 

@@ -17,7 +17,7 @@ from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, only, rows
+from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later, only, rows
 
 V = TypeVar("V")
 
@@ -72,10 +72,15 @@ class MemoryStore(Generic[V]):
                 if not seen:
                     del self._seen[key]
                 if Outcome.MERGED in row_results:
-                    self._values[key] = value
                     ttl = updates[positions[-1]].ttl
-                    if ttl is not None:
-                        self._expires[key] = self._clock.now() + ttl.total_seconds()
+                    expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
+                    if key in self._values:
+                        expires = later(expires, self._expires.get(key))
+                    self._values[key] = value
+                    if expires is None:
+                        self._expires.pop(key, None)
+                    else:
+                        self._expires[key] = expires
         return results
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:

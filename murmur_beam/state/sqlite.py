@@ -28,7 +28,7 @@ from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError, MurmurError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, fold_row, only, rows
+from murmur_beam.state.base import GRACE_S, Result, Schema, fold_row, later, only, rows, unreadable
 
 V = TypeVar("V")
 
@@ -50,7 +50,7 @@ class SqliteStore(Generic[V]):
         path: the file; created if it is missing, but not its folder.
         monoid: how to fold.
         table: which aggregates of the file; letters, digits and underscores.
-        granularity: bucket length, recorded with the first opening.
+        granularity: bucket length, recorded with the first write.
         dedup_retention: how long markers of rows that never expire are kept; None: for ever.
         clock: what decides about expiry.
 
@@ -73,9 +73,13 @@ class SqliteStore(Generic[V]):
         self.monoid = monoid
         self._path = path
         self._table = table
+        # Quoted: a table may be called "order".
+        self._rows, self._seen = f'"{table}"', f'"{table}_seen"'
         self._dedup_retention = dedup_retention
         self._clock = clock or Clock()
         self._next_collect = 0.0
+        self._schema = Schema(monoid.name, granularity)
+        self._schema_is_recorded = False
         self._lock = threading.Lock()
         if monoid.native == "sum":
             self._to_column: Callable[[V], Any] = lambda value: value
@@ -88,7 +92,7 @@ class SqliteStore(Generic[V]):
             with _translated(path):
                 # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
-                self._create(Schema(monoid.name, granularity))
+                self._create()
         except BaseException:
             self._db.close()
             raise
@@ -100,8 +104,7 @@ class SqliteStore(Generic[V]):
     def get_many(self, keys: Sequence[Key]) -> list[V | None]:
         """See `Store.get_many`."""
         query = (
-            f"SELECT value FROM {self._table}"
-            " WHERE entity = ? AND bucket = ? AND (expires_at IS NULL OR expires_at > ?)"
+            f"SELECT value FROM {self._rows} WHERE entity = ? AND bucket = ? AND (expires_at IS NULL OR expires_at > ?)"
         )
         now = self._clock.now()
         with self._lock, _translated(self._path):
@@ -118,11 +121,13 @@ class SqliteStore(Generic[V]):
         fingerprints = {u.event_id: _fingerprint(u.event_id) for u in updates if u.event_id is not None}
         try:
             with self._lock, _translated(self._path), self._transaction():
+                self._record_schema()
                 for key, positions in rows(updates).items():
                     row_updates = [updates[i] for i in positions]
                     for i, result in zip(positions, self._merge_row(key, row_updates, fingerprints), strict=True):
                         results[i] = result
                 self._collect()
+            self._schema_is_recorded = True
         except MurmurError as err:
             return [err] * len(updates)
         return results
@@ -130,7 +135,7 @@ class SqliteStore(Generic[V]):
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; read page by page, so that a long scan blocks nobody."""
         query = (
-            f"SELECT entity, bucket, value FROM {self._table} WHERE (entity, bucket) > (?, ?)"
+            f"SELECT entity, bucket, value FROM {self._rows} WHERE (entity, bucket) > (?, ?)"
             " AND bucket BETWEEN ? AND ? AND (expires_at IS NULL OR expires_at > ?)"
             f" ORDER BY entity, bucket LIMIT {_PAGE}"
         )
@@ -153,46 +158,63 @@ class SqliteStore(Generic[V]):
         with self._lock:
             self._db.close()
 
-    def _create(self, wanted: Schema) -> None:
-        table = self._table
+    def _create(self) -> None:
         # First without the write lock, so that a reader does not wait for a writer's flush.
-        recorded = _recorded(self._db, table)
-        if recorded is not None:
-            recorded.require(wanted, f"table {table!r} of {self._path}")
+        if self._check_schema():
             return
         with self._transaction():
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS murmur_schema"
                 " (name TEXT PRIMARY KEY, layout INTEGER NOT NULL, monoid TEXT NOT NULL, granularity_us INTEGER)"
             )
-            recorded = _recorded(self._db, table)
-            if recorded is not None:
-                recorded.require(wanted, f"table {table!r} of {self._path}")
-                return
-            granularity_us = None if wanted.granularity is None else wanted.granularity // _MICROSECOND
             self._db.execute(
-                "INSERT INTO murmur_schema VALUES (?, ?, ?, ?)", (table, _LAYOUT, wanted.monoid, granularity_us)
+                f"CREATE TABLE IF NOT EXISTS {self._rows} (id INTEGER PRIMARY KEY, entity TEXT NOT NULL,"
+                " bucket INTEGER NOT NULL, value, expires_at REAL, UNIQUE (entity, bucket))"
             )
             self._db.execute(
-                f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, entity TEXT NOT NULL, bucket INTEGER NOT NULL,"
-                " value, expires_at REAL, UNIQUE (entity, bucket))"
-            )
-            self._db.execute(
-                f"CREATE TABLE {table}_seen (row INTEGER NOT NULL, event BLOB NOT NULL, at INTEGER,"
+                f"CREATE TABLE IF NOT EXISTS {self._seen} (row INTEGER NOT NULL, event BLOB NOT NULL, at INTEGER,"
                 " PRIMARY KEY (row, event)) WITHOUT ROWID"
             )
             # Partial: rows and markers that are kept for ever cost nothing here.
-            self._db.execute(f"CREATE INDEX {table}_expires ON {table} (expires_at) WHERE expires_at IS NOT NULL")
-            self._db.execute(f"CREATE INDEX {table}_seen_at ON {table}_seen (at) WHERE at IS NOT NULL")
+            self._db.execute(
+                f'CREATE INDEX IF NOT EXISTS "{self._table}_expires" ON {self._rows} (expires_at)'
+                " WHERE expires_at IS NOT NULL"
+            )
+            self._db.execute(
+                f'CREATE INDEX IF NOT EXISTS "{self._table}_seen_at" ON {self._seen} (at) WHERE at IS NOT NULL'
+            )
+
+    def _check_schema(self) -> bool:
+        """Is what the table holds recorded? If so, it must be what this store was opened for."""
+        recorded = _recorded(self._db, self._table)
+        if recorded is not None:
+            recorded.require(self._schema, f"table {self._table!r} of {self._path}")
+        return recorded is not None
+
+    def _record_schema(self) -> None:
+        """With the first write, not when it is opened: a pipeline that fails to start must not decide for the next."""
+        if not self._schema_is_recorded and not self._check_schema():
+            granularity = self._schema.granularity
+            granularity_us = None if granularity is None else granularity // _MICROSECOND
+            self._db.execute(
+                "INSERT INTO murmur_schema VALUES (?, ?, ?, ?)",
+                (self._table, _LAYOUT, self._schema.monoid, granularity_us),
+            )
 
     def _merge_row(self, key: Key, updates: Sequence[Update], fingerprints: dict[str, bytes]) -> list[Result]:
-        table, execute = self._table, self._db.execute
-        found = execute(f"SELECT id, value FROM {table} WHERE entity = ? AND bucket = ?", key).fetchone()
+        execute = self._db.execute
+        found = execute(
+            f"SELECT id, value, expires_at FROM {self._rows} WHERE entity = ? AND bucket = ?", key
+        ).fetchone()
+        current: V | None = None
         if found is None:
-            row = execute(f"INSERT INTO {table} (entity, bucket) VALUES (?, ?)", key).lastrowid
-            current = None
+            row = execute(f"INSERT INTO {self._rows} (entity, bucket) VALUES (?, ?)", key).lastrowid
         else:
-            row, current = found[0], self._from_column(found[1])
+            row = found[0]
+            try:
+                current = self._from_column(found[1])
+            except Exception as err:
+                return [unreadable(self.monoid, key, err)] * len(updates)
         now = self._clock.now()
         ttl = updates[-1].ttl
         # Markers of a row that will expire go with it; only those of a row for ever need an age of their own.
@@ -200,17 +222,19 @@ class SqliteStore(Generic[V]):
 
         def claim(event_id: str) -> bool:
             marker = (row, fingerprints[event_id], at)
-            return execute(f"INSERT OR IGNORE INTO {table}_seen VALUES (?, ?, ?)", marker).rowcount == 1
+            return execute(f"INSERT OR IGNORE INTO {self._seen} VALUES (?, ?, ?)", marker).rowcount == 1
 
         def unclaim(event_id: str) -> None:
-            execute(f"DELETE FROM {table}_seen WHERE row = ? AND event = ?", (row, fingerprints[event_id]))
+            execute(f"DELETE FROM {self._seen} WHERE row = ? AND event = ?", (row, fingerprints[event_id]))
 
         column, results = fold_row(self.monoid, current, updates, claim, unclaim, self._to_column)
         if Outcome.MERGED in results:
             expires_at = None if ttl is None else now + ttl.total_seconds()
-            execute(f"UPDATE {table} SET value = ?, expires_at = ? WHERE id = ?", (column, expires_at, row))
+            if found is not None:
+                expires_at = later(expires_at, found[2])
+            execute(f"UPDATE {self._rows} SET value = ?, expires_at = ? WHERE id = ?", (column, expires_at, row))
         elif found is None:
-            execute(f"DELETE FROM {table} WHERE id = ?", (row,))
+            execute(f"DELETE FROM {self._rows} WHERE id = ?", (row,))
         return results
 
     def _collect(self) -> None:
@@ -218,17 +242,17 @@ class SqliteStore(Generic[V]):
         now = self._clock.now()
         if now < self._next_collect:
             return
-        table, execute = self._table, self._db.execute
+        execute = self._db.execute
         expired = execute(
-            f"SELECT id FROM {table} WHERE expires_at <= ? LIMIT {_COLLECT_ROWS}", (now - GRACE_S,)
+            f"SELECT id FROM {self._rows} WHERE expires_at <= ? LIMIT {_COLLECT_ROWS}", (now - GRACE_S,)
         ).fetchall()
-        self._db.executemany(f"DELETE FROM {table}_seen WHERE row = ?", expired)
-        self._db.executemany(f"DELETE FROM {table} WHERE id = ?", expired)
+        self._db.executemany(f"DELETE FROM {self._seen} WHERE row = ?", expired)
+        self._db.executemany(f"DELETE FROM {self._rows} WHERE id = ?", expired)
         forgotten = 0
         if self._dedup_retention is not None:
             forgotten = execute(
-                f"DELETE FROM {table}_seen WHERE (row, event) IN"
-                f" (SELECT row, event FROM {table}_seen WHERE at < ? LIMIT {_COLLECT_MARKERS})",
+                f"DELETE FROM {self._seen} WHERE (row, event) IN"
+                f" (SELECT row, event FROM {self._seen} WHERE at < ? LIMIT {_COLLECT_MARKERS})",
                 (int(now - self._dedup_retention.total_seconds()),),
             ).rowcount
         if len(expired) < _COLLECT_ROWS and forgotten < _COLLECT_MARKERS:
@@ -306,8 +330,11 @@ class SqliteSpec:
             raise ConfigurationError(
                 "store", "sqlite needs a file; write sqlite:///counts.db or sqlite:////data/counts.db"
             )
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.table) or self.table.lower().startswith("sqlite_"):
+        name = self.table.lower()
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
             raise ConfigurationError("store", f"table {self.table!r}: use letters, digits and underscores")
+        if name.startswith(("sqlite_", "murmur_")) or name.endswith(("_seen", "_expires", "_at")):
+            raise ConfigurationError("store", f"table {self.table!r}: such names are taken; choose another")
         if self.dedup_retention is not None and self.dedup_retention <= timedelta(0):
             raise ConfigurationError("store", f"dedup_retention must be positive, got {self.dedup_retention}")
         object.__setattr__(self, "path", str(Path(self.path).absolute()))
@@ -347,7 +374,7 @@ def from_uri(uri: SplitResult) -> SqliteSpec:
     Raises:
         ConfigurationError: a part that is not understood.
     """
-    if uri.netloc:
+    if uri.netloc or uri.fragment:
         raise ConfigurationError(
             "store", f"{uri.geturl()!r}: write sqlite:///counts.db (relative) or sqlite:////data/counts.db (absolute)"
         )

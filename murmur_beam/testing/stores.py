@@ -223,6 +223,15 @@ class StoreContract:
         self.clock.time += DAY.total_seconds() * 0.75
         assert store.get(A) == 2
 
+    def test_a_row_that_shall_stay_is_not_given_an_end(self) -> None:
+        """A second pipeline with a shorter time to live takes nothing from the first; a longer one adds to it."""
+        store = self.open()
+        store.merge_updates([Update(A, 1, "1"), Update(B, 1, "1", 9 * DAY), Update(C, 1, "1", DAY)])
+        store.merge_updates([Update(A, 1, "2", DAY), Update(B, 1, "2", DAY), Update(C, 1, "2")])
+        self.clock.time += 5 * DAY.total_seconds()
+        assert store.get_many([A, B, C]) == [2, 2, 2]
+        assert store.merge_updates([Update(A, 1, "1"), Update(C, 1, "1")]) == [Outcome.DUPLICATE] * 2
+
     def test_a_live_row_knows_its_events_whatever_is_collected(self) -> None:
         """Collecting what has expired takes no marker of a row that lives."""
         store = self.open()
@@ -281,7 +290,7 @@ class StoreContract:
 
     def test_a_store_of_another_kind_is_noticed(self) -> None:
         """Opened for another monoid or another length of bucket, it fails and says how it was written."""
-        self.open(Sum(), DAY)
+        self.open(Sum(), DAY).merge_update(A, 1, event_id="1")
         with pytest.raises(SchemaMismatch, match="'sum'"):
             self.open(Max(), DAY)
         with pytest.raises(SchemaMismatch, match="1d"):
@@ -290,8 +299,8 @@ class StoreContract:
             self.open(Sum())
 
     def test_the_schema_is_recorded(self) -> None:
-        """What a store was opened for can be asked for without opening it."""
-        self.open(Sum(), DAY)
+        """What was written can be asked for without opening the store."""
+        self.open(Sum(), DAY).merge_update(A, 1, event_id="1")
         assert self.made is not None
         schema = self.made.recorded_schema()
         assert schema is not None
