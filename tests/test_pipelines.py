@@ -821,21 +821,17 @@ def in_a_process(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"},
+        # Old Google clients warn of Python versions that they will not support some day.
+        env={**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "ignore::FutureWarning"},
         check=False,
     )
-
-
-def beyond_beam(stderr: str) -> list[str]:
-    """The lines that Beam did not write while it was imported: it warns of Google clients that are not installed."""
-    return [line for line in stderr.splitlines() if not ("GCSFileSystem" in line or "apitools" in line)]
 
 
 def test_a_mistake_is_one_line_on_the_screen() -> None:
     """In a process of its own, too: exit code 2, one line on stderr, nothing on stdout."""
     ran = in_a_process("merge_files", "--input=*.nothing", *FLAGS)
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert beyond_beam(ran.stderr) == ["merge_files: error: --input: no file matches '*.nothing'"]
+    assert ran.stderr.splitlines() == ["merge_files: error: --input: no file matches '*.nothing'"]
 
 
 def test_a_file_that_cannot_be_read_is_one_line_on_the_screen(tmp_path: Path) -> None:
@@ -843,7 +839,7 @@ def test_a_file_that_cannot_be_read_is_one_line_on_the_screen(tmp_path: Path) ->
     Path("cut.jsonl.gz").write_bytes(gzip.compress(jsonl(*CLICKS))[:-4])
     ran = in_a_process("merge_files", "--input=cut.jsonl.gz", *FLAGS)
     assert (ran.returncode, ran.stdout) == (2, "")
-    (line,) = beyond_beam(ran.stderr)
+    (line,) = ran.stderr.splitlines()
     assert line.startswith(f"merge_files: error: {tmp_path}/cut.jsonl.gz: cannot be read to its end: ")
 
 
@@ -852,5 +848,5 @@ def test_a_run_that_goes_well_is_one_line_on_the_screen(tmp_path: Path) -> None:
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
     ran = in_a_process("merge_files", "--input=clicks.jsonl", *FLAGS)
     assert (ran.returncode, ran.stdout) == (0, "3 merged / 0 duplicate / 0 dead-lettered\n")
-    assert beyond_beam(ran.stderr) == []
+    assert ran.stderr.splitlines() == []
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
