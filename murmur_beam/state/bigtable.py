@@ -20,7 +20,6 @@ Needs an app profile with single-cluster routing and single-row transactions.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import struct
 import threading
@@ -48,7 +47,7 @@ from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError, InvalidRecord, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Result, Schema, fold_row, later, only
+from murmur_beam.state.base import Result, Schema, fingerprint, fold_row, later, only
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -284,10 +283,9 @@ class BigtableStore(Generic[V]):
             event_id = update.event_id
             shard = 0
             if event_id is not None:
-                fingerprint = fingerprints.get(event_id)
-                if fingerprint is None:
-                    fingerprint = fingerprints[event_id] = _fingerprint(event_id)
-                shard = fingerprint[0] % shards
+                if event_id not in fingerprints:
+                    fingerprints[event_id] = fingerprint(event_id)
+                shard = fingerprints[event_id][0] % shards
             by_row.setdefault((update.key, shard), []).append(i)
         results: list[Result] = [Outcome.MERGED] * len(updates)
 
@@ -394,10 +392,9 @@ class BigtableStore(Generic[V]):
         claimed: dict[str, bytes] = {}
 
         def claim(event_id: str) -> bool:
-            fingerprint = fingerprints[event_id]
-            if event_id in claimed or fingerprint in row.seen:
+            if event_id in claimed or fingerprints[event_id] in row.seen:
                 return False
-            claimed[event_id] = fingerprint
+            claimed[event_id] = fingerprints[event_id]
             return True
 
         column, results = fold_row(self.monoid, row.value, updates, claim, claimed.pop, self._encoded)
@@ -531,10 +528,6 @@ async def _read_schema(table: TableAsync) -> Schema | None:
 def _int64(data: bytes) -> int:
     (value,) = struct.unpack(">q", data)
     return int(value)
-
-
-def _fingerprint(event_id: str) -> bytes:
-    return hashlib.blake2b(event_id.encode("utf-8"), digest_size=16).digest()
 
 
 def _successor(prefix: bytes) -> bytes | None:

@@ -11,7 +11,6 @@ A sum is stored as an INTEGER, so that the file can be read with any SQLite tool
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sqlite3
 import threading
@@ -28,7 +27,7 @@ from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError, MurmurError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, fold_row, later, only, rows, unreadable
+from murmur_beam.state.base import GRACE_S, Result, Schema, fingerprint, fold_row, later, only, rows, unreadable
 
 V = TypeVar("V")
 
@@ -118,7 +117,7 @@ class SqliteStore(Generic[V]):
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`; one transaction, so a failure of the file is the result of every update."""
         results: list[Result] = [Outcome.MERGED] * len(updates)
-        fingerprints = {u.event_id: _fingerprint(u.event_id) for u in updates if u.event_id is not None}
+        fingerprints = {u.event_id: fingerprint(u.event_id) for u in updates if u.event_id is not None}
         try:
             with self._lock, _translated(self._path), self._transaction():
                 self._record_schema()
@@ -269,11 +268,6 @@ class SqliteStore(Generic[V]):
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise
-
-
-def _fingerprint(event_id: str) -> bytes:
-    """16 bytes instead of an id of any length: two of a billion ids in one row meet with a chance of about 1e-21."""
-    return hashlib.blake2b(event_id.encode("utf-8"), digest_size=16).digest()
 
 
 def _recorded(db: sqlite3.Connection, table: str) -> Schema | None:
