@@ -436,6 +436,7 @@ def test_a_field_beyond_all_limits_is_one_dead_letter(run: Run, tmp_path: Path) 
         ("cut.jsonl.bz2", bz2.compress(jsonl(*CLICKS))[:-4], "cannot be read to its end: "),
         ("cut.JSONL.GZ", gzip.compress(jsonl(*CLICKS * 50), mtime=0)[:-12], "cannot be read to its end: "),
         ("plain.jsonl.gz", jsonl(*CLICKS), "cannot be read to its end: "),
+        ("plain.jsonl.zst", jsonl(*CLICKS), "cannot be read to its end: "),
         # No time in the header: it would stand in the test's name, and the workers would not agree on that.
         ("broken.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\x07\0\0", "cannot be read to its end: "),
         ("mac.csv", b"id,page,n\r1,a,1\r2,a,1\r", "its header is malformed CSV: "),
