@@ -198,6 +198,17 @@ def test_opening_and_closing_leaves_nothing_behind(host: str) -> None:
     assert threading.active_count() == before
 
 
+def test_what_is_known_of_rows_is_counted_and_bounded(host: str) -> None:
+    """The count that keeps memory in bounds must stay that of the rows and events known, however often it is used."""
+    spec = new_spec(host, max_known_events=50)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        for i in range(30):
+            store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
+            other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
+            known = sum(len(row.seen) + 1 for row in store._known.values())
+            assert store._events_known == known <= 50
+
+
 def test_uris() -> None:
     """A URI makes the spec it says, and a wrong one says how to write it."""
     spec = BigtableSpec("p", "i", "t", "single-cluster", 4)

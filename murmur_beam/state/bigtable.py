@@ -25,7 +25,7 @@ import struct
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -309,6 +309,7 @@ class BigtableStore(Generic[V]):
         row = self._known.get(encoded)
         if row is None:
             row = self._known[encoded] = _Row()
+            self._events_known += 1  # a row weighs about as much as an event, and is bounded with them
         self._known.move_to_end(encoded)
         deadline = self._clock.monotonic() + self._spec.contention_s
         ours: dict[bytes, _Plan] = {}
@@ -328,7 +329,7 @@ class BigtableStore(Generic[V]):
                     committed = response.predicate_matched == (row.version > 0)
                 except grpc.aio.AioRpcError as err:
                     if err.code() in _PERMANENT:
-                        row.forget()
+                        self._forget(row)
                         raise
                     # It may have happened: the row knows.
                     settled = await self._settle(encoded, row, ours)
@@ -366,7 +367,7 @@ class BigtableStore(Generic[V]):
         query = filters.RowFilterUnion([_VALUES, known])
         found = await self._table.read_row(encoded, row_filter=query)
         if found is None:
-            row.forget()
+            self._forget(row)
             row.read = True
             return []
         markers = []
@@ -376,8 +377,7 @@ class BigtableStore(Generic[V]):
         for cell in found.get_cells():
             if cell.family == "dedup":
                 markers.append(cell.qualifier)
-                row.seen.update(cell.value[i : i + 16] for i in range(0, len(cell.value), 16))
-                self._events_known += len(cell.value) // 16
+                self._learn(row, [cell.value[i : i + 16] for i in range(0, len(cell.value), 16)])
             elif cell.qualifier == b"n":
                 version = _int64(cell.value)
             elif cell.qualifier == b"x":
@@ -411,8 +411,7 @@ class BigtableStore(Generic[V]):
     def _apply(self, row: _Row, plan: _Plan) -> None:
         row.version += 1
         row.read = True
-        row.seen.update(plan.claimed.values())
-        self._events_known += len(plan.claimed)
+        self._learn(row, plan.claimed.values())
         row.value = plan.column if self._sums else self.monoid.decode(plan.column)
         row.expires = plan.expires
 
@@ -482,6 +481,15 @@ class BigtableStore(Generic[V]):
         if not values or (latest is not None and latest <= self._clock.now()):
             return None
         return self.monoid.fold(values)
+
+    def _learn(self, row: _Row, events: Iterable[bytes]) -> None:
+        before = len(row.seen)
+        row.seen.update(events)
+        self._events_known += len(row.seen) - before
+
+    def _forget(self, row: _Row) -> None:
+        self._events_known -= len(row.seen)
+        row.forget()
 
     def _forget_some(self) -> None:
         """Keep what is known within bounds, forgetting first the rows that were not needed for longest."""
