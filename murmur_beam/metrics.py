@@ -6,7 +6,7 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 MAX_SAMPLES = 10_000
 """Latencies that `InMemory` keeps of each operation: percentiles are over the newest of these."""
@@ -28,6 +28,14 @@ class Recorder(Protocol):
         """``n`` records went through together in ``seconds``; ``mode`` says how, such as ``flush``."""
 
 
+@runtime_checkable
+class SizeRecorder(Recorder, Protocol):
+    """A recorder that also wants to know how large rows get, from the stores that tell."""
+
+    def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
+        """The largest of something in one flush, such as ``row_bytes`` of the rows it wrote."""
+
+
 class Noop:
     """Records nothing."""
 
@@ -41,6 +49,9 @@ class Noop:
         """Do nothing."""
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """Do nothing."""
+
+    def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
         """Do nothing."""
 
 
@@ -65,6 +76,8 @@ class PipelineStats:
     latencies: Mapping[str, LatencyStats] = field(default_factory=dict)
     batches: Mapping[str, int] = field(default_factory=dict)
     """Records that went through in batches, by mode."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The largest of something so far, in bytes."""
 
 
 class InMemory:
@@ -78,6 +91,7 @@ class InMemory:
         self._latency_counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._latencies: dict[str, dict[str, deque[float]]] = defaultdict(dict)
         self._batches: dict[str, Counter[str]] = defaultdict(Counter)
+        self._sizes: dict[str, dict[str, int]] = defaultdict(dict)
 
     def record_event(self, pipeline: str) -> None:
         """Count one event."""
@@ -102,6 +116,12 @@ class InMemory:
             self._batches[pipeline][mode] += n
         self.record_latency(pipeline, mode, seconds)
 
+    def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
+        """Keep the largest."""
+        with self._lock:
+            sizes = self._sizes[pipeline]
+            sizes[what] = max(n_bytes, sizes.get(what, n_bytes))
+
     def snapshot_one(self, pipeline: str) -> PipelineStats:
         """What ``pipeline`` has recorded; zeros for a name never used."""
         with self._lock:
@@ -114,12 +134,13 @@ class InMemory:
                     for op, samples in self._latencies.get(pipeline, {}).items()
                 },
                 dict(self._batches.get(pipeline, {})),
+                dict(self._sizes.get(pipeline, {})),
             )
 
     def snapshot(self) -> dict[str, PipelineStats]:
         """What every name has recorded, by name."""
         with self._lock:
-            names = sorted({*self._events, *self._errors, *self._latencies, *self._batches})
+            names = sorted({*self._events, *self._errors, *self._latencies, *self._batches, *self._sizes})
         return {name: self.snapshot_one(name) for name in names}
 
 

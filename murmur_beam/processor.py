@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from murmur_beam import retry
 from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MergeCancelled, PermanentError, RetriesExhausted
-from murmur_beam.metrics import Noop, Recorder
+from murmur_beam.metrics import Noop, Recorder, SizeRecorder
 from murmur_beam.model import Key, Outcome, Record, Update, to_us
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Cache, Result, Store
+from murmur_beam.state.base import Cache, Flushed, Result, Store
 from murmur_beam.windows import WindowConfig
 
 __all__ = [
@@ -297,7 +297,10 @@ def merge_records(
 
     def write(pending: Sequence[Update]) -> list[Result]:
         with _timed(cfg, pipeline_name, "store_merge"):
-            return store.merge_updates(pending)
+            written = store.merge_updates(pending)
+        if isinstance(written, Flushed):
+            _report(cfg.recorder, pipeline_name, written)
+        return written
 
     def settle(tried: Sequence[Update], outcomes: Sequence[Result]) -> None:
         # After each try, not at the end: what has merged counts even if a later wait is cancelled.
@@ -497,6 +500,15 @@ _LONGEST_US = timedelta.max // timedelta(microseconds=1)
 
 def _now_us(cfg: Config) -> int:
     return int(cfg.clock.now() * 1_000_000)
+
+
+def _report(recorder: Recorder, pipeline_name: str, flushed: Flushed) -> None:
+    for what, n in flushed.counts.items():
+        for _ in range(n):
+            recorder.record_event(f"{pipeline_name}:{what}")
+    if isinstance(recorder, SizeRecorder):
+        for what, n_bytes in flushed.sizes.items():
+            recorder.record_size(pipeline_name, what, n_bytes)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from datetime import timedelta
 from typing import Any
 
 from murmur_beam.coalescer import FlushLimits
-from murmur_beam.durations import parse_duration
+from murmur_beam.durations import format_duration, parse_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.extract import DECODERS, Extraction, Field
+from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, needs_event_id
 from murmur_beam.state import StoreSpec, spec_from_uri
+from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.windows import WindowConfig, parse_window
 
 DEFAULT_NAME = "murmur"
@@ -92,8 +95,34 @@ class MergeSpec:
                 except Exception as err:  # a user's own store may raise anything
                     raise ConfigurationError(argument, f"{spec} fails to open: {type(err).__name__}: {err}") from err
                 store.close()
+                if argument == "store":
+                    self._check_lifetime(store)
                 if argument == "cache" and not hasattr(store, "repopulate"):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
+
+    def _check_lifetime(self, store: object) -> None:
+        """A table may collect buckets, and what it knows of their events, by a rule of its own."""
+        flags = []
+        needed = None
+        if self.window is not None and self.window.retention is not None:
+            needed = bucket_lifetime(self.window.granularity, self.window.retention)
+            flags = ["--retention", format_duration(self.window.retention)]
+        if self.granularity is not None:
+            flags = ["--window", format_duration(self.granularity), *flags]
+        buckets: timedelta | None = getattr(store, "bucket_age", None)
+        events: timedelta | None = getattr(store, "marker_age", None)
+        lost = buckets is not None and (needed is None or needed > buckets)
+        # Where no retention is given, that is for the table to say: somebody has chosen it there.
+        forgotten = events is not None and needed is not None and needed > events
+        for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
+            if kept is not None and too_short:
+                wanted = "for ever" if needed is None else f"for {spell_duration(needed)}"
+                run = shlex.join(["murmur", "create-table", str(self.store), "--monoid", self.monoid.name, *flags])
+                raise ConfigurationError(
+                    "retention",
+                    f"{self.store} keeps {what} for {spell_duration(kept)}, but this window needs that {wanted}, or "
+                    f"events are lost or count twice; use the retention that the table was made for, or run: {run}",
+                )
 
 
 def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
@@ -261,7 +290,12 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
     add("retention", "skip events older than this, such as 90d", metavar="DURATION")
     add("event_id", "field or template that is the same when an event is delivered again", metavar="FIELD")
     add("event_time", "field of the event's time; without it the element's timestamp", metavar="FIELD")
-    add("decode", f"format of the elements: {', '.join(DECODERS)} (bytes are JSON unless said)", metavar="FORMAT")
+    add(
+        "decode",
+        f"format of the elements: {', '.join(DECODERS)} (bytes are JSON unless said), or a function of an element, as "
+        "package.module:attribute",
+        metavar="FORMAT",
+    )
     add("dedup", "exact (default): each event once; none: each delivery counts", choices=("exact", "none"))
     add("max_attempts", "tries for each key (default 3)", type=int, metavar="N")
     add("backoff_base", "first wait between tries (default 50ms)", metavar="DURATION")
@@ -290,6 +324,8 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
             given[dest.removeprefix(prefix)] = value
     names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
     arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
+    if isinstance(given.get("decode"), str):
+        arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
     if "key" in given:
         # Beam's options hold a text where they were made in Python and not from a command line.
         arguments["keys"] = [given["key"]] if isinstance(given["key"], str) else given["key"]
@@ -305,6 +341,20 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         with _named_as_flag(f"--{prefix}flush_"):
             arguments["flush"] = FlushLimits(**flush)
     return arguments
+
+
+def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:
+    if name in DECODERS:
+        return name
+    if ":" not in name:
+        raise ConfigurationError(
+            flag, f"unknown format {name!r}; choose {', '.join(DECODERS)} or write package.module:attribute"
+        )
+    found = load(name, "decoder", flag)
+    if not callable(found):
+        raise ConfigurationError(flag, f"{name!r} is a {type(found).__name__}, not a function of an element")
+    decoder: Callable[[Any], Any] = found
+    return decoder
 
 
 @contextmanager

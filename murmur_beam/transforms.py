@@ -15,23 +15,16 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
 from apache_beam.utils.windowed_value import WindowedValue
 
-from murmur_beam.coalescer import Coalescer, FlushLimits
-from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
-from murmur_beam.errors import (
-    ConfigurationError,
-    PermanentError,
-    RetriesExhausted,
-    SchemaMismatch,
-    StoreUnavailable,
-)
-from murmur_beam.extract import Extractor, Field, Known, Rejected, parse_rfc3339
-from murmur_beam.metrics import Noop, Recorder
-from murmur_beam.model import DeadLetter, MergeResult, Outcome, Record
+from murmur_beam.coalescer import FlushLimits
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.extract import Field, parse_rfc3339
+from murmur_beam.merger import Merger
+from murmur_beam.metrics import Noop, Recorder, SizeRecorder
+from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids import Monoid
-from murmur_beam.processor import Config, RecordResult, needs_event_id
+from murmur_beam.processor import Config
 from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state import StoreSpec
-from murmur_beam.state.pool import Lease
 from murmur_beam.windows import WindowConfig
 
 MERGED = "merged"
@@ -96,8 +89,9 @@ class MergeRecords(beam.PTransform):
         config: retries, dedup and recorder; `AtomicDedup` and three tries by default. The recorder gets what Beam's
             metrics get, on the worker, as a pickled copy: an `InMemory` of the launching program stays empty.
         flush: how much to buffer before writing.
-        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Bad
-            records go to the dead letters either way.
+        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Either way
+            bad records go to the dead letters, and a store that cannot be used as configured (no such table, no
+            permission, another schema) fails the bundle.
         unpickle: let dead letters whose element had to be pickled be replayed. Loading one runs whatever code its
             writer put there.
 
@@ -190,29 +184,13 @@ class MergeDoFn(beam.DoFn):
 
     def setup(self) -> None:
         """Open the stores."""
-        spec = self._spec
-        self._leases = [Lease(spec.store, spec.monoid, spec.granularity)]
-        cache: Any = None
-        if spec.cache is not None:
-            self._leases.append(Lease(spec.cache, spec.monoid, spec.granularity))
-            cache = self._leases[1].store
-        self._recorder = BeamRecorder(spec.config.recorder)
-        config = spec.config.with_recorder(self._recorder)
-        self._coalescer: Coalescer[WindowedValue, Any] = Coalescer(
-            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush
-        )
-        self._extractor = Extractor(
-            spec.extraction,
-            spec.monoid,
-            need_id=needs_event_id(config, spec.monoid),
-            need_time=spec.window is not None or spec.monoid.needs_event_time,
-        )
-        self._bucket_us = spec.window.granularity_us if spec.window else 0
+        self._recorder = BeamRecorder(self._spec.config.recorder)
+        self._merger: Merger[WindowedValue] = Merger(self._spec, self._recorder, _message)
         self._held: list[Iterable[WindowedValue | TaggedOutput]] = []
 
     def start_bundle(self) -> None:
         """Forget the leftovers of a bundle that failed; the runner delivers it again."""
-        self._coalescer.clear()
+        self._merger.clear()
         self._recorder.clear()
         self._held.clear()
 
@@ -220,19 +198,7 @@ class MergeDoFn(beam.DoFn):
         self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam
     ) -> Iterable[WindowedValue | TaggedOutput]:
         """Buffer an element; when the buffer is full, merge it and emit."""
-        try:
-            # By its fields: a worker decodes letters from elsewhere to a type that Beam has made of their schema.
-            if isinstance(element, tuple) and getattr(element, "_fields", None) == DeadLetter._fields:
-                letter = DeadLetter(*element)
-                windowed = windowed.with_value(letter)
-                record = self._replayed(letter, windowed)
-            else:
-                record = self._extractor.record(element, windowed.timestamp_micros)
-        except Rejected as rejected:
-            failure = Failure(rejected.stage, rejected.error, rejected.known)
-            # Without windows: Beam gives it those of the element.
-            return [TaggedOutput(DEAD_LETTER, self._letter(windowed.value, failure))]
-        if not self._coalescer.add(record, windowed):
+        if not self._merger.add(element, windowed.timestamp_micros, windowed):
             return ()
         outputs = self._flush()
         if len(windowed.windows) == 1:
@@ -251,54 +217,15 @@ class MergeDoFn(beam.DoFn):
 
     def teardown(self) -> None:
         """Close the stores, unless another step of this process uses them."""
-        for lease in self._leases:
-            lease.release()
-
-    def _replayed(self, letter: DeadLetter, windowed: WindowedValue) -> Record:
-        known = Known(letter.event_id, None, None)
-        try:
-            known = known_of(letter)
-            element = self._element(letter)
-        except Exception as err:
-            raise Rejected("decode", known, err) from err
-        return self._extractor.record(element, windowed.timestamp_micros, known)
-
-    def _element(self, letter: DeadLetter) -> Any:
-        return read_letter(letter, _message, unpickle=self._spec.unpickle)
+        self._merger.close()
 
     def _flush(self) -> Iterable[WindowedValue | TaggedOutput]:
-        flushed = self._coalescer.flush()
-        outcomes = [result.outcome for _, _, result in flushed]
-        for outcome in Outcome:
-            self._recorder.count(f"{self._spec.name}:record_{outcome}", outcomes.count(outcome))
-        # Made one by one while Beam takes them, so that they do not pile up for the garbage collector.
-        return (self._output(*each) for each in flushed)
+        # `flush` merges at once; only the outputs are made one by one while Beam takes them.
+        return (_output(windowed.with_value(result)) for windowed, result in self._merger.flush())
 
-    def _output(self, windowed: WindowedValue, record: Record, result: RecordResult) -> WindowedValue | TaggedOutput:
-        outcome, _, failed, error, attempts = result
-        event_id, event_time_us, entities, _ = record
-        if outcome is not None:
-            element = windowed.value
-            if isinstance(element, DeadLetter):
-                element = self._element(element)
-            bucket = event_time_us // self._bucket_us if self._bucket_us else 0
-            return windowed.with_value(
-                MergeResult(element, outcome, event_id, entities, result.merged(entities), bucket)
-            )
-        assert error is not None
-        # A store that cannot be used is an outage as well, and no fault of the record.
-        outage = not isinstance(error, PermanentError) or isinstance(error, (StoreUnavailable, SchemaMismatch))
-        if self._spec.on_exhausted == "raise" and outage:
-            reason = f"{type(error).__name__}: {error}"
-            raise RetriesExhausted(self._spec.name, event_id, failed, attempts, reason) from error
-        known = Known(event_id, event_time_us, entities)
-        letter = self._letter(windowed.value, Failure("merge", error, known, failed, attempts))
-        return TaggedOutput(DEAD_LETTER, windowed.with_value(letter))
 
-    def _letter(self, element: Any, failure: Failure) -> DeadLetter:
-        name = self._spec.name
-        self._recorder.record_event(f"{name}:dead_letter")
-        return write_letter(element, name, failure, int(self._spec.config.clock.now() * 1_000_000))
+def _output(windowed: WindowedValue) -> WindowedValue | TaggedOutput:
+    return TaggedOutput(DEAD_LETTER, windowed) if type(windowed.value) is DeadLetter else windowed
 
 
 def _message(letter: DeadLetter) -> Any:
@@ -350,6 +277,12 @@ class BeamRecorder:
         Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{mode}_us").update(int(seconds * 1_000_000))
         if self._also is not None:
             self._also.record_batch(pipeline, mode, n, seconds)
+
+    def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
+        """Add to a distribution, in bytes."""
+        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{what}").update(n_bytes)
+        if isinstance(self._also, SizeRecorder):
+            self._also.record_size(pipeline, what, n_bytes)
 
     def count(self, name: str, n: int) -> None:
         """Count what only this recorder knows: whole records."""

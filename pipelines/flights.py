@@ -20,24 +20,15 @@ from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
-import apache_beam as beam
+from pipelines.quiet_beam import beam  # isort: split
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids import Count, Sum
 from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
-from pipelines.common import (
-    DEAD_LETTERS_HELP,
-    Outcomes,
-    Parser,
-    ShowProgress,
-    beam_options,
-    one_line_errors,
-    quiet,
-    run,
-    write_dead_letters,
-)
+from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors
 
 Flight = dict[str, str]
 

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
-import apache_beam as beam
+from pipelines.quiet_beam import beam  # isort: split
+
 from apache_beam.io.fileio import MatchAll, ReadableFile, ReadMatches
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -25,17 +26,8 @@ from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.extract import DECODERS
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import (
-    DEAD_LETTERS_HELP,
-    Outcomes,
-    Parser,
-    ShowProgress,
-    beam_options,
-    one_line_errors,
-    quiet,
-    run,
-    write_dead_letters,
-)
+from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors
 
 _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")

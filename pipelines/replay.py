@@ -1,42 +1,52 @@
 """Merge dead letters again, once the cause is gone.
 
     python -m pipelines.replay --input dead-letters.jsonl --store sqlite:///counts.db ...
+    python -m pipelines.replay --subscription projects/P/subscriptions/DEAD --store bigtable://P/INSTANCE/TABLE ...
 
 Takes the same flags as the pipeline that wrote them, and ``--decode csv`` if that read CSV files. Of a record with
-several keys only those that had failed are merged; what has been merged meanwhile is a duplicate. The file itself stays
-as it is.
+several keys only those that had failed are merged; what has been merged meanwhile is a duplicate.
+
+Files stay as they are. Letters from a subscription are acknowledged once they are merged, or safe in the file of
+those that fail again; it ends when no more come. Letters of other pipelines go back to the subscription then.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
-import apache_beam as beam
+from pipelines.quiet_beam import beam  # isort: split
+
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
 from murmur_beam.deadletter import Failure, write_letter
-from murmur_beam.errors import InvalidRecord
+from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
-from murmur_beam.spec import DEFAULT_NAME, from_flags
+from murmur_beam.spec import DEFAULT_NAME, resolve
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
-from pipelines.common import (
-    DEAD_LETTERS_HELP,
-    Outcomes,
-    ShowProgress,
-    beam_options,
-    one_line_errors,
-    quiet,
-    run,
-    write_dead_letters,
-)
+from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors
+from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
+from pipelines.letters import LetterFile
 from pipelines.merge_files import matching, parser, read
+from pipelines.messages import merge_arguments
+from pipelines.subscriber import Received, Subscriber
+from pipelines.worker import add_subscription_flags, subscription, work
 
 UNREADABLE = "unreadable"
 OTHERS = "others"
+
+
+def unreadable(data: bytes, name: str, err: ValueError) -> DeadLetter:
+    """The letter of what is none."""
+    failure = Failure("decode", InvalidRecord("payload", str(err)), Known(None, None, None))
+    return write_letter(data, name, failure, time.time_ns() // 1000)
 
 
 class ParseLetters(beam.DoFn):
@@ -61,8 +71,7 @@ class ParseLetters(beam.DoFn):
             letter = DeadLetter.from_json(line)
         except ValueError as err:
             self._unreadable.inc()
-            failure = Failure("decode", InvalidRecord("payload", str(err)), Known(None, None, None))
-            yield TaggedOutput(UNREADABLE, write_letter(line, self._name, failure, time.time_ns() // 1000))
+            yield TaggedOutput(UNREADABLE, unreadable(line, self._name, err))
             return
         if letter.pipeline == self._name:
             yield letter
@@ -70,22 +79,83 @@ class ParseLetters(beam.DoFn):
             self._others.inc()
 
 
-@one_line_errors("replay")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge the dead letters and say what became of them."""
-    arguments = parser("replay", "Merge dead letters again, with the flags of the pipeline that wrote them.")
-    arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
-    arguments.add_argument("--dead_letters", default="still-dead-letters.jsonl", help=DEAD_LETTERS_HELP)
-    arguments.add_argument(
-        "--unpickle",
-        action="store_true",
-        help="load elements that had to be pickled; this runs whatever code the writer of the file put there",
-    )
-    args, beam_arguments = arguments.parse_known_args(argv)
-    quiet()
-    name = args.name or DEFAULT_NAME
-    merge = {**from_flags(args), "unpickle": args.unpickle}
+class Replayer(Subscriber):
+    """Merges the dead letters of one pipeline that a subscription holds.
 
+    Those of other pipelines are counted and go back to it at the end. A message that is no dead letter becomes one.
+    """
+
+    what = "letters"
+    others = 0
+    """Letters of other pipelines."""
+    unreadable = 0
+    """Messages that are no dead letters."""
+
+    def take(self, message: Received) -> bool:
+        """Read a letter; True if the batch is full."""
+        try:
+            letter = DeadLetter.from_json(message.data)
+        except ValueError as err:
+            self.unreadable += 1
+            self.give_up(message, unreadable(message.data, self.name, err))
+            return False
+        if letter.pipeline != self.name:
+            self.others += 1
+            self.hold(message)
+            return False
+        return self.merge(message, letter)
+
+
+def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
+    """Merge the letters of a subscription and say what became of them."""
+    if args.topic is None:
+        name = full_name("--subscription", args.subscription, args.project)
+    else:
+        name = only_subscription(full_name("--topic", args.topic, args.project))
+    pull = subscription(args, name)
+    spec = resolve(merge)
+    spec.check_stores()
+    with closing(Replayer(spec, pull, "replay")) as replayer:
+        work(replayer, LetterFile(args.dead_letters))
+    _report(args, spec.name, replayer.outcomes.dead_letter, replayer.others, replayer.unreadable)
+    if replayer.others >= pull.max_outstanding:
+        print(
+            f"they are as many as --max_outstanding lets in, so there may be letters of {spec.name!r} behind them; "
+            f'raise it, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
+        )
+    return 0
+
+
+def only_subscription(topic: str) -> str:
+    """The subscription of a topic.
+
+    Args:
+        topic: as ``projects/P/topics/T``.
+
+    Raises:
+        ConfigurationError: it has none, or several.
+    """
+    pubsub = client_library()
+    names = []
+    with asking("--topic", topic), pubsub.PublisherClient() as client:
+        names = list(client.list_topic_subscriptions(topic=topic, retry=None, timeout=ANSWER_S))
+    if not names:
+        raise ConfigurationError(
+            "--topic",
+            f"{topic} has no subscription that may be seen, and a topic keeps nothing without one; before letters come:"
+            f" gcloud pubsub subscriptions create NAME --topic={topic}",
+        )
+    if len(names) > 1:
+        raise ConfigurationError(
+            "--topic",
+            f"{topic} has {len(names)} subscriptions; name one with --subscription: {', '.join(sorted(names))}",
+        )
+    return names[0]
+
+
+def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments: Sequence[str]) -> int:
+    """Merge the letters in files and say what became of them."""
+    name = args.name or DEFAULT_NAME
     pipeline = beam.Pipeline(options=beam_options(beam_arguments))
     letters = read(pipeline, matching(args.input), "json") | beam.ParDo(ParseLetters(name)).with_outputs(
         UNREADABLE, main="read"
@@ -97,13 +167,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     counters = run(pipeline)
     outcomes = Outcomes.of(name, counters)
     print(outcomes)
-    if counters.get(OTHERS):
-        print(f"{counters[OTHERS]:,} letters of pipelines other than {name!r} were left alone; see --name")
-    if counters.get(UNREADABLE):
-        print(f"{counters[UNREADABLE]:,} lines are no dead letters")
-    if outcomes.dead_letter or counters.get(UNREADABLE):
-        print(f"what could not be merged is in {args.dead_letters}")
+    _report(args, name, outcomes.dead_letter, counters.get(OTHERS, 0), counters.get(UNREADABLE, 0))
     return 0
+
+
+def _report(args: argparse.Namespace, name: str, dead: int, others: int, unreadable: int) -> None:
+    """What there is to say beside the outcomes."""
+    if others:
+        print(f"{others:,} letters of pipelines other than {name!r} were left alone; see --name")
+    if unreadable:
+        print(f"{unreadable:,} {'lines' if args.input else 'messages'} are no dead letters")
+    if dead or unreadable:
+        print(f"what could not be merged is in {args.dead_letters}")
+
+
+@one_line_errors("replay")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge the dead letters and say what became of them."""
+    arguments = parser("replay", "Merge dead letters again, with the flags of the pipeline that wrote them.")
+    source = arguments.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", action="append", metavar="GLOB", help="files; may be repeated")
+    source.add_argument("--subscription", metavar="NAME", help="projects/P/subscriptions/S, which has the letters")
+    source.add_argument("--topic", metavar="NAME", help="projects/P/topics/T: the one subscription that it has")
+    add_subscription_flags(arguments.add_argument_group("with --subscription or --topic"), until_idle="30s")
+    arguments.add_argument(
+        "--dead_letters",
+        default="still-dead-letters.jsonl",
+        help=f"{DEAD_LETTERS_HELP}; letters from a subscription are appended",
+    )
+    arguments.add_argument(
+        "--unpickle",
+        action="store_true",
+        help="load elements that had to be pickled; this runs whatever code the writer of the letters put there",
+    )
+    args, others = arguments.parse_known_args(argv)
+    quiet()
+    merge = {**merge_arguments(args), "unpickle": args.unpickle}
+    if args.input:
+        return replay_files(args, merge, others)
+    if others:
+        raise ConfigurationError(others[0].partition("=")[0], "is no option with --subscription; see --help")
+    return replay_subscription(args, merge)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""Fixtures that most test modules share: a clock that never sleeps, and a store of sums that runs by it."""
+"""Fixtures that test modules share: a clock that never sleeps, a store of sums that runs by it, and the emulators."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import emulators
 import pytest
 from hypothesis import settings
 
 from murmur_beam.monoids.sum import Sum
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock
+from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
 
 # No deadline: these are not tests of speed, and a busy machine must not fail them.
 settings.register_profile("murmur_beam", deadline=None)
@@ -24,3 +30,24 @@ def clock() -> FakeClock:
 def store(clock: FakeClock) -> MemoryStore[int]:
     """An empty store of sums."""
     return MemoryStore(Sum(), clock)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the whole test run, which all workers see."""
+    mine = tmp_path_factory.getbasetemp()
+    return mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+
+
+@pytest.fixture(scope="session")
+def bigtable_host(run_folder: Path) -> Iterator[str]:
+    """``host:port`` of the test run's Bigtable emulator, which clients find by themselves."""
+    with emulators.for_tests(BIGTABLE, "BIGTABLE_EMULATOR_HOST", run_folder) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def pubsub_host(run_folder: Path) -> Iterator[str]:
+    """``host:port`` of the test run's Pub/Sub emulator, which clients find by themselves."""
+    with emulators.for_tests(PUBSUB, "PUBSUB_EMULATOR_HOST", run_folder) as host:
+        yield host

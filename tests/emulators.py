@@ -1,97 +1,154 @@
-"""Starts the real Bigtable emulator for tests, on a free port, and stops it again."""
+"""The emulators as the tests use them: one for a whole test run, tables and topics of its own for each test."""
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
 import os
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
 import pytest
-from google.cloud.bigtable_admin_v2 import types
-from google.cloud.bigtable_admin_v2.services.bigtable_table_admin import BaseBigtableTableAdminClient
-from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
+
+if TYPE_CHECKING:
+    from google.cloud.pubsub_v1.types import PubsubMessage
+
+from murmur_beam.testing.emulators import Emulator, EmulatorMissing, Running, stop
 
 PROJECT, INSTANCE = "test-project", "test-instance"
-_tables = itertools.count()
-
-
-def find_bigtable() -> str | None:
-    """The emulator's program: on the PATH, or in the folder of the Google Cloud CLI."""
-    found = shutil.which("cbtemulator")
-    gcloud = shutil.which("gcloud")
-    if found is None and gcloud is not None:
-        program = Path(gcloud).resolve().parent.parent / "platform" / "bigtable-emulator" / "cbtemulator"
-        found = str(program) if program.is_file() else None
-    return found
-
-
-def missing(what: str) -> None:
-    """Skip for want of an emulator; with ``CI=true`` fail instead."""
-    message = f"{what} is not installed; run: gcloud components install bigtable"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
+_numbers = itertools.count()
 
 
 @contextmanager
-def bigtable() -> Iterator[str]:
-    """A running emulator's ``host:port``; the environment leads clients to it."""
-    program = find_bigtable()
-    if program is None:
-        missing("the Bigtable emulator (cbtemulator)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [str(program), "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    host = f"127.0.0.1:{port}"
-    before = os.environ.get("BIGTABLE_EMULATOR_HOST")
+def shared(emulator: Emulator, folder: Path) -> Iterator[str]:
+    """An emulator's ``host:port``, the same one for all processes that are in here at the same time.
+
+    The first starts it, the last stops it. Who uses it holds a lock on a file, which ends with the process even where
+    that is killed.
+
+    Args:
+        emulator: which.
+        folder: where all of them look.
+    """
+    with open(folder / f"{emulator.program}.users", "a+") as users:
+        with _alone(emulator, folder):
+            if _lock(users.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                users.truncate(0)
+                running = emulator.start()
+                users.write(json.dumps(running))
+                users.flush()
+            fcntl.flock(users, fcntl.LOCK_SH)
+            users.seek(0)
+            running = Running(*json.load(users))
+        try:
+            yield running.host
+        finally:
+            with _alone(emulator, folder):
+                if _lock(users.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    stop(running.pid)
+
+
+@contextmanager
+def _alone(emulator: Emulator, folder: Path) -> Iterator[None]:
+    """Nobody else comes or goes."""
+    with open(folder / f"{emulator.program}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: int, how: int) -> bool:
     try:
-        _wait_for(port, process)
-        os.environ["BIGTABLE_EMULATOR_HOST"] = host
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def require(emulator: Emulator) -> None:
+    """Skip the test that calls this if the emulator is not installed; with ``CI=true`` fail it."""
+    try:
+        emulator.find()
+    except EmulatorMissing as err:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(err))
+
+
+@contextmanager
+def for_tests(emulator: Emulator, variable: str, folder: Path) -> Iterator[str]:
+    """As `shared`, with the environment leading clients to it; `require` comes first.
+
+    Args:
+        emulator: which.
+        variable: that clients look at.
+        folder: where all workers of the test run look.
+    """
+    require(emulator)
+    with shared(emulator, folder) as host, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, host)
         yield host
-    finally:
-        if before is None:
-            os.environ.pop("BIGTABLE_EMULATOR_HOST", None)
-        else:
-            os.environ["BIGTABLE_EMULATOR_HOST"] = before
-        process.kill()
-        process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the emulator ended at once"
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the emulator does not answer")
 
 
 def new_table(host: str) -> str:
-    """A table of its own for a test, with the families of `murmur_beam.state.bigtable`."""
-    int64 = types.Type.Int64(
-        encoding=types.Type.Int64.Encoding(big_endian_bytes=types.Type.Int64.Encoding.BigEndianBytes())
-    )
-    sums = types.Type.Aggregate(input_type=types.Type(int64_type=int64), sum=types.Type.Aggregate.Sum())
-    families = {
-        "agg": types.ColumnFamily(value_type=types.Type(aggregate_type=sums)),
-        "dedup": types.ColumnFamily(),
-        "state": types.ColumnFamily(),
-        "meta": types.ColumnFamily(),
-    }
-    name = f"table-{os.getpid()}-{next(_tables)}"
-    with grpc.insecure_channel(host) as channel:
-        client = BaseBigtableTableAdminClient(transport=BigtableTableAdminGrpcTransport(channel=channel))
-        parent = f"projects/{PROJECT}/instances/{INSTANCE}"
-        client.create_table(parent=parent, table_id=name, table=types.Table(column_families=families))
+    """A table of its own for a test, for whatever opens it first, which keeps all."""
+    # Not above: they take a second to import, and every test run imports this module.
+    from murmur_beam.state.base import Schema
+    from murmur_beam.state.bigtable.admin import Admin
+    from murmur_beam.state.bigtable.settings import Settings
+    from murmur_beam.state.bigtable.tables import purpose, rules
+
+    name = f"table-{os.getpid()}-{next(_numbers)}"
+    with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
+        admin.create(rules(purpose(Schema("sum", None))))  # the same for any purpose that keeps all
     return name
+
+
+class Topic:
+    """A Pub/Sub topic of its own for a test, and a subscription to it.
+
+    Attributes:
+        name: ``projects/P/topics/T``.
+        subscription: ``projects/P/subscriptions/S``.
+    """
+
+    def __init__(self, kind: str = "topic") -> None:
+        from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
+
+        self._publisher, self._subscriber = PublisherClient(), SubscriberClient()
+        own = f"{kind}-{os.getpid()}-{next(_numbers)}"
+        self.name = f"projects/{PROJECT}/topics/{own}"
+        self.subscription = f"projects/{PROJECT}/subscriptions/{own}"
+        self._publisher.create_topic(name=self.name)
+        self._subscriber.create_subscription(name=self.subscription, topic=self.name)
+
+    def publish(self, messages: Iterable[tuple[bytes, Mapping[str, str]]]) -> list[str]:
+        """Publish data and attributes; the ids of the messages."""
+        futures = [self._publisher.publish(self.name, data, **attributes) for data, attributes in messages]
+        return [future.result(timeout=60) for future in futures]
+
+    def take(self, n: int) -> list[PubsubMessage]:
+        """The next ``n`` messages of the subscription, acknowledged; fewer if they do not come within a minute."""
+        from google.api_core.exceptions import DeadlineExceeded
+
+        taken: list[PubsubMessage] = []
+        deadline = time.monotonic() + 60
+        while len(taken) < n and time.monotonic() < deadline:
+            with suppress(DeadlineExceeded):
+                answer = self._subscriber.pull(
+                    subscription=self.subscription, max_messages=n - len(taken), timeout=10, retry=None
+                )
+                taken += [received.message for received in answer.received_messages]
+                ack_ids = [received.ack_id for received in answer.received_messages]
+                if ack_ids:
+                    self._subscriber.acknowledge(subscription=self.subscription, ack_ids=ack_ids)
+        return taken
+
+    def close(self) -> None:
+        """Delete both, and leave no connection."""
+        self._subscriber.delete_subscription(subscription=self.subscription)
+        self._publisher.delete_topic(topic=self.name)
+        self._subscriber.close()
+        self._publisher.stop()
+        self._publisher.transport.close()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import emulators
@@ -17,22 +21,34 @@ from strategies import Scenario, scenarios
 from test_conservation import check_conservation
 
 from murmur_beam.clock import Clock
-from murmur_beam.errors import ConfigurationError, InvalidRecord, StoreUnavailable, TransientError
+from murmur_beam.errors import (
+    ConfigurationError,
+    InvalidRecord,
+    PermanentError,
+    SchemaMismatch,
+    StoreUnavailable,
+    TransientError,
+)
+from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Max, SetUnion, Sum
+from murmur_beam.monoids.sum import Overflow
+from murmur_beam.processor import AtomicDedup, Config, merge_many
 from murmur_beam.state import StoreSpec, spec_from_uri
-from murmur_beam.state.base import Store
-from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, entity_prefix, parse_row_key, row_key
+from murmur_beam.state.base import Flushed, Schema, Store
+from murmur_beam.state.bigtable import (
+    BigtableSpec,
+    BigtableStore,
+    entity_prefix,
+    parse_row_key,
+    row_key,
+    tables,
+    wire,
+)
 from murmur_beam.testing import FakeClock, StoreContract
+from murmur_beam.testing.emulators import bigtable
 
 A = Key("a")
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[str]:
-    """An emulator."""
-    with emulators.bigtable() as address:
-        yield address
 
 
 def new_spec(host: str, **arguments: Any) -> BigtableSpec:
@@ -44,8 +60,8 @@ class TestBigtableStore(StoreContract):
     """``bigtable://`` keeps the contract."""
 
     @pytest.fixture(autouse=True)
-    def _host(self, host: str) -> None:
-        self.host = host
+    def _host(self, bigtable_host: str) -> None:
+        self.host = bigtable_host
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return new_spec(self.host, clock=clock)
@@ -73,12 +89,12 @@ class TestSmallMemory(TestBigtableStore):
 
 @settings(max_examples=60)
 @given(scenario=scenarios())
-def test_bigtable_loses_nothing_and_counts_nothing_twice(host: str, scenario: Scenario) -> None:
+def test_bigtable_loses_nothing_and_counts_nothing_twice(bigtable_host: str, scenario: Scenario) -> None:
     """Random events in random batches, duplicates, faults, days going by."""
 
     @contextmanager
     def open_bigtable(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
-        with closing(new_spec(host, clock=clock).open(Sum(), granularity)) as store:
+        with closing(new_spec(bigtable_host, clock=clock).open(Sum(), granularity)) as store:
             yield store
 
     check_conservation(open_bigtable, scenario)
@@ -116,9 +132,9 @@ def test_a_row_key_that_is_too_long_is_refused() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 8])
-def test_writers_of_the_same_rows_count_exactly(host: str, shards: int) -> None:
+def test_writers_of_the_same_rows_count_exactly(bigtable_host: str, shards: int) -> None:
     """Eight stores that merge overlapping sets of the same events into the same 50 keys at once."""
-    spec = new_spec(host, shards=shards)
+    spec = new_spec(bigtable_host, shards=shards)
     problems: list[object] = []
 
     def merge(first: int) -> None:
@@ -138,46 +154,335 @@ def test_writers_of_the_same_rows_count_exactly(host: str, shards: int) -> None:
         assert store.get_many([Key(f"k{i}") for i in range(50)]) == [36] * 50
 
 
-class LosesAnswers:
-    """Lets requests through and then drops every answer but the n-th."""
+class Line:
+    """A store's connection that counts requests, and fails on command.
 
-    def __init__(self, store: BigtableStore[Any], every: int) -> None:
-        self.rpc = store._commit_rpc
-        self.every = every
-        self.calls = 0
+    Args:
+        store: whose connection it takes over.
 
-    async def __call__(self, request: Any, **how: Any) -> Any:
-        answer = await self.rpc(request, **how)
-        self.calls += 1
-        if self.calls % self.every:
-            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "lost")
-        return answer
+    Attributes:
+        commits, bulks, reads: requests so far.
+        refuse: errors of the next commits, which do not happen; None lets one through.
+        lose: errors of the next commits that do happen.
+        unread: errors of the next reads.
+    """
+
+    def __init__(self, store: BigtableStore[Any]) -> None:
+        self.real = store._connection
+        self.commits = self.bulks = self.reads = 0
+        self.refuse: list[grpc.StatusCode | None] = []
+        self.lose: list[grpc.StatusCode | None] = []
+        self.unread: list[grpc.StatusCode | None] = []
+        store._connection = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    @staticmethod
+    def fail(codes: list[grpc.StatusCode | None]) -> None:
+        """Raise the next error, if it is one."""
+        if codes and (code := codes.pop(0)) is not None:
+            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as told")
+
+    async def commit(self, request: Any) -> bool:
+        self.commits += 1
+        self.fail(self.refuse)
+        met = await self.real.commit(request)
+        self.fail(self.lose)
+        return met
+
+    async def mutate(self, request: Any) -> dict[int, Exception]:
+        self.bulks += 1
+        self.fail(self.refuse)
+        return await self.real.mutate(request)
+
+    async def read(self, query: Any, *, persist: bool = True) -> list[Any]:
+        self.reads += 1
+        self.fail(self.unread)
+        return await self.real.read(query, persist=persist)
+
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("monoid", [Sum(), SetUnion(), Max()])
-def test_a_write_whose_answer_is_lost_is_settled_by_reading(host: str, monoid: Any) -> None:
+def test_a_write_whose_answer_is_lost_is_settled_by_reading(bigtable_host: str, monoid: Any) -> None:
     """It has happened, so it is merged: not an error, not a duplicate, and not written twice."""
-    with closing(new_spec(host).open(monoid)) as store:
-        store._commit_rpc = LosesAnswers(store, every=1_000)
+    with closing(new_spec(bigtable_host).open(monoid)) as store:
+        line = Line(store)
+        line.lose = [UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED] * 8
         deltas = [monoid.lift(i, 0) for i in range(20)]
         updates = [Update(Key(f"k{i % 4}"), delta, str(i)) for i, delta in enumerate(deltas)]
         for start in range(0, 20, 5):
             assert store.merge_updates(updates[start : start + 5]) == [Outcome.MERGED] * 5
+        assert line.lose == []
         again = Outcome.MERGED if monoid.idempotent else Outcome.DUPLICATE
         assert store.merge_updates(updates) == [again] * 20
         assert store.get_many([Key(f"k{i}") for i in range(4)]) == [monoid.fold(deltas[i::4]) for i in range(4)]
 
 
+def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigtable_host: str) -> None:
+    """If the row cannot be read either, the try fails; the next one finds the events there, and says merged: once."""
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        line = Line(store)
+        line.lose, line.unread = [UNAVAILABLE], [UNAVAILABLE]
+        updates = [Update(A, 1, "1"), Update(A, 2, "2")]
+        assert [type(result) for result in store.merge_updates(updates)] == [TransientError] * 2
+        flushed = store.merge_updates([*updates, Update(A, 4, "3"), Update(A, 1, "1")])
+        assert flushed == [Outcome.MERGED] * 3 + [Outcome.DUPLICATE]
+        assert isinstance(flushed, Flushed)
+        assert flushed.counts == {"ambiguous_resolved": 1}
+        assert store.merge_updates(updates) == [Outcome.DUPLICATE] * 2
+        assert store.get(A) == 7
+
+
+@pytest.mark.parametrize("arrives", ["before", "after"])
+def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arrives: str) -> None:
+    """Whether it arrives before the next try is made for it or after, the event is merged once, and said so once."""
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        store.merge_update(A, 1, event_id="0")
+        line = Line(store)
+        late: list[Any] = []
+
+        async def delayed(request: Any) -> bool:
+            late.append(request)
+            line.fail([grpc.StatusCode.DEADLINE_EXCEEDED])
+            return False
+
+        line.commit, sent = delayed, line.commit  # type: ignore[method-assign]
+        assert isinstance(store.merge_updates([Update(A, 2, "1")])[0], TransientError)
+        line.commit = sent  # type: ignore[method-assign]
+        if arrives == "before":
+            assert line.run(line.real.commit(late[0])) is True
+        assert store.merge_update(A, 2, event_id="1") is Outcome.MERGED
+        if arrives == "after":
+            assert line.run(line.real.commit(late[0])) is False
+        assert store.get(A) == 3
+        assert store.merge_update(A, 2, event_id="1") is Outcome.DUPLICATE
+
+
+def test_lost_answers_are_a_metric(bigtable_host: str) -> None:
+    """They are counted under the pipeline's name, and so are the sizes of rows."""
+    recorder = InMemory()
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        line = Line(store)
+        line.lose = [UNAVAILABLE, None, UNAVAILABLE]
+        cfg = Config(recorder=recorder, dedup=AtomicDedup(), clock=FakeClock())
+        for i in range(3):
+            when = datetime(2026, 11, 23, tzinfo=timezone.utc)
+            assert merge_many(cfg, "views", str(i), when, ["a"], 1, store) is Outcome.MERGED
+    stats = recorder.snapshot()
+    assert stats["views:ambiguous_resolved"].events_processed == 2
+    # Three commits, each with a column of 24 bytes and one fingerprint of 16, besides the row key and the sum.
+    assert stats["views"].sizes == {"journal_bytes": 3 * (24 + 16 + 8), "row_bytes": 3 * (24 + 16 + 8) + 12 + 8}
+
+
+def test_an_overloaded_server_is_given_time(bigtable_host: str) -> None:
+    """RESOURCE_EXHAUSTED is no failed try: the store waits, longer each time, and for no longer than its patience."""
+    clock = FakeClock()
+    exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+    with closing(new_spec(bigtable_host, clock=clock).open(Sum())) as store:
+        line = Line(store)
+        line.refuse = [exhausted] * 9
+        assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
+        assert clock.waits == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+        assert line.commits == 10
+        line.refuse = [exhausted] * 100
+        (result,) = store.merge_updates([Update(A, 1, "2")])
+        assert isinstance(result, TransientError)
+        assert "RESOURCE_EXHAUSTED" in str(result)
+        assert 30 <= sum(clock.waits[9:]) <= 35
+        line.refuse.clear()
+        line.lose, line.unread = [UNAVAILABLE], [exhausted]
+        assert store.merge_update(A, 1, event_id="2") is Outcome.MERGED
+        assert line.unread == []
+        assert store.get(A) == 2
+
+
+def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: str) -> None:
+    """Losing against other writers is no failed try, but it must not go on for ever."""
+    clock = FakeClock()
+    spec = new_spec(bigtable_host, clock=clock)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        line = Line(store)
+        send = line.commit
+
+        async def overtaken(request: Any) -> bool:
+            clock.time += 1.0
+            await asyncio.to_thread(other.merge_update, A, 1, event_id=str(line.commits))
+            return await send(request)
+
+        line.commit = overtaken  # type: ignore[method-assign]
+        (result,) = store.merge_updates([Update(A, 100, "x")])
+        assert isinstance(result, TransientError)
+        assert "written by others for 30" in str(result)
+        assert line.commits == 30
+        assert other.get(A) == 30
+
+
+def test_a_request_that_is_refused_for_good_is_permanent(bigtable_host: str) -> None:
+    """What the server will never take is the record's fault; a missing permission is the table's."""
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        line = Line(store)
+        for code, kind in (("INVALID_ARGUMENT", PermanentError), ("PERMISSION_DENIED", StoreUnavailable)):
+            line.refuse = [grpc.StatusCode[code]]
+            bad, good = store.merge_updates([Update(A, 1, "1"), Update(Key("b"), 1, code)])
+            assert type(bad) is kind
+            assert f"{code}: as told" in str(bad)
+            assert good is Outcome.MERGED
+        assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
+
+
+def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would refuse it at every try; what was there stays, and what was merged before stays merged."""
+    monkeypatch.setattr("murmur_beam.state.bigtable.store.MAX_VALUE_BYTES", 40)
+    with closing(new_spec(bigtable_host).open(SetUnion())) as store:
+        assert store.merge_update(A, frozenset({"x" * 20}), event_id="1") is Outcome.MERGED
+        with pytest.raises(PermanentError, match=r"set_union would take \d+ bytes, at most 40"):
+            store.merge_update(A, frozenset({"y" * 20}), event_id="2")
+        assert store.get(A) == {"x" * 20}
+
+
+def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
+    """What a store remembers of a row is worth nothing when somebody has deleted and filled it again, even as often."""
+    spec = new_spec(bigtable_host)
+    keys = [Key(f"k{i}") for i in range(10)]  # each by chance has a larger or a smaller version than before
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        for i in range(3):
+            store.merge_updates([Update(key, 1, f"old {i}") for key in keys])
+        line = Line(store)
+        deletion = wire.Bulk(table_name=line.name)
+        for key in keys:
+            deletion.entries.add(row_key=row_key(key)).mutations.add().delete_from_row.SetInParent()
+        assert line.run(line.real.mutate(deletion)) == {}
+        for i in range(3):
+            other.merge_updates([Update(key, 10, f"new {i}") for key in keys])
+        again = [Update(key, 10, f"new {i}") for key in keys for i in range(3)]
+        assert store.merge_updates(again) == [Outcome.DUPLICATE] * 30
+        assert store.merge_updates([Update(key, 1, "old 0") for key in keys]) == [Outcome.MERGED] * 10
+        assert other.get_many(keys) == [31] * 10
+
+
+def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
+    """A new worker that goes over old rows needs about one read for 64 of them, and one write for each that changes."""
+    spec = new_spec(bigtable_host)
+    keys = [Key(f"k{i}") for i in range(512)]
+    with closing(spec.open(Sum())) as store:
+        line = Line(store)
+        assert set(store.merge_updates([Update(key, 1, "1") for key in keys])) == {Outcome.MERGED}
+        assert (line.commits, line.reads) == (512, 0)
+        assert set(store.merge_updates([Update(key, 1, "1") for key in keys])) == {Outcome.DUPLICATE}
+        assert (line.commits, line.reads) == (512, 0)
+    with closing(spec.open(Sum())) as store:
+        assert set(store.merge_updates([Update(key, 1, "1") for key in keys[:64]])) == {Outcome.DUPLICATE}
+        line = Line(store)
+        assert set(store.merge_updates([Update(key, 1, "1") for key in keys[64:]])) == {Outcome.DUPLICATE}
+        assert (line.commits, line.reads) == (0, 7)
+        assert set(store.merge_updates([Update(key, 1, "2") for key in keys])) == {Outcome.MERGED}
+        assert (line.commits, line.reads) == (512, 7)
+
+
+def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row's events are split, so that a cell of fingerprints stays small."""
+    monkeypatch.setattr("murmur_beam.state.bigtable.store._EVENTS_PER_COMMIT", 10)
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        line = Line(store)
+        updates = [Update(A, 1, str(i % 25)) for i in range(50)]
+        results = store.merge_updates(updates)
+        assert results == [Outcome.MERGED] * 25 + [Outcome.DUPLICATE] * 25
+        assert line.commits == 3
+        assert store.get(A) == 25
+
+
+def test_a_row_that_grows_large_is_a_warning_once(
+    bigtable_host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody should know before the row gets slow, and not at every flush."""
+    monkeypatch.setattr("murmur_beam.state.bigtable.store.WARN_ROW_BYTES", 1000)
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        for i in range(5):
+            store.merge_updates([Update(A, 1, f"{i}/{n}") for n in range(25)])
+        store.merge_update(Key("b"), 1, event_id="1")
+    (record,) = caplog.records
+    assert "the row of 'a', bucket 0, shard 0 has grown to" in record.getMessage()
+
+
+class TestWithoutDedup:
+    """Sums without event ids are added, many rows a request."""
+
+    def test_it_takes_one_request_for_many_rows(self, bigtable_host: str) -> None:
+        """And each delivery counts."""
+        with closing(new_spec(bigtable_host).open(Sum())) as store:
+            line = Line(store)
+            updates = [Update(Key(f"k{i % 300}"), i) for i in range(900)]
+            for _ in range(2):
+                assert store.merge_updates(updates) == [Outcome.MERGED] * 900
+            assert (line.commits, line.bulks, line.reads) == (0, 2, 1)
+            expected = [2 * sum(range(n, 900, 300)) for n in range(300)]
+            assert store.get_many([Key(f"k{n}") for n in range(300)]) == expected
+
+    def test_what_does_not_fit_is_permanent(self, bigtable_host: str) -> None:
+        """An overflow is noticed before it is written, and hurts nobody else."""
+        spec = new_spec(bigtable_host)
+        with closing(spec.open(Sum())) as store:
+            store.merge_update(A, 2**63 - 5)
+        with closing(spec.open(Sum())) as store:
+            results = store.merge_updates([Update(A, 4), Update(A, 1), Update(Key("b"), 1), Update(Key("x" * 5000), 1)])
+            assert [type(result) for result in results] == [Outcome, Overflow, Outcome, InvalidRecord]
+            assert store.get_many([A, Key("b")]) == [2**63 - 1, 1]
+
+    def test_a_failed_request_is_transient(self, bigtable_host: str) -> None:
+        """Nothing is known about it but that it failed; and what others do meanwhile does not disturb."""
+        with closing(new_spec(bigtable_host).open(Sum())) as store:
+            line = Line(store)
+            line.refuse = [UNAVAILABLE]
+            assert isinstance(store.merge_updates([Update(A, 1)])[0], TransientError)
+            assert store.merge_updates([Update(A, 1), Update(Key("b"), 1, "1")]) == [Outcome.MERGED] * 2
+            assert store.merge_updates([Update(A, 1, "1"), Update(A, 1, "1")]) == [Outcome.MERGED, Outcome.DUPLICATE]
+            assert store.get_many([A, Key("b")]) == [2, 1]
+
+    def test_a_missing_family_makes_it_unusable(self, bigtable_host: str) -> None:
+        """An entry that fails has an error of its own, which says as much as that of a whole request."""
+        with closing(new_spec(bigtable_host).open(Sum())) as store:
+            request = wire.Bulk(table_name=store._connection.name)
+            for family in (wire.STATE, "nowhere"):
+                wire.put(request.entries.add(row_key=b"x").mutations, family, b"v", 0, b"")
+            failed = store._connection.run(store._connection.mutate(request))
+            assert {i: type(err) for i, err in failed.items()} == {1: StoreUnavailable}
+
+
+def test_a_row_expires_when_the_last_writer_says(bigtable_host: str) -> None:
+    """A row's life is never shortened, whoever writes, and however: with dedup or without."""
+    clock = FakeClock()
+    spec = new_spec(bigtable_host, clock=clock)
+    day = timedelta(days=1)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        for i, key in enumerate((Key("with"), Key("without"), Key("for ever"))):
+            event_id = None if i == 1 else "1"
+            store.merge_update(key, 1, ttl=9 * day, event_id=event_id)
+            other.merge_update(key, 1, ttl=day, event_id=event_id and "2")
+        other.merge_update(Key("for ever"), 1, event_id="3")
+        store.merge_update(Key("for ever"), 1, ttl=day, event_id="4")
+        clock.time += 8 * 86_400
+        for reader in (store, other):
+            assert reader.get_many([Key("with"), Key("without"), Key("for ever")]) == [2, 2, 4]
+        clock.time += 2 * 86_400
+        assert store.get_many([Key("with"), Key("without"), Key("for ever")]) == [None, None, 4]
+
+
+@pytest.mark.usefixtures("bigtable_host")
 def test_a_table_that_is_missing_is_one_readable_error() -> None:
     """Opening it names the table, and is permanent."""
-    with emulators.bigtable(), pytest.raises(StoreUnavailable, match=r"bigtable://p/i/nowhere: NOT_FOUND"):
+    with pytest.raises(StoreUnavailable, match=r"bigtable://p/i/nowhere: NOT_FOUND"):
         BigtableSpec("p", "i", "nowhere").open(Sum())
 
 
-def test_a_server_that_is_down_is_a_transient_error() -> None:
+def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPatch, bigtable_host: str) -> None:
     """What cannot be reached now may be reached later; nothing is left running."""
     before = threading.active_count()
-    with emulators.bigtable() as host:
+    with bigtable() as host:
+        assert host != bigtable_host
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", host)
         store = new_spec(host, timeout_s=1.0).open(Sum())
     with closing(store):
         (result,) = store.merge_updates([Update(A, 1, "1")])
@@ -185,9 +490,32 @@ def test_a_server_that_is_down_is_a_transient_error() -> None:
     assert threading.active_count() == before
 
 
-def test_opening_and_closing_leaves_nothing_behind(host: str) -> None:
+def test_a_store_opens_while_its_server_is_down(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bigtable_host: str
+) -> None:
+    """Workers start although it cannot be reached, say so, and work once it is there, if it is what it should be."""
+    spec = new_spec(bigtable_host, timeout_s=1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", f"127.0.0.1:{nobody.getsockname()[1]}")
+        store = spec.open(Sum())
+    (record,) = caplog.records
+    assert "UNAVAILABLE" in record.getMessage()
+    with closing(store):
+        with pytest.raises(TransientError, match="UNAVAILABLE"):
+            store.merge_update(A, 1, event_id="1")
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", bigtable_host)
+        with closing(spec.open(Max())) as other:
+            other.merge_update(A, 1)
+            store._connection, down = other._connection, store._connection
+            with pytest.raises(SchemaMismatch, match="monoid 'max'"):
+                store.merge_update(A, 1, event_id="1")
+            store._connection = down
+
+
+def test_opening_and_closing_leaves_nothing_behind(bigtable_host: str) -> None:
     """Threads are as before after 20 times."""
-    spec = new_spec(host)
+    spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store:
         store.merge_update(A, 0, event_id="first")
     before = threading.active_count()
@@ -198,15 +526,68 @@ def test_opening_and_closing_leaves_nothing_behind(host: str) -> None:
     assert threading.active_count() == before
 
 
-def test_what_is_known_of_rows_is_counted_and_bounded(host: str) -> None:
+def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> None:
     """The count that keeps memory in bounds must stay that of the rows and events known, however often it is used."""
-    spec = new_spec(host, max_known_events=50)
+    spec = new_spec(bigtable_host, max_known_events=50)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         for i in range(30):
             store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
             other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
-            known = sum(len(row.seen) + 1 for row in store._known.values())
+            known = sum(len(row.seen) + 1 for row in store._rows.values())
             assert store._events_known == known <= 50
+
+
+def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:
+    """Another number would look for an event's marker in another row; who does not say one gets the table's."""
+    spec = new_spec(bigtable_host, shards=4)
+    with closing(spec.open(Sum())) as store:
+        store.merge_updates([Update(A, 1, str(i)) for i in range(20)])
+    unsaid = dataclasses.replace(spec, shards=None)
+    with closing(unsaid.open(Sum())) as store:
+        assert set(store.merge_updates([Update(A, 1, str(i)) for i in range(20)])) == {Outcome.DUPLICATE}
+        assert store.get(A) == 20
+    with pytest.raises(SchemaMismatch, match="was made with shards=4, but was opened with shards=2"):
+        dataclasses.replace(spec, shards=2).open(Sum())
+
+
+def test_a_pipeline_that_keeps_buckets_longer_than_the_table_is_stopped(bigtable_host: str) -> None:
+    """Also where it was built while the table could not be asked: its buckets would go while they still count."""
+    clock = FakeClock()
+    day = timedelta(days=1)
+    spec = new_spec(bigtable_host, clock=clock)
+    tables.create(spec, tables.purpose(Schema("sum", day), 30 * day), yes=True)
+    today = int(clock.now() // 86_400)
+    left = timedelta(seconds=(today + 1) * 86_400 - clock.now())
+    with closing(spec.open(Sum(), day)) as store:
+        for bucket in (today - 30, today, today + 5):
+            ttl = left + (bucket - today) * day + 30 * day
+            assert store.merge_update(Key("a", bucket), 1, ttl=ttl, event_id="1") is Outcome.MERGED
+            for wrong in (ttl + timedelta(minutes=2), None, timedelta.max):
+                with pytest.raises(SchemaMismatch, match="keeps its buckets for 31 days, 1:00:00, but"):
+                    store.merge_update(Key("a", bucket), 1, ttl=wrong, event_id="2")
+        assert store.get(Key("a", today)) == 1
+
+
+def test_missing_credentials_are_one_readable_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without an emulator and without credentials the store says so, and is permanently unusable."""
+    monkeypatch.delenv("BIGTABLE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    before = threading.active_count()
+    with pytest.raises(StoreUnavailable, match=r"bigtable://p/i/t: File .*none\.json was not found"):
+        BigtableSpec("p", "i", "t").open(Sum())
+    assert threading.active_count() == before
+
+
+def test_an_overflow_is_decided_by_the_row_and_not_by_what_is_remembered(bigtable_host: str) -> None:
+    """Another writer may have made room, so the row is looked at before an event is given up."""
+    spec = new_spec(bigtable_host)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        store.merge_update(A, 2**63 - 1, event_id="1")
+        other.merge_update(A, -10, event_id="2")
+        assert store.merge_update(A, 5, event_id="3") is Outcome.MERGED
+        assert store.get(A) == 2**63 - 6
+        with pytest.raises(Overflow):
+            store.merge_update(A, 6, event_id="4")
 
 
 def test_uris() -> None:
@@ -214,6 +595,7 @@ def test_uris() -> None:
     spec = BigtableSpec("p", "i", "t", "single-cluster", 4)
     assert spec_from_uri("bigtable://p/i/t?app_profile=single-cluster&shards=4") == spec
     assert spec_from_uri("bigtable://p/i/t") == BigtableSpec("p", "i", "t")
+    assert spec_from_uri("bigtable://p/i/t?app_profile=") == BigtableSpec("p", "i", "t")
     for wrong in ("bigtable://p/i", "bigtable://p/i/t/x", "bigtable://p/i/t?shard=4", "bigtable://p/i/t?shards=many"):
         with pytest.raises(ConfigurationError, match="bigtable://PROJECT/INSTANCE/TABLE"):
             spec_from_uri(wrong)

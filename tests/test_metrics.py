@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam.metrics import MAX_SAMPLES, InMemory, LatencyStats, Noop, PipelineStats, Recorder
+from murmur_beam.metrics import MAX_SAMPLES, InMemory, LatencyStats, Noop, PipelineStats, SizeRecorder
 
 
 def nearest_rank(samples: list[float], p: int) -> float:
@@ -141,10 +141,25 @@ def test_threads_lose_no_count() -> None:
     assert {op: latency.n for op, latency in stats.latencies.items()} == {"op": 4000, "flush": 4000}
 
 
+def test_the_largest_size_is_kept() -> None:
+    """Whatever came before and after it, by pipeline and by what it is of."""
+    recorder = InMemory()
+    for n_bytes in (3, 9, 4):
+        recorder.record_size("p", "row_bytes", n_bytes)
+    recorder.record_size("p", "journal_bytes", 1)
+    recorder.record_size("q", "row_bytes", 0)
+    assert {name: stats.sizes for name, stats in recorder.snapshot().items()} == {
+        "p": {"row_bytes": 9, "journal_bytes": 1},
+        "q": {"row_bytes": 0},
+    }
+
+
 @pytest.mark.parametrize("recorder", [Noop(), InMemory()])
-def test_every_recorder_takes_every_call(recorder: Recorder) -> None:
+def test_every_recorder_takes_every_call(recorder: SizeRecorder) -> None:
     """With the protocol's own argument names, and without a result."""
     recorder.record_event(pipeline="p")
     recorder.record_error(pipeline="p", err=ValueError())
     recorder.record_latency(pipeline="p", op="store_merge", seconds=0.1)
     recorder.record_batch(pipeline="p", mode="flush", n=3, seconds=0.1)
+    recorder.record_size(pipeline="p", what="row_bytes", n_bytes=3)
+    assert isinstance(recorder, SizeRecorder)

@@ -36,7 +36,7 @@ from murmur_beam.monoids.sum import INT64_MAX
 from murmur_beam.reader import Reader
 from murmur_beam.state.base import Result
 from murmur_beam.state.sqlite import SqliteSpec, SqliteStore
-from pipelines import common, flights, merge_files, replay
+from pipelines import common, console, flights, merge_files, replay
 
 State = dict[tuple[str, int], int]
 
@@ -459,7 +459,7 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, name: str, data: by
         (["--input=x"], "--decode: the name of "),
         (["--input=a.jsonl", "--window=daily"], "--event_time: a window needs it"),
         (["--input=a.jsonl", "--colour=red"], "--colour: is no option of this pipeline, nor of Beam"),
-        (["--input=a.jsonl", "--decode=xml"], "decode: expected json, csv"),
+        (["--input=a.jsonl", "--decode=xml"], "--decode: unknown format 'xml'"),
         (["--input=a.jsonl", "--monoid=median"], "monoid: unknown monoid 'median'"),
         (["--input=a.jsonl", "--store=redis://x"], "store: 'redis://x' starts with no known scheme"),
         (["--input=a.jsonl", "--flush_age=soon"], "--flush_age: "),
@@ -772,7 +772,7 @@ def test_a_mistake_becomes_one_line(capsys: pytest.CaptureFixture[str], mistake:
     def main(argv: Sequence[str] | None = None) -> int:
         raise mistake
 
-    assert common.one_line_errors("x")(main)([]) == 2
+    assert console.one_line_errors("x")(main)([]) == 2
     assert capsys.readouterr() == ("", f"x: error: {mistake}\n")
 
 
@@ -783,7 +783,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        common.one_line_errors("x")(main)([])
+        console.one_line_errors("x")(main)([])
 
 
 class Terminal(io.StringIO):
@@ -852,3 +852,11 @@ def test_a_run_that_goes_well_is_one_line_on_the_screen(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout) == (0, "3 merged / 0 duplicate / 0 dead-lettered\n")
     assert ran.stderr.splitlines() == []
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
+
+
+@pytest.mark.parametrize("module", ["console", "worker"])
+def test_what_needs_no_beam_does_not_load_it(module: str) -> None:
+    """Importing it in a new process must leave Beam out: it takes seconds, and a worker has no use for it."""
+    program = f"import pipelines.{module}, sys; sys.exit('apache_beam' in sys.modules)"
+    root = str(Path(murmur_beam.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60, check=False).returncode == 0

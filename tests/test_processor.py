@@ -38,7 +38,7 @@ from murmur_beam.processor import (
     merge_records,
     needs_event_id,
 )
-from murmur_beam.state.base import Result, Store
+from murmur_beam.state.base import Flushed, Result, Store
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock, FaultyStore
 from murmur_beam.windows import WindowConfig, daily, hourly
@@ -934,6 +934,50 @@ class TestBatches:
         (result,) = merge_records(cfg, "p", [Record.of("e", 0, ["a"], 1)], FaultyStore(store, always(BUSY)))
         assert (result.outcome, result.failed, result.error, result.attempts) == (None, ("a",), BUSY, 3)
         assert events(cfg) == {"p:retry": 2}
+
+
+class Talkative(FaultyStore[int]):
+    """A store that says what it noticed."""
+
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        flushed = Flushed(super().merge_updates(updates))
+        flushed.counts.update({"ambiguous_resolved": 2})
+        for size in (7, 9, 8):
+            flushed.at_least("row_bytes", size)
+        return flushed
+
+
+class FourMethods:
+    """A recorder without `record_size`."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def record_event(self, pipeline: str) -> None:
+        self.events.append(pipeline)
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        raise AssertionError(err)
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None: ...
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None: ...
+
+
+class TestWhatStoresNotice:
+    def test_it_goes_to_the_recorder(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Under the pipeline's name: how often, and the largest size of each flush."""
+        cfg = config(clock, recorder=InMemory())
+        assert merge(cfg, Talkative(store)) is Outcome.MERGED
+        assert events(cfg) == {"p": 1, "p:ambiguous_resolved": 2}
+        assert isinstance(cfg.recorder, InMemory)
+        assert cfg.recorder.snapshot_one("p").sizes == {"row_bytes": 9}
+
+    def test_a_recorder_need_not_take_sizes(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """What worked with a store that notices nothing works with one that does."""
+        recorder = FourMethods()
+        assert merge(config(clock, recorder=recorder), Talkative(store)) is Outcome.MERGED
+        assert sorted(recorder.events) == ["p", "p:ambiguous_resolved", "p:ambiguous_resolved"]
 
 
 class TestConfig:

@@ -469,6 +469,11 @@ def parsed(*argv: str, prefix: str = "") -> dict[str, Any]:
     return from_flags(parser.parse_args(argv), prefix)
 
 
+def decode_numbers(element: Any) -> Any:
+    """A decoder of a user's own."""
+    return {"n": int(element)}
+
+
 EVERY_FLAG: Sequence[str] = (
     *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
@@ -552,6 +557,32 @@ class TestFlags:
         problem = refusal(f"--{prefix}{flag}", lambda: parsed(f"--{prefix}{flag}={value}", prefix=prefix))
         assert reason in problem
 
+    @pytest.mark.parametrize("prefix", ["", "murmur_"])
+    def test_a_decoder_of_one_s_own_is_named_by_its_module(self, prefix: str) -> None:
+        """As a monoid is; the function itself ends in the spec."""
+        arguments = parsed(f"--{prefix}decode={__name__}:decode_numbers", prefix=prefix)
+        assert arguments == {"decode": decode_numbers}
+        assert made(**arguments).extraction.decode is decode_numbers
+
+    @pytest.mark.parametrize("prefix", ["", "murmur_"])
+    @pytest.mark.parametrize(
+        ("decode", "reason"),
+        [
+            ("xml", "unknown format 'xml'; choose json, csv or write package.module:attribute"),
+            ("", "unknown format ''"),
+            ("no_such_module:decode", "cannot load decoder 'no_such_module:decode': No module named 'no_such_module'"),
+            ("math:decode", "cannot load decoder 'math:decode': module 'math' has no attribute 'decode'"),
+            (f"{__name__}:", f"cannot load decoder '{__name__}:': module '{__name__}' has no attribute ''"),
+            (":decode", "cannot load decoder ':decode': Empty module name"),
+            (".extract:decode", "cannot load decoder '.extract:decode': "),
+            ("math:pi", "'math:pi' is a float, not a function of an element"),
+        ],
+    )
+    def test_a_wrong_decoder_is_one_readable_error(self, prefix: str, decode: str, reason: str) -> None:
+        """Each way it can be wrong names the flag as it was written."""
+        problem = refusal(f"--{prefix}decode", lambda: parsed(f"--{prefix}decode={decode}", prefix=prefix))
+        assert problem.startswith(reason)
+
     @pytest.mark.parametrize(
         "argv", [["--max_attempts=x"], ["--flush_events=1.5"], ["--dedup=maybe"], ["--on_exhausted=x"], ["--nme=x"]]
     )
@@ -598,6 +629,7 @@ class TestFlags:
         assert from_flags(flags(key="page")) == {"keys": ["page"]}
         assert from_flags(flags(key=["page", "=all"])) == {"keys": ["page", "=all"]}
         assert from_flags(flags(max_attempts=5))["config"].max_attempts == 5
+        assert from_flags(flags(decode=decode_numbers)) == {"decode": decode_numbers}
 
 
 class TestSqliteFile:

@@ -443,13 +443,17 @@ def test_bad_records_are_dead_letters_even_if_exhausted_ones_raise(store: Faulty
     assert {(letter.stage, letter.attempts) for letter in ran.letters} == {("merge", 1), ("extract", 0), ("decode", 0)}
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("no such table"), SchemaMismatch("another monoid")])
-def test_a_store_that_cannot_be_used_raises_too(store: Faulty, error: Exception) -> None:
-    """With ``on_exhausted="raise"`` an outage must not empty the source into the dead letters, transient or not."""
-    store.fault = lambda update: error
-    with pytest.raises(RetriesExhausted, match=f"{type(error).__name__}: {error}"):
-        run([event("1")], **FIELDS, store=store.spec, config=config(), on_exhausted="raise")
-    assert run([event("1")], **FIELDS, store=store.spec, config=config()).outcomes() == {"dead_letter": 1}
+@pytest.mark.parametrize("on_exhausted", ["dead_letter", "raise"])
+@pytest.mark.parametrize("error", [StoreUnavailable("no such table"), SchemaMismatch("another monoid")], ids=repr)
+def test_a_store_that_cannot_be_used_raises(store: Faulty, error: Exception, on_exhausted: str) -> None:
+    """It is no fault of a record: whatever ``on_exhausted`` says, it must not empty the source into the dead letters,
+    but fail the pipeline with the store's own words, even if only some of the keys meet it."""
+    store.fault = lambda update: error if update.key.entity == "a" else None
+    with pytest.raises(type(error), match=f"^{error}"):
+        run([event("1", "b"), event("2")], **FIELDS, store=store.spec, config=config(), on_exhausted=on_exhausted)
+    store.fault = lambda update: None
+    again = run([event("1", "b"), event("2")], **FIELDS, store=store.spec, config=config(), on_exhausted=on_exhausted)
+    assert again.outcomes() == {"merged": 1, "duplicate": 1}
 
 
 def test_an_option_that_is_misspelt_is_refused(memory: MemorySpec) -> None:
@@ -1227,10 +1231,21 @@ def test_an_element_without_a_timestamp_needs_an_event_time(store: Faulty) -> No
     worker = Worker(**FIELDS, store=store.spec, window=daily())
     worker.start()
     windowed = WindowedValue(event("1"), MIN_TIMESTAMP, [beam_window.GlobalWindow()])
-    (output,) = worker.fn.process(windowed.value, windowed)
+    assert list(worker.fn.process(windowed.value, windowed)) == []
+    (output,) = worker.fn.finish_bundle()
     assert output.tag == DEAD_LETTER
-    assert output.value.error_message.startswith("event_time: the element has no timestamp of its own")
-    assert output.value.event_time is None
+    letter = output.value.value
+    assert letter.error_message.startswith("event_time: the element has no timestamp of its own")
+    assert letter.event_time is None
+
+
+def test_elements_that_are_no_records_do_not_pile_up(store: Faulty) -> None:
+    """They must be put out before the bundle ends, as merged ones are."""
+    worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=3))
+    worker.start()
+    came = [[letter.payload for letter in worker.process(text)] for text in (b"{", b"[", b"}", b"]")]
+    assert came == [[], [], [b"{", b"[", b"}"], []]
+    assert [letter.payload for letter in worker.finish()] == [b"]"]
 
 
 def test_two_steps_share_a_store_and_the_last_one_closes_it(store: Faulty) -> None:

@@ -7,6 +7,7 @@ import pkgutil
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.imported import load
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
@@ -47,18 +48,14 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
     Raises:
         ConfigurationError: there is none, naming ``argument``.
     """
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        if name not in names():
-            raise ConfigurationError(
-                argument,
-                f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute",
-            )
-        module, attribute = f"{__name__}.{name}", "MONOID"
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as err:  # a user's module may raise anything
-        raise ConfigurationError(argument, f"cannot load monoid {name!r}: {err}") from err
+    if ":" in name:
+        found = load(name, "monoid", argument)
+    elif name in names():
+        found = importlib.import_module(f"{__name__}.{name}").MONOID
+    else:
+        raise ConfigurationError(
+            argument, f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute"
+        )
     if not isinstance(found, Monoid):
         raise ConfigurationError(argument, f"{name!r} is a {type(found).__name__}, not a Monoid")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -20,9 +21,38 @@ Result = Outcome | Exception
 """What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
 
 
+class Flushed(list[Result]):
+    """The results of a flush, with what a store noticed while it wrote; where there is nothing, a plain list will do.
+
+    Attributes:
+        counts: how often something happened, by name.
+        sizes: the largest of something, by name; bytes.
+    """
+
+    def __init__(self, results: Sequence[Result] = ()) -> None:
+        super().__init__(results)
+        self.counts: Counter[str] = Counter()
+        self.sizes: dict[str, int] = {}
+
+    def put(self, positions: Sequence[int], results: Sequence[Result]) -> None:
+        """Fill in the results of some updates."""
+        for i, result in zip(positions, results, strict=True):
+            self[i] = result
+
+    def at_least(self, name: str, size: int) -> None:
+        """Note a size, if it is the largest so far."""
+        if size > self.sizes.get(name, -1):
+            self.sizes[name] = size
+
+
 GRACE_S = 3600.0
 """How long an expired row is kept, unseen, before it is collected: an event may pass the check for its age and be
 written, or delivered again, some time later; its marker must still be there."""
+
+
+def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
+    """How long after its start a bucket must be kept: until it takes no more events, and `GRACE_S` more."""
+    return granularity + retention + timedelta(seconds=GRACE_S)
 
 
 class Store(Protocol[V]):

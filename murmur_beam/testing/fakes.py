@@ -47,6 +47,10 @@ class FakeClock(Clock):
         self.time += seconds
         return False
 
+    async def sleep(self, seconds: float) -> None:
+        """Note the wait and move on."""
+        self.wait(seconds)
+
     def uniform(self, low: float, high: float) -> float:
         """``low`` for jitter 0, ``high`` for jitter 1."""
         return low + (high - low) * self.jitter

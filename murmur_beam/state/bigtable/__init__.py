@@ -1,0 +1,41 @@
+"""Aggregates in Google Cloud Bigtable: one commit of a row is one CheckAndMutateRow.
+
+A row holds one aggregate (of one shard, where hot keys are split into several):
+
+    agg:v         the sum, in an aggregate family: AddToCell is the increment
+    agg:n         the row's version: how many commits it has had
+    dedup:<n><w>  the n-th commit's events, 16 bytes each; <w> says whose commit it was
+    state:v       the value of a monoid that is not a sum
+    state:x       its timestamp says when the row expires, where it does
+
+One row more, before all others, says in the family ``meta`` what the table holds. `keys` makes the row keys, `wire` the
+requests, `store` keeps the protocol, `connection` the client, `tables` makes and checks tables.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, parse_qsl
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.state.bigtable.keys import entity_prefix, parse_row_key, row_key
+from murmur_beam.state.bigtable.spec import BigtableSpec
+from murmur_beam.state.bigtable.store import BigtableStore
+
+__all__ = ["BigtableSpec", "BigtableStore", "entity_prefix", "from_uri", "parse_row_key", "row_key"]
+
+
+def from_uri(uri: SplitResult) -> BigtableSpec:
+    """Read ``bigtable://PROJECT/INSTANCE/TABLE``, with ``?app_profile=NAME&shards=N``.
+
+    Raises:
+        ConfigurationError: a part that is not understood.
+    """
+    parts = uri.path.strip("/").split("/")
+    options = dict(parse_qsl(uri.query, keep_blank_values=True))
+    app_profile = options.pop("app_profile", None) or None
+    shards = options.pop("shards", None)
+    if len(parts) != 2 or options or (shards is not None and not shards.isdecimal()):
+        raise ConfigurationError(
+            "store", f"{uri.geturl()!r}: write bigtable://PROJECT/INSTANCE/TABLE?app_profile=NAME&shards=N"
+        )
+    return BigtableSpec(uri.netloc, parts[0], parts[1], app_profile, None if shards is None else int(shards))

@@ -1,0 +1,194 @@
+"""One client: the official one, for its credentials, its channel and its reading, on an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import warnings
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import grpc
+from google.api_core import exceptions as api_errors
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.bigtable.data import BigtableDataClientAsync, ReadRowsQuery, Row, TableAsync
+
+from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
+from murmur_beam.state.bigtable import wire
+
+T = TypeVar("T")
+
+# As the client's own channel has them: no limit but the service's, and a connection that is found out when it is dead.
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+# What the whole table, or who may use it, is to blame for, and what a single request is.
+_UNUSABLE = {
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+_REFUSED = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+}
+# The emulator's codes say less than its texts.
+_CLEAR_TEXTS = ("unknown family", "non-aggregate cell")
+
+
+class Connection:
+    """A table's channel. `run` is for any thread; all else is for coroutines that it runs.
+
+    Args:
+        project, instance, table, app_profile: where; None is the instance's default profile.
+        timeout_s: deadline of each request, seconds.
+    """
+
+    def __init__(self, project: str, instance: str, table: str, app_profile: str | None, timeout_s: float) -> None:
+        self.name = f"projects/{project}/instances/{instance}/tables/{table}"
+        self.app_profile = app_profile or ""
+        self._where = f"bigtable://{project}/{instance}/{table}"
+        self._timeout_s = timeout_s
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
+        self._thread.start()
+        try:
+            self.run(self._connect(project, instance, table))
+        except BaseException:
+            self.close()
+            raise
+
+    async def _connect(self, project: str, instance: str, table: str) -> None:
+        with warnings.catch_warnings():
+            # The client warns when it is told to use an emulator, which whoever set the variable knows.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._client = BigtableDataClientAsync(project=project)
+        self._table: TableAsync = self._client.get_table(
+            instance,
+            table,
+            app_profile_id=self.app_profile or None,
+            # The client would try again for ten minutes; trying again is the processor's.
+            default_read_rows_operation_timeout=self._timeout_s,
+            default_read_rows_attempt_timeout=self._timeout_s,
+        )
+        # Writes have a channel of their own: the client's methods, and the interceptors of its channel, cost several
+        # times as much as the request, and do not retry these requests either.
+        emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
+        self._channel: grpc.aio.Channel = (
+            grpc.aio.insecure_channel(emulator, options=_OPTIONS)
+            if emulator
+            else type(self._client.transport).create_channel(options=_OPTIONS)
+        )
+        self._check_and_mutate = self._channel.unary_unary(
+            wire.CHECK_AND_MUTATE,
+            request_serializer=wire.Commit.SerializeToString,
+            response_deserializer=wire.CommitResponse.FromString,
+        )
+        self._mutate = self._channel.unary_stream(
+            wire.MUTATE_ROWS,
+            request_serializer=wire.Bulk.SerializeToString,
+            response_deserializer=wire.BulkResponse.FromString,
+        )
+        route = f"table_name={self.name}&app_profile_id={self.app_profile}"
+        self._metadata = (("x-goog-request-params", route),)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the loop and wait; the client's errors come out as ours.
+
+        Raises:
+            StoreUnavailable: the table cannot be used: it is missing, or not ours to use.
+            PermanentError: the request is one that can never succeed.
+            TransientError: any other failure of the server or the network.
+        """
+        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return running.result()
+        except Exception as err:
+            raise self.translated(err) from err
+        except BaseException:  # an interruption of this thread must not leave the work going on
+            running.cancel()
+            raise
+
+    def close(self) -> None:
+        """Close the channel, end the thread; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+
+        async def shut_down() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if hasattr(self, "_channel"):
+                await self._channel.close()
+            if hasattr(self, "_table"):
+                await self._table.close()
+            if hasattr(self, "_client"):
+                await self._client.close()
+
+        asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def commit(self, request: Any) -> bool:
+        """Send a `wire.Commit`; was the predicate met?"""
+        answer = await self._check_and_mutate(request, timeout=self._timeout_s, metadata=self._metadata)
+        met: bool = answer.predicate_matched
+        return met
+
+    async def mutate(self, request: Any) -> dict[int, Exception]:
+        """Send a `wire.Bulk`; the errors of the entries that failed, by their positions."""
+        failed: dict[int, Exception] = {}
+        answered = 0
+        async for answer in self._mutate(request, timeout=self._timeout_s, metadata=self._metadata):
+            answered += len(answer.entries)
+            for entry in answer.entries:
+                if entry.status.code:
+                    code = next(code for code in grpc.StatusCode if code.value[0] == entry.status.code)
+                    failed[entry.index] = self._error(code, entry.status.message)
+        if answered < len(request.entries):
+            raise TransientError(f"{self._where}: {answered} of {len(request.entries)} writes were answered")
+        return failed
+
+    async def read(self, query: ReadRowsQuery, *, persist: bool = True) -> list[Row]:
+        """Read rows; ``persist`` has the client try again within the deadline, where nobody else would."""
+        how = {} if persist else {"retryable_errors": ()}
+        rows: list[Row] = await self._table.read_rows(query, **how)
+        return rows
+
+    def translated(self, err: Exception) -> Exception:
+        """An error of the client as one of ours; another one as it is."""
+        if isinstance(err, GoogleAuthError):
+            return StoreUnavailable(f"{self._where}: {err}")
+        code = status_of(err)
+        if code is None and not isinstance(err, (api_errors.GoogleAPIError, OSError)):
+            return err
+        text = err.details() if isinstance(err, grpc.aio.AioRpcError) else str(err)
+        return self._error(code, text or type(err).__name__)
+
+    def _error(self, code: grpc.StatusCode | None, text: str) -> Exception:
+        message = f"{self._where}: {getattr(code, 'name', 'error')}: {text}"
+        vague = code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+        if code in _UNUSABLE or (vague and any(clear in text for clear in _CLEAR_TEXTS)):
+            return StoreUnavailable(f"{message}; see: murmur check '{self._where}'")
+        return PermanentError(message) if code in _REFUSED else TransientError(message)
+
+
+def status_of(err: Exception) -> grpc.StatusCode | None:
+    """What gRPC said, whichever layer of the client raised it."""
+    return err.code() if isinstance(err, grpc.aio.AioRpcError) else getattr(err, "grpc_status_code", None)
+
+
+def only_rows(encoded: Sequence[bytes], row_filter: Any) -> ReadRowsQuery:
+    """A query for single rows."""
+    return ReadRowsQuery(list(encoded), row_filter=row_filter)

@@ -1,0 +1,43 @@
+"""Row keys: injective for any text, no row key a prefix of another, the buckets of an entity adjacent and in order."""
+
+from __future__ import annotations
+
+import struct
+
+from murmur_beam.errors import InvalidRecord
+from murmur_beam.model import Key
+
+MAX_ROW_KEY_BYTES = 4096
+
+# No entity makes a row key that begins with two NULs, and all begin after the second of these.
+SCHEMA_ROW = b"\x00\x00schema"
+AFTER_SCHEMA = b"\x00\x01"
+
+
+def row_key(key: Key, shard: int = 0) -> bytes:
+    """The row of a key; row keys sort as entity, bucket and shard do.
+
+    Raises:
+        InvalidRecord: longer than Bigtable's 4 KB.
+    """
+    encoded = entity_prefix(key.entity) + b"\x00\x01" + struct.pack(">QB", key.bucket + 2**63, shard)
+    if len(encoded) > MAX_ROW_KEY_BYTES:
+        raise InvalidRecord("key", f"makes a row key of {len(encoded)} bytes, at most {MAX_ROW_KEY_BYTES} are allowed")
+    return encoded
+
+
+def entity_prefix(entity: str) -> bytes:
+    """How the rows of all entities begin that begin with this text."""
+    return entity.encode("utf-8").replace(b"\x00", b"\x00\xff")
+
+
+def parse_row_key(encoded: bytes) -> tuple[Key, int]:
+    """Inverse of `row_key`: key and shard."""
+    bucket, shard = struct.unpack(">QB", encoded[-9:])
+    return Key(encoded[:-11].replace(b"\x00\xff", b"\x00").decode("utf-8"), bucket - 2**63), shard
+
+
+def successor(prefix: bytes) -> bytes | None:
+    """The first key after all that begin with the prefix; None: there is no end."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None

@@ -1,0 +1,91 @@
+"""What a table is for: the row before all others."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import NamedTuple
+
+from google.cloud.bigtable.data import row_filters as filters
+
+from murmur_beam.state.base import Schema
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.connection import Connection, only_rows
+from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Meta(NamedTuple):
+    """What was recorded when the table was made, or first written to.
+
+    Attributes:
+        schema: what its values are.
+        bucket_age: garbage collection takes a bucket when its start is so long ago; None: never.
+        marker_age: it takes what is known of an event so long after the event was merged; None: never.
+        shards: rows that each key is spread over.
+    """
+
+    schema: Schema
+    bucket_age: timedelta | None = None
+    marker_age: timedelta | None = None
+    shards: int = 1
+
+
+async def write_meta(connection: Connection, meta: Meta) -> None:
+    """Record what the table is for, unless that has been done: then what stands there stays.
+
+    Fails where the table is not made as it should be.
+    """
+    request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
+    request.predicate_filter.family_name_regex_filter = wire.META
+    mutations = request.false_mutations
+    # Nothing but a test of whether the families are there, and the sums are sums.
+    wire.add(mutations, wire.VERSION, 0, 0)
+    wire.clear(mutations, wire.STATE)
+    wire.clear(mutations, wire.DEDUP)
+    for qualifier, value in _cells(meta).items():
+        wire.put(mutations, wire.META, qualifier, 0, value)
+    await connection.commit(request)
+
+
+async def amend_meta(connection: Connection, meta: Meta) -> None:
+    """Record other ages where something is recorded; the schema stays."""
+    request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
+    request.predicate_filter.family_name_regex_filter = wire.META
+    cells = _cells(meta)
+    for qualifier in (b"bucket_age_us", b"marker_age_us"):
+        wire.put(request.true_mutations, wire.META, qualifier, 0, cells[qualifier])
+    await connection.commit(request)
+
+
+async def read_meta(connection: Connection) -> Meta | None:
+    """What is recorded; None: nothing yet."""
+    query = only_rows([SCHEMA_ROW], filters.FamilyNameRegexFilter(wire.META))
+    rows = await connection.read(query, persist=False)
+    if not rows:
+        return None
+    cells = {cell.qualifier: cell.value for cell in rows[0].get_cells()}
+    return Meta(
+        Schema(cells[b"monoid"].decode("utf-8"), _duration(cells[b"granularity_us"])),
+        _duration(cells.get(b"bucket_age_us", b"")),
+        _duration(cells.get(b"marker_age_us", b"")),
+        int(cells[b"shards"]),
+    )
+
+
+def _cells(meta: Meta) -> dict[bytes, bytes]:
+    return {
+        b"monoid": meta.schema.monoid.encode("utf-8"),
+        b"granularity_us": _text(meta.schema.granularity),
+        b"shards": str(meta.shards).encode("ascii"),
+        b"bucket_age_us": _text(meta.bucket_age),
+        b"marker_age_us": _text(meta.marker_age),
+    }
+
+
+def _text(duration: timedelta | None) -> bytes:
+    return b"" if duration is None else str(duration // _MICROSECOND).encode("ascii")
+
+
+def _duration(text: bytes) -> timedelta | None:
+    return timedelta(microseconds=int(text)) if text else None

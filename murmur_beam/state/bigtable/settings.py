@@ -1,0 +1,55 @@
+"""Which table, and how hard to work on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from murmur_beam.clock import Clock
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.state.bigtable.connection import Connection
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One table of an instance. `BIGTABLE_EMULATOR_HOST` in the environment leads to an emulator.
+
+    Args:
+        project, instance, table: where it is.
+        app_profile: one with single-cluster routing and single-row transactions; None for the instance's default.
+        shards: rows that each key is spread over, 1 to 256; more than one for keys that many workers write at once. A
+            table has one number for ever, so whoever opens it later need not say it; None: that one, or else 1.
+        max_in_flight: requests under way at once.
+        timeout_s: deadline of one request, seconds.
+        patience_s: how long one flush competes with others for a row, or waits for a server that is overloaded, before
+            that counts as a failed try, seconds.
+        max_known_events: events whose fingerprints are remembered, so that their rows need no reading; about 100 bytes
+            each.
+        clock: what decides about expiry and waits.
+
+    Raises:
+        ConfigurationError: an argument that cannot be used.
+    """
+
+    project: str
+    instance: str
+    table: str
+    app_profile: str | None = None
+    shards: int | None = None
+    max_in_flight: int = 64
+    timeout_s: float = 10.0
+    patience_s: float = 30.0
+    max_known_events: int = 500_000
+    clock: Clock = field(default_factory=Clock, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (self.project and self.instance and self.table):
+            raise ConfigurationError("store", "write bigtable://PROJECT/INSTANCE/TABLE")
+        if self.shards is not None and not 1 <= self.shards <= 256:
+            raise ConfigurationError("store", f"shards must be from 1 to 256, got {self.shards}")
+
+    def __str__(self) -> str:
+        return f"bigtable://{self.project}/{self.instance}/{self.table}"
+
+    def connect(self) -> Connection:
+        """A client of the table; to be closed."""
+        return Connection(self.project, self.instance, self.table, self.app_profile, self.timeout_s)

@@ -1,0 +1,409 @@
+"""What a table must be like, and how to make it so, or find out what it lacks.
+
+The cells of a bucket carry the bucket's start as their time, so that garbage collection by age takes whole buckets. It
+may do so only when a bucket takes no more events: by then the aggregate and what is known of its events go together.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import grpc
+from google.auth.exceptions import GoogleAuthError
+
+from murmur_beam.durations import format_duration, spell_duration
+from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable
+from murmur_beam.state.base import Schema, bucket_lifetime
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin, Family, Rule
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_meta
+from murmur_beam.state.bigtable.settings import Settings
+
+OK, WRONG, NOT_CHECKED = "ok", "wrong", "not checked"
+
+
+class Step(NamedTuple):
+    """One change to a table.
+
+    Attributes:
+        action: ``create``, ``add``, ``change`` or ``record``.
+        subject: what is changed.
+        text: to what.
+        deletes: does garbage collection then take what is kept now?
+    """
+
+    action: str
+    subject: str
+    text: str
+    deletes: bool = False
+
+
+class Finding(NamedTuple):
+    """One thing that `check` looked at.
+
+    Attributes:
+        subject: what.
+        status: ``ok``, ``wrong`` or ``not checked``.
+        text: what is wrong with it, or what it is.
+        remedy: a command that mends it; empty if there is none.
+    """
+
+    subject: str
+    status: str
+    text: str = ""
+    remedy: str = ""
+
+
+class _Found(NamedTuple):
+    """A table as it is; None for the families of a table that is missing."""
+
+    families: dict[str, Family] | None
+    meta: Meta | None
+
+
+def purpose(schema: Schema, retention: timedelta | None = None, dedup_retention: timedelta | None = None) -> Meta:
+    """What a table is for.
+
+    Args:
+        schema: what its values are.
+        retention: of the window; None keeps every bucket.
+        dedup_retention: for how long an event that was merged is known; None: as long as its bucket takes events.
+
+    Raises:
+        ConfigurationError: these do not fit together.
+    """
+    for name, value in (("retention", retention), ("dedup_retention", dedup_retention)):
+        if value is not None and value <= timedelta(0):
+            raise ConfigurationError(name, "must be positive, such as 90d")
+    if retention is None:
+        return Meta(schema, marker_age=dedup_retention)
+    if schema.granularity is None:
+        raise ConfigurationError("retention", "needs a window: counts over all time are kept for ever")
+    if dedup_retention is not None:
+        raise ConfigurationError(
+            "dedup_retention",
+            "leave it out: with a retention, an event is known until its bucket takes no more events; were it "
+            "forgotten sooner, it would count again when it is delivered again",
+        )
+    lifetime = bucket_lifetime(schema.granularity, retention)
+    return Meta(schema, lifetime, lifetime)
+
+
+def rules(meta: Meta) -> dict[str, Rule]:
+    """Garbage collection of each family of a table for this purpose."""
+    return {
+        wire.AGG: Rule(meta.bucket_age),
+        wire.DEDUP: Rule(meta.marker_age),
+        wire.STATE: Rule(meta.bucket_age, 1),
+        wire.META: Rule(None, 1),
+    }
+
+
+def command(where: Settings, meta: Meta) -> str:
+    """The command line that makes a table for this purpose, or what is there fit for it."""
+    options = {"app_profile": where.app_profile, "shards": meta.shards if meta.shards > 1 else None}
+    query = urlencode({name: value for name, value in options.items() if value is not None})
+    words = ["murmur", "create-table", f"{where}?{query}" if query else str(where), "--monoid", meta.schema.monoid]
+    if meta.schema.granularity is not None:
+        words += ["--window", format_duration(meta.schema.granularity)]
+        if meta.bucket_age is not None:
+            retention = meta.bucket_age - bucket_lifetime(meta.schema.granularity, timedelta(0))
+            words += ["--retention", format_duration(retention)]
+    if meta.bucket_age is None and meta.marker_age is not None:
+        words += ["--dedup-retention", format_duration(meta.marker_age)]
+    return shlex.join(words)
+
+
+def plan(where: Settings, meta: Meta) -> list[Step]:
+    """What `create` would do; nothing is changed.
+
+    Raises:
+        See `create`.
+    """
+    with Admin(where) as admin:
+        found = _look(where, admin)
+        return _steps(where, found, _spread(where, found, meta))
+
+
+def create(where: Settings, meta: Meta, *, yes: bool = False) -> list[Step]:
+    """Make the table, or make one that is there fit for this purpose; a second call finds nothing to do.
+
+    Args:
+        where: which table.
+        meta: what for; see `purpose`.
+        yes: may garbage collection take what it keeps now?
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigurationError: something would be deleted, and ``yes`` is not given; nothing was done.
+        SchemaMismatch: the table holds something else.
+        StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it.
+        TransientError: the service does not answer.
+    """
+    with Admin(where) as admin:
+        found = _look(where, admin)
+        meta = _spread(where, found, meta)
+        steps = _steps(where, found, meta)
+        if not yes and any(step.deletes for step in steps):
+            changed = ", ".join(step.subject for step in steps if step.deletes)
+            raise ConfigurationError(
+                "yes",
+                f"is needed, since garbage collection will take what it keeps now ({changed}; --dry-run shows more); "
+                "first stop the pipelines that run with a longer one: they would merge into buckets that are gone",
+            )
+
+        def shape() -> None:
+            if found.families is None:
+                admin.create(_missing({}, meta))
+            else:
+                admin.modify(_missing(found.families, meta), _changed(found.families, meta))
+
+        # At no moment may the table keep less than is recorded, which is what pipelines go by.
+        if found.meta is not None and _keeps_less(meta, found.meta):
+            _record(where, meta)
+            shape()
+        elif steps:
+            shape()
+            _record(where, meta)
+    return steps
+
+
+def check(
+    where: Settings,
+    monoid: str | None = None,
+    granularity: timedelta | None = None,
+    retention: timedelta | None = None,
+    dedup_retention: timedelta | None = None,
+) -> list[Finding]:
+    """Look at a table, its app profile, and whether both can be used; nothing is written.
+
+    Args:
+        where: which table.
+        monoid, granularity, retention, dedup_retention: what the table is wanted for, each None for what is recorded.
+
+    Raises:
+        ConfigurationError: these do not fit together, or not to what is recorded.
+        TransientError: the service does not answer.
+    """
+    with Admin(where) as admin:
+        found, findings = _Found(None, None), []
+        try:
+            found = _look(where, admin)
+        except PermanentError as err:
+            findings.append(Finding("table", WRONG, str(err)))
+        recorded = found.meta or Meta(Schema("sum", None))
+        schema = Schema(monoid or recorded.schema.monoid, granularity or recorded.schema.granularity)
+        if retention is None and dedup_retention is None:
+            wanted = recorded._replace(schema=schema)
+        else:
+            wanted = purpose(schema, retention, dedup_retention)
+        wanted = _spread(where, found, wanted)
+        if not findings:
+            findings += _check_table(where, found, wanted)
+            if found.families is not None and wire.META in found.families:
+                findings.append(_check_access(where))
+        return [*findings, _check_app_profile(where, admin)]
+
+
+# ---- what is there, and what is to be done ----
+
+
+def _look(where: Settings, admin: Admin) -> _Found:
+    families = admin.families()
+    if not families or wire.META not in families:
+        return _Found(families, None)
+    with _data(where) as connection:
+        return _Found(families, connection.run(read_meta(connection)))
+
+
+def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
+    if found.meta is not None:
+        _require(where, found.meta, meta)
+    families = found.families or {}
+    for name, family in families.items():
+        if problem := _wrong_type(name, family):
+            raise StoreUnavailable(f"{where}: family {name} {problem}; {_no_other_way(where)}")
+    steps = [] if found.families is not None else [Step("create", "table", f"for {meta.schema}")]
+    for name, rule in _missing(families, meta).items():
+        what = "sums of 64-bit integers" if name == wire.AGG else "cells"
+        steps.append(Step("add", f"family {name}", f"{what}; garbage collection takes {rule}"))
+    for name, rule in _changed(families, meta).items():
+        family = families[name]
+        text = f"garbage collection takes {rule}, instead of {family.text}"
+        steps.append(Step("change", f"family {name}", text, deletes=_takes_more(rule, family.rule)))
+    if found.meta != meta:
+        steps.append(Step("record", "purpose", _purpose_text(meta)))
+    return steps
+
+
+def _spread(where: Settings, found: _Found, meta: Meta) -> Meta:
+    """With as many shards as the URI says, or else as are recorded."""
+    recorded = 1 if found.meta is None else found.meta.shards
+    return meta._replace(shards=where.shards or recorded)
+
+
+def _require(where: Settings, recorded: Meta, wanted: Meta) -> None:
+    recorded.schema.require(wanted.schema, str(where))
+    if recorded.shards != wanted.shards:
+        raise SchemaMismatch(
+            f"{where} was made with shards={recorded.shards}, not shards={wanted.shards}, which cannot be changed: "
+            "leave it out, or use another table"
+        )
+
+
+def _missing(families: dict[str, Family], meta: Meta) -> dict[str, Rule]:
+    return {name: rule for name, rule in rules(meta).items() if name not in families}
+
+
+def _changed(families: dict[str, Family], meta: Meta) -> dict[str, Rule]:
+    """Rules of the families that are there with another one."""
+    return {name: rule for name, rule in rules(meta).items() if name in families and families[name].rule != rule}
+
+
+def _record(where: Settings, meta: Meta) -> None:
+    with _data(where) as connection:
+
+        async def record() -> None:
+            await write_meta(connection, meta)
+            found = await read_meta(connection)
+            assert found is not None  # it was just written
+            _require(where, found, meta)  # another pipeline may have been the first
+            if found != meta:
+                await amend_meta(connection, meta)
+
+        connection.run(record())
+
+
+def _takes_more(new: Rule, old: Rule | None) -> bool:
+    return old is None or any(_less(n, o) for n, o in zip(new, old, strict=True))
+
+
+def _keeps_less(new: Meta, old: Meta) -> bool:
+    return _less(new.bucket_age, old.bucket_age) or _less(new.marker_age, old.marker_age)
+
+
+def _less(new: Any, old: Any) -> bool:
+    """Is a limit lower, where None is no limit?"""
+    return new is not None and (old is None or new < old)
+
+
+def _wrong_type(name: str, family: Family) -> str:
+    if name == wire.AGG and not family.sums:
+        return "is no aggregate of sums of 64-bit integers"
+    if name in (wire.DEDUP, wire.STATE, wire.META) and not family.cells:
+        return "has a type of its own, where plain cells are needed"
+    return ""
+
+
+def _no_other_way(where: Settings) -> str:
+    return (
+        "a family's type cannot be changed: make another table, or, if nothing in this one is needed, delete it with "
+        f"cbt -project {where.project} -instance {where.instance} deletetable {where.table}"
+    )
+
+
+def _purpose_text(meta: Meta) -> str:
+    values = "values are kept for ever"
+    if meta.bucket_age is not None:
+        values = f"a bucket is kept for {spell_duration(meta.bucket_age)} from its start"
+    events = "events are known for ever"
+    if meta.marker_age is not None:
+        events = f"an event is known for {spell_duration(meta.marker_age)}"
+    shards = f"; {meta.shards} shards" if meta.shards > 1 else ""
+    return f"{meta.schema}; {values}, {events}{shards}"
+
+
+# ---- checks ----
+
+
+def _check_table(where: Settings, found: _Found, wanted: Meta) -> Iterator[Finding]:
+    remedy = command(where, wanted)
+    if found.families is None:
+        yield Finding("table", WRONG, "is missing", remedy)
+        return
+    yield Finding("table", OK)
+    if found.meta is None:
+        yield Finding("purpose", WRONG, "is not recorded, so no pipeline can see whether the table fits", remedy)
+    elif (found.meta.schema, found.meta.shards) != (wanted.schema, wanted.shards):
+        text = f"it is for {_purpose_text(found.meta)}; wanted is: {_purpose_text(wanted)}; use another table"
+        yield Finding("purpose", WRONG, text)
+        return
+    elif found.meta != wanted:
+        yield Finding("purpose", WRONG, f"recorded is: {_purpose_text(found.meta)}", remedy)
+    else:
+        yield Finding("purpose", OK, _purpose_text(found.meta))
+    changed = _changed(found.families, wanted)
+    for name, rule in rules(wanted).items():
+        subject = f"family {name}"
+        family = found.families.get(name)
+        if family is None:
+            yield Finding(subject, WRONG, "is missing", remedy)
+        elif problem := _wrong_type(name, family):
+            yield Finding(subject, WRONG, f"{problem}; {_no_other_way(where)}")
+        elif name in changed:
+            text = f"garbage collection takes {family.text}; it should take {rule}"
+            yield Finding(subject, WRONG, text, remedy)
+        else:
+            yield Finding(subject, OK, f"garbage collection takes {rule}")
+
+
+def _check_access(where: Settings) -> Finding:
+    try:
+        with _data(where) as connection:
+            request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
+            # Asks for all that a commit needs, and can never write.
+            request.predicate_filter.block_all_filter = True
+            wire.clear(request.true_mutations, wire.META)
+            connection.run(connection.commit(request))
+    except PermanentError as err:
+        return Finding("writing", WRONG, str(err))
+    return Finding("writing", OK)
+
+
+def _check_app_profile(where: Settings, admin: Admin) -> Finding:
+    subject = f"app profile {where.app_profile or 'default'}"
+    remedy = shlex.join(
+        [
+            *("gcloud", "bigtable", "app-profiles", "create", "murmur", f"--project={where.project}"),
+            *(f"--instance={where.instance}", "--route-to=CLUSTER", "--transactional-writes"),
+        ]
+    )
+    try:
+        profile = admin.app_profile()
+    except PermanentError as err:
+        return Finding(subject, WRONG, str(err))
+    if profile is None:
+        return Finding(subject, WRONG, "is missing; make one and write ?app_profile=murmur into the URI", remedy)
+    if profile is NO_PROFILES:
+        return Finding("app profile", NOT_CHECKED, "an emulator has none")
+    routing = profile.single_cluster_routing
+    if "single_cluster_routing" not in profile:
+        problem = "routes to several clusters, where two commits of a row can be made without knowing of each other"
+    elif not routing.allow_transactional_writes:
+        problem = "does not allow single-row transactions, which every commit is"
+    else:
+        return Finding(subject, OK, f"routes to {routing.cluster_id}, with single-row transactions")
+    return Finding(subject, WRONG, f"{problem}; make another and write ?app_profile=murmur into the URI", remedy)
+
+
+@contextmanager
+def _data(where: Settings) -> Iterator[Connection]:
+    """A client of the table's data, whose errors do not lead to the command that shows them."""
+    try:
+        with closing(where.connect()) as connection:
+            yield connection
+    except StoreUnavailable as err:
+        cause = err.__cause__ or err
+        said = cause.details() if isinstance(cause, grpc.aio.AioRpcError) else str(cause)
+        raise StoreUnavailable(f"{where}: {said}; it takes a role such as roles/bigtable.user") from err
+    except GoogleAuthError as err:
+        raise StoreUnavailable(f"{where}: {err}") from err

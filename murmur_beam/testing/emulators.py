@@ -1,0 +1,216 @@
+"""The real Bigtable and Pub/Sub emulators, as processes on free ports of this machine.
+
+Clients find them by ``BIGTABLE_EMULATOR_HOST`` and ``PUBSUB_EMULATOR_HOST``, which are the caller's to set::
+
+    with emulators.bigtable() as host:
+        os.environ["BIGTABLE_EMULATOR_HOST"] = host
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from murmur_beam.errors import MurmurError
+
+_START_S = 60.0
+_STARTS = 3
+# What every HTTP/2 client says first: the preface and an empty SETTINGS frame. A server answers with its own SETTINGS.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+
+
+class EmulatorMissing(MurmurError):
+    """An emulator, or the Java that it runs on, is not installed; the message says how to install it."""
+
+
+class EmulatorFailed(MurmurError):
+    """An emulator does not start; the message ends with what it printed."""
+
+
+class Running(NamedTuple):
+    """An emulator that answers.
+
+    Attributes:
+        host: ``127.0.0.1:PORT``.
+        pid: of the process, which leads a process group of its own; for `stop`.
+    """
+
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """How to find one of Google's emulators, and to start it.
+
+    Attributes:
+        title: what people call it.
+        program: its name on the PATH.
+        folder: of the program, below the Google Cloud CLI's folder.
+        component: its name for ``gcloud components install``.
+        package: its name for ``apt-get install``.
+        java: does it run on Java?
+    """
+
+    title: str
+    program: str
+    folder: str
+    component: str
+    package: str
+    java: bool = False
+
+    def find(self) -> str:
+        """Path of the program: on the PATH, or in the Google Cloud CLI's folder.
+
+        Raises:
+            EmulatorMissing: it is not there, or there is no Java for it.
+        """
+        found = shutil.which(self.program)
+        gcloud = shutil.which("gcloud")
+        if found is None and gcloud is not None:
+            found = shutil.which(self.program, path=Path(gcloud).resolve().parent.parent / self.folder)
+        if found is None:
+            raise EmulatorMissing(
+                f"the {self.title} emulator ({self.program}) is neither on the PATH nor in the Google Cloud CLI's "
+                f"folder; run: gcloud components install {self.component} (or apt-get install {self.package})"
+            )
+        if self.java and not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
+            raise EmulatorMissing(
+                f"the {self.title} emulator runs on Java, and there is no java on the PATH; install Java 11 or newer "
+                "(such as apt-get install default-jre-headless)"
+            )
+        return found
+
+    def start(self) -> Running:
+        """Start it on a free port, wait until it answers; whoever calls this calls `stop`.
+
+        Raises:
+            EmulatorMissing: it is not installed.
+            EmulatorFailed: it ends at once, or does not answer.
+        """
+        program = self.find()
+        for start in range(_STARTS):
+            port = _free_port()
+            with tempfile.TemporaryFile() as output:
+                pid = self._spawn(program, port, output.fileno())
+                try:
+                    problem = _wait(port, pid)
+                except BaseException:
+                    stop(pid)
+                    raise
+                if not problem:
+                    return Running(f"127.0.0.1:{port}", pid)
+                stop(pid)
+                output.seek(0)
+                printed = output.read().decode("utf-8", "replace").strip()
+            # Somebody else may take the port first.
+            if "in use" not in printed or start == _STARTS - 1:
+                break
+        raise EmulatorFailed(
+            f"the {self.title} emulator ({program}) {problem}; it printed: {printed[-2000:] or 'nothing'}"
+        )
+
+    def _spawn(self, program: str, port: int, output: int) -> int:
+        # Stopped by SIGKILL, it has no time to remove the file that Java keeps for its monitoring tools.
+        environment = {**os.environ, "JAVA_OPTS": f"{os.environ.get('JAVA_OPTS', '')} -XX:-UsePerfData"}
+        return os.posix_spawn(
+            program,
+            [program, "--host=127.0.0.1", f"--port={port}"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            setpgroup=0,
+        )
+
+
+BIGTABLE = Emulator(
+    "Bigtable", "cbtemulator", "platform/bigtable-emulator", "bigtable", "google-cloud-cli-bigtable-emulator"
+)
+PUBSUB = Emulator(
+    "Pub/Sub",
+    "cloud-pubsub-emulator",
+    "platform/pubsub-emulator/bin",
+    "pubsub-emulator",
+    "google-cloud-cli-pubsub-emulator",
+    java=True,
+)
+
+
+def stop(pid: int) -> None:
+    """End an emulator and all that it started, at once: it keeps nothing on disk.
+
+    Args:
+        pid: from `Emulator.start`, perhaps in another process.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # another process's child, or seen to have ended before
+        os.waitpid(pid, 0)
+
+
+@contextmanager
+def bigtable() -> Iterator[str]:
+    """A Bigtable emulator of one's own, empty; its ``127.0.0.1:PORT``.
+
+    Raises:
+        EmulatorMissing: it is not installed.
+        EmulatorFailed: it does not start.
+    """
+    with _running(BIGTABLE) as host:
+        yield host
+
+
+@contextmanager
+def pubsub() -> Iterator[str]:
+    """A Pub/Sub emulator of one's own, empty; its ``127.0.0.1:PORT``.
+
+    Raises:
+        EmulatorMissing: it is not installed, or there is no Java.
+        EmulatorFailed: it does not start.
+    """
+    with _running(PUBSUB) as host:
+        yield host
+
+
+@contextmanager
+def _running(emulator: Emulator) -> Iterator[str]:
+    running = emulator.start()
+    try:
+        yield running.host
+    finally:
+        stop(running.pid)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(port: int, pid: int) -> str:
+    """Until it answers; what is wrong if it does not."""
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return "ended at once"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(_HELLO)
+            frame = connection.recv(4)
+            if frame[3:] == bytes([_SETTINGS]):
+                return ""
+        time.sleep(0.05)
+    return f"does not answer on port {port} within {_START_S:.0f} s"

@@ -1,0 +1,124 @@
+"""What the pipelines show their users: help, errors as one line, progress and the summary. Needs no Beam."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+from murmur_beam.errors import MurmurError
+
+DEAD_LETTERS_HELP = "file for what cannot be merged; must not exist yet (%(default)s)"
+
+Main = Callable[[Sequence[str] | None], int]
+
+_IN_PLACE_EVERY_S = 0.2
+_LINE_EVERY_S = 5.0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of ours are, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with exit code 2."""
+        self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message} (see --help)\n")
+
+
+def one_line_errors(name: str) -> Callable[[Main], Main]:
+    """Turn a user's mistake into one line on stderr, after the pipeline's name, and exit code 2.
+
+    An interruption is one line as well. A fault of ours keeps its traceback.
+    """
+
+    def decorate(main: Main) -> Main:
+        @functools.wraps(main)
+        def wrapped(argv: Sequence[str] | None = None) -> int:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # A terminal that cannot show a bar or a letter shows a question mark.
+                sys.stdout.reconfigure(errors="replace")
+            try:
+                code = main(argv)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Whoever read our output has seen enough, as head does. Python must not try to flush once more.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
+            except (MurmurError, OSError) as err:
+                print(f"{name}: error: {err}", file=sys.stderr)
+                return 2
+            except (KeyboardInterrupt, RuntimeError) as err:
+                # Beam wraps the exceptions of its steps.
+                if "KeyboardInterrupt" not in f"{type(err).__name__}: {err}":
+                    raise
+                print(f"\n{name}: interrupted; run it again to go on", file=sys.stderr)
+                return 130
+            return code
+
+        return wrapped
+
+    return decorate
+
+
+class Outcomes(NamedTuple):
+    """What became of the elements of one `MergeRecords`."""
+
+    merged: int
+    duplicate: int
+    expired: int
+    dead_letter: int
+
+    @classmethod
+    def of(cls, name: str, counters: Mapping[str, int]) -> Outcomes:
+        """From the counters of `run`."""
+        records = (counters.get(f"{name}:record_{outcome}", 0) for outcome in ("merged", "duplicate", "expired"))
+        return cls(*records, counters.get(f"{name}:dead_letter", 0))
+
+    def __str__(self) -> str:
+        texts = [f"{self.merged:,} merged", f"{self.duplicate:,} duplicate"]
+        if self.expired:
+            texts.append(f"{self.expired:,} expired")
+        return " / ".join([*texts, f"{self.dead_letter:,} dead-lettered"])
+
+
+class Progress:
+    """Says on stderr how many there have been; on a terminal in one line that changes.
+
+    Args:
+        what: plural of what is counted, such as ``flights``.
+        total: how many there will be, if that is known.
+    """
+
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self._what = what
+        self._total = total
+        self._seen = 0
+        self._started_s = time.monotonic()
+        self._next_s = self._started_s
+        self._in_place = sys.stderr.isatty()
+
+    def add(self, n: int = 1, more: object = "") -> None:
+        """Count ``n``, and show it if the last time is long enough ago; ``more`` stands behind it."""
+        self._seen += n
+        if time.monotonic() >= self._next_s:
+            self._show(more)
+            self._next_s = time.monotonic() + (_IN_PLACE_EVERY_S if self._in_place else _LINE_EVERY_S)
+
+    def end(self, n: int = 0, more: object = "") -> None:
+        """Count the last ``n``; on a terminal say how many it were, and leave the line."""
+        self._seen += n
+        if self._in_place:
+            self._show(more)
+            print(file=sys.stderr)
+
+    def _show(self, more: object) -> None:
+        per_s = self._seen / max(time.monotonic() - self._started_s, 1e-3)
+        of_total = f" of {self._total:,} ({self._seen / self._total:4.0%})" if self._total else ""
+        text = f"{self._seen:>9,}{of_total} {self._what}, {per_s:,.0f}/s{more and f': {more}'}"
+        print(
+            f"\r{text:<70}" if self._in_place else text, end="" if self._in_place else "\n", file=sys.stderr, flush=True
+        )

@@ -1,0 +1,136 @@
+"""Where a driver without Beam leaves its dead letters before it acknowledges their messages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.model import DeadLetter
+from pipelines.google_pubsub import ANSWER_S, asking, client_library
+
+_PUBLISH_S = 30.0
+
+
+class Letters(Protocol):
+    """A place that keeps dead letters."""
+
+    def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
+        """Keep them for good; of each None once that is done, or why it could not be.
+
+        One that could not be kept may be there all the same, and comes twice then.
+        """
+
+    def close(self) -> None:
+        """Give back what was opened."""
+
+
+class LetterFile:
+    """A JSON Lines file, appended to: a run that goes on after another one leaves the letters of that in place.
+
+    What `keep` has written survives a power cut. Several processes may write to one file.
+
+    Raises:
+        ConfigurationError: it cannot be written to.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                os.fsync(self._file)
+                _sync_folder(Path(path).resolve().parent)
+            except BaseException:
+                self.close()
+                raise
+        except OSError as err:
+            raise ConfigurationError("--dead_letters", f"{path} cannot be written to: {err.strerror}") from err
+
+    def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
+        """Append them and wait until the disk has them."""
+        lines = "".join(f"{letter.to_json()}\n" for letter in letters).encode("utf-8")
+        try:
+            size = os.fstat(self._file).st_size
+            if size and os.pread(self._file, 1, size - 1) != b"\n":
+                # Somebody was killed or met a full disk in the middle of a line, whose message therefore comes again.
+                lines = b"\n" + lines
+            while lines:
+                lines = lines[os.write(self._file, lines) :]
+            os.fsync(self._file)
+        except OSError as err:
+            return [err] * len(letters)
+        return [None] * len(letters)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+class LetterTopic:
+    """A Pub/Sub topic: the message's data is the letter's JSON, its attributes ``pipeline``, ``stage``, ``error_type``.
+
+    Args:
+        topic: as ``projects/P/topics/T``.
+
+    Raises:
+        ConfigurationError: it does not exist, or Pub/Sub cannot be asked.
+    """
+
+    def __init__(self, topic: str) -> None:
+        pubsub = client_library()
+        from google.api_core import exceptions, retry
+
+        # The client's own limit is ten minutes, in which all messages of the batch would wait.
+        again = retry.Retry(
+            predicate=retry.if_exception_type(
+                exceptions.Aborted,
+                exceptions.DeadlineExceeded,
+                exceptions.InternalServerError,
+                exceptions.ResourceExhausted,
+                exceptions.ServiceUnavailable,
+                exceptions.Unknown,
+            ),
+            initial=0.1,
+            maximum=5.0,
+            timeout=_PUBLISH_S,
+        )
+        self._topic = topic
+        with asking("--dead_letter_topic", topic):
+            options = pubsub.types.PublisherOptions(retry=again, timeout=_PUBLISH_S)
+            self._client = pubsub.PublisherClient(publisher_options=options)
+        with asking("--dead_letter_topic", topic):
+            self._client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)
+
+    def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
+        """Publish them and wait until Pub/Sub has them."""
+        sent = [self._publish(letter) for letter in letters]
+        return [one if isinstance(one, Exception) else one.exception(timeout=2 * _PUBLISH_S) for one in sent]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.stop()
+        self._client.transport.close()
+
+    def _publish(self, letter: DeadLetter) -> Any:
+        """A future, or the error that there is at once."""
+        try:
+            return self._client.publish(
+                self._topic,
+                letter.to_json().encode("utf-8"),
+                pipeline=letter.pipeline,
+                stage=letter.stage,
+                error_type=letter.error_type,
+            )
+        except Exception as err:  # larger than a message may be
+            return err
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a new file's name survives a power cut as well."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,81 @@
+"""What Pub/Sub says of every message stands in where the flags do not say what an event is known by."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.monoids import Last
+from murmur_beam.spec import add_flags, resolve
+from pipelines.messages import merge_arguments
+
+BASE = ("--store=memory://test_messages", "--key=page")
+ID = {"event_id": "message:id"}
+TIME = {"event_time": "message:publish_time"}
+
+
+class Timed(Last):
+    """Looks at the event time, and says so."""
+
+    needs_event_time = True
+
+
+TIMED = Timed()
+
+
+def added(*flags: str) -> dict[str, Any]:
+    """What the arguments have beyond what the flags say, all of them checked."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    arguments = merge_arguments(parser.parse_args([*BASE, *flags]))
+    resolve(arguments)
+    given = {flag[2:].partition("=")[0] for flag in flags}
+    return {name: arguments[name] for name in ("event_id", "event_time") if name in arguments and name not in given}
+
+
+@pytest.mark.parametrize(
+    ("flags", "more"),
+    [
+        (["--monoid=count"], ID),
+        (["--monoid=count", "--event_id=id"], {}),
+        (["--monoid=count", "--dedup=none"], {}),
+        (["--monoid=count", "--dedup=exact"], ID),
+        (["--monoid=count", "--window=daily"], ID | TIME),
+        (["--monoid=count", "--window=daily", "--event_time=at"], ID),
+        (["--monoid=count", "--window=daily", "--event_time=at", "--event_id=attribute:id"], {}),
+        (["--value=n"], ID),
+        (["--value=n", "--monoid=max"], {}),
+        (["--value=n", f"--monoid={__name__}:TIMED"], TIME),
+        (["--value=n", "--monoid=max", "--window=1h"], TIME),
+    ],
+    ids=" ".join,
+)
+def test_what_is_needed_is_added(flags: list[str], more: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An id only where duplicates are dropped by it, a time only where it matters; the id warns in one line."""
+    assert added(*flags) == more
+    out, err = capsys.readouterr()
+    assert out == ""
+    if "event_id" in more:
+        (line,) = err.splitlines()
+        assert "a publisher that tries again gives it a new one" in line
+        assert "attribute:NAME" in line
+    else:
+        assert err == ""
+
+
+def test_flags_that_are_wrong_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before any warning about an id."""
+    with pytest.raises(ConfigurationError, match=r"^monoid: unknown monoid 'average'"):
+        added("--monoid=average")
+    assert capsys.readouterr().err == ""
+
+
+def test_it_takes_no_beam() -> None:
+    """A subscriber without Beam uses it too."""
+    code = "import sys, pipelines.messages; sys.exit('apache_beam' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
