@@ -72,6 +72,27 @@ def asking(flag: str, name: str) -> Iterator[None]:
         raise ConfigurationError(flag, f"{name} cannot be asked for: {one_line(err)}") from err
 
 
+def cured_by_waiting() -> tuple[type[Exception], ...]:
+    """Errors of Pub/Sub that a later try may not meet again."""
+    from google.api_core import exceptions
+
+    return (
+        exceptions.Aborted,
+        exceptions.DeadlineExceeded,
+        exceptions.InternalServerError,
+        exceptions.ResourceExhausted,
+        exceptions.ServiceUnavailable,
+        exceptions.Unknown,
+    )
+
+
+def retrying(seconds: float) -> Any:
+    """Tries again for so long what waiting may cure. The client's own limit is ten minutes."""
+    from google.api_core.retry import Retry, if_exception_type
+
+    return Retry(predicate=if_exception_type(*cured_by_waiting()), initial=0.1, maximum=5.0, timeout=seconds)
+
+
 def one_line(err: BaseException) -> str:
     """Its text, however many lines it has, and its type where it has none."""
     return " ".join(str(err).split()) or type(err).__name__

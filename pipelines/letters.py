@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
-from pipelines.google_pubsub import ANSWER_S, asking, client_library
+from pipelines.google_pubsub import ANSWER_S, asking, client_library, retrying
 
 _PUBLISH_S = 30.0
 
@@ -80,25 +80,9 @@ class LetterTopic:
 
     def __init__(self, topic: str) -> None:
         pubsub = client_library()
-        from google.api_core import exceptions, retry
-
-        # The client's own limit is ten minutes, in which all messages of the batch would wait.
-        again = retry.Retry(
-            predicate=retry.if_exception_type(
-                exceptions.Aborted,
-                exceptions.DeadlineExceeded,
-                exceptions.InternalServerError,
-                exceptions.ResourceExhausted,
-                exceptions.ServiceUnavailable,
-                exceptions.Unknown,
-            ),
-            initial=0.1,
-            maximum=5.0,
-            timeout=_PUBLISH_S,
-        )
         self._topic = topic
         with asking("--dead_letter_topic", topic):
-            options = pubsub.types.PublisherOptions(retry=again, timeout=_PUBLISH_S)
+            options = pubsub.types.PublisherOptions(retry=retrying(_PUBLISH_S), timeout=_PUBLISH_S)
             self._client = pubsub.PublisherClient(publisher_options=options)
         with asking("--dead_letter_topic", topic):
             self._client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)

@@ -36,8 +36,9 @@ from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
 from pipelines.letters import LetterFile
 from pipelines.merge_files import matching, parser, read
 from pipelines.messages import merge_arguments
-from pipelines.subscriber import Received, Subscriber
-from pipelines.worker import add_subscription_flags, subscription, work
+from pipelines.puller import Received
+from pipelines.subscriber import Subscriber
+from pipelines.worker import add_subscription_flags, pulling, work
 
 UNREADABLE = "unreadable"
 OTHERS = "others"
@@ -91,19 +92,19 @@ class Replayer(Subscriber):
     unreadable = 0
     """Messages that are no dead letters."""
 
-    def take(self, message: Received) -> bool:
+    def take(self, received: Received) -> bool:
         """Read a letter; True if the batch is full."""
+        data = received.message.data
         try:
-            letter = DeadLetter.from_json(message.data)
+            letter = DeadLetter.from_json(data)
         except ValueError as err:
             self.unreadable += 1
-            self.give_up(message, unreadable(message.data, self.name, err))
+            self.give_up(received, unreadable(data, self.name, err))
             return False
         if letter.pipeline != self.name:
             self.others += 1
-            self.hold(message)
             return False
-        return self.merge(message, letter)
+        return self.merge(received, letter)
 
 
 def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
@@ -112,13 +113,13 @@ def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
         name = full_name("--subscription", args.subscription, args.project)
     else:
         name = only_subscription(full_name("--topic", args.topic, args.project))
-    pull = subscription(args, name)
+    max_outstanding, until_idle = pulling(args)
     spec = resolve(merge)
     spec.check_stores()
-    with closing(Replayer(spec, pull, "replay")) as replayer:
-        work(replayer, LetterFile(args.dead_letters))
+    with closing(Replayer(spec, name, max_outstanding, "replay")) as replayer:
+        work(replayer, LetterFile(args.dead_letters), until_idle)
     _report(args, spec.name, replayer.outcomes.dead_letter, replayer.others, replayer.unreadable)
-    if replayer.others >= pull.max_outstanding:
+    if replayer.others >= max_outstanding:
         print(
             f"they are as many as --max_outstanding lets in, so there may be letters of {spec.name!r} behind them; "
             f'raise it, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
@@ -135,9 +136,10 @@ def only_subscription(topic: str) -> str:
     Raises:
         ConfigurationError: it has none, or several.
     """
-    pubsub = client_library()
-    names = []
-    with asking("--topic", topic), pubsub.PublisherClient() as client:
+    names: list[str] = []
+    with asking("--topic", topic), client_library().PublisherClient() as client:
+        with asking("--topic", topic):
+            client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)
         names = list(client.list_topic_subscriptions(topic=topic, retry=None, timeout=ANSWER_S))
     if not names:
         raise ConfigurationError(

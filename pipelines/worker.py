@@ -25,11 +25,9 @@ from pipelines.console import Parser, one_line_errors
 from pipelines.google_pubsub import full_name
 from pipelines.letters import LetterFile, Letters, LetterTopic
 from pipelines.messages import merge_arguments
-from pipelines.subscriber import Subscriber, Subscription
+from pipelines.subscriber import Subscriber
 
 DEAD_LETTERS = "dead-letters.jsonl"
-_SHORTEST, _LONGEST = timedelta(seconds=10), timedelta(minutes=10)
-"""Pub/Sub takes no other deadlines."""
 
 
 def add_subscription_flags(parser: argparse._ActionsContainer, until_idle: str | None) -> None:
@@ -53,34 +51,20 @@ def add_subscription_flags(parser: argparse._ActionsContainer, until_idle: str |
         metavar="N",
         help="messages to take before they are acknowledged (%(default)s)",
     )
-    parser.add_argument(
-        "--ack_deadline",
-        default="60s",
-        metavar="DURATION",
-        help="how soon Pub/Sub delivers again what a process had that was killed, 10s to 10m (%(default)s)",
-    )
 
 
-def subscription(args: argparse.Namespace, name: str) -> Subscription:
-    """What the flags of `add_subscription_flags` say.
+def pulling(args: argparse.Namespace) -> tuple[int, timedelta | None]:
+    """What the flags ``--max_outstanding`` and ``--until_idle`` say.
 
     Raises:
         ConfigurationError: one is wrong.
     """
     if args.max_outstanding < 1:
         raise ConfigurationError("--max_outstanding", f"must be at least 1, got {args.max_outstanding}")
-    ack_deadline = _duration("--ack_deadline", args.ack_deadline)
-    if not _SHORTEST <= ack_deadline <= _LONGEST:
-        raise ConfigurationError("--ack_deadline", f"must be 10s to 10m, got {args.ack_deadline}")
-    until_idle = None if args.until_idle is None else _duration("--until_idle", args.until_idle)
-    return Subscription(name, args.max_outstanding, ack_deadline, until_idle)
-
-
-def _duration(flag: str, text: str) -> timedelta:
     try:
-        return parse_duration(text)
+        return args.max_outstanding, None if args.until_idle is None else parse_duration(args.until_idle)
     except ValueError as err:
-        raise ConfigurationError(flag, str(err)) from None
+        raise ConfigurationError("--until_idle", str(err)) from None
 
 
 @contextmanager
@@ -102,16 +86,17 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def work(subscriber: Subscriber, letters: Letters) -> None:
+def work(subscriber: Subscriber, letters: Letters, until_idle: timedelta | None) -> None:
     """Run a subscriber until it has ended or a signal ends it, and print what became of the messages.
 
     Args:
         subscriber: the caller's to close.
         letters: is closed here.
+        until_idle: end after so long without a message.
     """
     try:
         with closing(letters), stopping(subscriber.stop):
-            subscriber.run(letters)
+            subscriber.run(letters, until_idle)
     finally:
         print(subscriber.outcomes)
         if subscriber.returned:
@@ -136,16 +121,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     keep.add_argument("--dead_letter_topic", metavar="NAME", help="or publish it here, as projects/P/topics/T")
     args = parser.parse_args(argv)
-    pull = subscription(args, full_name("--subscription", args.subscription, args.project))
+    subscription = full_name("--subscription", args.subscription, args.project)
+    max_outstanding, until_idle = pulling(args)
     spec = resolve(merge_arguments(args))
     spec.check_stores()
     topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, args.project)
-    with closing(Subscriber(spec, pull, "worker")) as subscriber:
+    with closing(Subscriber(spec, subscription, max_outstanding, "worker")) as subscriber:
         if topic and topic == subscriber.topic:
             raise ConfigurationError(
                 "--dead_letter_topic", "is the topic that is read; each dead letter would come back for ever"
             )
-        work(subscriber, LetterTopic(topic) if topic else LetterFile(args.dead_letters or DEAD_LETTERS))
+        work(subscriber, LetterTopic(topic) if topic else LetterFile(args.dead_letters or DEAD_LETTERS), until_idle)
     if subscriber.outcomes.dead_letter:
         print(f"dead letters are in {topic or args.dead_letters or DEAD_LETTERS}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import socket
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import emulators
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import Scenario, scenarios
 from test_conservation import check_conservation
@@ -231,7 +232,7 @@ def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigta
         flushed = store.merge_updates([*updates, Update(A, 4, "3"), Update(A, 1, "1")])
         assert flushed == [Outcome.MERGED] * 3 + [Outcome.DUPLICATE]
         assert isinstance(flushed, Flushed)
-        assert flushed.counts == {"ambiguous_resolved": 1}
+        assert flushed.counts == {"ambiguous_resolved": 1, "rows_read": 1}
         assert store.merge_updates(updates) == [Outcome.DUPLICATE] * 2
         assert store.get(A) == 7
 
@@ -380,6 +381,62 @@ def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
         assert (line.commits, line.reads) == (0, 7)
         assert set(store.merge_updates([Update(key, 1, "2") for key in keys])) == {Outcome.MERGED}
         assert (line.commits, line.reads) == (512, 7)
+
+
+@pytest.mark.parametrize("known", [0, 64])
+def test_a_row_that_cannot_be_read_hurts_no_other(bigtable_host: str, known: int) -> None:
+    """Whether it is read alone or with others: its updates are told what is wrong, and the others merge."""
+    spec = new_spec(bigtable_host)
+    keys = [Key(f"k{i:03}") for i in range(known + 3)]
+    with closing(spec.open(SetUnion())) as store:
+        store.merge_updates([Update(key, frozenset({"x"})) for key in keys])
+        spoil = wire.Bulk(table_name=store._connection.name)
+        wire.put(spoil.entries.add(row_key=row_key(keys[-2])).mutations, wire.STATE, wire.VALUE, 0, b"{")
+        assert store._connection.run(store._connection.mutate(spoil)) == {}
+    with closing(spec.open(SetUnion())) as store:
+        store.merge_updates([Update(key, frozenset({"y"})) for key in keys[:known]])
+        results = store.merge_updates([Update(key, frozenset({"y"})) for key in keys[known:]])
+        assert results[0] is results[2] is Outcome.MERGED
+        assert isinstance(results[1], PermanentError)
+        assert f"the value stored for '{keys[-2].entity}' is no set_union" in str(results[1])
+        assert store.get_many([keys[0], keys[-1]]) == [{"x", "y"}] * 2
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(1, 4), st.integers(0, 3), st.sampled_from(["", "", "", "lose", "refuse"])),
+    min_size=10,
+    max_size=60,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_packing_loses_no_event(
+    bigtable_host: str, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, int, int, str]]
+) -> None:
+    """Three writers of a row pack its columns again and again, with what each knows of them: all events stay known."""
+    for name, value in (("_PACK_AT", 4), ("_PACKED", 3), ("_LOOSE_EVENTS", 6)):
+        monkeypatch.setattr(f"murmur_beam.state.bigtable.store.{name}", value)
+    spec = new_spec(bigtable_host)
+    events: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(closing(spec.open(Sum()))) for _ in range(3)]
+        lines = [Line(store) for store in stores]
+        merged = 0
+        for writer, n, again, fault in steps:
+            new = [f"e{len(events) + i}" for i in range(n)]
+            batch = [Update(A, 1, event) for event in [*events[len(events) - again :], *new]]
+            getattr(lines[writer], fault or "lose").append(UNAVAILABLE if fault else None)
+            results = stores[writer].merge_updates(batch)
+            if any(isinstance(result, TransientError) for result in results):
+                results = stores[writer].merge_updates(batch)
+            merged += results.count(Outcome.MERGED)
+            events += new
+        assert merged == len(events)
+    with closing(spec.open(Sum())) as store:
+        assert store.merge_updates([Update(A, 1, event) for event in events]) == [Outcome.DUPLICATE] * len(events)
+        assert store.get(A) == len(events)
+        assert len(store._rows[row_key(A)].loose) <= 4 * 4  # each writer packs what it has seen itself
 
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:

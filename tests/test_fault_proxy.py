@@ -204,12 +204,13 @@ def test_a_delay_changes_nothing_else(proxy: FaultProxy, client: Client, direct:
 
 @pytest.mark.parametrize("fault", sorted(BEFORE | AFTER, key=by_name), ids=by_name)
 def test_reads_fail_too(proxy: FaultProxy, client: Client, direct: Client, fault: Fault) -> None:
-    """A read that fails brings no rows, whichever way it fails."""
-    direct.write(CHECK_AND_MUTATE, b"a")
+    """A read fails, whichever way, also where there is nothing to read."""
     proxy.plan = Plan({fault: 1.0})
     assert code_of(client.read) is CODES[fault]
+    direct.write(CHECK_AND_MUTATE, b"a")
+    assert code_of(client.read) is CODES[fault]
     after = int(fault in AFTER)
-    assert proxy.counts[READ_ROWS] == Counts(requests=1, before=1 - after, after=after)
+    assert proxy.counts[READ_ROWS] == Counts(requests=2, before=2 - 2 * after, after=2 * after)
     assert proxy.total() == Counts()
 
 
@@ -221,10 +222,7 @@ def test_a_stream_of_answers_breaks_off(proxy: FaultProxy, table: str, direct: C
     with grpc.insecure_channel(proxy.address) as channel:
         call = channel.unary_stream("/google.bigtable.v2.Bigtable/ReadRows")
         name = f"projects/{emulators.PROJECT}/instances/{emulators.INSTANCE}/tables/{table}"
-        came = []
-        with pytest.raises(grpc.RpcError):
-            for answer in call(ReadRowsRequest.serialize(ReadRowsRequest(table_name=name))):
-                came.append(answer)
+        came = until_it_fails(call(ReadRowsRequest.serialize(ReadRowsRequest(table_name=name))))
         rows = {chunk.row_key for answer in came for chunk in ReadRowsResponse.deserialize(answer).chunks}
     assert 0 < len(rows) < 6000
 
@@ -257,8 +255,7 @@ def test_down_means_refused_and_up_is_the_same_port(
         client.write(CHECK_AND_MUTATE, b"a")
         proxy.down()
         with pytest.raises(ConnectionResetError):
-            while connection.recv(1000):
-                pass
+            read_all(connection)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=20)
     with socket.socket() as another, pytest.raises(OSError, match="in use"):
@@ -336,6 +333,22 @@ def test_it_leaves_nothing_behind(bigtable_host: str, table: str, direct: Client
         del client, under_way
     assert direct.read() == {b"late %d" % i for i in range(3)}
     wait_until(lambda: left() == before)
+
+
+def until_it_fails(answers: Iterator[bytes]) -> list[bytes]:
+    """What comes before the error."""
+    came = []
+    while True:
+        try:
+            came.append(next(answers))
+        except grpc.RpcError:
+            return came
+
+
+def read_all(connection: socket.socket) -> None:
+    """Until it ends."""
+    while connection.recv(1000):
+        pass
 
 
 def wait_until(holds: Any) -> None:

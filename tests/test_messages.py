@@ -34,8 +34,10 @@ def added(*flags: str) -> dict[str, Any]:
     add_flags(parser)
     arguments = merge_arguments(parser.parse_args([*BASE, *flags]))
     resolve(arguments)
-    given = {flag[2:].partition("=")[0] for flag in flags}
-    return {name: arguments[name] for name in ("event_id", "event_time") if name in arguments and name not in given}
+    given = dict(flag[2:].split("=", 1) for flag in flags)
+    found = {name: arguments[name] for name in ("event_id", "event_time") if name in arguments}
+    assert all(found[name] == given[name] for name in found.keys() & given.keys())
+    return {name: value for name, value in found.items() if name not in given}
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_a_wrong_command_line_is_one_line(argv: list[str], complaint: str, mista
 
 def test_a_client_that_is_not_installed_is_named(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that brings it."""
-    monkeypatch.setitem(sys.modules, "google.cloud.pubsub_v1", None)
+    monkeypatch.setitem(sys.modules, "google.cloud", None)
     assert mistake(*WHOLE).endswith("run: pip install 'murmur-beam[gcp]'")
 
 

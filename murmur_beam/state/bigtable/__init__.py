@@ -3,8 +3,8 @@
 A row holds one aggregate (of one shard, where hot keys are split into several):
 
     agg:v         the sum, in an aggregate family: AddToCell is the increment
-    agg:n         the row's version: how many commits it has had
-    dedup:<n><w>  the n-th commit's events, 16 bytes each; <w> says whose commit it was
+    agg:n         the row's version: one more with each commit
+    dedup:<n><w>  the events of the commit that made version n, 16 bytes each; <w> says whose it was
     state:v       the value of a monoid that is not a sum
     state:x       its timestamp says when the row expires, where it does
 

@@ -20,11 +20,13 @@ from murmur_beam.state.bigtable import wire
 T = TypeVar("T")
 
 # As the client's own channel has them: no limit but the service's, and a connection that is found out when it is dead.
+# After a long outage gRPC would wait for up to two minutes before it looks again; records would fail meanwhile.
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 # What the whole table, or who may use it, is to blame for, and what a single request is.

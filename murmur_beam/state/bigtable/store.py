@@ -11,11 +11,13 @@ Without event ids a sum needs none of this: its deltas are added, many rows a re
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -55,7 +57,17 @@ _COLD_ROWS_PER_READ = 64
 _MUTATIONS_PER_SUM = 3
 _EVENTS_PER_COMMIT = 50_000
 _CELL_OVERHEAD = 8
+# A row of few large columns is read, and its version compared, faster than one of many small ones. So now and then a
+# commit puts the events of the oldest small ones into one, and says so by the end of its own column. Whoever knows the
+# version, and has seen no such end since it read the row, knows just what is in the small ones: so packing loses none.
+_PACKS = b"p"
+_PACK_AT = 96
+_PACKED = 64
+_LOOSE_EVENTS = 256
 _SURE = 8
+# Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
+# that happened all the same are told to be duplicates.
+_MAX_SENT = 32
 
 
 class _Row:
@@ -66,6 +78,7 @@ class _Row:
         seen: fingerprints of the events in it.
         sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
+        loose: small columns of events, just as they are in the row, to be packed into fewer.
         users: flushes that hold the row, or wait for it.
     """
 
@@ -74,6 +87,7 @@ class _Row:
         "expires_us",
         "journal_bytes",
         "lock",
+        "loose",
         "owed",
         "read",
         "seen",
@@ -98,6 +112,14 @@ class _Row:
         self.seen: set[bytes] = set()
         self.expires_us: int | None = None
         self.journal_bytes = 0
+        self.loose: dict[bytes, list[bytes]] = {}
+
+    def to_pack(self) -> list[bytes]:
+        """The columns that the next commit packs into the last of them; often none.
+
+        The newest stay as they are: whoever is a little behind finds one column for each commit.
+        """
+        return sorted(self.loose)[:_PACKED] if len(self.loose) >= _PACK_AT else []
 
 
 class _Shard(NamedTuple):
@@ -401,7 +423,10 @@ class BigtableStore(Generic[V]):
         # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
         step = int.from_bytes(os.urandom(5), "big") + 1 if version == 0 else 1
         marker = struct.pack(">Q", version + step) + self._writer + struct.pack(">Q", self._commits)
-        request = self._request(group, row, step, marker, plan)
+        packed = row.to_pack() if plan.claimed else []
+        if packed:
+            marker += _PACKS
+        request = self._request(group, row, step, marker, packed, plan)
         try:
             met = await self._send(lambda: self._connection.commit(request), deadline)
         except BaseException as err:
@@ -410,6 +435,8 @@ class BigtableStore(Generic[V]):
                 raise
             # It may have happened, or may yet happen: the row will know.
             row.sent[marker] = version, list(plan.claimed.values())
+            if len(row.sent) > _MAX_SENT:
+                del row.sent[next(iter(row.sent))]
             if not isinstance(err, Exception):
                 raise
             await self._refresh(group, row, flushed)
@@ -420,7 +447,7 @@ class BigtableStore(Generic[V]):
         if guessed:
             self._cold = max(self._cold - 1, -_SURE) if committed else min(self._cold + 1, _SURE)
         if committed:
-            self._apply(row, version + step, marker, plan, flushed)
+            self._apply(row, version + step, marker, packed, plan, flushed)
         else:
             await self._refresh(group, row, flushed)
         return committed
@@ -471,7 +498,7 @@ class BigtableStore(Generic[V]):
             return known_us
         return expires_us
 
-    def _request(self, group: _Group, row: _Row, step: int, marker: bytes, plan: _Plan) -> Any:
+    def _request(self, group: _Group, row: _Row, step: int, marker: bytes, packed: list[bytes], plan: _Plan) -> Any:
         request = wire.Commit(
             table_name=self._connection.name, app_profile_id=self._connection.app_profile, row_key=group.encoded
         )
@@ -482,6 +509,11 @@ class BigtableStore(Generic[V]):
         if plan.claimed:
             now_us = int(self._clock.now() * 1000) * 1000
             wire.put(mutations, wire.DEDUP, marker, max(now_us, at_us), b"".join(plan.claimed.values()))
+            for column in packed:
+                wire.clear_column(mutations, wire.DEDUP, column)
+            if packed:
+                journal = b"".join(event for column in packed for event in row.loose[column])
+                wire.put(mutations, wire.DEDUP, packed[-1], max(now_us, at_us), journal)
         return request
 
     def _write(
@@ -505,10 +537,13 @@ class BigtableStore(Generic[V]):
         Raises:
             Exception: it cannot be read; what is known stays as it was.
         """
-        query = only_rows([group.encoded], wire.news(row.version))
         deadline = self._clock.monotonic() + self._spec.patience_s
-        found = await self._send(lambda: self._connection.read(query, persist=False), deadline)
-        self._take(row, group.encoded, found[0] if found else None, flushed)
+        while True:
+            query = only_rows([group.encoded], wire.news(row.version))
+            found = await self._send(functools.partial(self._connection.read, query, persist=False), deadline)
+            flushed.counts["rows_read"] += 1
+            if self._take(row, group.encoded, found[0] if found else None, flushed):
+                return
 
     async def _read_cold(self, groups: Sequence[_Group], flushed: Flushed) -> None:
         """Read the rows of which nothing is known, in one request."""
@@ -521,14 +556,17 @@ class BigtableStore(Generic[V]):
             # Each row will be tried, and read, on its own; what is wrong shows there.
             return
         by_key = {row.row_key: row for row in found}
+        flushed.counts["rows_read"] += len(cold)
         for encoded, row in cold.items():
             self._cold = min(self._cold + 1, _SURE) if encoded in by_key else max(self._cold - 1, -_SURE)
             # Another flush may know more by now.
             if not row.read and not row.lock.locked():
-                self._take(row, encoded, by_key.get(encoded), flushed)
+                # One that cannot be decoded is read again on its own, and its updates are told what is wrong.
+                with suppress(PermanentError):
+                    self._take(row, encoded, by_key.get(encoded), flushed)
 
-    def _take(self, row: _Row, encoded: bytes, found: Row | None, flushed: Flushed) -> None:
-        """Learn what a read with `wire.news` of the known version found."""
+    def _take(self, row: _Row, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
+        """Learn what a read with `wire.news` of the known version found; False if all of the row must be read."""
         version, value, column, expires_us = 0, None, None, None
         columns: list[tuple[bytes, bytes]] = []
         for cell in found.get_cells() if found is not None else ():
@@ -541,24 +579,32 @@ class BigtableStore(Generic[V]):
             else:
                 value = self._decoded(encoded, cell.value)
                 column = value if self._sums else cell.value
-        # Commits without events leave no column, so this may be a false alarm; reading all of the row settles it.
+        # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
+        # events leave no column, so this may be a false alarm; reading all of the row settles it.
         known = version > row.version and version - row.version == len(columns)
         if row.seen and version != row.version and not known:
-            # The row was deleted, or collected, and what is known of it is of the past.
             self._forget(row)
             if found is not None:
-                # Only what came after the version that was known has been read; next time it is all of it.
-                return
+                return False
+        if any(marker.endswith(_PACKS) for marker, _ in columns):
+            # Somebody has packed columns, and those that were known may be among them.
+            row.loose.clear()
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
         for marker, journal in columns:
             self._learn(row, marker, [journal[i : i + 16] for i in range(0, len(journal), 16)])
         self._resolve(row, {marker for marker, _ in columns}, flushed)
+        return True
 
-    def _apply(self, row: _Row, version: int, marker: bytes, plan: _Plan, flushed: Flushed) -> None:
+    def _apply(
+        self, row: _Row, version: int, marker: bytes, packed: list[bytes], plan: _Plan, flushed: Flushed
+    ) -> None:
         """Learn what was just committed."""
         row.version = version
         row.read = True
+        if packed:
+            row.journal_bytes -= sum(len(column) + _CELL_OVERHEAD for column in packed[:-1])
+            self._loosen(row, packed[-1], [event for column in packed for event in row.loose.pop(column)])
         if plan.claimed:
             self._learn(row, marker, plan.claimed.values())
         row.value = plan.column if self._sums else self.monoid.decode(plan.column)
@@ -673,8 +719,14 @@ class BigtableStore(Generic[V]):
     def _learn(self, row: _Row, marker: bytes, events: Collection[bytes]) -> None:
         before = len(row.seen)
         row.seen.update(events)
+        self._loosen(row, marker, events)
         row.journal_bytes += len(marker) + 16 * len(events) + _CELL_OVERHEAD
         self._events_known += len(row.seen) - before
+
+    @staticmethod
+    def _loosen(row: _Row, column: bytes, events: Collection[bytes]) -> None:
+        if len(events) <= _LOOSE_EVENTS:
+            row.loose[column] = list(events)
 
     def _forget(self, row: _Row) -> None:
         self._events_known -= len(row.seen)

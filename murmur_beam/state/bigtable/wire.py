@@ -37,15 +37,19 @@ def news(version: int) -> filters.RowFilter:
 
 def require_version(request: Any, version: int) -> Any:
     """Add the predicate "the row is at this version", 0 being no row at all; where its mutations go."""
-    chain = request.predicate_filter.chain.filters
-    chain.add().family_name_regex_filter = AGG
-    chain.add().column_qualifier_regex_filter = VERSION
     if version == 0:
-        return request.false_mutations
-    encoded = version.to_bytes(8, "big")
-    cell = chain.add().value_range_filter
-    cell.start_value_closed = cell.end_value_closed = encoded
-    return request.true_mutations
+        column = request.predicate_filter.column_range_filter
+        mutations = request.false_mutations
+    else:
+        chain = request.predicate_filter.chain.filters
+        column = chain.add().column_range_filter
+        cell = chain.add().value_range_filter
+        cell.start_value_closed = cell.end_value_closed = version.to_bytes(8, "big")
+        mutations = request.true_mutations
+    # Not by regular expressions: the emulator compiles those anew for every cell of the row.
+    column.family_name = AGG
+    column.start_qualifier_closed = column.end_qualifier_closed = VERSION
+    return mutations
 
 
 def add(mutations: Any, qualifier: bytes, at_us: int, delta: int) -> None:
@@ -69,3 +73,9 @@ def put(mutations: Any, family: str, qualifier: bytes, at_us: int, value: bytes)
 def clear(mutations: Any, family: str) -> None:
     """Delete all cells of a family."""
     mutations.add().delete_from_family.family_name = family
+
+
+def clear_column(mutations: Any, family: str, qualifier: bytes) -> None:
+    """Delete all cells of a column."""
+    column = mutations.add().delete_from_column
+    column.family_name, column.column_qualifier = family, qualifier

@@ -1,0 +1,223 @@
+"""Messages of a Pub/Sub subscription, by requests in flight for more of them; and the leases of those that have come.
+
+By plain requests and not by a stream: what is here without an acknowledgement is exactly what was asked for, an
+acknowledgement is known to have arrived, and nothing waits unseen in the buffers of a stream when its reader dies.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from murmur_beam import retry
+from murmur_beam.errors import MurmurError
+from murmur_beam.merger import Message
+from murmur_beam.model import from_us
+from murmur_beam.processor import Config
+from pipelines.google_pubsub import ANSWER_S, asking, client_library, cured_by_waiting, one_line, retrying
+
+_REQUESTS = 3
+"""Pub/Sub seldom answers with as many as are asked for, so one request at a time would be slow."""
+_MOST = 1_000
+"""Messages that one request asks for, which is as many as it may, and that one acknowledges."""
+_PULL_S = 60.0
+_TELL_S = 30.0
+
+
+class Received(NamedTuple):
+    """A message, with what it takes to acknowledge it."""
+
+    ack_id: str
+    message: Message
+    publish_time_us: int
+
+
+class Puller:
+    """Has messages ready, and keeps the leases of all that are neither acknowledged nor given back.
+
+    Args:
+        subscription: as ``projects/P/subscriptions/S``.
+        max_outstanding: messages that may be here without an acknowledgement.
+        config: how long to wait after a failed request.
+        who: the program's name, for what it says on stderr.
+
+    Raises:
+        MurmurError: google-cloud-pubsub is missing, the subscription does not exist, or Pub/Sub cannot be asked.
+    """
+
+    def __init__(self, subscription: str, max_outstanding: int, config: Config, who: str) -> None:
+        self._pubsub = client_library()
+        self._subscription = subscription
+        self._max_outstanding = max_outstanding
+        self._config = config
+        self._who = who
+        self.topic: str | None = None
+        """Where the messages come from, if we may know."""
+        # The shortest there is, for those who may read a subscription but not look at it.
+        self._ack_deadline_s = 10
+        with asking("--subscription", subscription):
+            self._client = self._pubsub.SubscriberClient()
+        try:
+            with asking("--subscription", subscription):
+                found = self._client.get_subscription(subscription=subscription, retry=None, timeout=ANSWER_S)
+                self.topic, self._ack_deadline_s = found.topic, found.ack_deadline_seconds
+        except BaseException:
+            self._client.close()
+            raise
+        # Unlike other queues, one that a signal handler may put into.
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ready: deque[Received] = deque()
+        self._requests: dict[Any, int] = {}
+        self._not_before_s = 0.0
+        self._troubles = 0
+        self._lock = threading.Lock()
+        self._leases: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_leases, name="keep-leases", daemon=True)
+        self._keeper.start()
+
+    def get(self, timeout_s: float | None = 0.0) -> Received | None:
+        """The next message; None if there is none within this time (None: for ever), or somebody calls `wake`.
+
+        Raises:
+            MurmurError: Pub/Sub refuses, as when the subscription was deleted.
+        """
+        self._ask()
+        if not self._ready:
+            if not self._requests and len(self._leases) < self._max_outstanding:
+                until_asking_s = max(self._not_before_s - time.monotonic(), 0.0)
+                timeout_s = until_asking_s if timeout_s is None else min(timeout_s, until_asking_s)
+            with suppress(queue.Empty):
+                answer = self._answers.get(timeout=timeout_s) if timeout_s != 0.0 else self._answers.get_nowait()
+                if answer is not None:
+                    self._take(*answer)
+        return self._ready.popleft() if self._ready else None
+
+    def wake(self) -> None:
+        """End one `get`. May be called from a signal handler."""
+        self._answers.put(None)
+
+    def ack(self, ack_ids: Sequence[str]) -> None:
+        """Acknowledge messages. One whose acknowledgement fails comes again."""
+        self._tell("acknowledge", ack_ids)
+
+    def nack(self, ack_ids: Sequence[str]) -> None:
+        """Give messages back, to be delivered again at once."""
+        self._tell("modify_ack_deadline", ack_ids, ack_deadline_seconds=0)
+
+    def close(self) -> None:
+        """Give back all that was not acknowledged, and close the connection."""
+        self._closing.set()
+        for request in list(self._requests):
+            request.cancel()
+        self._keeper.join()
+        with self._lock:
+            left = list(self._leases)
+        self.nack(left)
+        self._client.close()
+
+    def _ask(self) -> None:
+        if time.monotonic() < self._not_before_s:
+            return
+        while len(self._requests) < _REQUESTS:
+            room = self._max_outstanding - len(self._leases) - sum(self._requests.values())
+            if room < 1:
+                return
+            n = min(room, _MOST)
+            request = self._client.transport.pull.future(
+                self._pubsub.types.PullRequest(subscription=self._subscription, max_messages=n),
+                timeout=_PULL_S,
+                metadata=(("x-goog-request-params", f"subscription={self._subscription}"),),
+            )
+            self._requests[request] = n
+            request.add_done_callback(self._answered)
+
+    def _answered(self, request: Any) -> None:
+        """Called by a thread of gRPC. The leases run from now on, whenever the messages are looked at."""
+        try:
+            response = request.result()
+            received = [_received(each) for each in type(response).pb(response).received_messages]
+            now_s = time.monotonic()
+            with self._lock:
+                self._leases.update((each.ack_id, now_s) for each in received)
+        except Exception as err:
+            self._answers.put((request, [], err))
+        else:
+            self._answers.put((request, received, None))
+
+    def _take(self, request: Any, received: list[Received], err: Exception | None) -> None:
+        del self._requests[request]
+        self._ready.extend(received)
+        if err is None:
+            self._troubles = 0
+            return
+        from google.api_core import exceptions
+
+        error = exceptions.from_grpc_error(err) if hasattr(err, "code") else err
+        if isinstance(error, exceptions.DeadlineExceeded):
+            return  # there was nothing to be had for a while
+        if not isinstance(error, cured_by_waiting()):
+            raise MurmurError(f"{self._subscription}: {one_line(error)}") from err
+        if time.monotonic() >= self._not_before_s:
+            self._troubles += 1
+            longest_s = retry.ceiling_s(self._troubles, self._config.backoff_base, self._config.backoff_max)
+            self._not_before_s = time.monotonic() + self._config.clock.uniform(0.0, longest_s)
+            print(f"{self._who}: Pub/Sub has no messages for us, trying again: {one_line(error)}", file=sys.stderr)
+
+    def _tell(self, method: str, ack_ids: Sequence[str], **more: Any) -> None:
+        from google.api_core.exceptions import GoogleAPIError
+
+        for start in range(0, len(ack_ids), _MOST):
+            some = ack_ids[start : start + _MOST]
+            try:
+                getattr(self._client, method)(
+                    request={"subscription": self._subscription, "ack_ids": some, **more},
+                    retry=retrying(_TELL_S),
+                    timeout=ANSWER_S,
+                )
+            except GoogleAPIError as err:
+                print(f"{self._who}: {len(some):,} messages will come again: {one_line(err)}", file=sys.stderr)
+            with self._lock:
+                for ack_id in some:
+                    self._leases.pop(ack_id, None)
+
+    def _keep_leases(self) -> None:
+        """Ask for more time, thrice before it runs out, as long as a message is here."""
+        from google.api_core.exceptions import GoogleAPIError
+
+        interval_s = self._ack_deadline_s / 3
+        while not self._closing.wait(interval_s):
+            with self._lock:
+                old = [ack_id for ack_id, since_s in self._leases.items() if time.monotonic() - since_s > interval_s]
+            for start in range(0, len(old), _MOST):
+                # If it cannot be asked for, the messages come again and are duplicates.
+                with suppress(GoogleAPIError):
+                    self._client.modify_ack_deadline(
+                        subscription=self._subscription,
+                        ack_ids=old[start : start + _MOST],
+                        ack_deadline_seconds=self._ack_deadline_s,
+                        retry=None,
+                        timeout=interval_s,
+                    )
+
+
+def _received(received: Any) -> Received:
+    message = received.message
+    time_us = message.publish_time.seconds * 1_000_000 + message.publish_time.nanos // 1_000
+    return Received(
+        received.ack_id,
+        Message(
+            message.data,
+            dict(message.attributes),
+            message.message_id,
+            from_us(time_us),
+            message.ordering_key or None,
+        ),
+        time_us,
+    )

@@ -1,0 +1,57 @@
+"""Topics and subscriptions of the Pub/Sub emulator, each test its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from typing import Any, NamedTuple
+
+import emulators
+from google.cloud import pubsub_v1
+
+TIMEOUT_S = 60.0
+_names = itertools.count()
+
+
+class Topic(NamedTuple):
+    """A topic of its own for a test, with one subscription."""
+
+    name: str
+    subscription: str
+
+    def publish(self, *payloads: bytes, **attributes: str) -> list[str]:
+        """Publish messages, many in one request; their ids."""
+        settings = pubsub_v1.types.BatchSettings(max_messages=1000, max_latency=0.05)
+        ordering = pubsub_v1.types.PublisherOptions(enable_message_ordering=True)
+        with pubsub_v1.PublisherClient(settings, ordering) as client:
+            sent = [client.publish(self.name, payload, **attributes) for payload in payloads]
+            return [one.result(timeout=TIMEOUT_S) for one in sent]
+
+    def left(self) -> list[Any]:
+        """Messages that can be had now, without waiting; they are acknowledged."""
+        messages = []
+        with pubsub_v1.SubscriberClient() as client:
+            while True:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # of return_immediately, which is just right
+                    received = client.pull(
+                        subscription=self.subscription, max_messages=1000, return_immediately=True, timeout=10
+                    ).received_messages
+                if not received:
+                    return messages
+                messages += [each.message for each in received]
+                ids = [each.ack_id for each in received]
+                client.acknowledge(subscription=self.subscription, ack_ids=ids)
+
+
+def new_topic(**more: Any) -> Topic:
+    """One with an empty subscription; ``more`` is of the subscription."""
+    unique = f"topic-{os.getpid()}-{next(_names)}"
+    topic, subscription = (f"projects/{emulators.PROJECT}/{kind}/{unique}" for kind in ("topics", "subscriptions"))
+    with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:
+        publisher.create_topic(name=topic)
+        subscriber.create_subscription(
+            request={"name": subscription, "topic": topic, "ack_deadline_seconds": 10, **more}
+        )
+    return Topic(topic, subscription)
