@@ -415,8 +415,8 @@ def test_packing_loses_no_event(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, int, int, str]]
 ) -> None:
     """Three writers of a row pack its columns again and again, with what each knows of them: all events stay known."""
-    for name, value in (("_PACK_AT", 4), ("_PACKED", 3), ("_LOOSE_EVENTS", 6)):
-        monkeypatch.setattr(f"murmur_beam.state.bigtable.store.{name}", value)
+    for name, value in (("PACK_AT", 4), ("PACKED", 3), ("LOOSE_EVENTS", 6)):
+        monkeypatch.setattr(f"murmur_beam.state.bigtable.known.{name}", value)
     spec = new_spec(bigtable_host)
     events: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -590,8 +590,8 @@ def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> Non
         for i in range(30):
             store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
             other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
-            known = sum(len(row.seen) + 1 for row in store._rows.values())
-            assert store._events_known == known <= 50
+            known = sum(row.events + 1 for row in store._rows._rows.values())
+            assert store._rows.weight == known <= 50
 
 
 def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:

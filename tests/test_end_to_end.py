@@ -122,6 +122,20 @@ def test_when_it_is_ended_all_that_it_started_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are led to the emulators while they run, and afterwards where they went before, also after an error."""
+    emulators.require(BIGTABLE)
+    emulators.require(PUBSUB)
+    monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", "before:1")
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    before = dict(os.environ)
+    with suppress(KeyError), end_to_end.both_emulators() as hosts:
+        assert {name: os.environ[name] for name in hosts} == hosts
+        assert len(set(hosts.values())) == 2
+        raise KeyError
+    assert dict(os.environ) == before
+
+
 def test_the_recount_is_that_of_the_flights_pipeline(tmp_path: Path) -> None:
     """Two ways through the same file agree, though they share no counting."""
     rows = list(islice(flights.read_flights(str(flights.shipped_data())), 2_000))

@@ -230,14 +230,11 @@ def test_a_bundle_writes_its_letters_whole_or_not_at_all(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("to", "urn"),
-    [
-        ({"dead_letter_topic": "projects/test-project/topics/dead"}, "WriteDeadLetters/ToProtobufX"),
-        ({"dead_letters": "gs://bucket/dead"}, "WriteDeadLetters"),
-    ],
+    "to",
+    [{"dead_letter_topic": "projects/test-project/topics/dead"}, {"dead_letters": "gs://bucket/dead"}],
     ids=["topic", "folder"],
 )
-def test_the_graph_is_built_offline(to: dict[str, str], urn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_is_built_offline(to: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As it must be to hand it to Dataflow: the read with its subscription, the merge step, and both of its outputs."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     pipeline = beam.Pipeline(options=PipelineOptions(["--streaming"]))
@@ -252,7 +249,7 @@ def test_the_graph_is_built_offline(to: dict[str, str], urn: str, monkeypatch: p
     assert list(merged.inputs.values()) == list(steps["ReadFromPubSub"].outputs.values())
     consumed = {output for step in steps.values() for output in step.inputs.values()}
     assert merged.outputs["dead_letter"] in consumed
-    assert urn in steps
+    assert any(name.startswith("WriteDeadLetters") for name in steps)
 
 
 class Mistake:

@@ -39,11 +39,6 @@ class Flushed(list[Result]):
         for i, result in zip(positions, results, strict=True):
             self[i] = result
 
-    def at_least(self, name: str, size: int) -> None:
-        """Note a size, if it is the largest so far."""
-        if size > self.sizes.get(name, -1):
-            self.sizes[name] = size
-
 
 GRACE_S = 3600.0
 """How long an expired row is kept, unseen, before it is collected: an event may pass the check for its age and be

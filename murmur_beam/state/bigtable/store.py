@@ -16,7 +16,7 @@ import logging
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Container, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -32,6 +32,7 @@ from murmur_beam.state.base import GRACE_S, Flushed, Result, Schema, fingerprint
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import only_rows, status_of
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
+from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
 from murmur_beam.state.bigtable.meta import Meta, read_meta, write_meta
 from murmur_beam.state.bigtable.settings import Settings
 
@@ -56,70 +57,11 @@ _ROWS_PER_READ = 1_000
 _COLD_ROWS_PER_READ = 64
 _MUTATIONS_PER_SUM = 3
 _EVENTS_PER_COMMIT = 50_000
-_CELL_OVERHEAD = 8
-# A row of few large columns is read, and its version compared, faster than one of many small ones. So now and then a
-# commit puts the events of the oldest small ones into one, and says so by the end of its own column. Whoever knows the
-# version, and has seen no such end since it read the row, knows just what is in the small ones: so packing loses none.
 _PACKS = b"p"
-_PACK_AT = 96
-_PACKED = 64
-_LOOSE_EVENTS = 256
 _SURE = 8
 # Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
 # that happened all the same are told to be duplicates.
 _MAX_SENT = 32
-
-
-class _Row:
-    """What this process knows of a row; exact as long as the row's version is ``version``.
-
-    Attributes:
-        read: is anything known? If not, the first guess is that the row does not exist.
-        seen: fingerprints of the events in it.
-        sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
-        owed: events that turned out to be in the row by one of those, which nobody has been told yet.
-        loose: small columns of events, just as they are in the row, to be packed into fewer.
-        users: flushes that hold the row, or wait for it.
-    """
-
-    __slots__ = (
-        "column",
-        "expires_us",
-        "journal_bytes",
-        "lock",
-        "loose",
-        "owed",
-        "read",
-        "seen",
-        "sent",
-        "users",
-        "value",
-        "version",
-    )
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-        self.sent: dict[bytes, tuple[int, list[bytes]]] = {}
-        self.owed: set[bytes] = set()
-        self.forget()
-
-    def forget(self) -> None:
-        self.read = False
-        self.version = 0
-        self.value: Any = None
-        self.column: Any = None
-        self.seen: set[bytes] = set()
-        self.expires_us: int | None = None
-        self.journal_bytes = 0
-        self.loose: dict[bytes, list[bytes]] = {}
-
-    def to_pack(self) -> list[bytes]:
-        """The columns that the next commit packs into the last of them; often none.
-
-        The newest stay as they are: whoever is a little behind finds one column for each commit.
-        """
-        return sorted(self.loose)[:_PACKED] if len(self.loose) >= _PACK_AT else []
 
 
 class _Shard(NamedTuple):
@@ -167,8 +109,7 @@ class BigtableStore(Generic[V]):
         self._schema = Schema(monoid.name, granularity)
         self._granularity_us = 0 if granularity is None else granularity // _MICROSECOND
         self._sums = monoid.native == "sum"
-        self._rows: OrderedDict[bytes, _Row] = OrderedDict()
-        self._events_known = 0
+        self._rows = KnownRows(spec.max_known_events)
         self._totals: OrderedDict[bytes, _Shard] = OrderedDict()
         self._commits = 0
         self._writer = os.urandom(8)
@@ -305,6 +246,8 @@ class BigtableStore(Generic[V]):
         if adds:
             await self._add(adds, flushed)
             groups = [group for group in groups if any(update.event_id is not None for update in group.updates)]
+        if groups:
+            flushed.sizes = {"row_bytes": 0, "journal_bytes": 0}
         # Where rows turn out to exist they are read many at a time, not each when its first commit has failed.
         chunk = len(groups) if self._cold < 0 else _COLD_ROWS_PER_READ
         for start in range(0, len(groups), max(chunk, 1)):
@@ -312,13 +255,13 @@ class BigtableStore(Generic[V]):
             if self._cold < 0:
                 await self._settle_all(some, fingerprints, flushed)
                 continue
-            rows = [self._borrow(group.encoded) for group in some]
+            rows = [self._rows.borrow(group.encoded) for group in some]
             try:
                 await self._read_cold(some, flushed)
                 await self._settle_all(some, fingerprints, flushed)
             finally:
                 for row in rows:
-                    self._give_back(row)
+                    self._rows.give_back(row)
         return flushed
 
     async def _settle_all(self, groups: Sequence[_Group], fingerprints: dict[str, bytes], flushed: Flushed) -> None:
@@ -379,8 +322,10 @@ class BigtableStore(Generic[V]):
     async def _settle(self, group: _Group, fingerprints: dict[str, bytes], flushed: Flushed) -> None:
         """Merge one row's updates; what becomes of them goes to ``flushed``."""
         for start in range(0, len(group.updates), _EVENTS_PER_COMMIT):
-            positions = group.positions[start : start + _EVENTS_PER_COMMIT]
-            updates = group.updates[start : start + _EVENTS_PER_COMMIT]
+            positions, updates = group.positions, group.updates
+            if len(updates) > _EVENTS_PER_COMMIT:
+                positions = positions[start : start + _EVENTS_PER_COMMIT]
+                updates = updates[start : start + _EVENTS_PER_COMMIT]
             try:
                 results = await self._merge_row(group, updates, fingerprints, flushed)
             except Exception as err:
@@ -391,8 +336,9 @@ class BigtableStore(Generic[V]):
         self, group: _Group, updates: Sequence[Update], fingerprints: dict[str, bytes], flushed: Flushed
     ) -> Sequence[Result]:
         encoded = group.encoded
-        row = self._borrow(encoded)
+        row = self._rows.borrow(encoded)
         try:
+            assert row.lock is not None
             async with row.lock:
                 deadline = self._clock.monotonic() + self._spec.patience_s
                 verified = False
@@ -414,9 +360,9 @@ class BigtableStore(Generic[V]):
                 self._measure(group, row, flushed)
                 return self._told(row, updates, plan, fingerprints)
         finally:
-            self._give_back(row)
+            self._rows.give_back(row)
 
-    async def _commit(self, group: _Group, row: _Row, plan: _Plan, deadline: float, flushed: Flushed) -> bool:
+    async def _commit(self, group: _Group, row: KnownRow, plan: _Plan, deadline: float, flushed: Flushed) -> bool:
         """Try to write; False if the row was not as it was known, and now is."""
         version, guessed = row.version, not row.read
         self._commits += 1
@@ -431,10 +377,11 @@ class BigtableStore(Generic[V]):
             met = await self._send(lambda: self._connection.commit(request), deadline)
         except BaseException as err:
             if isinstance(err, Exception) and isinstance(self._connection.translated(err), PermanentError):
-                self._forget(row)
+                row.forget()
                 raise
             # It may have happened, or may yet happen: the row will know.
-            row.sent[marker] = version, list(plan.claimed.values())
+            row.sent = row.sent or {}
+            row.sent[marker] = version, b"".join(plan.claimed.values())
             if len(row.sent) > _MAX_SENT:
                 del row.sent[next(iter(row.sent))]
             if not isinstance(err, Exception):
@@ -465,11 +412,11 @@ class BigtableStore(Generic[V]):
             # Waiting here keeps a place of those in flight: so the whole store slows down.
             await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))
 
-    def _plan(self, row: _Row, updates: Sequence[Update], fingerprints: dict[str, bytes]) -> _Plan:
+    def _plan(self, row: KnownRow, updates: Sequence[Update], fingerprints: dict[str, bytes]) -> _Plan:
         claimed: dict[str, bytes] = {}
 
         def claim(event_id: str) -> bool:
-            if event_id in claimed or fingerprints[event_id] in row.seen:
+            if event_id in claimed or row.has(fingerprints[event_id]):
                 return False
             claimed[event_id] = fingerprints[event_id]
             return True
@@ -498,7 +445,7 @@ class BigtableStore(Generic[V]):
             return known_us
         return expires_us
 
-    def _request(self, group: _Group, row: _Row, step: int, marker: bytes, packed: list[bytes], plan: _Plan) -> Any:
+    def _request(self, group: _Group, row: KnownRow, step: int, marker: bytes, packed: list[bytes], plan: _Plan) -> Any:
         request = wire.Commit(
             table_name=self._connection.name, app_profile_id=self._connection.app_profile, row_key=group.encoded
         )
@@ -512,7 +459,7 @@ class BigtableStore(Generic[V]):
             for column in packed:
                 wire.clear_column(mutations, wire.DEDUP, column)
             if packed:
-                journal = b"".join(event for column in packed for event in row.loose[column])
+                journal = b"".join([row.loose[column] for column in packed])
                 wire.put(mutations, wire.DEDUP, packed[-1], max(now_us, at_us), journal)
         return request
 
@@ -531,7 +478,7 @@ class BigtableStore(Generic[V]):
     def _start_us(self, bucket: int) -> int:
         return max(0, bucket * self._granularity_us) // 1000 * 1000
 
-    async def _refresh(self, group: _Group, row: _Row, flushed: Flushed) -> None:
+    async def _refresh(self, group: _Group, row: KnownRow, flushed: Flushed) -> None:
         """Bring what is known of a row up to date.
 
         Raises:
@@ -560,12 +507,12 @@ class BigtableStore(Generic[V]):
         for encoded, row in cold.items():
             self._cold = min(self._cold + 1, _SURE) if encoded in by_key else max(self._cold - 1, -_SURE)
             # Another flush may know more by now.
-            if not row.read and not row.lock.locked():
+            if not row.read and row.users == 1:
                 # One that cannot be decoded is read again on its own, and its updates are told what is wrong.
                 with suppress(PermanentError):
                     self._take(row, encoded, by_key.get(encoded), flushed)
 
-    def _take(self, row: _Row, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
+    def _take(self, row: KnownRow, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
         """Learn what a read with `wire.news` of the known version found; False if all of the row must be read."""
         version, value, column, expires_us = 0, None, None, None
         columns: list[tuple[bytes, bytes]] = []
@@ -582,8 +529,8 @@ class BigtableStore(Generic[V]):
         # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
         # events leave no column, so this may be a false alarm; reading all of the row settles it.
         known = version > row.version and version - row.version == len(columns)
-        if row.seen and version != row.version and not known:
-            self._forget(row)
+        if row.events and version != row.version and not known:
+            row.forget()
             if found is not None:
                 return False
         if any(marker.endswith(_PACKS) for marker, _ in columns):
@@ -592,37 +539,38 @@ class BigtableStore(Generic[V]):
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
         for marker, journal in columns:
-            self._learn(row, marker, [journal[i : i + 16] for i in range(0, len(journal), 16)])
+            row.learn(marker, journal)
         self._resolve(row, {marker for marker, _ in columns}, flushed)
         return True
 
     def _apply(
-        self, row: _Row, version: int, marker: bytes, packed: list[bytes], plan: _Plan, flushed: Flushed
+        self, row: KnownRow, version: int, marker: bytes, packed: list[bytes], plan: _Plan, flushed: Flushed
     ) -> None:
         """Learn what was just committed."""
         row.version = version
         row.read = True
         if packed:
-            row.journal_bytes -= sum(len(column) + _CELL_OVERHEAD for column in packed[:-1])
-            self._loosen(row, packed[-1], [event for column in packed for event in row.loose.pop(column)])
+            row.pack(packed)
         if plan.claimed:
-            self._learn(row, marker, plan.claimed.values())
+            row.learn(marker, b"".join(plan.claimed.values()))
         row.value = plan.column if self._sums else self.monoid.decode(plan.column)
         row.column, row.expires_us = plan.column, plan.expires_us
         self._resolve(row, (), flushed)
 
-    def _resolve(self, row: _Row, found: Container[bytes], flushed: Flushed) -> None:
+    def _resolve(self, row: KnownRow, found: Container[bytes], flushed: Flushed) -> None:
         """Settle what was sent without an answer: once the row has another version it has happened, or never will."""
-        for marker, (version, events) in list(row.sent.items()):
-            if version != row.version:
+        for marker, (version, journal) in list(row.sent.items()) if row.sent else ():
+            if row.sent and version != row.version:
                 del row.sent[marker]
                 flushed.counts["ambiguous_resolved"] += 1
                 if marker in found:
-                    row.owed.update(events)
+                    row.owed = (row.owed or set()).union(split(journal))
 
     @staticmethod
-    def _told(row: _Row, updates: Sequence[Update], plan: _Plan, fingerprints: dict[str, bytes]) -> Sequence[Result]:
-        """The results; an event that our own write without an answer brought in was merged, and no duplicate."""
+    def _told(
+        row: KnownRow, updates: Sequence[Update], plan: _Plan, fingerprints: dict[str, bytes]
+    ) -> Sequence[Result]:
+        """The results; an event that a write of ours without an answer brought in was merged, and is no duplicate."""
         if not row.owed:
             return plan.results
         results = list(plan.results)
@@ -693,50 +641,14 @@ class BigtableStore(Generic[V]):
         for one in unknown:
             self._totals[one] = self._shard(found[one]) if one in found else _Shard(None, None)
 
-    # ---- what is known ----
-
-    def _borrow(self, encoded: bytes) -> _Row:
-        row = self._rows.get(encoded)
-        if row is None:
-            row = self._rows[encoded] = _Row()
-            self._events_known += 1  # a row weighs about as much as an event, and is bounded with them
-        self._rows.move_to_end(encoded)
-        row.users += 1
-        return row
-
-    def _give_back(self, row: _Row) -> None:
-        """Keep what is known within bounds, forgetting first the rows that were not needed for longest."""
-        row.users -= 1
-        in_use = 0
-        while self._events_known > self._spec.max_known_events and in_use < len(self._rows):
-            oldest, forgotten = self._rows.popitem(last=False)
-            if forgotten.users:
-                self._rows[oldest] = forgotten
-                in_use += 1
-            else:
-                self._events_known -= len(forgotten.seen) + 1
-
-    def _learn(self, row: _Row, marker: bytes, events: Collection[bytes]) -> None:
-        before = len(row.seen)
-        row.seen.update(events)
-        self._loosen(row, marker, events)
-        row.journal_bytes += len(marker) + 16 * len(events) + _CELL_OVERHEAD
-        self._events_known += len(row.seen) - before
-
-    @staticmethod
-    def _loosen(row: _Row, column: bytes, events: Collection[bytes]) -> None:
-        if len(events) <= _LOOSE_EVENTS:
-            row.loose[column] = list(events)
-
-    def _forget(self, row: _Row) -> None:
-        self._events_known -= len(row.seen)
-        row.forget()
-
-    def _measure(self, group: _Group, row: _Row, flushed: Flushed) -> None:
+    def _measure(self, group: _Group, row: KnownRow, flushed: Flushed) -> None:
         value_bytes = 8 if self._sums else len(row.column or b"")
         row_bytes = len(group.encoded) + value_bytes + row.journal_bytes
-        flushed.at_least("row_bytes", row_bytes)
-        flushed.at_least("journal_bytes", row.journal_bytes)
+        sizes = flushed.sizes
+        if row_bytes > sizes["row_bytes"]:
+            sizes["row_bytes"] = row_bytes
+        if row.journal_bytes > sizes["journal_bytes"]:
+            sizes["journal_bytes"] = row.journal_bytes
         if row_bytes > WARN_ROW_BYTES and group.encoded not in self._warned:
             self._warned.add(group.encoded)
             _log.warning(

@@ -1,0 +1,165 @@
+"""What a process knows of the rows it has written, so that it need not read them before it writes again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+FINGERPRINT_BYTES = 16
+
+# A row of few large columns is read, and its version compared, faster than one of many small ones. So now and then a
+# commit puts the events of the oldest small ones into one, and says so by the end of its own column. Whoever knows the
+# version, and has seen no such end since it read the row, knows just what is in the small ones: so packing loses none.
+PACK_AT = 96
+PACKED = 64
+LOOSE_EVENTS = 256
+
+_CELL_OVERHEAD = 8
+_FEW_BYTES = 32 * FINGERPRINT_BYTES
+
+
+class KnownRow:
+    """One row; exact as long as the row's version is ``version``.
+
+    Attributes:
+        read: is anything known? If not, the first guess is that the row does not exist.
+        version, value, column, expires_us: the row's; ``column`` is the value as it is stored.
+        events: number of the events in it.
+        journal_bytes: what they take in the row.
+        loose: small columns of events, just as they are in the row, to be packed into fewer.
+        sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
+        owed: events that turned out to be in the row by one of those, which nobody has been told yet.
+        users: flushes that hold the row, or wait for its lock.
+        weighed: events that `KnownRows` has counted.
+    """
+
+    # A process knows hundreds of thousands of rows, most with few events: each object more would be one more for
+    # Python's garbage collector to walk over again and again. Dicts of bytes are not among those.
+    __slots__ = (
+        "_few",
+        "_many",
+        "column",
+        "events",
+        "expires_us",
+        "journal_bytes",
+        "lock",
+        "loose",
+        "owed",
+        "read",
+        "sent",
+        "users",
+        "value",
+        "version",
+        "weighed",
+    )
+
+    def __init__(self) -> None:
+        self.users = self.weighed = 0
+        self.lock: asyncio.Lock | None = None
+        self.sent: dict[bytes, tuple[int, bytes]] | None = None
+        self.owed: set[bytes] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self.read = False
+        self.version = 0
+        self.value: Any = None
+        self.column: Any = None
+        self.expires_us: int | None = None
+        self.events = 0
+        self.journal_bytes = 0
+        self.loose: dict[bytes, bytes] = {}
+        self._few = b""
+        self._many: set[bytes] | None = None
+
+    def has(self, event: bytes) -> bool:
+        """Is the event in the row?"""
+        # A match across the border of two fingerprints is as unlikely as two events with the same one.
+        return event in self._few if self._many is None else event in self._many
+
+    def learn(self, column: bytes, journal: bytes) -> None:
+        """A column of events that is now in the row."""
+        n = len(journal) // FINGERPRINT_BYTES
+        self.events += n
+        self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
+        if n <= LOOSE_EVENTS:
+            self.loose[column] = journal
+        if self._many is None:
+            self._few += journal
+            if len(self._few) > _FEW_BYTES:
+                self._many = set(split(self._few))
+                self._few = b""
+        else:
+            self._many.update(split(journal))
+
+    def to_pack(self) -> list[bytes]:
+        """The columns that the next commit packs into the last of them; often none.
+
+        The newest stay as they are: whoever is a little behind finds one column for each commit.
+        """
+        return sorted(self.loose)[:PACKED] if len(self.loose) >= PACK_AT else []
+
+    def pack(self, packed: list[bytes]) -> None:
+        """The columns of `to_pack` were packed."""
+        journal = b"".join([self.loose.pop(column) for column in packed])
+        self.journal_bytes -= sum(len(column) + _CELL_OVERHEAD for column in packed[:-1])
+        if len(journal) <= LOOSE_EVENTS * FINGERPRINT_BYTES:
+            self.loose[packed[-1]] = journal
+
+
+class KnownRows:
+    """As many rows as may be remembered; those that were not needed for longest are forgotten first.
+
+    Args:
+        max_events: how many events and rows in all.
+
+    Attributes:
+        weight: how many they are.
+    """
+
+    def __init__(self, max_events: int) -> None:
+        self._max = max_events
+        self._rows: OrderedDict[bytes, KnownRow] = OrderedDict()
+        self.weight = 0
+
+    def borrow(self, encoded: bytes) -> KnownRow:
+        """A row, to be given back; it is not forgotten meanwhile."""
+        row = self._rows.get(encoded)
+        if row is None:
+            row = self._rows[encoded] = KnownRow()
+            self.weight += 1  # a row weighs about as much as an event, and is bounded with them
+        else:
+            self._rows.move_to_end(encoded)
+        if row.lock is None:
+            row.lock = asyncio.Lock()
+        row.users += 1
+        return row
+
+    def give_back(self, row: KnownRow) -> None:
+        """No longer needed by one that borrowed it."""
+        row.users -= 1
+        if not row.users:
+            row.lock = None
+        self.weight += row.events - row.weighed
+        row.weighed = row.events
+        in_use = 0
+        while self.weight > self._max and in_use < len(self._rows):
+            encoded, oldest = self._rows.popitem(last=False)
+            if oldest.users:
+                self._rows[encoded] = oldest
+                in_use += 1
+            else:
+                self.weight -= oldest.weighed + 1
+
+    def __getitem__(self, encoded: bytes) -> KnownRow:
+        return self._rows[encoded]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def split(journal: bytes) -> list[bytes]:
+    """The fingerprints in a column."""
+    return [journal[i : i + FINGERPRINT_BYTES] for i in range(0, len(journal), FINGERPRINT_BYTES)]
