@@ -15,7 +15,15 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from murmur_beam import retry
 from murmur_beam.clock import Clock
-from murmur_beam.errors import ConfigurationError, InvalidRecord, MergeCancelled, PermanentError, RetriesExhausted
+from murmur_beam.errors import (
+    ConfigurationError,
+    InvalidRecord,
+    MergeCancelled,
+    PermanentError,
+    RetriesExhausted,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from murmur_beam.metrics import Noop, Recorder, SizeRecorder
 from murmur_beam.model import Key, Outcome, Record, Update, to_us
 from murmur_beam.monoids.base import Monoid
@@ -129,7 +137,7 @@ class RecordResult(NamedTuple):
         outcome: of the record as a whole: merged if any key was; None if a key failed.
         skipped: of a record whose keys fared differently, those that were duplicates.
         failed: entities that could not be merged.
-        error: why (a permanent error where there is one), else None.
+        error: why (the store's fault before the record's, and a permanent error before others), else None.
         attempts: tries made for the failed keys, else 0.
     """
 
@@ -485,9 +493,16 @@ def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequ
     failed = {e: result for e, result in zip(entities, written, strict=True) if isinstance(result, Exception)}
     if not failed:
         return RecordResult(Outcome.MERGED, skipped)
-    error = next((err for err in failed.values() if isinstance(err, PermanentError)), next(iter(failed.values())))
+    # What is wrong with the store comes before what is wrong with the record, and that before what may yet work.
+    error = min(failed.values(), key=_precedence)
     attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
     return RecordResult(None, skipped, tuple(failed), error, attempts)
+
+
+def _precedence(error: Exception) -> int:
+    if isinstance(error, (StoreUnavailable, SchemaMismatch)):
+        return 0
+    return 1 if isinstance(error, PermanentError) else 2
 
 
 def _as_timedelta(us: int) -> timedelta:

@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 import murmur_beam
 from murmur_beam import processor
 from murmur_beam.clock import Clock
-from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, TransientError
+from murmur_beam.errors import (
+    ConfigurationError,
+    InvalidRecord,
+    PermanentError,
+    SchemaMismatch,
+    StoreUnavailable,
+    TransientError,
+)
 from murmur_beam.metrics import InMemory, Noop
 from murmur_beam.model import Key, Outcome, Record, Update, to_us
 from murmur_beam.monoids.base import Monoid
@@ -629,6 +636,20 @@ class TestPartialFailure:
         with pytest.raises(RetriesExhausted) as failed:
             merge(config(clock), FaultyStore(store, faults), ["z", "a", "m"])
         assert failed.value.keys == ("z", "m")
+
+    @pytest.mark.parametrize("unusable", [StoreUnavailable("no table"), SchemaMismatch("max")])
+    def test_the_store_s_fault_comes_before_the_record_s(
+        self, clock: FakeClock, store: MemoryStore[int], unusable: PermanentError
+    ) -> None:
+        """Of several keys' errors the one that makes a driver stop is told, whichever came first."""
+        faults = {"a": BUSY, "b": PermanentError("overflow"), "c": unusable}
+        for keys in (["a", "b", "c"], ["c", "b", "a"]):
+            with pytest.raises(type(unusable)) as failed:
+                merge(config(clock), FaultyStore(store, lambda u: faults[u.key.entity]), keys)
+            assert failed.value is unusable
+            assert failed.value.keys == tuple(keys)
+        with pytest.raises(PermanentError, match="overflow"):
+            merge(config(clock), FaultyStore(store, lambda u: faults[u.key.entity]), ["a", "b"])
 
     def test_a_permanent_error_is_raised_straight_away(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """One try, no wait, no ``:retry``, and ``.keys`` names what failed; the other keys are merged."""

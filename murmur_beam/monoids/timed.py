@@ -29,6 +29,8 @@ class TimedExtremum(Extremum[Timed]):
     no order between a string and a number.
     """
 
+    needs_event_time = True
+
     def lift(self, value: Any, event_time_us: int) -> Timed:
         """The value as JSON gives it back (a tuple becomes a list, a dict's keys become strings), with its time.
 
