@@ -10,22 +10,12 @@ from typing import Any
 import pytest
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.monoids import Last
 from murmur_beam.spec import add_flags, resolve
 from pipelines.messages import merge_arguments
 
 BASE = ("--store=memory://test_messages", "--key=page")
 ID = {"event_id": "message:id"}
 TIME = {"event_time": "message:publish_time"}
-
-
-class Timed(Last):
-    """Looks at the event time, and says so."""
-
-    needs_event_time = True
-
-
-TIMED = Timed()
 
 
 def added(*flags: str) -> dict[str, Any]:
@@ -52,7 +42,8 @@ def added(*flags: str) -> dict[str, Any]:
         (["--monoid=count", "--window=daily", "--event_time=at", "--event_id=attribute:id"], {}),
         (["--value=n"], ID),
         (["--value=n", "--monoid=max"], {}),
-        (["--value=n", f"--monoid={__name__}:TIMED"], TIME),
+        (["--value=n", "--monoid=first"], TIME),
+        (["--value=n", "--monoid=last"], TIME),
         (["--value=n", "--monoid=max", "--window=1h"], TIME),
     ],
     ids=" ".join,
