@@ -6,16 +6,15 @@ import fcntl
 import itertools
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from google.cloud.pubsub_v1.types import PubsubMessage
+    pass
 
 from murmur_beam.testing.emulators import Emulator, EmulatorMissing, Running, stop
 
@@ -103,52 +102,3 @@ def new_table(host: str) -> str:
     with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
         admin.create(rules(purpose(Schema("sum", None))))  # the same for any purpose that keeps all
     return name
-
-
-class Topic:
-    """A Pub/Sub topic of its own for a test, and a subscription to it.
-
-    Attributes:
-        name: ``projects/P/topics/T``.
-        subscription: ``projects/P/subscriptions/S``.
-    """
-
-    def __init__(self, kind: str = "topic") -> None:
-        from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
-
-        self._publisher, self._subscriber = PublisherClient(), SubscriberClient()
-        own = f"{kind}-{os.getpid()}-{next(_numbers)}"
-        self.name = f"projects/{PROJECT}/topics/{own}"
-        self.subscription = f"projects/{PROJECT}/subscriptions/{own}"
-        self._publisher.create_topic(name=self.name)
-        self._subscriber.create_subscription(name=self.subscription, topic=self.name)
-
-    def publish(self, messages: Iterable[tuple[bytes, Mapping[str, str]]]) -> list[str]:
-        """Publish data and attributes; the ids of the messages."""
-        futures = [self._publisher.publish(self.name, data, **attributes) for data, attributes in messages]
-        return [future.result(timeout=60) for future in futures]
-
-    def take(self, n: int) -> list[PubsubMessage]:
-        """The next ``n`` messages of the subscription, acknowledged; fewer if they do not come within a minute."""
-        from google.api_core.exceptions import DeadlineExceeded
-
-        taken: list[PubsubMessage] = []
-        deadline = time.monotonic() + 60
-        while len(taken) < n and time.monotonic() < deadline:
-            with suppress(DeadlineExceeded):
-                answer = self._subscriber.pull(
-                    subscription=self.subscription, max_messages=n - len(taken), timeout=10, retry=None
-                )
-                taken += [received.message for received in answer.received_messages]
-                ack_ids = [received.ack_id for received in answer.received_messages]
-                if ack_ids:
-                    self._subscriber.acknowledge(subscription=self.subscription, ack_ids=ack_ids)
-        return taken
-
-    def close(self) -> None:
-        """Delete both, and leave no connection."""
-        self._subscriber.delete_subscription(subscription=self.subscription)
-        self._publisher.delete_topic(topic=self.name)
-        self._subscriber.close()
-        self._publisher.stop()
-        self._publisher.transport.close()

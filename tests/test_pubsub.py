@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import emulators
 import pytest
+import topics
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import murmur_beam
@@ -54,17 +55,15 @@ def _levels_of_loggers() -> Iterator[None]:
 
 
 @pytest.fixture
-def topic(pubsub_host: str) -> Iterator[emulators.Topic]:
+def topic(pubsub_host: str) -> topics.Topic:
     """What the pipeline reads."""
-    with closing(emulators.Topic("events")) as made:
-        yield made
+    return topics.new_topic()
 
 
 @pytest.fixture
-def dead(pubsub_host: str) -> Iterator[emulators.Topic]:
+def dead(pubsub_host: str) -> topics.Topic:
     """Where its dead letters go."""
-    with closing(emulators.Topic("dead")) as made:
-        yield made
+    return topics.new_topic()
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def as_published(letters: Sequence[DeadLetter], ids: Sequence[str]) -> list[tupl
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_from_subscription_to_state_and_topic(
-    by: signal.Signals, topic: emulators.Topic, dead: emulators.Topic, store: str
+    by: signal.Signals, topic: topics.Topic, dead: topics.Topic, store: str
 ) -> None:
     """Each event counts once however often it is published, each bad message is a dead letter on the topic byte for
     byte; a signal ends it in a moment, with one line."""
@@ -136,14 +135,14 @@ def test_from_subscription_to_state_and_topic(
         (json.dumps({"page": pages[i % 3], "at": f"2026-11-{1 + i % 2:02d}T10:00:00Z"}).encode(), {"id": f"e{i}"})
         for i in range(60)
     ]
-    topic.publish([*good, *good[:30]])
-    ids = topic.publish(BAD)
+    topic.send([*good, *good[:30]])
+    ids = topic.send(BAD)
     argv = [f"--subscription={topic.subscription}", f"--store={store}", f"--dead_letter_topic={dead.name}", *COUNT]
     with running(*argv, "--event_id=attribute:id", "--event_time=at", "--window=daily", "--name=views") as process:
         wait_until(lambda: sum(counts(store).values()) >= 60, process)
-        received = dead.take(len(BAD))
-        topic.publish(good)
-        topic.publish([(b'{"page": "the last", "at": "2026-11-01T10:00:00Z"}', {"id": "last"})])
+        received = dead.left(len(BAD))
+        topic.send(good)
+        topic.send([(b'{"page": "the last", "at": "2026-11-01T10:00:00Z"}', {"id": "last"})])
         wait_until(lambda: any(entity == "the last" for entity, _ in counts(store)), process)
         lines = ended(process, by)
 
@@ -169,13 +168,13 @@ def test_from_subscription_to_state_and_topic(
 
 
 def test_dead_letters_in_a_folder(
-    topic: emulators.Topic, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    topic: topics.Topic, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Files of whole lines that replay reads, byte for byte; events without an id are known by their message's, in
     buckets of their publish time, with a warning."""
     folder = tmp_path / "dead" / "letters"
-    ids = topic.publish(BAD)
-    topic.publish([(b'{"page": "home"}', {})] * 3)
+    ids = topic.send(BAD)
+    topic.send([(b'{"page": "home"}', {})] * 3)
 
     def letters() -> list[DeadLetter]:
         lines = [line for file in folder.glob("*.jsonl") for line in file.read_bytes().splitlines(keepends=True)]
@@ -309,15 +308,15 @@ def test_a_client_that_is_not_installed_is_named(mistake: Mistake, monkeypatch: 
 
 
 def test_names_that_do_not_exist_are_told_before_anything_is_read(
-    topic: emulators.Topic, dead: emulators.Topic, mistake: Mistake
+    topic: topics.Topic, dead: topics.Topic, mistake: Mistake
 ) -> None:
     """The local runner would lose what it reads before it finds out."""
     here, there = f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}"
-    topic.publish([(b"not JSON", {})])
+    topic.send([(b"not JSON", {})])
     assert mistake(*WHOLE, f"{here}-not", there).startswith(f"--subscription: {topic.subscription}-not does not exist")
     assert mistake(*WHOLE, here, f"{there}-not").startswith(f"--dead_letter_topic: {dead.name}-not does not exist")
     assert mistake(*WHOLE, here, f"--dead_letter_topic={topic.name}").startswith("--dead_letter_topic: is the topic th")
-    assert len(topic.take(1)) == 1
+    assert len(topic.left(1)) == 1
 
 
 def test_a_server_that_does_not_answer_is_told(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_nothing_is_lost_of_what_cannot_be_merged(dead: Topic, run: Run) -> None
     assert again.keys() == {b"{", b"\xff no letter"}
     assert (again[b"{"].payload_type, again[b"{"].attributes) == ("pubsub", {"colour": "red"})
     assert again[b"\xff no letter"].error_message.startswith("payload: not a dead letter: not JSON")
-    assert [message.data for message in dead.left()] == [other]
+    assert [message.data for message in dead.left(1)] == [other]
 
 
 def test_letters_of_others_that_fill_all_there_is_room_for(dead: Topic, run: Run) -> None:
@@ -157,7 +157,7 @@ def test_letters_of_others_that_fill_all_there_is_room_for(dead: Topic, run: Run
     assert ran.out[1] == "5 letters of pipelines other than 'murmur' were left alone; see --name"
     assert ran.out[2].startswith("they are as many as --max_outstanding lets in")
     assert 'attributes.pipeline = "murmur"' in ran.out[2]
-    assert len(dead.left()) == 5
+    assert len(dead.left(5)) == 5
 
 
 def test_the_message_inside_gives_its_id(dead: Topic, run: Run) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import emulators
@@ -21,16 +23,25 @@ class Topic(NamedTuple):
     subscription: str
 
     def publish(self, *payloads: bytes, **attributes: str) -> list[str]:
-        """Publish messages, many in one request; their ids."""
+        """Publish messages that all have the same attributes; their ids."""
+        return self.send([(payload, attributes) for payload in payloads])
+
+    def send(self, messages: Iterable[tuple[bytes, Mapping[str, str]]]) -> list[str]:
+        """Publish data and attributes, many in one request; the ids of the messages."""
         settings = pubsub_v1.types.BatchSettings(max_messages=1000, max_latency=0.05)
         ordering = pubsub_v1.types.PublisherOptions(enable_message_ordering=True)
         with pubsub_v1.PublisherClient(settings, ordering) as client:
-            sent = [client.publish(self.name, payload, **attributes) for payload in payloads]
+            sent = [client.publish(self.name, payload, **attributes) for payload, attributes in messages]
             return [one.result(timeout=TIMEOUT_S) for one in sent]
 
-    def left(self) -> list[Any]:
-        """Messages that can be had now, without waiting; they are acknowledged."""
-        messages = []
+    def left(self, expected: int = 0) -> list[Any]:
+        """Messages that can be had; they are acknowledged.
+
+        Args:
+            expected: as many are waited for: what was given back may first be promised to a request that is gone.
+        """
+        messages: list[Any] = []
+        deadline = time.monotonic() + TIMEOUT_S
         with pubsub_v1.SubscriberClient() as client:
             while True:
                 with warnings.catch_warnings():
@@ -38,11 +49,14 @@ class Topic(NamedTuple):
                     received = client.pull(
                         subscription=self.subscription, max_messages=1000, return_immediately=True, timeout=10
                     ).received_messages
-                if not received:
+                if received:
+                    messages += [each.message for each in received]
+                    ids = [each.ack_id for each in received]
+                    client.acknowledge(subscription=self.subscription, ack_ids=ids)
+                elif len(messages) >= expected or time.monotonic() > deadline:
                     return messages
-                messages += [each.message for each in received]
-                ids = [each.ack_id for each in received]
-                client.acknowledge(subscription=self.subscription, ack_ids=ids)
+                else:
+                    time.sleep(0.1)
 
 
 def new_topic(**more: Any) -> Topic:

@@ -14,6 +14,7 @@ import asyncio
 import functools
 import logging
 import os
+import random
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
@@ -113,6 +114,7 @@ class BigtableStore(Generic[V]):
         self._totals: OrderedDict[bytes, _Shard] = OrderedDict()
         self._commits = 0
         self._writer = os.urandom(8)
+        self._chance = random.Random()
         self._warned: set[bytes] = set()
         # Have rows that nothing is known of turned out to exist lately? From -_SURE, never, to _SURE, always.
         self._cold = -_SURE
@@ -367,7 +369,7 @@ class BigtableStore(Generic[V]):
         version, guessed = row.version, not row.read
         self._commits += 1
         # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
-        step = int.from_bytes(os.urandom(5), "big") + 1 if version == 0 else 1
+        step = self._chance.randint(1, 2**40) if version == 0 else 1
         marker = struct.pack(">Q", version + step) + self._writer + struct.pack(">Q", self._commits)
         packed = row.to_pack() if plan.claimed else []
         if packed:
