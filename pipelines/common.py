@@ -83,9 +83,11 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
     """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none.
 
     Raises:
-        ConfigurationError: there is such a file already. It may hold the only copy of what an earlier run gave up.
+        ConfigurationError: there is such a file already, and it is not empty. It may hold the only copy of what an
+            earlier run gave up.
     """
-    if FileSystems.exists(path):
+    found = FileSystems.match([path])[0].metadata_list
+    if found and found[0].size_in_bytes:
         raise ConfigurationError(
             "--dead_letters", f"{path} holds those of an earlier run; replay and remove it, or name another file"
         )

@@ -29,8 +29,8 @@ from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
 from murmur_beam.monoids import Count
 from murmur_beam.reader import Reader
+from murmur_beam.state import spec_from_uri
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, tables
 from murmur_beam.testing import emulators
 from pipelines.console import Parser, Progress, one_line_errors
 from pipelines.flights import EVENT_ID, KEYS, Flight, departure, read_flights, shipped_data
@@ -178,11 +178,11 @@ class Worker:
     """`pipelines.worker` in a process of its own.
 
     Args:
-        store: where it counts.
+        store: where it counts, as a URI.
         log: gets what it prints.
     """
 
-    def __init__(self, store: BigtableSpec, log: IO[bytes]) -> None:
+    def __init__(self, store: str, log: IO[bytes]) -> None:
         self._log = log
         keys = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in KEYS]
         self._process = subprocess.Popen(
@@ -238,13 +238,17 @@ def run(flights: Sequence[Flight], kills: int, seed: int, say: Any = print) -> R
     messages = [message_of(flight) for flight in flights] * 2 + [(data, f"bad-{i}") for i, data in enumerate(BAD)]
     chance.shuffle(messages)
     when = [chance.uniform(i, i + 1) / (kills + 1) * len(flights) for i in range(kills)]
-    store = BigtableSpec(PROJECT, "instance", "flights")
+    store = f"bigtable://{PROJECT}/instance/flights"
+    table: Any = spec_from_uri(store)
+    # Not above: without Google's packages the line before says what to install.
+    from murmur_beam.state.bigtable import tables
+
     with both_emulators() as hosts, PubSub() as pubsub, tempfile.TemporaryFile() as log:
         say(f"the emulators of Bigtable and Pub/Sub run on {' and '.join(hosts.values())}")
-        tables.create(store, tables.purpose(Schema(Count().name, timedelta(days=1))))
+        tables.create(table, tables.purpose(Schema(Count().name, timedelta(days=1))))
         pubsub.publish(messages)
         say(f"{len(messages):,} messages are published; the worker starts")
-        with Reader.open(str(store)) as reader:
+        with Reader.open(store) as reader:
             progress = Progress("flights", len(flights))
             seen = killed = 0
             while True:
@@ -316,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.kills < 0:
         raise ConfigurationError("--kills", f"must not be negative, got {args.kills}")
     client_library()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
+    # So that nothing is left running, also when its terminal is closed.
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         started_s = time.monotonic()
         result = run(list(islice(read_flights(str(shipped_data())), args.flights)), args.kills, args.seed)
@@ -324,7 +329,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - started_s
         print(f"\n{'every number is exact' if result.right else 'NOT EXACT'}, after {seconds:.0f} s")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     return 0 if result.right else 1
 
 

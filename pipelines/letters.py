@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, Protocol
 
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, retrying
 
@@ -89,8 +90,7 @@ class LetterTopic:
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
         """Publish them and wait until Pub/Sub has them."""
-        sent = [self._publish(letter) for letter in letters]
-        return [one if isinstance(one, Exception) else one.exception(timeout=2 * _PUBLISH_S) for one in sent]
+        return [_failure(one) for one in [self._publish(letter) for letter in letters]]
 
     def close(self) -> None:
         """Close the connection."""
@@ -109,6 +109,14 @@ class LetterTopic:
             )
         except Exception as err:  # larger than a message may be
             return err
+
+
+def _failure(sent: Any) -> Exception | None:
+    try:
+        failure: Exception | None = sent if isinstance(sent, Exception) else sent.exception(timeout=2 * _PUBLISH_S)
+    except futures.TimeoutError:
+        return MurmurError(f"no answer for {2 * _PUBLISH_S:.0f} s")
+    return failure
 
 
 def _sync_folder(folder: Path) -> None:

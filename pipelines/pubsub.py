@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -140,33 +142,48 @@ def check_names(subscription: str, dead_letter_topic: str | None) -> None:
         publisher.get_topic(topic=dead_letter_topic, **how)
 
 
+def check_folder(folder: str) -> None:
+    """Make a local folder, unless it is there, and a file in it that is gone again.
+
+    Raises:
+        ConfigurationError: it cannot be done. The local runner would lose the dead letters and say nothing.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as err:
+        raise ConfigurationError("--dead_letters", f"{folder} cannot be written to: {err.strerror}") from err
+
+
 def run_until_stopped(pipeline: beam.Pipeline) -> bool:
     """Run until SIGINT or SIGTERM comes, or until the runner ends by itself; did a signal come?
 
     Raises:
         Exception: what made the pipeline fail.
     """
-    ended = threading.Event()
+    # Not an Event: a signal handler that interrupts another in the middle of setting it would wait for ever.
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     failures: list[Exception] = []
     signalled: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         signalled.append(number)
-        ended.set()
+        ended.put(None)
 
     def wait() -> None:
         try:
             result.wait_until_finish()
         except Exception as err:
             failures.append(err)
-        ended.set()
+        ended.put(None)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         result = pipeline.run()
         # Not in this thread: a local runner that is interrupted waits half a minute for the answer to its last request.
         threading.Thread(target=wait, name="wait-for-pipeline", daemon=True).start()
-        ended.wait()
+        ended.get()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -195,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     merge = merge_arguments(args)
     if args.dead_letters and os.path.isfile(args.dead_letters):
         raise ConfigurationError("--dead_letters", f"{args.dead_letters} is a file; name a folder")
+    if args.dead_letters and "://" not in args.dead_letters:
+        check_folder(args.dead_letters)
 
     if local:
         standard.runner = LOCAL_RUNNER

@@ -26,7 +26,9 @@ _REQUESTS = 3
 """Pub/Sub seldom answers with as many as are asked for, so one request at a time would be slow."""
 _MOST = 1_000
 """Messages that one request asks for, which is as many as it may, and that one acknowledges."""
-_PULL_S = 60.0
+_PULL_S = 3.0
+"""So short, because `Puller.close` waits for the requests in flight: Pub/Sub may have promised them messages already,
+which would be missing to everybody else until their leases ran out."""
 _TELL_S = 30.0
 
 
@@ -114,7 +116,12 @@ class Puller:
     def close(self) -> None:
         """Give back all that was not acknowledged, and close the connection."""
         self._closing.set()
-        for request in list(self._requests):
+        deadline_s = time.monotonic() + _PULL_S + 1.0
+        while self._requests and (left_s := deadline_s - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                if (answer := self._answers.get(timeout=left_s)) is not None:
+                    self._requests.pop(answer[0], None)
+        for request in self._requests:
             request.cancel()
         self._keeper.join()
         with self._lock:

@@ -137,7 +137,8 @@ def only_subscription(topic: str) -> str:
         ConfigurationError: it has none, or several.
     """
     names: list[str] = []
-    with asking("--topic", topic), client_library().PublisherClient() as client:
+    pubsub = client_library()
+    with asking("--topic", topic), pubsub.PublisherClient() as client:
         with asking("--topic", topic):
             client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)
         names = list(client.list_topic_subscriptions(topic=topic, retry=None, timeout=ANSWER_S))

@@ -24,6 +24,8 @@ from pipelines.google_pubsub import one_line
 from pipelines.letters import Letters
 from pipelines.puller import Puller, Received
 
+_QUIET_S = 5.0
+
 
 class Tally:
     """Counts by name; what `Merger` reports to."""
@@ -98,6 +100,7 @@ class Subscriber:
         self._given_up: list[tuple[str, DeadLetter]] = []
         self._troubles = 0
         self._dead_letters = 0
+        self._quiet_until_s = 0.0
 
     @property
     def topic(self) -> str | None:
@@ -186,8 +189,21 @@ class Subscriber:
         not_kept = [ack_id for (ack_id, _), failure in zip(dead, failures, strict=True) if failure is not None]
         self._dead_letters += len(dead) - len(not_kept)
         back = set(not_kept)
+        if len(dead) > len(back):
+            self._explain(dead[-1][1], len(dead) - len(back))
         self._puller.ack([ack_id for ack_id, _ in results if ack_id not in back])
         return self._return(not_kept, next(filter(None, failures))) if not_kept else ""
+
+    def _explain(self, letter: DeadLetter, n: int) -> None:
+        """Say why there are dead letters, but not for each of a flood."""
+        if time.monotonic() >= self._quiet_until_s:
+            self._quiet_until_s = time.monotonic() + _QUIET_S
+            reason = one_line(Exception(letter.error_message))
+            print(
+                f"{self._who}: {n:,} {self.what} could not be merged and are dead letters, the last one since: "
+                f"{letter.error_type}: {reason}",
+                file=sys.stderr,
+            )
 
     def _return(self, ack_ids: list[str], err: Exception) -> str:
         self._puller.nack(ack_ids)

@@ -46,6 +46,7 @@ from murmur_beam.state.bigtable import (
     tables,
     wire,
 )
+from murmur_beam.state.bigtable.known import ROW_WEIGHT
 from murmur_beam.testing import FakeClock, StoreContract
 from murmur_beam.testing.emulators import bigtable
 
@@ -529,9 +530,15 @@ def test_a_row_expires_when_the_last_writer_says(bigtable_host: str) -> None:
 
 @pytest.mark.usefixtures("bigtable_host")
 def test_a_table_that_is_missing_is_one_readable_error() -> None:
-    """Opening it names the table, and is permanent."""
-    with pytest.raises(StoreUnavailable, match=r"bigtable://p/i/nowhere: NOT_FOUND"):
-        BigtableSpec("p", "i", "nowhere").open(Sum())
+    """Opening it is permanent, and says by which command the table is made for just this purpose."""
+    missing = BigtableSpec("p", "i", "nowhere", app_profile="one", shards=2)
+    uri = "bigtable://p/i/nowhere?app_profile=one&shards=2"
+    for granularity, window in ((None, ""), (timedelta(hours=1), " --window 1h")):
+        with pytest.raises(StoreUnavailable) as caught:
+            missing.open(Max(), granularity)
+        text = str(caught.value)
+        assert text.startswith(f"{uri}: NOT_FOUND: table ")
+        assert text.endswith(f"; make the table with: murmur create-table '{uri}' --monoid max{window}")
 
 
 def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPatch, bigtable_host: str) -> None:
@@ -585,13 +592,13 @@ def test_opening_and_closing_leaves_nothing_behind(bigtable_host: str) -> None:
 
 def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> None:
     """The count that keeps memory in bounds must stay that of the rows and events known, however often it is used."""
-    spec = new_spec(bigtable_host, max_known_events=50)
+    spec = new_spec(bigtable_host, max_known_events=500)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         for i in range(30):
             store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
             other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
-            known = sum(row.events + 1 for row in store._rows._rows.values())
-            assert store._rows.weight == known <= 50
+            known = sum(row.events + ROW_WEIGHT for row in store._rows._rows.values())
+            assert store._rows.weight == known <= 500
 
 
 def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:

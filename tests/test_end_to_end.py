@@ -101,8 +101,9 @@ def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_when_it_is_ended_all_that_it_started_ends(tmp_path: Path) -> None:
-    """SIGTERM in the middle: one line, and neither emulator nor worker nor file is left."""
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_when_it_is_ended_all_that_it_started_ends(by: signal.Signals, tmp_path: Path) -> None:
+    """By a signal in the middle: one line, and neither emulator nor worker nor file is left."""
     with running(tmp_path, "--flights=5000", "--kills=0") as process:
         assert process.stdout is not None
         hosts = re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())
@@ -112,7 +113,7 @@ def test_when_it_is_ended_all_that_it_started_ends(tmp_path: Path) -> None:
         while not set(workers(hosts)) - {str(process.pid)}:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(by)
         _, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "end_to_end: interrupted; run it again to go on"
@@ -201,3 +202,32 @@ def test_a_missing_emulator_is_one_line(
     assert end_to_end.main(["--flights=1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "run: gcloud components install bigtable" in line
+
+
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [("end_to_end", []), ("replay", ["--topic=projects/p/topics/dead", "--store=memory://x", "--key=k", "--value=v"])],
+)
+def test_without_googles_packages(module: str, argv: list[str], tmp_path: Path) -> None:
+    """One line that says what to install."""
+    blocked = (
+        "import sys\n"
+        "class No:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith(('google.cloud', 'google.api_core', 'google.auth')):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, No())\n"
+        f"from pipelines.{module} import main\n"
+        f"raise SystemExit(main({argv!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore::FutureWarning"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert lines == [f"{module}: error: google-cloud-pubsub is not installed; run: pip install 'murmur-beam[gcp]'"]
+    assert done.returncode == 2

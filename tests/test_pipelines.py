@@ -610,6 +610,7 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
     assert "--dead_letters: dead-letters.jsonl holds those of an earlier run" in ran.err
     assert Path("dead-letters.jsonl").read_bytes() == before
     others = "--dead_letters=others.jsonl"
+    Path("others.jsonl").touch()  # an empty one, such as a worker leaves, holds nothing
     for pipeline, path in ((replay, "dead-letters.jsonl"), (merge_files, "clicks.jsonl")):
         assert run(pipeline, f"--input={path}", *flags, others).outcomes == "0 merged / 3 duplicate / 0 dead-lettered"
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(CLICKS, daily=True)

@@ -251,6 +251,40 @@ def test_the_graph_is_built_offline(to: dict[str, str], monkeypatch: pytest.Monk
     assert any(name.startswith("WriteDeadLetters") for name in steps)
 
 
+class Endless:
+    """A pipeline that runs until the process ends."""
+
+    def run(self) -> Endless:
+        return self
+
+    def wait_until_finish(self) -> None:
+        threading.Event().wait()
+
+
+def test_signals_that_come_close_together_end_it_as_one_does() -> None:
+    """The second may interrupt the handler of the first, wherever that is, and must not wait for it."""
+    main = threading.get_ident()
+    over = threading.Event()
+
+    def shower() -> None:
+        while not over.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+            signal.pthread_kill(main, signal.SIGTERM)
+            time.sleep(0.0001)
+
+    ignored = {each: signal.signal(each, lambda number, frame: None) for each in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=shower, daemon=True)
+    thread.start()
+    try:
+        for _ in range(50):
+            assert pubsub.run_until_stopped(Endless())
+    finally:
+        over.set()
+        thread.join()
+        for each, handler in ignored.items():
+            signal.signal(each, handler)
+
+
 class Mistake:
     """A command line that is wrong: one line on stderr, exit code 2."""
 
@@ -287,6 +321,7 @@ WHOLE = (SUBSCRIPTION, STORE, TOPIC, "--event_id=id", *COUNT)
         ([SUBSCRIPTION, STORE, *COUNT], "one of the arguments --dead_letter_topic --dead_letters is required"),
         ([*WHOLE, "--dead_letters=x"], "argument --dead_letters: not allowed with argument --dead_letter_topic"),
         ([SUBSCRIPTION, STORE, f"--dead_letters={__file__}", *COUNT], "--dead_letters: /"),
+        ([SUBSCRIPTION, STORE, f"--dead_letters={__file__}/x", *COUNT], "--dead_letters: /"),
         ([SUBSCRIPTION, TOPIC, *COUNT], "store: is missing"),
         ([*WHOLE, "--decode=xml"], "--decode: unknown format 'xml'"),
         ([*WHOLE, "--subscription=views"], "--subscription: 'views' names no project; write projects/"),

@@ -468,9 +468,9 @@ class TestCheck:
         where = new_where(app_profile="one", shards=8)
         findings = tables.check(where, "max", DAY, 90 * DAY)
         assert wrong(findings) == {"table": "is missing"}
-        assert remedies(findings) == {
-            f"murmur create-table '{where}?app_profile=one&shards=8' --monoid max --window 1d --retention 90d"
-        }
+        assert remedies(findings) == {f"murmur create-table '{where}' --monoid max --window 1d --retention 90d"}
+        # Not knowing what for, it makes nothing up: the purpose of a table cannot be changed.
+        assert remedies(tables.check(where)) == {f"murmur create-table '{where}' --monoid MONOID [--window WINDOW] ..."}
 
     def test_a_missing_family(self) -> None:
         """Each is told."""

@@ -409,6 +409,25 @@ def test_nobody_answers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_a_worker_that_has_ended_holds_nothing_back(topic: Topic, run: Run, tmp_path: Path) -> None:
+    """Requests that are still under way when it ends must not swallow what is published next."""
+    flags = [f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT]
+    assert run(*flags).out == "0 merged / 0 duplicate / 0 dead-lettered\n"
+    topic.publish(*payloads([event(n) for n in range(50)]))
+    assert run(*flags).out == "50 merged / 0 duplicate / 0 dead-lettered\n"
+
+
+def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Path, faults: list[Any]) -> None:
+    """An outage that nobody is told of is found out too late; but one line is enough for many letters."""
+    faults.append(lambda update: TransientError("the store is on fire"))
+    topic.publish(*payloads([event(n) for n in range(50)]))
+    ran = run(f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
+    assert ran.out.startswith("0 merged / 0 duplicate / 50 dead-lettered\n")
+    lines = [line for line in ran.err.splitlines() if line.startswith("worker: ")]
+    assert len(lines) == 1
+    assert re.fullmatch(r"worker: \d+ messages could not be merged .*: TransientError: the store is on fire", lines[0])
+
+
 def test_without_googles_client(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line that says what to install."""
     monkeypatch.setitem(sys.modules, "google.cloud.pubsub_v1", None)

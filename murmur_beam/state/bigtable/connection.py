@@ -1,21 +1,22 @@
-"""One client: the official one, for its credentials, its channel and its reading, on an event loop of its own."""
+"""One channel to a table, on an event loop of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-import warnings
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import grpc
 from google.api_core import exceptions as api_errors
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.bigtable.data import BigtableDataClientAsync, ReadRowsQuery, Row, TableAsync
+from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcAsyncIOTransport
 
 from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.reading import Row, RowAssembler
 
 T = TypeVar("T")
 
@@ -51,43 +52,34 @@ class Connection:
     Args:
         project, instance, table, app_profile: where; None is the instance's default profile.
         timeout_s: deadline of each request, seconds.
+        where: the table as the user calls it, for messages.
     """
 
-    def __init__(self, project: str, instance: str, table: str, app_profile: str | None, timeout_s: float) -> None:
+    def __init__(
+        self, project: str, instance: str, table: str, app_profile: str | None, timeout_s: float, where: str
+    ) -> None:
         self.name = f"projects/{project}/instances/{instance}/tables/{table}"
         self.app_profile = app_profile or ""
-        self._where = f"bigtable://{project}/{instance}/{table}"
+        self._where = where
         self._timeout_s = timeout_s
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
         self._thread.start()
         try:
-            self.run(self._connect(project, instance, table))
+            self.run(self._connect())
         except BaseException:
             self.close()
             raise
 
-    async def _connect(self, project: str, instance: str, table: str) -> None:
-        with warnings.catch_warnings():
-            # The client warns when it is told to use an emulator, which whoever set the variable knows.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            self._client = BigtableDataClientAsync(project=project)
-        self._table: TableAsync = self._client.get_table(
-            instance,
-            table,
-            app_profile_id=self.app_profile or None,
-            # The client would try again for ten minutes; trying again is the processor's.
-            default_read_rows_operation_timeout=self._timeout_s,
-            default_read_rows_attempt_timeout=self._timeout_s,
-        )
-        # Writes have a channel of their own: the client's methods, and the interceptors of its channel, cost several
-        # times as much as the request, and do not retry these requests either.
+    async def _connect(self) -> None:
+        # The official client's channel, with its credentials, but none of its methods: these cost several times as much
+        # as the request, do not retry writes either, and cannot read a row beyond 4 MB from an emulator.
         emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
         self._channel: grpc.aio.Channel = (
             grpc.aio.insecure_channel(emulator, options=_OPTIONS)
             if emulator
-            else type(self._client.transport).create_channel(options=_OPTIONS)
+            else BigtableGrpcAsyncIOTransport.create_channel(options=_OPTIONS)
         )
         self._check_and_mutate = self._channel.unary_unary(
             wire.CHECK_AND_MUTATE,
@@ -98,6 +90,11 @@ class Connection:
             wire.MUTATE_ROWS,
             request_serializer=wire.Bulk.SerializeToString,
             response_deserializer=wire.BulkResponse.FromString,
+        )
+        self._read_rows = self._channel.unary_stream(
+            wire.READ_ROWS,
+            request_serializer=wire.Read.SerializeToString,
+            response_deserializer=wire.ReadResponse.FromString,
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
         self._metadata = (("x-goog-request-params", route),)
@@ -132,10 +129,6 @@ class Connection:
             await asyncio.gather(*others, return_exceptions=True)
             if hasattr(self, "_channel"):
                 await self._channel.close()
-            if hasattr(self, "_table"):
-                await self._table.close()
-            if hasattr(self, "_client"):
-                await self._client.close()
 
         asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -162,11 +155,29 @@ class Connection:
             raise TransientError(f"{self._where}: {answered} of {len(request.entries)} writes were answered")
         return failed
 
-    async def read(self, query: ReadRowsQuery, *, persist: bool = True) -> list[Row]:
-        """Read rows; ``persist`` has the client try again within the deadline, where nobody else would."""
-        how = {} if persist else {"retryable_errors": ()}
-        rows: list[Row] = await self._table.read_rows(query, **how)
-        return rows
+    async def read(self, request: Any, *, persist: bool = True) -> list[Row]:
+        """Send a `wire.Read`; rows in the order of their keys.
+
+        Args:
+            request: which rows.
+            persist: try again within the deadline, where nobody else would.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        wait_s = 0.05
+        while True:
+            assembler = RowAssembler()
+            try:
+                left_s = max(deadline - time.monotonic(), 0.0)
+                async for answer in self._read_rows(request, timeout=left_s, metadata=self._metadata):
+                    assembler.take(answer.chunks)
+                return assembler.rows
+            except grpc.aio.AioRpcError as err:
+                if not persist or isinstance(self.translated(err), PermanentError):
+                    raise
+                if time.monotonic() + wait_s > deadline:
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s *= 2
 
     def translated(self, err: Exception) -> Exception:
         """An error of the client as one of ours; another one as it is."""
@@ -182,15 +193,11 @@ class Connection:
         message = f"{self._where}: {getattr(code, 'name', 'error')}: {text}"
         vague = code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
         if code in _UNUSABLE or (vague and any(clear in text for clear in _CLEAR_TEXTS)):
-            return StoreUnavailable(f"{message}; see: murmur check '{self._where}'")
+            hint = "" if code is grpc.StatusCode.NOT_FOUND else f"; see: murmur check '{self._where}'"
+            return StoreUnavailable(message + hint)
         return PermanentError(message) if code in _REFUSED else TransientError(message)
 
 
-def status_of(err: Exception) -> grpc.StatusCode | None:
+def status_of(err: BaseException | None) -> grpc.StatusCode | None:
     """What gRPC said, whichever layer of the client raised it."""
     return err.code() if isinstance(err, grpc.aio.AioRpcError) else getattr(err, "grpc_status_code", None)
-
-
-def only_rows(encoded: Sequence[bytes], row_filter: Any) -> ReadRowsQuery:
-    """A query for single rows."""
-    return ReadRowsQuery(list(encoded), row_filter=row_filter)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import NamedTuple
 
-from google.cloud.bigtable.data import row_filters as filters
-
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.connection import Connection, only_rows
+from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -60,11 +58,10 @@ async def amend_meta(connection: Connection, meta: Meta) -> None:
 
 async def read_meta(connection: Connection) -> Meta | None:
     """What is recorded; None: nothing yet."""
-    query = only_rows([SCHEMA_ROW], filters.FamilyNameRegexFilter(wire.META))
-    rows = await connection.read(query, persist=False)
+    rows = await connection.read(wire.only_meta(wire.read_rows(connection, [SCHEMA_ROW])), persist=False)
     if not rows:
         return None
-    cells = {cell.qualifier: cell.value for cell in rows[0].get_cells()}
+    cells = {cell.qualifier: cell.value for cell in rows[0].cells}
     return Meta(
         Schema(cells[b"monoid"].decode("utf-8"), _duration(cells[b"granularity_us"])),
         _duration(cells.get(b"bucket_age_us", b"")),

@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import random
+import shlex
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
@@ -23,18 +24,19 @@ from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
-from google.cloud.bigtable.data import ReadRowsQuery, Row, RowRange
 
+from murmur_beam.durations import format_duration
 from murmur_beam.errors import InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.retry import ceiling_s
 from murmur_beam.state.base import GRACE_S, Flushed, Result, Schema, fingerprint, fold_row, only, unreadable
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.connection import only_rows, status_of
+from murmur_beam.state.bigtable.connection import status_of
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
 from murmur_beam.state.bigtable.meta import Meta, read_meta, write_meta
+from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.settings import Settings
 
 V = TypeVar("V")
@@ -117,7 +119,7 @@ class BigtableStore(Generic[V]):
         self._chance = random.Random()
         self._warned: set[bytes] = set()
         # Have rows that nothing is known of turned out to exist lately? From -_SURE, never, to _SURE, always.
-        self._cold = -_SURE
+        self._cold = -1
         self._checked = False
         self._shards = 1
         self._in_flight = asyncio.Semaphore(spec.max_in_flight)
@@ -128,6 +130,10 @@ class BigtableStore(Generic[V]):
             _log.warning("%s; going on, until it answers nothing can be merged", err)
         except BaseException as err:
             self.close()
+            if isinstance(err, StoreUnavailable) and status_of(err.__cause__) is grpc.StatusCode.NOT_FOUND:
+                window = [] if granularity is None else ["--window", format_duration(granularity)]
+                run = shlex.join(["murmur", "create-table", str(spec), "--monoid", monoid.name, *window])
+                raise StoreUnavailable(f"{err}; make the table with: {run}") from err
             if isinstance(err, PermanentError) and not isinstance(err, (SchemaMismatch, StoreUnavailable)):
                 # What is wrong with this request is wrong with all, such as an app profile without transactions.
                 raise StoreUnavailable(f"{err}; see: murmur check '{spec}'") from err
@@ -177,9 +183,9 @@ class BigtableStore(Generic[V]):
         found: dict[Key, list[_Shard]] = {}
         encoded = list(wanted)
         for start in range(0, len(encoded), _ROWS_PER_READ):
-            query = only_rows(encoded[start : start + _ROWS_PER_READ], wire.VALUES)
-            for row in self._connection.run(self._connection.read(query)):
-                found.setdefault(wanted[row.row_key], []).append(self._shard(row))
+            request = wire.read_rows(self._connection, encoded[start : start + _ROWS_PER_READ])
+            for row in self._connection.run(self._connection.read(wire.only_values(request))):
+                found.setdefault(wanted[row.key], []).append(self._shard(row))
         return [self._live(found.get(key, [])) for key in keys]
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
@@ -189,7 +195,7 @@ class BigtableStore(Generic[V]):
         current: Key | None = None
         shards: list[_Shard] = []
         for row in self._pages(start, successor(entity_prefix(prefix))):
-            key, _ = parse_row_key(row.row_key)
+            key, _ = parse_row_key(row.key)
             if (first is not None and key.bucket < first) or (last is not None and key.bucket > last):
                 continue
             if key != current:
@@ -202,22 +208,21 @@ class BigtableStore(Generic[V]):
 
     def _pages(self, start: bytes, end: bytes | None) -> Iterator[Row]:
         while True:
-            rows = RowRange(start_key=start, end_key=end, start_is_inclusive=True, end_is_inclusive=False)
-            query = ReadRowsQuery(row_ranges=[rows], limit=_ROWS_PER_READ, row_filter=wire.VALUES)
-            page = self._connection.run(self._connection.read(query))
+            request = wire.read_range(self._connection, start, end, _ROWS_PER_READ)
+            page = self._connection.run(self._connection.read(wire.only_values(request)))
             yield from page
             if len(page) < _ROWS_PER_READ:
                 return
-            start = page[-1].row_key + b"\x00"
+            start = page[-1].key + b"\x00"
 
     def _shard(self, row: Row) -> _Shard:
         value: Any = None
         expires_us: int | None = None
-        for cell in row.get_cells():
+        for cell in row.cells:
             if cell.qualifier == wire.EXPIRY:
-                expires_us = _expiry(cell.timestamp_micros)
+                expires_us = _expiry(cell.at_us)
             elif cell.qualifier == wire.VALUE:
-                value = self._decoded(row.row_key, cell.value)
+                value = self._decoded(row.key, cell.value)
         return _Shard(value, expires_us)
 
     def _live(self, shards: Sequence[_Shard]) -> V | None:
@@ -250,10 +255,12 @@ class BigtableStore(Generic[V]):
             groups = [group for group in groups if any(update.event_id is not None for update in group.updates)]
         if groups:
             flushed.sizes = {"row_bytes": 0, "journal_bytes": 0}
-        # Where rows turn out to exist they are read many at a time, not each when its first commit has failed.
-        chunk = len(groups) if self._cold < 0 else _COLD_ROWS_PER_READ
-        for start in range(0, len(groups), max(chunk, 1)):
-            some = groups[start : start + chunk]
+        # Where rows turn out to exist they are read many at a time, not each when its first commit has failed. The
+        # first few rows show how it is.
+        done = 0
+        while done < len(groups):
+            some = groups[done:] if self._cold == -_SURE else groups[done : done + _COLD_ROWS_PER_READ]
+            done += len(some)
             if self._cold < 0:
                 await self._settle_all(some, fingerprints, flushed)
                 continue
@@ -488,7 +495,7 @@ class BigtableStore(Generic[V]):
         """
         deadline = self._clock.monotonic() + self._spec.patience_s
         while True:
-            query = only_rows([group.encoded], wire.news(row.version))
+            query = wire.only_news(wire.read_rows(self._connection, [group.encoded]), row.version)
             found = await self._send(functools.partial(self._connection.read, query, persist=False), deadline)
             flushed.counts["rows_read"] += 1
             if self._take(row, group.encoded, found[0] if found else None, flushed):
@@ -500,11 +507,13 @@ class BigtableStore(Generic[V]):
         if not cold:
             return
         try:
-            found = await self._connection.read(only_rows(list(cold), wire.news(0)), persist=False)
+            found = await self._connection.read(
+                wire.only_news(wire.read_rows(self._connection, list(cold)), 0), persist=False
+            )
         except Exception:
             # Each row will be tried, and read, on its own; what is wrong shows there.
             return
-        by_key = {row.row_key: row for row in found}
+        by_key = {row.key: row for row in found}
         flushed.counts["rows_read"] += len(cold)
         for encoded, row in cold.items():
             self._cold = min(self._cold + 1, _SURE) if encoded in by_key else max(self._cold - 1, -_SURE)
@@ -515,16 +524,16 @@ class BigtableStore(Generic[V]):
                     self._take(row, encoded, by_key.get(encoded), flushed)
 
     def _take(self, row: KnownRow, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
-        """Learn what a read with `wire.news` of the known version found; False if all of the row must be read."""
+        """Learn what a read with `wire.only_news` of the known version found; False if all of the row must be read."""
         version, value, column, expires_us = 0, None, None, None
         columns: list[tuple[bytes, bytes]] = []
-        for cell in found.get_cells() if found is not None else ():
+        for cell in found.cells if found is not None else ():
             if cell.family == wire.DEDUP:
                 columns.append((cell.qualifier, cell.value))
             elif cell.qualifier == wire.VERSION:
                 version = _int64(cell.value)
             elif cell.qualifier == wire.EXPIRY:
-                expires_us = _expiry(cell.timestamp_micros)
+                expires_us = _expiry(cell.at_us)
             else:
                 value = self._decoded(encoded, cell.value)
                 column = value if self._sums else cell.value
@@ -639,7 +648,8 @@ class BigtableStore(Generic[V]):
                 self._totals.move_to_end(one)
         if not unknown:
             return
-        found = {row.row_key: row for row in await self._connection.read(only_rows(unknown, wire.VALUES))}
+        request = wire.only_values(wire.read_rows(self._connection, unknown))
+        found = {row.key: row for row in await self._connection.read(request)}
         for one in unknown:
             self._totals[one] = self._shard(found[one]) if one in found else _Shard(None, None)
 

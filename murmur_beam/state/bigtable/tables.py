@@ -9,9 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 import grpc
 from google.auth.exceptions import GoogleAuthError
@@ -108,9 +108,8 @@ def rules(meta: Meta) -> dict[str, Rule]:
 
 def command(where: Settings, meta: Meta) -> str:
     """The command line that makes a table for this purpose, or what is there fit for it."""
-    options = {"app_profile": where.app_profile, "shards": meta.shards if meta.shards > 1 else None}
-    query = urlencode({name: value for name, value in options.items() if value is not None})
-    words = ["murmur", "create-table", f"{where}?{query}" if query else str(where), "--monoid", meta.schema.monoid]
+    table = replace(where, shards=meta.shards if meta.shards > 1 else None)
+    words = ["murmur", "create-table", str(table), "--monoid", meta.schema.monoid]
     if meta.schema.granularity is not None:
         words += ["--window", format_duration(meta.schema.granularity)]
         if meta.bucket_age is not None:
@@ -208,7 +207,7 @@ def check(
             wanted = purpose(schema, retention, dedup_retention)
         wanted = _spread(where, found, wanted)
         if not findings:
-            findings += _check_table(where, found, wanted)
+            findings += _check_table(where, found, wanted, said=monoid is not None or granularity is not None)
             if found.families is not None and wire.META in found.families:
                 findings.append(_check_access(where))
         return [*findings, _check_app_profile(where, admin)]
@@ -325,9 +324,12 @@ def _purpose_text(meta: Meta) -> str:
 # ---- checks ----
 
 
-def _check_table(where: Settings, found: _Found, wanted: Meta) -> Iterator[Finding]:
+def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> Iterator[Finding]:
     remedy = command(where, wanted)
     if found.families is None:
+        if not said:
+            # What it is for, only the pipeline knows; a table for something else would be refused by it.
+            remedy = f"{command(where, wanted._replace(schema=Schema('MONOID', None)))} [--window WINDOW] ..."
         yield Finding("table", WRONG, "is missing", remedy)
         return
     yield Finding("table", OK)

@@ -1,0 +1,60 @@
+"""Rows out of the chunks that a read answers with, as the service's documentation of ReadRows describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+class Cell(NamedTuple):
+    """One cell; the timestamp in microseconds."""
+
+    family: str
+    qualifier: bytes
+    at_us: int
+    value: bytes
+
+
+class Row(NamedTuple):
+    """One row, its cells by family, qualifier and, within a column, from the newest to the oldest."""
+
+    key: bytes
+    cells: list[Cell]
+
+
+class RowAssembler:
+    """Puts rows together. A chunk says only what differs from the one before, and holds at most one cell or a piece."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._family = ""
+        self._qualifier = b""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._key = b""
+        self._cells: list[Cell] = []
+        self._at_us = 0
+        self._pieces: list[bytes] = []
+
+    def take(self, chunks: Iterable[Any]) -> None:
+        """The chunks of the next response; finished rows are in ``rows``."""
+        for chunk in chunks:
+            if chunk.reset_row:
+                self._reset()
+                continue
+            self._key = chunk.row_key or self._key
+            if chunk.HasField("family_name"):
+                self._family = chunk.family_name.value
+            if chunk.HasField("qualifier"):
+                self._qualifier = chunk.qualifier.value
+            if not self._pieces:
+                self._at_us = chunk.timestamp_micros
+            self._pieces.append(chunk.value)
+            if chunk.value_size:
+                continue  # a piece of a long value, and more of it to come
+            self._cells.append(Cell(self._family, self._qualifier, self._at_us, b"".join(self._pieces)))
+            self._pieces = []
+            if chunk.commit_row:
+                self.rows.append(Row(self._key, self._cells))
+                self._reset()
