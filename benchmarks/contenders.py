@@ -1,0 +1,433 @@
+"""Who is measured by `benchmarks.throughput`: each takes events from a workload and writes them, some exactly once.
+
+The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from pipelines.quiet_beam import beam  # isort: split
+
+import grpc
+from apache_beam.io.gcp.bigtableio import WriteToBigTable
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
+from google.cloud.bigtable.data import BigtableDataClient, ReadRowsQuery, SetCell
+from google.cloud.bigtable.data import row_filters as filters
+from google.cloud.bigtable.data.read_modify_write_rules import IncrementRule
+from google.cloud.bigtable.row import DirectRow
+
+from benchmarks.harness import Inexact, Usage, Watch, peak_mb
+from benchmarks.workloads import events, expected, pages
+from murmur_beam.coalescer import FlushLimits
+from murmur_beam.model import Key
+from murmur_beam.monoids import Monoid, by_name
+from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.spec import resolve
+from murmur_beam.state import StoreSpec
+from murmur_beam.state.base import Schema
+from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
+from murmur_beam.state.memory import MemorySpec
+from murmur_beam.transforms import MergeDoFn, MergeRecords
+from pipelines.common import IN_PROCESS_RUNNER, run
+
+PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
+NAME = "bench"
+IN_FLIGHT = 64
+COMMIT = 32
+CLAIMS_PART = 25
+OVERHEAD_TIMES = 5
+
+watch = Watch()
+
+
+class Job(NamedTuple):
+    """What a contender is asked to do.
+
+    Attributes:
+        host: of a Bigtable emulator that nobody has used yet.
+        events: how many to write; slow contenders take a part of them, quick ones several times as many.
+        flush: records that `MergeRecords` buffers at most.
+        counted: count requests and read back what is stored for dedup, which takes time of its own.
+    """
+
+    host: str
+    events: int
+    flush: int
+    counted: bool = False
+
+
+class Pass(NamedTuple):
+    """What came out of one pass over the events.
+
+    Attributes:
+        name: of the contender, and of the pass where there are several.
+        events: how many.
+        seconds, cpu_s: for all of them; the processor's time is that of the client alone.
+        peak_mb: memory of the process, with Python, Beam and the workload.
+        writes: requests for each touched row and flush; None where nobody counted.
+        dedup_bytes: stored for each event, to know it again; None where nobody counted.
+    """
+
+    name: str
+    events: int
+    seconds: float
+    cpu_s: float
+    peak_mb: float
+    writes: float | None = None
+    dedup_bytes: float | None = None
+
+
+class Contender(NamedTuple):
+    """Somebody to measure.
+
+    Attributes:
+        text: what it does, for people.
+        run: does it, in a process of its own.
+    """
+
+    text: str
+    run: Callable[[Job], list[Pass]]
+
+
+class Emit(beam.DoFn):
+    """The events of a workload; starts the watch."""
+
+    def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
+        pages(*workload[:2])
+        watch.start()
+        yield from events(*workload)
+
+
+class Copy(beam.DoFn):
+    """Each element as it came."""
+
+    def process(self, element: Any) -> Iterator[Any]:
+        yield element
+
+
+class ToRow(beam.DoFn):
+    """An event as one plain cell in a row of its own."""
+
+    def process(self, event: dict[str, Any]) -> Iterator[DirectRow]:
+        row = DirectRow(event["id"].encode())
+        row.set_cell(wire.STATE, b"n", b"1", timestamp=datetime.now(timezone.utc))
+        yield row
+
+
+# ---- the others ----
+
+
+def limit(job: Job) -> list[Pass]:
+    """Bare stubs: conditional writes that are ready to be sent, each to a row of its own."""
+    where = _table(job)
+    name = f"projects/{PROJECT}/instances/{INSTANCE}/tables/{TABLE}"
+    requests = []
+    for page in pages("own", job.events):
+        request = wire.Commit(table_name=name, row_key=row_key(Key(page)))
+        mutations = wire.require_version(request, 0)
+        wire.add(mutations, wire.VERSION, 0, 1)
+        wire.add(mutations, wire.VALUE, 0, 1)
+        wire.put(mutations, wire.DEDUP, b"commit-1", int(time.time() * 1000) * 1000, os.urandom(16))
+        requests.append(request)
+
+    async def send_all() -> Usage:
+        async with grpc.aio.insecure_channel(job.host) as channel:
+            send = channel.unary_unary(
+                wire.CHECK_AND_MUTATE,
+                request_serializer=wire.Commit.SerializeToString,
+                response_deserializer=wire.CommitResponse.FromString,
+            )
+            metadata = (("x-goog-request-params", f"table_name={name}&app_profile_id="),)
+            queue = iter(requests)
+
+            async def work() -> None:
+                for request in queue:
+                    if (await send(request, metadata=metadata)).predicate_matched:
+                        raise Inexact("the limit met a row that should not exist")
+
+            watch.start()
+            await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
+            return watch.stop()
+
+    usage, peak = asyncio.run(send_all()), peak_mb()
+    _check(where, "own", job.events, "sum")
+    return [Pass("limit", job.events, *usage, peak)]
+
+
+def write(job: Job) -> list[Pass]:
+    """Beam's own connector: one plain cell for each event, which nobody adds up."""
+    _table(job)
+    with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
+        _ = (
+            p
+            | beam.Create([("own", job.events, "sum")])
+            | beam.ParDo(Emit())
+            | beam.ParDo(ToRow())
+            | WriteToBigTable(PROJECT, INSTANCE, TABLE)
+        )
+    usage, peak = watch.stop(), peak_mb()
+    if job.counted:
+        keys_only = filters.RowFilterChain(
+            [filters.FamilyNameRegexFilter(wire.STATE), filters.StripValueTransformerFilter(True)]
+        )
+        found = sum(1 for _ in _read(keys_only))
+        if found != job.events:
+            raise Inexact(f"WriteToBigTable wrote {found:,} of {job.events:,} cells")
+    return [Pass("write", job.events, *usage, peak)]
+
+
+def claim(job: Job) -> list[Pass]:
+    """Claim the event, then increment, with the official client: one event after the other, as Murmur does."""
+    _table(job)
+    n = max(1, job.events // CLAIMS_PART)
+    with _client() as client, client.get_table(INSTANCE, TABLE) as table:
+        exists = filters.FamilyNameRegexFilter(wire.STATE)
+        watch.start()
+        for event in events("own", n):
+            claimed = SetCell(wire.STATE, b"claimed", b"1")
+            if not table.check_and_mutate_row(f"claim/{event['id']}", exists, false_case_mutations=claimed):
+                table.read_modify_write_row(f"count/{event['page']}", IncrementRule(wire.STATE, b"n", event["n"]))
+        usage, peak = watch.stop(), peak_mb()
+    counts = {row.row_key.decode(): row.cells[0].value for row in _read(filters.ColumnQualifierRegexFilter(b"n"))}
+    if counts != {f"count/{page}": (1).to_bytes(8, "big") for page in pages("own", n)}:
+        raise Inexact("claim-then-increment counted wrong")
+    return [Pass("claim", n, *usage, peak)]
+
+
+# ---- ours ----
+
+
+def merging(
+    name: str, kind: str, monoid: str = "sum", *, flush: int | None = None, dedup: bool = True, again: bool = False
+) -> Callable[[Job], list[Pass]]:
+    """`MergeRecords` into Bigtable on the in-process runner.
+
+    Args:
+        name: of the passes.
+        kind: of the workload.
+        monoid: how to fold.
+        flush: records to buffer; None for what the job says.
+        dedup: exactly once, or each delivery?
+        again: merge all of it a second time, with a new pipeline that opens the store anew.
+    """
+
+    def contender(job: Job) -> list[Pass]:
+        where = _table(job, monoid)
+        passes = []
+        for name_of_pass in (name, f"{name}-again") if again else (name,):
+            # Counting takes time of its own, if little.
+            with counting() if job.counted else nullcontext(Counts()) as counts:
+                usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup)
+            peak = peak_mb()
+            duplicate = name_of_pass != name
+            if merged != (0 if duplicate else job.events):
+                raise Inexact(f"{name_of_pass}: {merged:,} of {job.events:,} events are said to be merged")
+            _check(where, kind, job.events, monoid)
+            made = Pass(name_of_pass, job.events, *usage, peak)
+            if job.counted:
+                if not counts.rows or not (counts.requests or duplicate):
+                    raise Inexact(f"{name_of_pass}: {counts.requests} requests for {counts.rows} rows were seen")
+                stored = _dedup_bytes() / job.events if dedup else None
+                made = made._replace(writes=counts.requests / counts.rows, dedup_bytes=stored)
+            passes.append(made)
+        return passes
+
+    return contender
+
+
+def bundles(size: int, part: int) -> Callable[[Job], list[Pass]]:
+    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each written when it ends."""
+
+    def contender(job: Job) -> list[Pass]:
+        where = _table(job)
+        n = max(size, job.events // part)
+        fn = MergeDoFn(resolve(_arguments("sum", where, job.flush, dedup=True)))
+        fn.setup()
+        taken = 0
+        pages("zipf1.1", n)
+        watch.start()
+        fn.start_bundle()
+        for i, event in enumerate(events("zipf1.1", n), 1):
+            taken += _taken(fn.process(event, WindowedValue(event, Timestamp(0), (GlobalWindow(),))))
+            if i % size == 0 or i == n:
+                taken += _taken(fn.finish_bundle())
+                fn.start_bundle()
+        usage, peak = watch.stop(), peak_mb()
+        fn.teardown()
+        if taken != n:
+            raise Inexact(f"{taken:,} of {n:,} events came out")
+        _check(where, "zipf1.1", n, "sum")
+        return [Pass(f"bundles-{size}", n, *usage, peak)]
+
+    return contender
+
+
+def copy(job: Job) -> list[Pass]:
+    """A ``ParDo`` that only copies."""
+    n = job.events * OVERHEAD_TIMES
+    with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
+        _ = p | beam.Create([("zipf1.1", n, "sum")]) | beam.ParDo(Emit()) | beam.ParDo(Copy())
+    return [Pass("copy", n, *watch.stop(), peak_mb())]
+
+
+def memory(job: Job) -> list[Pass]:
+    """`MergeRecords` with the memory store: what the transform itself costs."""
+    n = job.events * OVERHEAD_TIMES
+    store = MemorySpec("throughput")
+    usage, merged = _merge(n, "zipf1.1", "sum", store, FlushLimits().events, dedup=True)
+    peak = peak_mb()
+    if merged != n:
+        raise Inexact(f"{merged:,} of {n:,} events are said to be merged")
+    _check(store, "zipf1.1", n, "sum")
+    return [Pass("memory", n, *usage, peak)]
+
+
+CONTENDERS = {
+    "limit": Contender(f"bare stubs, an event a row, {IN_FLIGHT} in flight: the limit", limit),
+    "write": Contender("WriteToBigTable of Beam: a plain cell an event", write),
+    "claim": Contender("claim, then increment: the official client, one by one", claim),
+    "own": Contender("MergeRecords: every event its own row", merging("own", "own", again=True)),
+    "zipf1.1": Contender("MergeRecords: Zipf(1.1)", merging("zipf1.1", "zipf1.1", again=True)),
+    "zipf1.3": Contender("MergeRecords: Zipf(1.3)", merging("zipf1.3", "zipf1.3", again=True)),
+    "hot": Contender("MergeRecords: one hot key", merging("hot", "hot", again=True)),
+    "commits-32": Contender(f"the same, flushes of {COMMIT}", merging("commits-32", "hot", flush=COMMIT)),
+    "max": Contender("MergeRecords: Zipf(1.1), Max", merging("max", "zipf1.1", "max")),
+    "set_union": Contender("MergeRecords: Zipf(1.1), SetUnion", merging("set_union", "zipf1.1", "set_union")),
+    "no-dedup": Contender("MergeRecords: Zipf(1.1), dedup off", merging("no-dedup", "zipf1.1", dedup=False)),
+    "bundles-10": Contender("MergeRecords: Zipf(1.1), bundles of 10", bundles(10, part=5)),
+    "bundles-1000": Contender("MergeRecords: Zipf(1.1), bundles of 1,000", bundles(1_000, part=1)),
+    "copy": Contender("a ParDo that only copies", copy),
+    "memory": Contender("MergeRecords: Zipf(1.1), memory store", memory),
+}
+
+
+def measure(name: str, job: Job) -> list[Pass]:
+    """Have a contender do a job; to be called in a process of its own.
+
+    Raises:
+        Inexact: a count is wrong.
+    """
+    logging.disable(logging.WARNING)
+    os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
+    warnings.simplefilter("ignore", RuntimeWarning)  # of Beam's client, about the emulator
+    return CONTENDERS[name].run(job)
+
+
+# ---- what they share ----
+
+
+class Counts:
+    """Write requests, and the rows that each flush touched."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.rows = 0
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """Count what every store in this process writes."""
+    counts = Counts()
+    commit, mutate, merge_updates = Connection.commit, Connection.mutate, BigtableStore.merge_updates
+
+    async def counted_commit(self: Connection, request: Any) -> bool:
+        counts.requests += 1
+        return await commit(self, request)
+
+    async def counted_mutate(self: Connection, request: Any) -> dict[int, Exception]:
+        counts.requests += 1
+        return await mutate(self, request)
+
+    def counted_merge(self: BigtableStore[Any], updates: Any) -> Any:
+        counts.rows += len({update.key for update in updates})
+        return merge_updates(self, updates)
+
+    changed: Any = (
+        (Connection, "commit", commit, counted_commit),
+        (Connection, "mutate", mutate, counted_mutate),
+        (BigtableStore, "merge_updates", merge_updates, counted_merge),
+    )
+    for owner, name, _, counted in changed:
+        setattr(owner, name, counted)
+    try:
+        yield counts
+    finally:
+        for owner, name, original, _ in changed:
+            setattr(owner, name, original)
+
+
+def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[str, Any]:
+    return {
+        "name": NAME,
+        "key": "page",
+        "value": "n",
+        "monoid": monoid,
+        "event_id": "id",
+        "store": store,
+        "config": Config(dedup=AtomicDedup() if dedup else None),
+        "flush": FlushLimits(events=flush),
+    }
+
+
+def _merge(n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: bool) -> tuple[Usage, int]:
+    """Run a pipeline; what it took, and how many records were merged."""
+    p = beam.Pipeline(runner=IN_PROCESS_RUNNER)
+    arguments = _arguments(monoid, store, flush, dedup)
+    _ = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
+    counters = run(p)
+    usage = watch.stop()
+    return usage, counters.get(f"{NAME}:record_merged", 0)
+
+
+def _taken(outputs: Iterable[Any]) -> int:
+    return sum(1 for _ in outputs)
+
+
+def _table(job: Job, monoid: str = "sum") -> BigtableSpec:
+    where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
+    tables.create(where, tables.purpose(Schema(monoid, None)))
+    return where
+
+
+def _check(spec: StoreSpec, kind: str, n: int, monoid: str) -> None:
+    """Compare every aggregate with what it should be."""
+    how: Monoid[Any] = by_name(monoid)
+    wanted = expected(kind, n, monoid)
+    with closing(spec.open(how)) as store:
+        found = {key.entity: value for key, value in store.scan()}  # type: ignore[attr-defined]
+    for page in wanted.keys() | found.keys():
+        if found.get(page) != wanted.get(page):
+            raise Inexact(f"{page} is {found.get(page)!r:.80}, and should be {wanted.get(page)!r:.80}")
+
+
+def _client() -> BigtableDataClient:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # about the emulator
+        return BigtableDataClient(project=PROJECT)
+
+
+def _read(row_filter: filters.RowFilter) -> Iterator[Any]:
+    """What is in the table, past our stores."""
+    with _client() as client, client.get_table(INSTANCE, TABLE) as table:
+        for row in table.read_rows_stream(ReadRowsQuery(row_filter=row_filter)):
+            if row.row_key != SCHEMA_ROW:
+                yield row
+
+
+def _dedup_bytes() -> int:
+    """All that is stored to know events again: the columns with their timestamps and their contents."""
+    family = filters.FamilyNameRegexFilter(wire.DEDUP)
+    return sum(len(cell.qualifier) + 8 + len(cell.value) for row in _read(family) for cell in row)

@@ -1,0 +1,166 @@
+"""What grows and what does not: the cost of an event with those that its row holds already, time and memory with a run.
+
+    python -m benchmarks.growth [--rounds 3] [--rows N ...] [--lengths N ...] [--plot docs/growth.png] [--json]
+
+Rows: rows of one table are filled, in commits of 32, to so many events each. Then each gets one more commit of 32 in
+turn, again and again, so that a machine that is busy for a moment is so for all of them. Runs: `MergeRecords` into
+Bigtable on the in-process runner, one bundle of so many events with Zipf(1.3) keys, each run in a process and on an
+emulator of its own. Counts are checked in all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+
+from benchmarks.growing import COMMIT, EXPONENT, FLUSH, Run, row_costs, run
+from benchmarks.harness import Bar, bars_table, in_own_process, machine, print_table, say, tidy
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.testing import emulators
+from pipelines.console import Parser, one_line_errors
+
+TURNS = 160
+"""Commits into each row while it is measured: enough for two that pack small columns, which cost more."""
+ROWS = (0, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+LENGTHS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+COST_BAR = 1.2
+MEMORY_BAR = 1.15
+COST_OF = 100_000, 1_000
+MEMORY_OF = 2_000_000, 200_000
+
+
+def bars(rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> list[Bar]:
+    """What there is a bar for, and only if both sides were measured."""
+    made = []
+    many, few = COST_OF
+    if rows and {many, few} <= rows[0].keys():
+        text = f"cost of an event, {many:,} in its row / {few:,}"
+        made.append(Bar(text, [costs[many] / costs[few] for costs in rows], COST_BAR, at_least=False))
+    long, short = ([one for one in runs if one.events == n] for n in MEMORY_OF)
+    if long and short:
+        text = f"peak memory, {MEMORY_OF[0]:,} events / {MEMORY_OF[1]:,}"
+        made.append(Bar(text, [long[0].peak_mb / short[0].peak_mb], MEMORY_BAR, at_least=False))
+    return made
+
+
+def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
+    """Two pictures beside each other, as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    left.plot(list(rows), list(rows.values()), marker="o", color="tab:blue")
+    left.set(
+        title="An event and its row", xlabel="events in the row before", ylabel=f"us an event, commits of {COMMIT}"
+    )
+    time_line = right.plot(
+        [one.events for one in runs],
+        [one.seconds / one.events * 1e6 for one in runs],
+        marker="o",
+        color="tab:blue",
+        label="us an event",
+    )
+    right.set(title="A run and its length", xlabel="events in the run", ylabel=f"us an event, Zipf({EXPONENT})")
+    memory = right.twinx()
+    memory_line = memory.plot(
+        [one.events for one in runs], [one.peak_mb for one in runs], marker="s", color="tab:red", label="peak memory"
+    )
+    memory.set_ylabel("peak memory, MB")
+    for axes in (left, right, memory):
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+    for axes in (left, right):
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+        axes.grid(alpha=0.3)
+    right.legend(handles=time_line + memory_line, loc="lower right")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+@one_line_errors("growth")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and plot. A bar that is missed is no error."""
+    parser = Parser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the rows; runs go once (%(default)s)")
+    parser.add_argument("--rows", type=int, nargs="*", default=ROWS, metavar="N", help="events in each row; or none")
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS, metavar="N", help="of the runs; or none")
+    parser.add_argument("--turns", type=int, default=TURNS, metavar="N", help="commits into each row (%(default)s)")
+    parser.add_argument("--plot", metavar="FILE", help="write a picture, such as docs/growth.png")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    for name, least in (("rounds", 1), ("turns", 1), ("rows", 0), ("lengths", 1)):
+        given = getattr(args, name)
+        for value in [given] if isinstance(given, int) else given:
+            if value < least:
+                raise ConfigurationError(f"--{name}", f"must be at least {least}, got {value}")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigurationError(
+            "--plot", "takes matplotlib, which is not installed; run: pip install 'murmur-beam[bench]'"
+        )
+
+    rows: list[dict[int, float]] = []
+    runs: list[Run] = []
+    what = machine()
+    with tidy():
+        for number in range(args.rounds if args.rows else 0):
+            say(f"rows: round {number + 1} of {args.rounds}")
+            with emulators.bigtable() as host:
+                rows.append(in_own_process(row_costs, host, tuple(args.rows), args.turns))
+        for length in args.lengths:
+            say(f"run of {length:,} events")
+            with emulators.bigtable() as host:
+                runs.append(in_own_process(run, host, length))
+        say("")
+    costs = {size: statistics.median(one[size] for one in rows) for size in args.rows}
+    if args.plot:
+        plot(costs, runs, args.plot)
+    if args.json:
+        document = {
+            "rounds": args.rounds,
+            "machine": what,
+            "us_per_event_by_events_in_row": {size: round(cost, 2) for size, cost in costs.items()},
+            "runs": [
+                {
+                    "events": one.events,
+                    "us_per_event": round(one.seconds / one.events * 1e6, 2),
+                    "peak_mb": round(one.peak_mb),
+                }
+                for one in runs
+            ],
+            "bars": [bar.to_dict() for bar in bars(rows, runs)],
+        }
+        print(json.dumps(document, indent=2))
+        return 0
+    print(f"commits of {COMMIT}, medians of {args.rounds} rounds; runs: FlushLimits(events={FLUSH:,}); {what}\n")
+    if costs:
+        of_rounds = {size: [one[size] for one in rows] for size in costs}
+        print_table(
+            [
+                ["events in the row", "us/event", "of rounds"],
+                *(
+                    [f"{size:,}", f"{cost:.1f}", f"{min(of_rounds[size]):.1f} .. {max(of_rounds[size]):.1f}"]
+                    for size, cost in costs.items()
+                ),
+            ]
+        )
+        print()
+    if runs:
+        print_table(
+            [
+                ["events in the run", "us/event", "peak MB"],
+                *([f"{one.events:,}", f"{one.seconds / one.events * 1e6:.1f}", f"{one.peak_mb:,.0f}"] for one in runs),
+            ]
+        )
+        print()
+    if made := bars(rows, runs):
+        print_table(bars_table(made))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

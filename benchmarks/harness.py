@@ -1,0 +1,227 @@
+"""What the benchmarks share: a fresh process for each measurement, its clock and memory, and how figures are told."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from murmur_beam.errors import MurmurError
+
+T = TypeVar("T")
+
+
+class Inexact(MurmurError):
+    """A count is wrong, so that the figures of whoever counted mean nothing."""
+
+
+class Usage(NamedTuple):
+    """What something took.
+
+    Attributes:
+        seconds: by the wall clock.
+        cpu_s: of this process, all its threads.
+    """
+
+    seconds: float
+    cpu_s: float
+
+
+class Watch:
+    """Measures from `start` to `stop`; may be started from within a pipeline, when its first element comes."""
+
+    def start(self) -> None:
+        """Begin anew."""
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    def stop(self) -> Usage:
+        """What it took since."""
+        return Usage(time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s)
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Call(Generic[T]):
+    """A call that goes on in a process of its own, so that memory and caches are of this call alone.
+
+    The process is forked from one that has only imported what the function needs, which is quicker than starting Python
+    anew; its environment is what it was when the first of them was needed. Use it in a ``with`` statement, which kills
+    the process at its end.
+
+    Args:
+        function: of a module that can be imported.
+        args: for it.
+    """
+
+    def __init__(self, function: Callable[..., T], *args: object) -> None:
+        self._name = function.__name__
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([function.__module__])
+        self._answer, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_call, args=(sender, function, args), daemon=True)
+        self._process.start()
+        sender.close()
+
+    def __enter__(self) -> Call[T]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._answer.close()
+
+    def done(self) -> bool:
+        """Has it ended, somehow?"""
+        return self._answer.poll()
+
+    def result(self) -> T:
+        """Wait for what the function returns; to be asked for once.
+
+        Raises:
+            Exception: what the function raises, or that its process died.
+        """
+        try:
+            value, error = self._answer.recv()
+        except EOFError:
+            self._process.join()
+            raise MurmurError(f"the process of {self._name} died with exit code {self._process.exitcode}") from None
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+
+def _call(sender: Any, function: Callable[..., object], args: Sequence[object]) -> None:
+    try:
+        answer = function(*args), None
+    except Exception as err:
+        err.__traceback__ = None
+        answer = None, err
+    sender.send(answer)
+
+
+def in_own_process(function: Callable[..., T], *args: object) -> T:
+    """As `Call`, with its result."""
+    with Call(function, *args) as call:
+        return call.result()
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables of the environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """SIGTERM ends the program as SIGINT does, so that no emulator is left running."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text: str) -> None:
+    """Show on stderr what is being done: on a terminal in one line that changes, else nothing."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<78}", end="\r" if not text else "", file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float]) -> float:
+    """The greatest by the least; 1 where all are the same."""
+    return max(values) / min(values) if min(values) > 0 else float(max(values) == min(values))
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Nearest rank: the smallest value that so many percent of them do not exceed."""
+    return ordered[max(0, -int(-percent * len(ordered) // 100) - 1)]
+
+
+class Bar(NamedTuple):
+    """A ratio with the bar that it has to reach.
+
+    Attributes:
+        text: of what to what.
+        values: one for each round.
+        bar: None for one that is only shown.
+        at_least: or at most?
+        unit: of the values.
+    """
+
+    text: str
+    values: Sequence[float]
+    bar: float | None
+    at_least: bool = True
+    unit: str = ""
+
+    @property
+    def value(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.values)
+
+    @property
+    def holds(self) -> bool | None:
+        """Is it reached?"""
+        if self.bar is None:
+            return None
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "text": self.text,
+            "value": round(self.value, 3),
+            "least": round(min(self.values), 3),
+            "greatest": round(max(self.values), 3),
+            "unit": self.unit,
+            "bar": self.bar,
+            "at_least": self.at_least,
+            "holds": self.holds,
+        }
+
+
+def bars_table(bars: Sequence[Bar]) -> list[list[str]]:
+    """Rows of a table, the first of them the titles."""
+    rows = [["figure", "median", "of rounds", "bar", ""]]
+    for bar in bars:
+        wanted = "" if bar.bar is None else f"{'>=' if bar.at_least else '<='} {bar.bar:g}{bar.unit}"
+        verdict = {None: "", True: "holds", False: "MISSED"}[bar.holds]
+        between = f"{min(bar.values):.2f} .. {max(bar.values):.2f}"
+        rows.append([bar.text, f"{bar.value:.2f}{bar.unit}", between, wanted, verdict])
+    return rows
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows, the first of them the titles: the first column to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    return f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f} before"
