@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,17 @@ from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
 # No deadline: these are not tests of speed, and a busy machine must not fail them.
 settings.register_profile("murmur_beam", deadline=None)
 settings.load_profile("murmur_beam")
+
+
+@pytest.fixture(autouse=True)
+def _log_levels() -> Iterator[None]:
+    """The pipelines' ``main`` turns loggers down for the rest of the process, which here has other tests to run."""
+    names = (None, "apache_beam", "apache_beam.runners.common", "apache_beam.runners.direct")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ known for 91d 1h
                     "subject": "table",
                     "status": "wrong",
                     "text": "is missing",
-                    "remedy": f"murmur create-table {murmur.uri} --monoid sum",
+                    "remedy": f"murmur create-table {murmur.uri} --monoid MONOID [--window WINDOW] ...",
                 },
                 {"subject": "app profile", "status": "not checked", "text": "an emulator has none", "remedy": ""},
             ],

@@ -6,7 +6,6 @@ The real `MergeRecords` on Beam's in-process runner, the real emulator, and betw
 from __future__ import annotations
 
 import json
-import logging
 import random
 import threading
 import time
@@ -57,16 +56,6 @@ A_FIFTH_FAILS = {
 BRIEF = replace(PATIENT, max_attempts=2)
 FIELDS: dict[str, Any] = {"name": "test", "key": "k", "value": "v", "event_id": "id"}
 FLAGS = ["--name=test", "--key=k", "--value=v", "--event_id=id"]
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """Pipelines turn warnings off, for the whole process."""
-    loggers = [logging.getLogger(name) for name in (None, "apache_beam", "apache_beam.runners.common")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import gzip
 import io
 import itertools
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,14 +44,9 @@ MILLISECOND = ["--backoff_base=0s", "--backoff_max=0s"]
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Files that a pipeline makes by default go there; the levels of loggers, which pipelines change, are put back."""
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that a pipeline makes by default go there."""
     monkeypatch.chdir(tmp_path)
-    loggers = [logging.getLogger(name) for name in (None, "apache_beam", "apache_beam.runners.common")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 class Ran(NamedTuple):

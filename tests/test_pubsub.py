@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -41,17 +40,6 @@ BAD: Sequence[Message] = (
     (b'{"page": "home"}', {"id": ""}),
     (b"", {"id": "bad-5"}),
 )
-
-
-@pytest.fixture(autouse=True)
-def _levels_of_loggers() -> Iterator[None]:
-    """Pipelines change them; they are put back."""
-    names = (None, "apache_beam", "apache_beam.runners.common", "apache_beam.runners.direct")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 @pytest.fixture

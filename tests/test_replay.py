@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -37,11 +36,9 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a pipeline in this process, in a folder of its own; loggers, whose levels it changes, are put back."""
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a pipeline in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    loggers = [logging.getLogger(name) for name in (None, "apache_beam", "apache_beam.runners.common")]
-    levels = [logger.level for logger in loggers]
 
     def call(*argv: str, pipeline: ModuleType = replay, flags: Sequence[str] = FLAGS) -> Ran:
         capsys.readouterr()
@@ -52,9 +49,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         out, err = capsys.readouterr()
         return Ran(code, out.splitlines(), err)
 
-    yield call
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+    return call
 
 
 @pytest.fixture
