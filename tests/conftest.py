@@ -23,13 +23,15 @@ settings.load_profile("murmur_beam")
 
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
-    """The pipelines' ``main`` turns loggers down for the rest of the process, which here has other tests to run."""
+    """Pipelines and benchmarks turn loggers down for the rest of the process, which here has other tests to run."""
+    disabled = logging.root.manager.disable
     names = (None, "apache_beam", "apache_beam.runners.common", "apache_beam.runners.direct")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+    logging.disable(disabled)
 
 
 @pytest.fixture
