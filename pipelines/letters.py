@@ -28,6 +28,11 @@ class Letters(Protocol):
         """Give back what was opened."""
 
 
+def attributes_of(letter: DeadLetter) -> dict[str, str]:
+    """Of the message that carries a letter, to filter by."""
+    return {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
+
+
 class LetterFile:
     """A JSON Lines file, appended to: a run that goes on after another one leaves the letters of that in place.
 
@@ -103,9 +108,7 @@ class LetterTopic:
             return self._client.publish(
                 self._topic,
                 letter.to_json().encode("utf-8"),
-                pipeline=letter.pipeline,
-                stage=letter.stage,
-                error_type=letter.error_type,
+                **attributes_of(letter),
             )
         except Exception as err:  # larger than a message may be
             return err

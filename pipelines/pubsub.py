@@ -33,6 +33,7 @@ from murmur_beam.transforms import MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, beam_options, quiet
 from pipelines.console import one_line_errors
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
+from pipelines.letters import attributes_of
 from pipelines.merge_files import parser
 from pipelines.messages import merge_arguments
 
@@ -96,8 +97,7 @@ def build(
     from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub, WriteToPubSub
 
     def message(letter: DeadLetter) -> PubsubMessage:
-        attributes = {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
-        return PubsubMessage(DeadLetter.to_json(letter).encode("utf-8"), attributes)
+        return PubsubMessage(DeadLetter.to_json(letter).encode("utf-8"), attributes_of(letter))
 
     with _naming("--subscription"):
         read = ReadFromPubSub(subscription=subscription, with_attributes=True)

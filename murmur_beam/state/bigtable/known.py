@@ -174,9 +174,6 @@ class KnownRows:
     def __getitem__(self, encoded: bytes) -> KnownRow:
         return self._rows[encoded]
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
 
 def split(journal: bytes) -> list[bytes]:
     """The fingerprints in a column."""

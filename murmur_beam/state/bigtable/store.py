@@ -358,7 +358,7 @@ class BigtableStore(Generic[V]):
                             break
                         # Nothing will be written that could fail if the row has changed: so look.
                         await self._refresh(group, row, flushed)
-                        verified = row.read
+                        verified = True
                     elif await self._commit(group, row, plan, deadline, flushed):
                         break
                     elif self._clock.monotonic() >= deadline:
@@ -570,9 +570,10 @@ class BigtableStore(Generic[V]):
 
     def _resolve(self, row: KnownRow, found: Container[bytes], flushed: Flushed) -> None:
         """Settle what was sent without an answer: once the row has another version it has happened, or never will."""
-        for marker, (version, journal) in list(row.sent.items()) if row.sent else ():
-            if row.sent and version != row.version:
-                del row.sent[marker]
+        sent = row.sent or {}
+        for marker, (version, journal) in list(sent.items()):
+            if version != row.version:
+                del sent[marker]
                 flushed.counts["ambiguous_resolved"] += 1
                 if marker in found:
                     row.owed = (row.owed or set()).union(split(journal))
