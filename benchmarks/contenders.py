@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from pipelines.quiet_beam import beam  # isort: split
@@ -26,6 +27,7 @@ from google.cloud.bigtable.data import BigtableDataClient, ReadRowsQuery, SetCel
 from google.cloud.bigtable.data import row_filters as filters
 from google.cloud.bigtable.data.read_modify_write_rules import IncrementRule
 from google.cloud.bigtable.row import DirectRow
+from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 
 from benchmarks.harness import Inexact, Usage, Watch, peak_mb
 from benchmarks.workloads import events, expected, pages
@@ -134,20 +136,20 @@ def limit(job: Job) -> list[Pass]:
     """Bare stubs: conditional writes that are ready to be sent, each to a row of its own."""
     where = _table(job)
     name = f"projects/{PROJECT}/instances/{INSTANCE}/tables/{TABLE}"
+    table = SimpleNamespace(name=name, app_profile="")
     requests = []
     for page in pages("own", job.events):
-        request = wire.Commit(table_name=name, row_key=row_key(Key(page)))
-        mutations = wire.require_version(request, 0)
-        wire.add(mutations, wire.VERSION, 0, 1)
-        wire.add(mutations, wire.VALUE, 0, 1)
-        wire.put(mutations, wire.DEDUP, b"commit-1", int(time.time() * 1000) * 1000, os.urandom(16))
-        requests.append(request)
+        at_us = int(time.time() * 1000) * 1000
+        mutations = [wire.add(wire.VERSION, 0, 1), wire.add(wire.VALUE, 0, 1)]
+        mutations.append(wire.put(wire.DEDUP, b"commit-1", at_us, os.urandom(16)))
+        data = wire.commit(table, row_key(Key(page)), wire.EXISTS, if_not=mutations)
+        requests.append(CheckAndMutateRowRequest.pb().FromString(data))
 
     async def send_all() -> Usage:
         async with grpc.aio.insecure_channel(job.host) as channel:
             send = channel.unary_unary(
                 wire.CHECK_AND_MUTATE,
-                request_serializer=wire.Commit.SerializeToString,
+                request_serializer=CheckAndMutateRowRequest.pb().SerializeToString,
                 response_deserializer=wire.CommitResponse.FromString,
             )
             metadata = (("x-goog-request-params", f"table_name={name}&app_profile_id="),)
@@ -343,13 +345,13 @@ def counting() -> Iterator[Counts]:
     counts = Counts()
     commit, mutate, merge_updates = Connection.commit, Connection.mutate, BigtableStore.merge_updates
 
-    async def counted_commit(self: Connection, request: Any) -> bool:
+    async def counted_commit(self: Connection, request: bytes) -> bool:
         counts.requests += 1
         return await commit(self, request)
 
-    async def counted_mutate(self: Connection, request: Any) -> dict[int, Exception]:
+    async def counted_mutate(self: Connection, request: bytes, n: int) -> dict[int, Exception]:
         counts.requests += 1
-        return await mutate(self, request)
+        return await mutate(self, request, n)
 
     def counted_merge(self: BigtableStore[Any], updates: Any) -> Any:
         counts.rows += len({update.key for update in updates})

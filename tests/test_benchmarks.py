@@ -223,8 +223,8 @@ def test_a_store_that_counts_wrong_has_no_figure(job: contenders.Job, monkeypatc
     """A store that adds one too many must be found out, though it says of every event that it was merged."""
     add = wire.add
 
-    def too_much(mutations: Any, qualifier: bytes, at_us: int, delta: int) -> None:
-        add(mutations, qualifier, at_us, delta + (qualifier == wire.VALUE))
+    def too_much(qualifier: bytes, at_us: int, delta: int) -> bytes:
+        return add(qualifier, at_us, delta + (qualifier == wire.VALUE))
 
     monkeypatch.setattr(wire, "add", too_much)
     with pytest.raises(harness.Inexact, match=r"page-0 is 63, and should be 60"):

@@ -175,7 +175,8 @@ class Line:
         self.refuse: list[grpc.StatusCode | None] = []
         self.lose: list[grpc.StatusCode | None] = []
         self.unread: list[grpc.StatusCode | None] = []
-        store._connection = self  # type: ignore[assignment]
+        for holder in (store._commits, store._sums):
+            holder.connection = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -193,10 +194,10 @@ class Line:
         self.fail(self.lose)
         return met
 
-    async def mutate(self, request: Any) -> dict[int, Exception]:
+    async def mutate(self, request: bytes, n: int) -> dict[int, Exception]:
         self.bulks += 1
         self.fail(self.refuse)
-        return await self.real.mutate(request)
+        return await self.real.mutate(request, n)
 
     async def read(self, query: Any, *, persist: bool = True) -> list[Any]:
         self.reads += 1
@@ -337,7 +338,7 @@ def test_a_request_that_is_refused_for_good_is_permanent(bigtable_host: str) -> 
 
 def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server would refuse it at every try; what was there stays, and what was merged before stays merged."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.store.MAX_VALUE_BYTES", 40)
+    monkeypatch.setattr("murmur_beam.state.bigtable.commits.MAX_VALUE_BYTES", 40)
     with closing(new_spec(bigtable_host).open(SetUnion())) as store:
         assert store.merge_update(A, frozenset({"x" * 20}), event_id="1") is Outcome.MERGED
         with pytest.raises(PermanentError, match=r"set_union would take \d+ bytes, at most 40"):
@@ -353,10 +354,9 @@ def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
         for i in range(3):
             store.merge_updates([Update(key, 1, f"old {i}") for key in keys])
         line = Line(store)
-        deletion = wire.Bulk(table_name=line.name)
-        for key in keys:
-            deletion.entries.add(row_key=row_key(key)).mutations.add().delete_from_row.SetInParent()
-        assert line.run(line.real.mutate(deletion)) == {}
+        nothing_left = [wire.clear(family) for family in (wire.AGG, wire.DEDUP, wire.STATE)]
+        deletion = wire.bulk(line, [(row_key(key), nothing_left) for key in keys])
+        assert line.run(line.real.mutate(deletion, len(keys))) == {}
         for i in range(3):
             other.merge_updates([Update(key, 10, f"new {i}") for key in keys])
         again = [Update(key, 10, f"new {i}") for key in keys for i in range(3)]
@@ -366,7 +366,7 @@ def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
 
 
 def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
-    """A new worker that goes over old rows needs about one read for 64 of them, and one write for each that changes."""
+    """A new worker that goes over old rows needs about one read for 128 of them, and a write for each that changes."""
     spec = new_spec(bigtable_host)
     keys = [Key(f"k{i}") for i in range(512)]
     with closing(spec.open(Sum())) as store:
@@ -379,9 +379,9 @@ def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
         assert set(store.merge_updates([Update(key, 1, "1") for key in keys[:64]])) == {Outcome.DUPLICATE}
         line = Line(store)
         assert set(store.merge_updates([Update(key, 1, "1") for key in keys[64:]])) == {Outcome.DUPLICATE}
-        assert (line.commits, line.reads) == (0, 7)
+        assert (line.commits, line.reads) == (0, 4)
         assert set(store.merge_updates([Update(key, 1, "2") for key in keys])) == {Outcome.MERGED}
-        assert (line.commits, line.reads) == (512, 7)
+        assert (line.commits, line.reads) == (512, 4)
 
 
 @pytest.mark.parametrize("known", [0, 64])
@@ -391,9 +391,8 @@ def test_a_row_that_cannot_be_read_hurts_no_other(bigtable_host: str, known: int
     keys = [Key(f"k{i:03}") for i in range(known + 3)]
     with closing(spec.open(SetUnion())) as store:
         store.merge_updates([Update(key, frozenset({"x"})) for key in keys])
-        spoil = wire.Bulk(table_name=store._connection.name)
-        wire.put(spoil.entries.add(row_key=row_key(keys[-2])).mutations, wire.STATE, wire.VALUE, 0, b"{")
-        assert store._connection.run(store._connection.mutate(spoil)) == {}
+        spoil = wire.bulk(store._connection, [(row_key(keys[-2]), [wire.put(wire.STATE, wire.VALUE, 0, b"{")])])
+        assert store._connection.run(store._connection.mutate(spoil, 1)) == {}
     with closing(spec.open(SetUnion())) as store:
         store.merge_updates([Update(key, frozenset({"y"})) for key in keys[:known]])
         results = store.merge_updates([Update(key, frozenset({"y"})) for key in keys[known:]])
@@ -437,12 +436,12 @@ def test_packing_loses_no_event(
     with closing(spec.open(Sum())) as store:
         assert store.merge_updates([Update(A, 1, event) for event in events]) == [Outcome.DUPLICATE] * len(events)
         assert store.get(A) == len(events)
-        assert len(store._rows[row_key(A)].loose) <= 4 * 4  # each writer packs what it has seen itself
+        assert len(store._commits.rows[row_key(A)].loose) <= 4 * 4  # each writer packs what it has seen itself
 
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row's events are split, so that a cell of fingerprints stays small."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.store._EVENTS_PER_COMMIT", 10)
+    monkeypatch.setattr("murmur_beam.state.bigtable.commits._EVENTS_PER_COMMIT", 10)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         updates = [Update(A, 1, str(i % 25)) for i in range(50)]
@@ -456,7 +455,7 @@ def test_a_row_that_grows_large_is_a_warning_once(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody should know before the row gets slow, and not at every flush."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.store.WARN_ROW_BYTES", 1000)
+    monkeypatch.setattr("murmur_beam.state.bigtable.commits.WARN_ROW_BYTES", 1000)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         for i in range(5):
             store.merge_updates([Update(A, 1, f"{i}/{n}") for n in range(25)])
@@ -502,10 +501,8 @@ class TestWithoutDedup:
     def test_a_missing_family_makes_it_unusable(self, bigtable_host: str) -> None:
         """An entry that fails has an error of its own, which says as much as that of a whole request."""
         with closing(new_spec(bigtable_host).open(Sum())) as store:
-            request = wire.Bulk(table_name=store._connection.name)
-            for family in (wire.STATE, "nowhere"):
-                wire.put(request.entries.add(row_key=b"x").mutations, family, b"v", 0, b"")
-            failed = store._connection.run(store._connection.mutate(request))
+            entries = [(b"x", [wire.put(family, b"v", 0, b"")]) for family in (wire.STATE, "nowhere")]
+            failed = store._connection.run(store._connection.mutate(wire.bulk(store._connection, entries), 2))
             assert {i: type(err) for i, err in failed.items()} == {1: StoreUnavailable}
 
 
@@ -597,8 +594,8 @@ def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> Non
         for i in range(30):
             store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
             other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
-            known = sum(row.events + ROW_WEIGHT for row in store._rows._rows.values())
-            assert store._rows.weight == known <= 500
+            known = sum(row.events + ROW_WEIGHT for row in store._commits.rows._rows.values())
+            assert store._commits.rows.weight == known <= 500
 
 
 def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:

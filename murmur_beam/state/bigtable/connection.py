@@ -81,23 +81,15 @@ class Connection:
             if emulator
             else BigtableGrpcAsyncIOTransport.create_channel(options=_OPTIONS)
         )
-        self._check_and_mutate = self._channel.unary_unary(
-            wire.CHECK_AND_MUTATE,
-            request_serializer=wire.Commit.SerializeToString,
-            response_deserializer=wire.CommitResponse.FromString,
-        )
-        self._mutate = self._channel.unary_stream(
-            wire.MUTATE_ROWS,
-            request_serializer=wire.Bulk.SerializeToString,
-            response_deserializer=wire.BulkResponse.FromString,
-        )
+        self._check_and_mutate = self._channel.unary_unary(wire.CHECK_AND_MUTATE, response_deserializer=wire.was_met)
+        self._mutate = self._channel.unary_stream(wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString)
         self._read_rows = self._channel.unary_stream(
             wire.READ_ROWS,
             request_serializer=wire.Read.SerializeToString,
             response_deserializer=wire.ReadResponse.FromString,
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
-        self._metadata = (("x-goog-request-params", route),)
+        self._metadata = grpc.aio.Metadata(("x-goog-request-params", route))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop and wait; the client's errors come out as ours.
@@ -135,14 +127,13 @@ class Connection:
         self._thread.join()
         self._loop.close()
 
-    async def commit(self, request: Any) -> bool:
-        """Send a `wire.Commit`; was the predicate met?"""
-        answer = await self._check_and_mutate(request, timeout=self._timeout_s, metadata=self._metadata)
-        met: bool = answer.predicate_matched
+    async def commit(self, request: bytes) -> bool:
+        """Send a request from `wire.commit`; was the predicate met?"""
+        met: bool = await self._check_and_mutate(request, timeout=self._timeout_s, metadata=self._metadata)
         return met
 
-    async def mutate(self, request: Any) -> dict[int, Exception]:
-        """Send a `wire.Bulk`; the errors of the entries that failed, by their positions."""
+    async def mutate(self, request: bytes, n: int) -> dict[int, Exception]:
+        """Send a request of ``n`` entries from `wire.bulk`; the errors of those that failed, by their positions."""
         failed: dict[int, Exception] = {}
         answered = 0
         async for answer in self._mutate(request, timeout=self._timeout_s, metadata=self._metadata):
@@ -151,8 +142,8 @@ class Connection:
                 if entry.status.code:
                     code = next(code for code in grpc.StatusCode if code.value[0] == entry.status.code)
                     failed[entry.index] = self._error(code, entry.status.message)
-        if answered < len(request.entries):
-            raise TransientError(f"{self._where}: {answered} of {len(request.entries)} writes were answered")
+        if answered < n:
+            raise TransientError(f"{self._where}: {answered} of {n} writes were answered")
         return failed
 
     async def read(self, request: Any, *, persist: bool = True) -> list[Row]:

@@ -41,12 +41,13 @@ class KnownRow:
     # A process knows hundreds of thousands of rows, most with few events: each object more would be one more for
     # Python's garbage collector to walk over again and again. Dicts of bytes are not among those.
     __slots__ = (
+        "_held",
+        "_lock",
         "_seen",
         "column",
         "events",
         "expires_us",
         "journal_bytes",
-        "lock",
         "loose",
         "owed",
         "read",
@@ -59,7 +60,8 @@ class KnownRow:
 
     def __init__(self) -> None:
         self.users = self.weighed = 0
-        self.lock: asyncio.Lock | None = None
+        self._held = False
+        self._lock: asyncio.Lock | None = None
         self.sent: dict[bytes, tuple[int, bytes]] | None = None
         self.owed: set[bytes] | None = None
         self.forget()
@@ -75,13 +77,38 @@ class KnownRow:
         self.journal_bytes = 0
         self.loose: dict[bytes, bytes] = {}
         # Fingerprints in a row, spread over buckets that are short enough to be searched: a sixth of what a set takes.
-        self._seen = [b""]
+        self._seen: bytes | list[bytes] = b""
+
+    async def acquire(self) -> None:
+        """Have the row for oneself, as soon as those before have released it."""
+        if not self._held:
+            self._held = True
+            return
+        # Only a row that two want at once needs a lock; the first of them has had it all the time.
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+            await self._lock.acquire()
+        await self._lock.acquire()
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        if self._lock is None:
+            self._held = False
+        else:
+            self._lock.release()
+
+    def unused(self) -> None:
+        """Nobody has it, or waits for it."""
+        self._held = False
+        self._lock = None
 
     def has(self, event: bytes) -> bool:
         """Is the event in the row?"""
-        buckets = self._seen
+        seen = self._seen
         # A match across the border of two fingerprints is as unlikely as two events with the same one.
-        return event in buckets[int.from_bytes(event[:3], "big") % len(buckets)]
+        if isinstance(seen, bytes):
+            return event in seen
+        return event in seen[int.from_bytes(event[:3], "big") % len(seen)]
 
     def learn(self, column: bytes, journal: bytes) -> None:
         """A column of events that is now in the row."""
@@ -90,27 +117,15 @@ class KnownRow:
         self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
         if n <= LOOSE_EVENTS:
             self.loose[column] = journal
-        if self.events > _IN_BUCKET * len(self._seen):
-            self._spread(_GROWTH * self.events // _IN_BUCKET)
-        self._add(journal)
-
-    def _spread(self, n: int) -> None:
-        old = self._seen
-        self._seen = [b""] * n
-        for bucket in old:
-            self._add(bucket)
-
-    def _add(self, journal: bytes) -> None:
-        buckets = self._seen
-        n = len(buckets)
-        if n == 1:
-            buckets[0] += journal
+        seen = self._seen
+        if isinstance(seen, bytes):
+            seen += journal
+            few = self.events <= _IN_BUCKET
+            self._seen = seen if few else _spread([seen], _GROWTH * self.events // _IN_BUCKET)
             return
-        new: dict[int, list[bytes]] = {}
-        for event in split(journal):
-            new.setdefault(int.from_bytes(event[:3], "big") % n, []).append(event)
-        for i, events in new.items():
-            buckets[i] += b"".join(events)
+        if self.events > _IN_BUCKET * len(seen):
+            self._seen = seen = _spread(seen, _GROWTH * self.events // _IN_BUCKET)
+        _add(seen, journal)
 
     def to_pack(self) -> list[bytes]:
         """The columns that the next commit packs into the last of them; often none.
@@ -150,8 +165,6 @@ class KnownRows:
             self.weight += ROW_WEIGHT
         else:
             self._rows.move_to_end(encoded)
-        if row.lock is None:
-            row.lock = asyncio.Lock()
         row.users += 1
         return row
 
@@ -159,7 +172,7 @@ class KnownRows:
         """No longer needed by one that borrowed it."""
         row.users -= 1
         if not row.users:
-            row.lock = None
+            row.unused()
         self.weight += row.events - row.weighed
         row.weighed = row.events
         in_use = 0
@@ -173,6 +186,23 @@ class KnownRows:
 
     def __getitem__(self, encoded: bytes) -> KnownRow:
         return self._rows[encoded]
+
+
+def _spread(journals: list[bytes], n: int) -> list[bytes]:
+    """The events, in so many buckets."""
+    buckets = [b""] * n
+    for journal in journals:
+        _add(buckets, journal)
+    return buckets
+
+
+def _add(buckets: list[bytes], journal: bytes) -> None:
+    n = len(buckets)
+    new: dict[int, list[bytes]] = {}
+    for event in split(journal):
+        new.setdefault(int.from_bytes(event[:3], "big") % n, []).append(event)
+    for i, events in new.items():
+        buckets[i] += b"".join(events)
 
 
 def split(journal: bytes) -> list[bytes]:

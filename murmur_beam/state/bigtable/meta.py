@@ -34,26 +34,17 @@ async def write_meta(connection: Connection, meta: Meta) -> None:
 
     Fails where the table is not made as it should be.
     """
-    request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
-    request.predicate_filter.family_name_regex_filter = wire.META
-    mutations = request.false_mutations
     # Nothing but a test of whether the families are there, and the sums are sums.
-    wire.add(mutations, wire.VERSION, 0, 0)
-    wire.clear(mutations, wire.STATE)
-    wire.clear(mutations, wire.DEDUP)
-    for qualifier, value in _cells(meta).items():
-        wire.put(mutations, wire.META, qualifier, 0, value)
-    await connection.commit(request)
+    probes = [wire.add(wire.VERSION, 0, 0), wire.clear(wire.STATE), wire.clear(wire.DEDUP)]
+    cells = [wire.put(wire.META, qualifier, 0, value) for qualifier, value in _cells(meta).items()]
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_not=[*probes, *cells]))
 
 
 async def amend_meta(connection: Connection, meta: Meta) -> None:
     """Record other ages where something is recorded; the schema stays."""
-    request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
-    request.predicate_filter.family_name_regex_filter = wire.META
     cells = _cells(meta)
-    for qualifier in (b"bucket_age_us", b"marker_age_us"):
-        wire.put(request.true_mutations, wire.META, qualifier, 0, cells[qualifier])
-    await connection.commit(request)
+    ages = [wire.put(wire.META, name, 0, cells[name]) for name in (b"bucket_age_us", b"marker_age_us")]
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=ages))
 
 
 async def read_meta(connection: Connection) -> Meta | None:

@@ -361,10 +361,8 @@ def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> It
 def _check_access(where: Settings) -> Finding:
     try:
         with _data(where) as connection:
-            request = wire.Commit(table_name=connection.name, app_profile_id=connection.app_profile, row_key=SCHEMA_ROW)
             # Asks for all that a commit needs, and can never write.
-            request.predicate_filter.block_all_filter = True
-            wire.clear(request.true_mutations, wire.META)
+            request = wire.commit(connection, SCHEMA_ROW, wire.NEVER, if_met=[wire.clear(wire.META)])
             connection.run(connection.commit(request))
     except PermanentError as err:
         return Finding("writing", WRONG, str(err))

@@ -1,0 +1,127 @@
+"""What the cells of a row hold: the aggregate, and when it expires."""
+
+from __future__ import annotations
+
+import struct
+from datetime import timedelta
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from murmur_beam.clock import Clock
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import unreadable
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.keys import parse_row_key
+from murmur_beam.state.bigtable.reading import Row
+
+V = TypeVar("V")
+
+EXPIRY_SLACK_US = 60_000_000
+_FOREVER_US = 2**62 // 1000 * 1000
+_INT64 = struct.Struct(">q")
+
+
+class Value(NamedTuple):
+    """A row's aggregate, None where there is none, and when it expires, in microseconds; None: never."""
+
+    value: Any
+    expires_us: int | None
+
+
+class Cells(Generic[V]):
+    """Makes cells of values, and values of cells.
+
+    Args:
+        monoid: whose values. Those of a sum are cells that the server adds to; others are put as they are encoded.
+        granularity_us: length of a bucket, whose start is the timestamp of its cells; 0 without a window.
+        clock: what decides about expiry.
+
+    Attributes:
+        sums: are values added by the server?
+    """
+
+    def __init__(self, monoid: Monoid[V], granularity_us: int, clock: Clock) -> None:
+        self.monoid = monoid
+        self.sums = monoid.native == "sum"
+        self._granularity_us = granularity_us
+        self._clock = clock
+
+    def encoded(self, value: V) -> Any:
+        """A value as a cell holds it; a sum as it is."""
+        return value if self.sums else self.monoid.encode(value)
+
+    def decoded(self, key: bytes, data: bytes) -> Any:
+        """What a cell of the row with this key says.
+
+        Raises:
+            PermanentError: nothing that the monoid understands.
+        """
+        if self.sums:
+            return int64(data)
+        try:
+            return self.monoid.decode(data)
+        except Exception as err:
+            raise unreadable(self.monoid, parse_row_key(key)[0], err) from err
+
+    def value_of(self, row: Row) -> Value:
+        """What a read of a row says."""
+        value: Any = None
+        expires_us: int | None = None
+        for cell in row.cells:
+            if cell.qualifier == wire.EXPIRY:
+                expires_us = expiry(cell.at_us)
+            elif cell.qualifier == wire.VALUE:
+                value = self.decoded(row.key, cell.value)
+        return Value(value, expires_us)
+
+    def start_us(self, bucket: int) -> int:
+        """Timestamp of the cells of a bucket: its start, so that garbage collection by age takes whole buckets."""
+        return max(0, bucket * self._granularity_us) // 1000 * 1000
+
+    def expires_us(self, exists: bool, known_us: int | None, ttl: timedelta | None) -> int | None:
+        """When a row will expire, never earlier than it would; None: never.
+
+        Args:
+            exists: is there a row?
+            known_us: when that one expires.
+            ttl: how long the update wants it to be kept.
+        """
+        if ttl is None:
+            return None
+        expires_us = int((self._clock.now() + ttl.total_seconds()) * 1000) * 1000
+        if expires_us >= _FOREVER_US or (exists and known_us is None):
+            return None
+        # All flushes of a bucket mean the same time, but for their clocks.
+        if known_us is not None and expires_us - known_us < EXPIRY_SLACK_US:
+            return known_us
+        return expires_us
+
+    def changes(
+        self, at_us: int, before: Any, after: Any, expired_us: int | None, expires_us: int | None
+    ) -> list[bytes]:
+        """The mutations that change value and expiry, where these are others.
+
+        Args:
+            at_us: timestamp of the bucket.
+            before, after: as `encoded` makes them; None before the first.
+            expired_us, expires_us: before and after.
+        """
+        made = []
+        if self.sums:
+            made.append(wire.add(wire.VALUE, at_us, after - (before or 0)))
+        elif after != before:
+            made.append(wire.put(wire.STATE, wire.VALUE, at_us, after))
+        if expires_us != expired_us:
+            # As a timestamp: the newest cell is what is read, so that the latest expiry holds, whoever writes last.
+            made.append(wire.put(wire.STATE, wire.EXPIRY, _FOREVER_US if expires_us is None else expires_us, b""))
+        return made
+
+
+def int64(data: bytes) -> int:
+    """What a cell says that the server adds to."""
+    n: int = _INT64.unpack(data)[0]
+    return n
+
+
+def expiry(timestamp_us: int) -> int | None:
+    """When a row expires whose cell of expiry has this timestamp."""
+    return None if timestamp_us >= _FOREVER_US else timestamp_us

@@ -1,0 +1,417 @@
+"""The protocol: every commit is on condition that the row is still at the version that is known.
+
+A commit says: if the version is still what I know, add the delta, add one to the version and note these events. If
+somebody else has committed meanwhile, nothing happens; then the row is read, and what is new to it tried again. A
+commit whose answer got lost is settled by reading the row as well: its column is there, or it is not. One that is still
+on its way can do no harm: the next one has the same condition, so that only one of the two can come true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import random
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from murmur_beam.errors import PermanentError, TransientError
+from murmur_beam.model import Outcome
+from murmur_beam.state.base import Flushed, Result, fold_row
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.cells import Cells, expiry, int64
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.groups import Flush, Group, pieces
+from murmur_beam.state.bigtable.keys import parse_row_key
+from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
+from murmur_beam.state.bigtable.reading import Row
+from murmur_beam.state.bigtable.sending import Sender
+from murmur_beam.state.bigtable.settings import Settings
+
+V = TypeVar("V")
+
+_log = logging.getLogger(__name__)
+
+MAX_VALUE_BYTES = 100 * 2**20
+"""Bigtable's limit of a cell."""
+WARN_ROW_BYTES = 50 * 2**20
+"""Rows work best below 100 MB; past this size somebody should know."""
+
+_EVENTS_PER_COMMIT = 50_000
+_ROWS_PER_READ = 128
+_READS = 4
+_FIRST_ROWS = 16
+_SURE = 8
+# A commit that has packed columns says so by the end of its own.
+_MARKER_BYTES = 24
+_PACKS = b"p"
+# Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
+# that happened all the same are told to be duplicates.
+_MAX_SENT = 32
+
+
+class _Plan(NamedTuple):
+    """What a commit would do, if the row is still at the version it was made for.
+
+    Attributes:
+        results: of the group's updates; None: all are merged.
+        journal: fingerprints of the events that it brings in.
+        column, expires_us: the row's, afterwards.
+        writes: is there anything to write?
+    """
+
+    results: list[Result] | None
+    journal: bytes
+    column: Any
+    expires_us: int | None
+    writes: bool
+
+
+class Commits(Generic[V]):
+    """Commits groups of updates to their rows.
+
+    Args:
+        settings: which table, and how hard to work on it.
+        connection, sender: to it.
+        cells: what it holds.
+    """
+
+    def __init__(self, settings: Settings, connection: Connection, sender: Sender, cells: Cells[V]) -> None:
+        self.connection = connection
+        self.rows = KnownRows(settings.max_known_events)
+        self._settings = settings
+        self._clock = settings.clock
+        self._sender = sender
+        self._cells = cells
+        self._commits = 0
+        self._writer = os.urandom(8)
+        self._chance = random.Random()
+        self._warned: set[bytes] = set()
+        # Have rows that nothing is known of turned out to exist lately? From -_SURE, never, to _SURE, always.
+        self._cold = -1
+
+    async def merge(self, groups: Sequence[Group], flush: Flush) -> None:
+        """Merge the updates of many rows; what becomes of them goes to ``flush.results``."""
+        flush.results.sizes = {"row_bytes": 0, "journal_bytes": 0}
+        parts = self._parts(list(pieces(groups, _EVENTS_PER_COMMIT)))
+
+        async def work() -> None:
+            for part in parts:
+                if self._cold < 0:
+                    await self._settle_all(part, flush)
+                else:
+                    await self._read_and_settle(part, flush)
+
+        await asyncio.gather(*(work() for _ in range(min(len(groups), _READS))))
+
+    def _parts(self, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
+        """Where rows turn out to exist they are read many at a time, not each when its first commit has failed. The
+        first few rows show how it is."""
+        done = 0
+        while done < len(groups):
+            size = len(groups) if self._cold == -_SURE else _ROWS_PER_READ if self._cold == _SURE else _FIRST_ROWS
+            yield groups[done : done + size]
+            done += size
+
+    async def _read_and_settle(self, groups: Sequence[Group], flush: Flush) -> None:
+        rows = [self.rows.borrow(group.encoded) for group in groups]
+        try:
+            await self._read_cold(groups, flush.results)
+            await self._settle_all(groups, flush)
+        finally:
+            for row in rows:
+                self.rows.give_back(row)
+
+    async def _settle_all(self, groups: Sequence[Group], flush: Flush) -> None:
+        queue = iter(groups)
+        in_flight = self._sender.in_flight
+
+        async def work() -> None:
+            for group in queue:
+                async with in_flight:
+                    try:
+                        results = await self._merge_row(group, flush)
+                    except Exception as err:
+                        results = [self.connection.translated(err)] * len(group.positions)
+                if results is not None:
+                    flush.results.put(group.positions, results)
+
+        await asyncio.gather(*(work() for _ in range(min(len(groups), self._settings.max_in_flight))))
+
+    async def _merge_row(self, group: Group, flush: Flush) -> list[Result] | None:
+        """The results of a group; None: all are merged."""
+        row = self.rows.borrow(group.encoded)
+        try:
+            await row.acquire()
+            try:
+                deadline = self._sender.deadline()
+                verified = False
+                while True:
+                    plan = self._plan(row, group, flush)
+                    if not plan.writes:
+                        if verified or not any(isinstance(result, Exception) for result in plan.results or ()):
+                            break
+                        # Nothing will be written that could fail if the row has changed: so look.
+                        await self._refresh(group, row, flush.results)
+                        verified = True
+                    elif await self._commit(group, row, plan, deadline, flush.results):
+                        break
+                    elif self._sender.overdue(deadline):
+                        raise TransientError(
+                            f"{self._settings}: {_named(group.encoded)} was written by others for "
+                            f"{self._settings.patience_s} s; spread its events with shards=N"
+                        )
+                self._measure(group, row, flush.results)
+                return self._told(row, group, plan.results, flush)
+            finally:
+                row.release()
+        finally:
+            self.rows.give_back(row)
+
+    # ---- planning ----
+
+    def _plan(self, row: KnownRow, group: Group, flush: Flush) -> _Plan:
+        updates, prints = flush.updates, flush.prints
+        fresh: list[V] = [] if row.value is None else [row.value]
+        results: list[Result] | None = None
+        claimed: dict[bytes, None] = {}
+        some_known = row.events > 0
+        for n, i in enumerate(group.positions):
+            print_ = prints[i]
+            if print_ is not None:
+                if print_ in claimed or (some_known and row.has(print_)):
+                    if results is None:
+                        results = [Outcome.MERGED] * len(group.positions)
+                    results[n] = Outcome.DUPLICATE
+                    continue
+                claimed[print_] = None
+            fresh.append(updates[i].delta)
+        merges = len(fresh) > (row.value is not None)
+        if not merges:
+            return _Plan(results, b"", row.column, row.expires_us, False)
+        try:
+            column = self._cells.encoded(self._cells.monoid.fold(fresh))
+        except Exception:  # which may be any, of a user's combine: one by one it is raised again, for one to blame
+            column, results, claimed = self._planned_one_by_one(row, group, flush)
+            merges = Outcome.MERGED in results
+        if not self._cells.sums and len(column) > MAX_VALUE_BYTES:
+            error = PermanentError(
+                f"value: the {self._cells.monoid.name} would take {len(column):,} bytes, "
+                f"at most {MAX_VALUE_BYTES:,} are allowed"
+            )
+            results = [error if r is Outcome.MERGED else r for r in results or [Outcome.MERGED] * len(group.positions)]
+            return _Plan(results, b"", row.column, row.expires_us, False)
+        expires_us = self._cells.expires_us(row.version > 0, row.expires_us, updates[group.positions[-1]].ttl)
+        changes = column != row.column or expires_us != row.expires_us
+        return _Plan(results, b"".join(claimed), column, expires_us, bool(claimed) or (changes and merges))
+
+    def _planned_one_by_one(
+        self, row: KnownRow, group: Group, flush: Flush
+    ) -> tuple[Any, list[Result], dict[bytes, None]]:
+        updates = [flush.updates[i] for i in group.positions]
+        prints = {flush.updates[i].event_id: print_ for i in group.positions if (print_ := flush.prints[i]) is not None}
+        claimed: dict[bytes, None] = {}
+
+        def claim(event_id: str) -> bool:
+            print_ = prints[event_id]
+            if print_ in claimed or row.has(print_):
+                return False
+            claimed[print_] = None
+            return True
+
+        column, results = fold_row(
+            self._cells.monoid,
+            row.value,
+            updates,
+            claim,
+            lambda event_id: claimed.pop(prints[event_id]),
+            self._cells.encoded,
+        )
+        return column, results, claimed
+
+    # ---- committing ----
+
+    async def _commit(self, group: Group, row: KnownRow, plan: _Plan, deadline: float, flushed: Flushed) -> bool:
+        """Try to write; False if the row was not as it was known, and now is."""
+        version, guessed = row.version, not row.read
+        self._commits += 1
+        # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
+        step = self._chance.getrandbits(40) + 1 if version == 0 else 1
+        marker = (version + step).to_bytes(8, "big") + self._writer + self._commits.to_bytes(8, "big")
+        packed = row.to_pack() if plan.journal else []
+        if packed:
+            marker += _PACKS
+        request = self._request(group, row, step, marker, packed, plan)
+        try:
+            met = await self._sender.send(lambda: self.connection.commit(request), deadline)
+        except BaseException as err:
+            if isinstance(err, Exception) and isinstance(self.connection.translated(err), PermanentError):
+                row.forget()
+                raise
+            # It may have happened, or may yet happen: the row will know.
+            row.sent = row.sent or {}
+            row.sent[marker] = version, plan.journal
+            if len(row.sent) > _MAX_SENT:
+                del row.sent[next(iter(row.sent))]
+            if not isinstance(err, Exception):
+                raise
+            await self._refresh(group, row, flushed)
+            if row.version == version:
+                raise
+            return False
+        committed = met == (version > 0)
+        if guessed:
+            self._cold = max(self._cold - 1, -_SURE) if committed else min(self._cold + 1, _SURE)
+        if committed:
+            self._apply(row, version + step, marker, packed, plan, flushed)
+        else:
+            await self._refresh(group, row, flushed)
+        return committed
+
+    def _request(
+        self, group: Group, row: KnownRow, step: int, marker: bytes, packed: list[bytes], plan: _Plan
+    ) -> bytes:
+        at_us = self._cells.start_us(group.bucket)
+        mutations = [wire.add(wire.VERSION, at_us, step)]
+        mutations += self._cells.changes(at_us, row.column, plan.column, row.expires_us, plan.expires_us)
+        if plan.journal:
+            written_us = max(int(self._clock.now() * 1000) * 1000, at_us)
+            mutations.append(wire.put(wire.DEDUP, marker, written_us, plan.journal))
+            mutations += [wire.clear_column(wire.DEDUP, column) for column in packed]
+            if packed:
+                journal = b"".join([row.loose[column] for column in packed])
+                mutations.append(wire.put(wire.DEDUP, packed[-1], written_us, journal))
+        if row.version == 0:
+            return wire.commit(self.connection, group.encoded, wire.EXISTS, if_not=mutations)
+        return wire.commit(self.connection, group.encoded, wire.at_version(row.version), if_met=mutations)
+
+    def _apply(
+        self, row: KnownRow, version: int, marker: bytes, packed: list[bytes], plan: _Plan, flushed: Flushed
+    ) -> None:
+        """Learn what was just committed."""
+        row.version = version
+        row.read = True
+        if packed:
+            row.pack(packed)
+        if plan.journal:
+            row.learn(marker, plan.journal)
+        row.value = plan.column if self._cells.sums else self._cells.monoid.decode(plan.column)
+        row.column, row.expires_us = plan.column, plan.expires_us
+        if row.sent:
+            self._resolve(row, (), flushed)
+
+    # ---- reading ----
+
+    async def _refresh(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
+        """Bring what is known of a row up to date.
+
+        Raises:
+            Exception: it cannot be read; what is known stays as it was.
+        """
+        deadline = self._sender.deadline()
+        while True:
+            query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.version)
+            found = await self._sender.send(functools.partial(self.connection.read, query, persist=False), deadline)
+            flushed.counts["rows_read"] += 1
+            if self._take(row, group.encoded, found[0] if found else None, flushed):
+                return
+
+    async def _read_cold(self, groups: Sequence[Group], flushed: Flushed) -> None:
+        """Read the rows of which nothing is known, in one request."""
+        cold = {group.encoded: row for group in groups if not (row := self.rows[group.encoded]).read}
+        if not cold:
+            return
+        try:
+            found = await self.connection.read(
+                wire.only_news(wire.read_rows(self.connection, list(cold)), 0), persist=False
+            )
+        except Exception:
+            # Each row will be tried, and read, on its own; what is wrong shows there.
+            return
+        by_key = {row.key: row for row in found}
+        flushed.counts["rows_read"] += len(cold)
+        for encoded, row in cold.items():
+            self._cold = min(self._cold + 1, _SURE) if encoded in by_key else max(self._cold - 1, -_SURE)
+            # Another flush may know more by now.
+            if not row.read and row.users == 1:
+                # One that cannot be decoded is read again on its own, and its updates are told what is wrong.
+                with suppress(PermanentError):
+                    self._take(row, encoded, by_key.get(encoded), flushed)
+
+    def _take(self, row: KnownRow, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
+        """Learn what a read with `wire.only_news` of the known version found; False if all of the row must be read."""
+        version, value, column, expires_us = 0, None, None, None
+        columns: list[tuple[bytes, bytes]] = []
+        for family, qualifier, at_us, data in found.cells if found is not None else ():
+            if family == wire.DEDUP:
+                columns.append((qualifier, data))
+            elif qualifier == wire.VERSION:
+                version = int64(data)
+            elif qualifier == wire.EXPIRY:
+                expires_us = expiry(at_us)
+            else:
+                value = self._cells.decoded(encoded, data)
+                column = value if self._cells.sums else data
+        # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
+        # events leave no column, so this may be a false alarm; reading all of the row settles it.
+        known = version > row.version and version - row.version == len(columns)
+        if row.events and version != row.version and not known:
+            row.forget()
+            if found is not None:
+                return False
+        if any(len(marker) > _MARKER_BYTES for marker, _ in columns):
+            # Somebody has packed columns, and those that were known may be among them.
+            row.loose.clear()
+        row.read = True
+        row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
+        for marker, journal in columns:
+            row.learn(marker, journal)
+        if row.sent:
+            self._resolve(row, {marker for marker, _ in columns}, flushed)
+        return True
+
+    def _resolve(self, row: KnownRow, found: Container[bytes], flushed: Flushed) -> None:
+        """Settle what was sent without an answer: once the row has another version it has happened, or never will."""
+        sent = row.sent or {}
+        for marker, (version, journal) in list(sent.items()):
+            if version != row.version:
+                del sent[marker]
+                flushed.counts["ambiguous_resolved"] += 1
+                if marker in found:
+                    row.owed = (row.owed or set()).union(split(journal))
+
+    @staticmethod
+    def _told(row: KnownRow, group: Group, results: list[Result] | None, flush: Flush) -> list[Result] | None:
+        """The results; an event that a write of ours without an answer brought in was merged, and is no duplicate."""
+        if row.owed and results is not None:
+            for n, i in enumerate(group.positions):
+                if results[n] is Outcome.DUPLICATE and flush.prints[i] in row.owed:
+                    row.owed.discard(flush.prints[i])
+                    results[n] = Outcome.MERGED
+        return results
+
+    def _measure(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
+        value_bytes = 8 if self._cells.sums else len(row.column or b"")
+        row_bytes = len(group.encoded) + value_bytes + row.journal_bytes
+        sizes = flushed.sizes
+        if row_bytes > sizes["row_bytes"]:
+            sizes["row_bytes"] = row_bytes
+        if row.journal_bytes > sizes["journal_bytes"]:
+            sizes["journal_bytes"] = row.journal_bytes
+        if row_bytes > WARN_ROW_BYTES and group.encoded not in self._warned:
+            self._warned.add(group.encoded)
+            _log.warning(
+                "%s: %s has grown to %d MB, %d of them markers; beyond 100 MB it gets slow, and beyond 256 MB it "
+                "cannot be read: use shards, shorter buckets, or a shorter retention of markers",
+                self._settings,
+                _named(group.encoded),
+                row_bytes >> 20,
+                row.journal_bytes >> 20,
+            )
+
+
+def _named(encoded: bytes) -> str:
+    key, shard = parse_row_key(encoded)
+    return f"the row of {key.entity!r:.80}, bucket {key.bucket}, shard {shard}"

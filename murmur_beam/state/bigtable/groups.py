@@ -1,0 +1,77 @@
+"""A flush: its updates, row by row, and what has become of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from murmur_beam.errors import InvalidRecord
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.state.base import Flushed, fingerprint
+from murmur_beam.state.bigtable.keys import row_key
+
+
+class Group(NamedTuple):
+    """The updates of one row, by their positions in the flush."""
+
+    encoded: bytes
+    bucket: int
+    positions: Sequence[int]
+
+
+class Flush:
+    """One call of `merge_updates`.
+
+    Args:
+        updates: in any order.
+        shards: rows of each key; an event belongs to one of them for ever.
+        marks: do updates with an event id leave a fingerprint?
+
+    Attributes:
+        results: of the updates; merged, unless something else is put there.
+        prints: fingerprints of the updates; None for one that leaves none.
+        groups: one for each row; updates whose key makes no row are in none, and have their result.
+    """
+
+    def __init__(self, updates: Sequence[Update], shards: int, marks: bool) -> None:
+        self.updates = updates
+        self.results = Flushed([Outcome.MERGED] * len(updates))
+        self.prints: list[bytes | None] = []
+        self.groups: list[Group] = []
+        seen: dict[str, bytes] = {}
+        rows: dict[tuple[Key, int], list[int]] = {}
+        for i, update in enumerate(updates):
+            event_id = update.event_id
+            print_ = None
+            if event_id is not None and (marks or shards > 1):
+                print_ = seen.get(event_id)
+                if print_ is None:
+                    print_ = seen[event_id] = fingerprint(event_id)
+            self.prints.append(print_ if marks else None)
+            row = (update.key, 0 if print_ is None or shards == 1 else print_[0] % shards)
+            positions = rows.get(row)
+            if positions is None:
+                rows[row] = [i]
+            else:
+                positions.append(i)
+        for (key, shard), positions in rows.items():
+            try:
+                encoded = row_key(key, shard)
+            except InvalidRecord as err:
+                self.results.put(positions, [err] * len(positions))
+            else:
+                self.groups.append(Group(encoded, key.bucket, positions))
+
+    def marked(self, group: Group) -> bool:
+        """Does any of the updates leave a fingerprint?"""
+        return any(self.prints[i] is not None for i in group.positions)
+
+
+def pieces(groups: Iterable[Group], size: int) -> Iterator[Group]:
+    """The groups; several in the place of one that has more updates than ``size``."""
+    for group in groups:
+        if len(group.positions) <= size:
+            yield group
+            continue
+        for start in range(0, len(group.positions), size):
+            yield group._replace(positions=group.positions[start : start + size])
