@@ -13,8 +13,9 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Awaitable, Container, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from murmur_beam.errors import PermanentError, TransientError
@@ -67,6 +68,44 @@ class _Plan(NamedTuple):
     column: Any
     expires_us: int | None
     writes: bool
+
+
+class _Attempt(NamedTuple):
+    """A commit that is ready to be sent.
+
+    Attributes:
+        version: the row's, afterwards.
+        marker: the column of its events.
+        packed: the columns that it packs into the last of them.
+        request: itself.
+    """
+
+    version: int
+    marker: bytes
+    packed: list[bytes]
+    request: bytes
+
+
+class _Turn:
+    """A group with its row, and how far the first try has come.
+
+    Attributes:
+        has_row: does nobody else have it?
+        plan, attempt, answer: what is done; None where it is not.
+        failure: why there is no answer.
+        unmet: the row was not at the version it was known at.
+    """
+
+    __slots__ = ("answer", "attempt", "failure", "group", "has_row", "plan", "row", "unmet")
+
+    def __init__(self, group: Group, row: KnownRow) -> None:
+        self.group = group
+        self.row = row
+        self.has_row = self.unmet = False
+        self.plan: _Plan | None = None
+        self.attempt: _Attempt | None = None
+        self.answer: Awaitable[bool] | None = None
+        self.failure: Exception | None = None
 
 
 class Commits(Generic[V]):
@@ -126,49 +165,112 @@ class Commits(Generic[V]):
 
     async def _settle_all(self, groups: Sequence[Group], flush: Flush) -> None:
         queue = iter(groups)
-        in_flight = self._sender.in_flight
+        burst = self._sender.burst
 
         async def work() -> None:
-            for group in queue:
-                async with in_flight:
-                    try:
-                        results = await self._merge_row(group, flush)
-                    except Exception as err:
-                        results = [self.connection.translated(err)] * len(group.positions)
-                if results is not None:
-                    flush.results.put(group.positions, results)
+            while some := list(islice(queue, burst)):
+                async with self._sender.in_flight:
+                    await self._merge_some(some, flush)
 
-        await asyncio.gather(*(work() for _ in range(min(len(groups), self._settings.max_in_flight))))
+        await asyncio.gather(*(work() for _ in range(min(-(-len(groups) // burst), self._settings.max_in_flight))))
 
-    async def _merge_row(self, group: Group, flush: Flush) -> list[Result] | None:
-        """The results of a group; None: all are merged."""
-        row = self.rows.borrow(group.encoded)
+    async def _merge_some(self, groups: Sequence[Group], flush: Flush) -> None:
+        """Send a first try for each group, all at once; then take care of those that take more."""
+        deadline = self._sender.deadline()
+        turns = [_Turn(group, self.rows.borrow(group.encoded)) for group in groups]
         try:
-            await row.acquire()
-            try:
-                deadline = self._sender.deadline()
-                verified = False
-                while True:
-                    plan = self._plan(row, group, flush)
-                    if not plan.writes:
-                        if verified or not any(isinstance(result, Exception) for result in plan.results or ()):
-                            break
-                        # Nothing will be written that could fail if the row has changed: so look.
-                        await self._refresh(group, row, flush.results)
-                        verified = True
-                    elif await self._commit(group, row, plan, deadline, flush.results):
-                        break
-                    elif self._sender.overdue(deadline):
-                        raise TransientError(
-                            f"{self._settings}: {_named(group.encoded)} was written by others for "
-                            f"{self._settings.patience_s} s; spread its events with shards=N"
-                        )
-                self._measure(group, row, flush.results)
-                return self._told(row, group, plan.results, flush)
-            finally:
-                row.release()
+            for turn in turns:
+                self._begin(turn, flush)
+            rest = [turn for turn in turns if not await self._succeeds(turn, flush)]
+            if rest:
+                await asyncio.gather(*(self._settle(turn, deadline, flush) for turn in rest))
         finally:
-            self.rows.give_back(row)
+            for turn in turns:
+                self._end(turn)
+                self.rows.give_back(turn.row)
+
+    def _end(self, turn: _Turn) -> None:
+        """Let others have the row."""
+        if turn.answer is not None:  # interrupted while it was under way
+            assert turn.plan is not None
+            assert turn.attempt is not None
+            self._sent(turn.row, turn.plan, turn.attempt)
+        if turn.has_row:
+            turn.has_row = False
+            turn.row.release()
+
+    def _begin(self, turn: _Turn, flush: Flush) -> None:
+        if turn.row.try_acquire():
+            turn.has_row = True
+            try:
+                turn.plan = self._plan(turn.row, turn.group, flush)
+            except Exception:
+                return  # the second time, on its own, it hurts no other
+            if turn.plan.writes:
+                turn.attempt = self._attempt(turn.row, turn.group, turn.plan)
+                turn.answer = self.connection.commit(turn.attempt.request)
+
+    async def _succeeds(self, turn: _Turn, flush: Flush) -> bool:
+        """Is that all? Nearly always it is: the try is made, and has found the row as it was known."""
+        plan, attempt = turn.plan, turn.attempt
+        if turn.answer is None or plan is None or attempt is None:
+            return False
+        try:
+            met = await turn.answer
+        except Exception as err:
+            turn.answer, turn.failure = None, err
+            return False
+        turn.answer = None
+        if met != (turn.row.version > 0):
+            turn.unmet = True
+            return False
+        self._committed(turn.row, turn.group, plan, attempt, flush)
+        results = self._told(turn.row, turn.group, plan.results, flush)
+        if results is not None:
+            flush.results.put(turn.group.positions, results)
+        self._end(turn)
+        return True
+
+    async def _settle(self, turn: _Turn, deadline: float, flush: Flush) -> None:
+        """Go on from where the first try has ended."""
+        group, row = turn.group, turn.row
+        try:
+            if not turn.has_row:
+                await row.acquire()
+                turn.has_row = True
+            results = await self._merge_row(turn, deadline, flush)
+        except Exception as err:
+            results = [self.connection.translated(err)] * len(group.positions)
+        self._end(turn)
+        if results is not None:
+            flush.results.put(group.positions, results)
+
+    async def _merge_row(self, turn: _Turn, deadline: float, flush: Flush) -> list[Result] | None:
+        """The results of a group; None: all are merged."""
+        group, row = turn.group, turn.row
+        plan, attempt = turn.plan, turn.attempt
+        verified = False
+        while True:
+            if plan is None:
+                plan = self._plan(row, group, flush)
+            if not plan.writes:
+                if verified or not any(isinstance(result, Exception) for result in plan.results or ()):
+                    self._measure(group, row, flush.results)
+                    return self._told(row, group, plan.results, flush)
+                # Nothing will be written that could fail if the row has changed: so look.
+                await self._refresh(group, row, flush.results)
+                verified = True
+            else:
+                if attempt is None:
+                    attempt = self._attempt(row, group, plan)
+                if await self._commit(turn, plan, attempt, deadline, flush):
+                    return self._told(row, group, plan.results, flush)
+                if self._sender.overdue(deadline):
+                    raise TransientError(
+                        f"{self._settings}: {_named(group.encoded)} was written by others for "
+                        f"{self._settings.patience_s} s; spread its events with shards=N"
+                    )
+            plan = attempt = None
 
     # ---- planning ----
 
@@ -233,42 +335,71 @@ class Commits(Generic[V]):
 
     # ---- committing ----
 
-    async def _commit(self, group: Group, row: KnownRow, plan: _Plan, deadline: float, flushed: Flushed) -> bool:
-        """Try to write; False if the row was not as it was known, and now is."""
-        version, guessed = row.version, not row.read
+    def _attempt(self, row: KnownRow, group: Group, plan: _Plan) -> _Attempt:
         self._commits += 1
         # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
-        step = self._chance.getrandbits(40) + 1 if version == 0 else 1
-        marker = (version + step).to_bytes(8, "big") + self._writer + self._commits.to_bytes(8, "big")
+        step = self._chance.getrandbits(40) + 1 if row.version == 0 else 1
+        version = row.version + step
+        marker = version.to_bytes(8, "big") + self._writer + self._commits.to_bytes(8, "big")
         packed = row.to_pack() if plan.journal else []
         if packed:
             marker += _PACKS
-        request = self._request(group, row, step, marker, packed, plan)
+        return _Attempt(version, marker, packed, self._request(group, row, step, marker, packed, plan))
+
+    async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt, deadline: float, flush: Flush) -> bool:
+        """Try to write; False if the row was not as it was known, and now is."""
+        group, row = turn.group, turn.row
+        version = row.version
         try:
-            met = await self._sender.send(lambda: self.connection.commit(request), deadline)
+            if turn.unmet:
+                met = version == 0
+            else:
+                call = functools.partial(self.connection.commit, attempt.request)
+                met = await self._sender.send(call, deadline, turn.failure)
         except BaseException as err:
             if isinstance(err, Exception) and isinstance(self.connection.translated(err), PermanentError):
                 row.forget()
                 raise
-            # It may have happened, or may yet happen: the row will know.
-            row.sent = row.sent or {}
-            row.sent[marker] = version, plan.journal
-            if len(row.sent) > _MAX_SENT:
-                del row.sent[next(iter(row.sent))]
+            self._sent(row, plan, attempt)
             if not isinstance(err, Exception):
                 raise
-            await self._refresh(group, row, flushed)
+            await self._refresh(group, row, flush.results)
             if row.version == version:
                 raise
             return False
-        committed = met == (version > 0)
-        if guessed:
-            self._cold = max(self._cold - 1, -_SURE) if committed else min(self._cold + 1, _SURE)
-        if committed:
-            self._apply(row, version + step, marker, packed, plan, flushed)
-        else:
-            await self._refresh(group, row, flushed)
-        return committed
+        finally:
+            turn.failure, turn.unmet = None, False
+        if met == (version > 0):
+            self._committed(row, group, plan, attempt, flush)
+            return True
+        if not row.read:
+            self._cold = min(self._cold + 1, _SURE)
+        await self._refresh(group, row, flush.results)
+        return False
+
+    @staticmethod
+    def _sent(row: KnownRow, plan: _Plan, attempt: _Attempt) -> None:
+        """It may have happened, or may yet happen: the row will know."""
+        row.sent = row.sent or {}
+        row.sent[attempt.marker] = row.version, plan.journal
+        if len(row.sent) > _MAX_SENT:
+            del row.sent[next(iter(row.sent))]
+
+    def _committed(self, row: KnownRow, group: Group, plan: _Plan, attempt: _Attempt, flush: Flush) -> None:
+        """Learn what was just written."""
+        if not row.read:
+            self._cold = max(self._cold - 1, -_SURE)
+        row.version = attempt.version
+        row.read = True
+        if attempt.packed:
+            row.pack(attempt.packed)
+        if plan.journal:
+            row.learn(attempt.marker, plan.journal)
+        row.value = plan.column if self._cells.sums else self._cells.monoid.decode(plan.column)
+        row.column, row.expires_us = plan.column, plan.expires_us
+        if row.sent:
+            self._resolve(row, (), flush.results)
+        self._measure(group, row, flush.results)
 
     def _request(
         self, group: Group, row: KnownRow, step: int, marker: bytes, packed: list[bytes], plan: _Plan
@@ -286,21 +417,6 @@ class Commits(Generic[V]):
         if row.version == 0:
             return wire.commit(self.connection, group.encoded, wire.EXISTS, if_not=mutations)
         return wire.commit(self.connection, group.encoded, wire.at_version(row.version), if_met=mutations)
-
-    def _apply(
-        self, row: KnownRow, version: int, marker: bytes, packed: list[bytes], plan: _Plan, flushed: Flushed
-    ) -> None:
-        """Learn what was just committed."""
-        row.version = version
-        row.read = True
-        if packed:
-            row.pack(packed)
-        if plan.journal:
-            row.learn(marker, plan.journal)
-        row.value = plan.column if self._cells.sums else self._cells.monoid.decode(plan.column)
-        row.column, row.expires_us = plan.column, plan.expires_us
-        if row.sent:
-            self._resolve(row, (), flushed)
 
     # ---- reading ----
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -127,10 +127,10 @@ class Connection:
         self._thread.join()
         self._loop.close()
 
-    async def commit(self, request: bytes) -> bool:
-        """Send a request from `wire.commit`; was the predicate met?"""
-        met: bool = await self._check_and_mutate(request, timeout=self._timeout_s, metadata=self._metadata)
-        return met
+    def commit(self, request: bytes) -> Awaitable[bool]:
+        """Send a request from `wire.commit`, at once; was the predicate met?"""
+        call: Awaitable[bool] = self._check_and_mutate(request, timeout=self._timeout_s, metadata=self._metadata)
+        return call
 
     async def mutate(self, request: bytes, n: int) -> dict[int, Exception]:
         """Send a request of ``n`` entries from `wire.bulk`; the errors of those that failed, by their positions."""

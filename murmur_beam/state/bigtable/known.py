@@ -79,10 +79,16 @@ class KnownRow:
         # Fingerprints in a row, spread over buckets that are short enough to be searched: a sixth of what a set takes.
         self._seen: bytes | list[bytes] = b""
 
+    def try_acquire(self) -> bool:
+        """Have the row for oneself, if nobody else has."""
+        if self._held:
+            return False
+        self._held = True
+        return True
+
     async def acquire(self) -> None:
         """Have the row for oneself, as soon as those before have released it."""
-        if not self._held:
-            self._held = True
+        if self.try_acquire():
             return
         # Only a row that two want at once needs a lock; the first of them has had it all the time.
         if self._lock is None:

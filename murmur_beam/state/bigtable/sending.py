@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -15,6 +15,8 @@ from murmur_beam.state.bigtable.settings import Settings
 
 T = TypeVar("T")
 
+_BURST = 16
+_BURSTS = 4
 _BACKOFF = timedelta(milliseconds=50), timedelta(seconds=5)
 
 
@@ -25,13 +27,16 @@ class Sender:
         settings: how hard to try.
 
     Attributes:
-        in_flight: to be held while requests are sent for one row, or for some.
+        burst: so many requests are made, and then sent together.
+        in_flight: to be held for each burst.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._clock = settings.clock
         self._patience_s = settings.patience_s
-        self.in_flight = asyncio.Semaphore(settings.max_in_flight)
+        # Requests one after the other, as each gets its turn, wake the server up for each, and us for each answer.
+        self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
+        self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
 
     def deadline(self) -> float:
         """Until when a flush that begins now goes on trying, by the monotonic clock."""
@@ -41,15 +46,24 @@ class Sender:
         """Has it passed?"""
         return self._clock.monotonic() >= deadline
 
-    async def send(self, call: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
-        """Call, and again for as long as the server says that it has too much to do."""
+    async def send(self, call: Callable[[], Awaitable[T]], deadline: float, failure: Exception | None = None) -> T:
+        """Call, and again for as long as the server says that it has too much to do.
+
+        Args:
+            call: makes the request.
+            deadline: until when to try again.
+            failure: of a first try that has been made.
+        """
         attempt = 0
         while True:
-            try:
-                return await call()
-            except Exception as err:
-                if status_of(err) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
-                    raise
+            if failure is None:
+                try:
+                    return await call()
+                except Exception as err:
+                    failure = err
+            if status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
+                raise failure
+            failure = None
             attempt += 1
             # Waiting here keeps a place of those in flight: so the whole store slows down.
             await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))

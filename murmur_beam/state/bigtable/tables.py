@@ -361,12 +361,15 @@ def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> It
 def _check_access(where: Settings) -> Finding:
     try:
         with _data(where) as connection:
-            # Asks for all that a commit needs, and can never write.
-            request = wire.commit(connection, SCHEMA_ROW, wire.NEVER, if_met=[wire.clear(wire.META)])
-            connection.run(connection.commit(request))
+            connection.run(_ask_for_nothing(connection))
     except PermanentError as err:
         return Finding("writing", WRONG, str(err))
     return Finding("writing", OK)
+
+
+async def _ask_for_nothing(connection: Connection) -> None:
+    """Ask for all that a commit needs, without ever writing."""
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.NEVER, if_met=[wire.clear(wire.META)]))
 
 
 def _check_app_profile(where: Settings, admin: Admin) -> Finding:
