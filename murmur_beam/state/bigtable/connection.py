@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -44,6 +44,20 @@ _REFUSED = {
 }
 # The emulator's codes say less than its texts.
 _CLEAR_TEXTS = ("unknown family", "non-aggregate cell")
+
+
+class _Metadata(grpc.aio.Metadata):  # type: ignore[misc]
+    """The same for every request, so that it need not be taken apart and put together for each."""
+
+    def __init__(self, *pairs: tuple[str, str]) -> None:
+        super().__init__(*pairs)
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._pairs)
 
 
 class Connection:
@@ -89,7 +103,7 @@ class Connection:
             response_deserializer=wire.ReadResponse.FromString,
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
-        self._metadata = grpc.aio.Metadata(("x-goog-request-params", route))
+        self._metadata = _Metadata(("x-goog-request-params", route))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop and wait; the client's errors come out as ours.

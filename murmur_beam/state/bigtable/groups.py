@@ -38,29 +38,33 @@ class Flush:
         self.results = Flushed([Outcome.MERGED] * len(updates))
         self.prints: list[bytes | None] = []
         self.groups: list[Group] = []
-        seen: dict[str, bytes] = {}
-        rows: dict[tuple[Key, int], list[int]] = {}
+        prints: dict[str, bytes] = {}
+        # Positions by shard and key.
+        rows: list[dict[Key, list[int]]] = [{} for _ in range(shards)]
+        its_rows = rows[0]
         for i, update in enumerate(updates):
             event_id = update.event_id
             print_ = None
             if event_id is not None and (marks or shards > 1):
-                print_ = seen.get(event_id)
+                print_ = prints.get(event_id)
                 if print_ is None:
-                    print_ = seen[event_id] = fingerprint(event_id)
+                    print_ = prints[event_id] = fingerprint(event_id)
             self.prints.append(print_ if marks else None)
-            row = (update.key, 0 if print_ is None or shards == 1 else print_[0] % shards)
-            positions = rows.get(row)
+            if shards > 1:
+                its_rows = rows[0 if print_ is None else print_[0] % shards]
+            positions = its_rows.get(update.key)
             if positions is None:
-                rows[row] = [i]
+                its_rows[update.key] = [i]
             else:
                 positions.append(i)
-        for (key, shard), positions in rows.items():
-            try:
-                encoded = row_key(key, shard)
-            except InvalidRecord as err:
-                self.results.put(positions, [err] * len(positions))
-            else:
-                self.groups.append(Group(encoded, key.bucket, positions))
+        for shard, its_rows in enumerate(rows):
+            for key, positions in its_rows.items():
+                try:
+                    encoded = row_key(key, shard)
+                except InvalidRecord as err:
+                    self.results.put(positions, [err] * len(positions))
+                else:
+                    self.groups.append(Group(encoded, key.bucket, positions))
 
     def marked(self, group: Group) -> bool:
         """Does any of the updates leave a fingerprint?"""

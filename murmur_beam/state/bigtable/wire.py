@@ -127,30 +127,30 @@ def add(qualifier: bytes, at_us: int, delta: int) -> bytes:
     return _field(b"\x2a", _sum(qualifier, at_us) + _field(b"\x22", number))
 
 
+@lru_cache(maxsize=16)
+def _family(name: str) -> bytes:
+    return _field(b"\x0a", name.encode())
+
+
 @lru_cache(maxsize=1_024)
 def _sum(qualifier: bytes, at_us: int) -> bytes:
-    return (
-        _field(b"\x0a", AGG.encode())
-        + _field(b"\x12", _field(b"\x42", qualifier))
-        + _field(b"\x1a", b"\x48" + _varint(at_us))
-    )
+    return _family(AGG) + _field(b"\x12", _field(b"\x42", qualifier)) + _field(b"\x1a", b"\x48" + _varint(at_us))
 
 
 def put(family: str, qualifier: bytes, at_us: int, value: bytes) -> bytes:
     """The mutation that sets a cell."""
-    name = family.encode()
-    cell = _field(b"\x0a", name) + _field(b"\x12", qualifier) + b"\x18" + _varint(at_us) + _field(b"\x22", value)
+    cell = _family(family) + _field(b"\x12", qualifier) + b"\x18" + _varint(at_us) + _field(b"\x22", value)
     return _field(b"\x0a", cell)
 
 
 def clear(family: str) -> bytes:
     """The mutation that deletes all cells of a family."""
-    return _field(b"\x1a", _field(b"\x0a", family.encode()))
+    return _field(b"\x1a", _family(family))
 
 
 def clear_column(family: str, qualifier: bytes) -> bytes:
     """The mutation that deletes all cells of a column."""
-    return _field(b"\x12", _field(b"\x0a", family.encode()) + _field(b"\x12", qualifier))
+    return _field(b"\x12", _family(family) + _field(b"\x12", qualifier))
 
 
 def at_version(version: int) -> bytes:
@@ -180,7 +180,11 @@ _varint = lru_cache(maxsize=4_096)(_encoded)
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
+    n = len(content)
+    return tag + (_SHORT[n] if n < 128 else _varint(n)) + content
+
+
+_SHORT = [bytes([n]) for n in range(128)]
 
 
 @lru_cache(maxsize=16)
@@ -190,7 +194,7 @@ def _table(name: str, app_profile: str, app_profile_field: int) -> bytes:
 
 
 # Not by regular expressions: the emulator compiles those anew for every cell of the row.
-_VERSION_COLUMN = _field(b"\x3a", _field(b"\x0a", AGG.encode()) + _field(b"\x12", VERSION) + _field(b"\x22", VERSION))
+_VERSION_COLUMN = _field(b"\x3a", _family(AGG) + _field(b"\x12", VERSION) + _field(b"\x22", VERSION))
 EXISTS = _field(b"\x32", _VERSION_COLUMN)
 """The predicate "the row has a version"."""
 NEVER = _field(b"\x32", b"\x90\x01\x01")
