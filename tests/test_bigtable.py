@@ -264,6 +264,80 @@ def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arriv
         assert store.merge_update(A, 2, event_id="1") is Outcome.DUPLICATE
 
 
+def test_a_flush_that_is_interrupted_leaves_its_rows_usable(bigtable_host: str) -> None:
+    """What was on its way may have happened: the next flush gets hold of the rows, and tells each event once."""
+    updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(20)]
+    with closing(new_spec(bigtable_host).open(Sum())) as store:
+        line = Line(store)
+        send, under_way, never = line.commit, threading.Semaphore(0), asyncio.Event()
+
+        async def unanswered(request: bytes, *, lost: bool) -> bool:
+            if not lost:
+                await send(request)
+            under_way.release()
+            return await never.wait()
+
+        for lost in (False, True):
+            line.commit = lambda request, lost=lost: asyncio.ensure_future(  # type: ignore[assignment, misc]
+                unanswered(request, lost=lost)
+            )
+            flush = asyncio.run_coroutine_threadsafe(store._merge(updates), line._loop)
+            for _ in updates:
+                assert under_way.acquire(timeout=30)
+            flush.cancel()
+        line.commit = send  # type: ignore[method-assign]
+        assert store.merge_updates(updates) == [Outcome.MERGED] * 20
+        assert store.merge_updates(updates) == [Outcome.DUPLICATE] * 20
+        assert store.get_many([update.key for update in updates]) == [1] * 20
+
+
+def test_flushes_of_the_same_rows_at_once_wait_for_each_other(bigtable_host: str) -> None:
+    """Two threads that go over the same rows from both ends must not hold what the other waits for."""
+    keys = [Key(f"k{i}") for i in range(60)]
+    done: list[int] = []
+    with closing(new_spec(bigtable_host, max_in_flight=8).open(Sum())) as store:
+
+        def merge(name: str, step: int) -> None:
+            for n in range(20):
+                results = store.merge_updates([Update(key, 1, f"{name}{n}") for key in keys[::step]])
+                done.append(results.count(Outcome.MERGED))
+
+        threads = [
+            threading.Thread(target=merge, args=(f"t{i}-", step), daemon=True) for i, step in enumerate((1, -1, 1, -1))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert done == [60] * 80
+        assert store.get_many(keys) == [80] * 60
+
+
+class Unreadable(Max):
+    """Writes what it cannot read again."""
+
+    name = "unreadable"
+
+    def decode(self, data: bytes) -> Any:
+        """See `Monoid.decode`."""
+        value = super().decode(data)
+        if value == 13:
+            raise ValueError("13")
+        return value
+
+
+def test_a_value_that_could_not_be_read_again_is_not_written(bigtable_host: str) -> None:
+    """The update is told so, and neither the row nor those of the same burst are hurt."""
+    with closing(new_spec(bigtable_host).open(Unreadable())) as store:
+        updates = [Update(Key(f"k{i}"), i) for i in range(16)]
+        results = store.merge_updates(updates)
+        assert [i for i, result in enumerate(results) if result is not Outcome.MERGED] == [13]
+        assert isinstance(results[13], PermanentError)
+        assert store.merge_update(Key("k13"), 14) is Outcome.MERGED
+        assert store.get_many([update.key for update in updates]) == [*range(13), 14, 14, 15]
+
+
 def test_lost_answers_are_a_metric(bigtable_host: str) -> None:
     """They are counted under the pipeline's name, and so are the sizes of rows."""
     recorder = InMemory()

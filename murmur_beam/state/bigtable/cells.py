@@ -49,18 +49,22 @@ class Cells(Generic[V]):
         """A value as a cell holds it; a sum as it is."""
         return value if self.sums else self.monoid.encode(value)
 
-    def decoded(self, key: bytes, data: bytes) -> Any:
-        """What a cell of the row with this key says.
+    def decoded(self, key: bytes, column: Any) -> Any:
+        """Inverse of `encoded`, in the row with this key.
 
         Raises:
             PermanentError: nothing that the monoid understands.
         """
         if self.sums:
-            return int64(data)
+            return column
         try:
-            return self.monoid.decode(data)
+            return self.monoid.decode(column)
         except Exception as err:
             raise unreadable(self.monoid, parse_row_key(key)[0], err) from err
+
+    def column_of(self, data: bytes) -> Any:
+        """A cell's bytes, as `encoded` makes them."""
+        return int64(data) if self.sums else data
 
     def value_of(self, row: Row) -> Value:
         """What a read of a row says."""
@@ -70,7 +74,7 @@ class Cells(Generic[V]):
             if cell.qualifier == wire.EXPIRY:
                 expires_us = expiry(cell.at_us)
             elif cell.qualifier == wire.VALUE:
-                value = self.decoded(row.key, cell.value)
+                value = self.decoded(row.key, self.column_of(cell.value))
         return Value(value, expires_us)
 
     def start_us(self, bucket: int) -> int:

@@ -59,15 +59,21 @@ class _Plan(NamedTuple):
     Attributes:
         results: of the group's updates; None: all are merged.
         journal: fingerprints of the events that it brings in.
-        column, expires_us: the row's, afterwards.
+        value, column, expires_us: the row's, afterwards.
         writes: is there anything to write?
     """
 
     results: list[Result] | None
     journal: bytes
+    value: Any
     column: Any
     expires_us: int | None
     writes: bool
+
+    @property
+    def fails(self) -> bool:
+        """Does any update?"""
+        return self.results is not None and any(isinstance(result, Exception) for result in self.results)
 
 
 class _Attempt(NamedTuple):
@@ -211,42 +217,39 @@ class Commits(Generic[V]):
                 turn.answer = self.connection.commit(turn.attempt.request)
 
     async def _succeeds(self, turn: _Turn, flush: Flush) -> bool:
-        """Is that all? Nearly always it is: the try is made, and has found the row as it was known."""
+        """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
-        if turn.answer is None or plan is None or attempt is None:
+        if plan is None or (attempt is None and plan.fails):
             return False
-        try:
-            met = await turn.answer
-        except Exception as err:
-            turn.answer, turn.failure = None, err
-            return False
-        turn.answer = None
-        if met != (turn.row.version > 0):
-            turn.unmet = True
-            return False
-        self._committed(turn.row, turn.group, plan, attempt, flush)
-        results = self._told(turn.row, turn.group, plan.results, flush)
-        if results is not None:
-            flush.results.put(turn.group.positions, results)
+        if turn.answer is not None and attempt is not None:
+            try:
+                met = await turn.answer
+            except Exception as err:
+                turn.answer, turn.failure = None, err
+                return False
+            turn.answer = None
+            if met != (turn.row.version > 0):
+                turn.unmet = True
+                return False
+            self._committed(turn.row, plan, attempt, flush.results)
+        self._tell(turn.row, turn.group, plan, flush)
         self._end(turn)
         return True
 
     async def _settle(self, turn: _Turn, deadline: float, flush: Flush) -> None:
         """Go on from where the first try has ended."""
-        group, row = turn.group, turn.row
         try:
             if not turn.has_row:
-                await row.acquire()
+                await turn.row.acquire()
                 turn.has_row = True
-            results = await self._merge_row(turn, deadline, flush)
+            self._tell(turn.row, turn.group, await self._merge_row(turn, deadline, flush), flush)
         except Exception as err:
-            results = [self.connection.translated(err)] * len(group.positions)
+            error = self.connection.translated(err)
+            flush.results.put(turn.group.positions, [error] * len(turn.group.positions))
         self._end(turn)
-        if results is not None:
-            flush.results.put(group.positions, results)
 
-    async def _merge_row(self, turn: _Turn, deadline: float, flush: Flush) -> list[Result] | None:
-        """The results of a group; None: all are merged."""
+    async def _merge_row(self, turn: _Turn, deadline: float, flush: Flush) -> _Plan:
+        """Try until it is done; what was done."""
         group, row = turn.group, turn.row
         plan, attempt = turn.plan, turn.attempt
         verified = False
@@ -254,9 +257,8 @@ class Commits(Generic[V]):
             if plan is None:
                 plan = self._plan(row, group, flush)
             if not plan.writes:
-                if verified or not any(isinstance(result, Exception) for result in plan.results or ()):
-                    self._measure(group, row, flush.results)
-                    return self._told(row, group, plan.results, flush)
+                if verified or not plan.fails:
+                    return plan
                 # Nothing will be written that could fail if the row has changed: so look.
                 await self._refresh(group, row, flush.results)
                 verified = True
@@ -264,7 +266,7 @@ class Commits(Generic[V]):
                 if attempt is None:
                     attempt = self._attempt(row, group, plan)
                 if await self._commit(turn, plan, attempt, deadline, flush):
-                    return self._told(row, group, plan.results, flush)
+                    return plan
                 if self._sender.overdue(deadline):
                     raise TransientError(
                         f"{self._settings}: {_named(group.encoded)} was written by others for "
@@ -292,7 +294,7 @@ class Commits(Generic[V]):
             fresh.append(updates[i].delta)
         merges = len(fresh) > (row.value is not None)
         if not merges:
-            return _Plan(results, b"", row.column, row.expires_us, False)
+            return _Plan(results, b"", row.value, row.column, row.expires_us, False)
         try:
             column = self._cells.encoded(self._cells.monoid.fold(fresh))
         except Exception:  # which may be any, of a user's combine: one by one it is raised again, for one to blame
@@ -304,10 +306,12 @@ class Commits(Generic[V]):
                 f"at most {MAX_VALUE_BYTES:,} are allowed"
             )
             results = [error if r is Outcome.MERGED else r for r in results or [Outcome.MERGED] * len(group.positions)]
-            return _Plan(results, b"", row.column, row.expires_us, False)
+            return _Plan(results, b"", row.value, row.column, row.expires_us, False)
+        # As whoever reads it will see it; if that cannot be, nothing is written.
+        value = self._cells.decoded(group.encoded, column)
         expires_us = self._cells.expires_us(row.version > 0, row.expires_us, updates[group.positions[-1]].ttl)
         changes = column != row.column or expires_us != row.expires_us
-        return _Plan(results, b"".join(claimed), column, expires_us, bool(claimed) or (changes and merges))
+        return _Plan(results, b"".join(claimed), value, column, expires_us, bool(claimed) or (changes and merges))
 
     def _planned_one_by_one(
         self, row: KnownRow, group: Group, flush: Flush
@@ -370,7 +374,7 @@ class Commits(Generic[V]):
         finally:
             turn.failure, turn.unmet = None, False
         if met == (version > 0):
-            self._committed(row, group, plan, attempt, flush)
+            self._committed(row, plan, attempt, flush.results)
             return True
         if not row.read:
             self._cold = min(self._cold + 1, _SURE)
@@ -385,21 +389,18 @@ class Commits(Generic[V]):
         if len(row.sent) > _MAX_SENT:
             del row.sent[next(iter(row.sent))]
 
-    def _committed(self, row: KnownRow, group: Group, plan: _Plan, attempt: _Attempt, flush: Flush) -> None:
+    def _committed(self, row: KnownRow, plan: _Plan, attempt: _Attempt, flushed: Flushed) -> None:
         """Learn what was just written."""
         if not row.read:
             self._cold = max(self._cold - 1, -_SURE)
-        row.version = attempt.version
         row.read = True
+        row.version, row.value, row.column, row.expires_us = attempt.version, plan.value, plan.column, plan.expires_us
         if attempt.packed:
             row.pack(attempt.packed)
         if plan.journal:
             row.learn(attempt.marker, plan.journal)
-        row.value = plan.column if self._cells.sums else self._cells.monoid.decode(plan.column)
-        row.column, row.expires_us = plan.column, plan.expires_us
         if row.sent:
-            self._resolve(row, (), flush.results)
-        self._measure(group, row, flush.results)
+            self._resolve(row, (), flushed)
 
     def _request(
         self, group: Group, row: KnownRow, step: int, marker: bytes, packed: list[bytes], plan: _Plan
@@ -468,8 +469,8 @@ class Commits(Generic[V]):
             elif qualifier == wire.EXPIRY:
                 expires_us = expiry(at_us)
             else:
-                value = self._cells.decoded(encoded, data)
-                column = value if self._cells.sums else data
+                column = self._cells.column_of(data)
+                value = self._cells.decoded(encoded, column)
         # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
         # events leave no column, so this may be a false alarm; reading all of the row settles it.
         known = version > row.version and version - row.version == len(columns)
@@ -498,15 +499,19 @@ class Commits(Generic[V]):
                 if marker in found:
                     row.owed = (row.owed or set()).union(split(journal))
 
-    @staticmethod
-    def _told(row: KnownRow, group: Group, results: list[Result] | None, flush: Flush) -> list[Result] | None:
-        """The results; an event that a write of ours without an answer brought in was merged, and is no duplicate."""
-        if row.owed and results is not None:
+    def _tell(self, row: KnownRow, group: Group, plan: _Plan, flush: Flush) -> None:
+        """Give out the results; an event that a write of ours without an answer brought in was merged, and is no
+        duplicate."""
+        self._measure(group, row, flush.results)
+        results = plan.results
+        if results is None:
+            return
+        if row.owed:
             for n, i in enumerate(group.positions):
                 if results[n] is Outcome.DUPLICATE and flush.prints[i] in row.owed:
                     row.owed.discard(flush.prints[i])
                     results[n] = Outcome.MERGED
-        return results
+        flush.results.put(group.positions, results)
 
     def _measure(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
         value_bytes = 8 if self._cells.sums else len(row.column or b"")
