@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Generic, TypeVar
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.model import Record
+from murmur_beam.model import Fields
 from murmur_beam.processor import Config, RecordResult, merge_records
 from murmur_beam.state.base import Cache, Store
 from murmur_beam.windows import WindowConfig
@@ -45,7 +47,7 @@ class FlushLimits:
 class Coalescer(Generic[T, V]):
     """Pending records, each with a token: whatever its driver needs to hand the result on.
 
-    Not thread-safe: one belongs to one bundle.
+    Belongs to one thread; only `merge` may be called from any.
     """
 
     def __init__(
@@ -66,39 +68,56 @@ class Coalescer(Generic[T, V]):
         limits = limits or FlushLimits()
         self._max_events, self._max_rows, self._max_age_s = limits.events, limits.rows, limits.age.total_seconds()
         self._monotonic = cfg.clock.monotonic
-        self._records: list[Record] = []
+        self._records: list[Fields] = []
         self._tokens: list[T] = []
         self._rows: set[tuple[str, int]] = set()
+        self._rows_of = 0
+        self._keys = 0
+        self._count_rows_at = self._max_rows
         self._started_s = 0.0
 
-    def add(self, record: Record, token: T) -> bool:
+    def add(self, record: Fields, token: T) -> bool:
         """Buffer a record; True says that it is time to flush."""
         records = self._records
         if not records:
             self._started_s = self._monotonic()
         records.append(record)
         self._tokens.append(token)
-        bucket = record.event_time_us // self._granularity_us if self._granularity_us else 0
-        for entity in record.entities:
-            self._rows.add((entity, bucket))
+        self._keys += len(record[2])
         return (
             len(records) >= self._max_events
-            or len(self._rows) >= self._max_rows
+            or (self._keys >= self._count_rows_at and self._count_rows() >= self._max_rows)
             or self._monotonic() - self._started_s >= self._max_age_s
         )
 
-    def flush(self) -> list[tuple[T, Record, RecordResult]]:
-        """Merge what is pending; token, record and result of each, in the order they were added."""
-        records, tokens = self._records, self._tokens
+    def _count_rows(self) -> int:
+        """Touched rows; counted only now and then, since they are never more than the keys that were added."""
+        for _, event_time_us, entities, _ in islice(self._records, self._rows_of, None):
+            bucket = event_time_us // self._granularity_us if self._granularity_us else 0
+            self._rows.update([(entity, bucket) for entity in entities])
+        self._rows_of = len(self._records)
+        rows = len(self._rows)
+        self._count_rows_at = self._keys + self._max_rows - rows
+        return rows
+
+    def take(self) -> tuple[list[Fields], list[T]]:
+        """Hand over what is pending, records and tokens, in the order they were added."""
+        taken = self._records, self._tokens
         self.clear()
+        return taken
+
+    def merge(self, records: Sequence[Fields]) -> list[RecordResult]:
+        """Merge what was taken; the result of each."""
         if not records:
             return []
         started_s = self._monotonic()
         results = merge_records(self._cfg, self._name, records, self._store, self._cache, self._window)
         self._cfg.recorder.record_batch(self._name, "flush", len(records), self._monotonic() - started_s)
-        return list(zip(tokens, records, results, strict=True))
+        return results
 
     def clear(self) -> None:
         """Forget what is pending, as when its bundle has failed and will come again."""
         self._records, self._tokens = [], []
         self._rows.clear()
+        self._rows_of = self._keys = 0
+        self._count_rows_at = self._max_rows

@@ -22,12 +22,12 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.model import Record, check_entity, check_event_id, is_representable, to_us
+from murmur_beam.model import SURELY_SHORT, Fields, check_entity, check_event_id, is_representable, to_us
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.processor import make_record
+from murmur_beam.processor import make_fields
 
 T = TypeVar("T")
 
@@ -194,6 +194,7 @@ class Extractor:
 
     def __init__(self, extraction: Extraction, monoid: Monoid[Any], *, need_id: bool, need_time: bool) -> None:
         self._monoid = monoid
+        self._lift = monoid.lift
         self._need_id = need_id
         self._need_time = need_time
         decode = extraction.decode
@@ -207,8 +208,9 @@ class Extractor:
             self._value = lambda record, element: monoid.parse(text(record, element))
         self._keys = _compile_keys(extraction.keys)
         self._keys_argument = _argument_of(extraction.keys)
+        self._names = None if decode == "csv" else _names(extraction)
 
-    def record(self, element: Any, timestamp_us: int, known: Known = _NOTHING_KNOWN) -> Record:
+    def record(self, element: Any, timestamp_us: int, known: Known = _NOTHING_KNOWN) -> Fields:
         """Make the record of an element.
 
         Args:
@@ -222,6 +224,10 @@ class Extractor:
         part = "decode"
         try:
             decoded = self._decode(element)
+            if self._names is not None and known is _NOTHING_KNOWN and type(decoded) is dict:
+                plain = self._plain(self._names, decoded, element, timestamp_us)
+                if plain is not None:
+                    return plain
             part = "event_id"
             event_id = self._event_id_of(decoded, element, known)
             part = "event_time"
@@ -230,11 +236,27 @@ class Extractor:
             keys = known.keys or self._keys(decoded, element)
             part = "value"
             value = self._value(decoded, element)
-            return make_record(self._monoid, event_id, event_time_us, keys, value, need_id=self._need_id)
+            return make_fields(self._monoid, event_id, event_time_us, keys, value, need_id=self._need_id)
         except Exception as err:
             error = err if isinstance(err, InvalidRecord) else _explained(part, err)
             found = self._find(element, timestamp_us, known)
             raise Rejected("decode" if part == "decode" else "extract", found, error) from err
+
+    def _plain(self, names: _Names, decoded: dict[Any, Any], element: Any, timestamp_us: int) -> Fields | None:
+        """The record of a dict whose fields are all it takes; None if anything is out of the ordinary."""
+        key_name, event_id_name, value_name = names
+        try:
+            entity, event_id = decoded[key_name], decoded[event_id_name]
+            if not (type(entity) is str and 0 < len(entity) <= SURELY_SHORT and entity.isascii()):
+                return None
+            if not (type(event_id) is str and event_id and event_id.isascii()):
+                return None
+            if self._event_time is not None or self._need_time:
+                timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NOTHING_KNOWN)
+            delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
+        except Exception:
+            return None
+        return event_id, timestamp_us, (entity,), delta
 
     def _event_id_of(self, decoded: Any, element: Any, known: Known) -> Any:
         if known.event_id is not None or self._event_id is None:
@@ -261,6 +283,28 @@ class Extractor:
             # Only what can be one: a letter must never fail to be written for the very text that made it one.
             _or_none(lambda: tuple(e for e in known.keys or self._keys(decoded, element) if _is_entity(e))),
         )
+
+
+class _Names(NamedTuple):
+    """Of the fields of a dict that hold a record's parts; no value means that none is needed."""
+
+    key: str
+    event_id: str
+    value: str | None
+
+
+def _names(extraction: Extraction) -> _Names | None:
+    """None if key, event id or value is anything but the name of a field: a function, a template, a path."""
+    keys = extraction.keys
+    if not (isinstance(keys, tuple) and len(keys) == 1 and _is_name(keys[0]) and _is_name(extraction.event_id)):
+        return None
+    if not (extraction.value is None or _is_name(extraction.value)):
+        return None
+    return _Names(keys[0], extraction.event_id, extraction.value)
+
+
+def _is_name(field: Field | None) -> TypeGuard[str]:
+    return isinstance(field, str) and field.isidentifier()
 
 
 def _or_none(function: Callable[[], T]) -> T | None:

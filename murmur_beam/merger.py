@@ -7,6 +7,8 @@ windows here, acknowledgements there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -16,8 +18,8 @@ from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
 from murmur_beam.extract import Extractor, Known, Rejected, parse_rfc3339
 from murmur_beam.metrics import Recorder
-from murmur_beam.model import DeadLetter, MergeResult, Outcome, Record
-from murmur_beam.processor import RecordResult, needs_event_id
+from murmur_beam.model import DeadLetter, Fields, MergeResult, Outcome
+from murmur_beam.processor import MERGED, RecordResult, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
 
@@ -45,6 +47,16 @@ class Message(NamedTuple):
         )
 
 
+@dataclass(frozen=True)
+class _Batch(Generic[T]):
+    """What is merged together: of what made a record the element, token and record; of the rest the dead letters."""
+
+    elements: list[Any]
+    tokens: list[T]
+    records: list[Fields]
+    rejected: list[tuple[T, DeadLetter]]
+
+
 class RecordCounter(Recorder, Protocol):
     """A recorder that also counts whole records."""
 
@@ -56,11 +68,12 @@ class Merger(Generic[T]):
     """Takes elements one by one, merges them with one write per touched row, and tells what became of each.
 
     Elements may be dead letters of an earlier run: of those only the keys that had failed are merged. Each element has
-    a token: whatever its driver needs to hand the result on. Not thread-safe.
+    a token: whatever its driver needs to hand the result on. Belongs to one thread, and has one more of its own where a
+    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on.
 
     Args:
         spec: from `murmur_beam.spec.resolve`; its stores are opened here, one for each process.
-        recorder: gets the counts, in place of the recorder in the spec.
+        recorder: gets the counts, in place of the recorder in the spec; of a flush behind from the other thread.
         message: makes the driver's kind of message from a dead letter that holds one.
 
     Raises:
@@ -82,6 +95,8 @@ class Merger(Generic[T]):
         )
         self._record = extractor.record
         self._bucket_us = spec.window.granularity_us if spec.window else 0
+        self._under_way: tuple[_Batch[T], Future[list[RecordResult]]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._leases: list[Lease] = []
         try:
             for store in filter(None, (spec.store, spec.cache)):
@@ -94,6 +109,8 @@ class Merger(Generic[T]):
         self._coalescer: Coalescer[T, Any] = Coalescer(
             config, spec.name, self._leases[0].store, cache, spec.window, spec.flush
         )
+        self._behind = getattr(self._leases[0].store, "waits_for_network", False)
+        self._buffer = self._coalescer.add
         self._elements: list[Any] = []
         self._rejected: list[tuple[T, DeadLetter]] = []
 
@@ -103,7 +120,7 @@ class Merger(Generic[T]):
         Args:
             element: as it came, or a dead letter that holds it.
             timestamp_us: its time unless a field says otherwise, in microseconds.
-            token: comes out of `flush` again.
+            token: comes out of a flush again.
         """
         try:
             # By its fields: a Beam worker decodes letters from elsewhere to a type made of their schema.
@@ -117,10 +134,10 @@ class Merger(Generic[T]):
             self._rejected.append((token, letter))
             return len(self._rejected) >= self._spec.flush.events
         self._elements.append(element)
-        return self._coalescer.add(record, token)
+        return self._buffer(record, token)
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
-        """Merge what is buffered; token and result of each element.
+        """Merge what is buffered; token and result of each element, those of a flush behind before the others.
 
         All is merged when this returns; only the results are made one by one as they are taken.
 
@@ -129,32 +146,70 @@ class Merger(Generic[T]):
                 so that none becomes a dead letter.
             RetriesExhausted: all tries of a record were used up, and the spec says ``on_exhausted="raise"``.
         """
-        elements, rejected = self._elements, self._rejected
-        self._elements, self._rejected = [], []
-        flushed = self._coalescer.flush()
-        outcomes = [result.outcome for _, _, result in flushed]
-        if None in outcomes:
-            self._raise_outages(flushed)
-        for outcome in Outcome:
-            self._recorder.count(f"{self._spec.name}:record_{outcome}", outcomes.count(outcome))
-        # Made one by one while they are taken, so that they do not pile up for the garbage collector.
-        merged = (
-            (token, self._result(element, record, result))
-            for element, (token, record, result) in zip(elements, flushed, strict=True)
-        )
-        return chain(rejected, merged)
+        batch = self._take()
+        before = self._settle()
+        return chain(before, self._results(batch, self._coalescer.merge(batch.records)))
+
+    def flush_behind(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
+        """Begin to merge what is buffered, and return what the flush behind before this one has come to.
+
+        So at most two buffers are held. Where merging means no waiting, this is `flush`.
+
+        Raises:
+            Exception: as `flush`, of the one before.
+        """
+        if not self._behind:
+            return self.flush()
+        batch = self._take()
+        before = self._settle()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "murmur-flush")
+        self._under_way = batch, self._thread.submit(self._coalescer.merge, batch.records)
+        return before
 
     def clear(self) -> None:
-        """Forget what is buffered, as when it will be delivered again."""
-        self._elements, self._rejected = [], []
-        self._coalescer.clear()
+        """Forget what is buffered or under way, as when it will be delivered again."""
+        self._take()
+        if self._under_way is not None:
+            # What comes again while this is being merged would be merged at the same time.
+            wait([self._under_way[1]])
+            self._under_way = None
 
     def close(self) -> None:
-        """Close the stores, unless somebody else in this process uses them."""
+        """Close the stores, unless somebody else in this process uses them; a flush under way comes to its end."""
+        if self._thread is not None:
+            self._thread.shutdown()
         for lease in self._leases:
             lease.release()
 
-    def _replayed(self, letter: DeadLetter, timestamp_us: int) -> Record:
+    def _take(self) -> _Batch[T]:
+        records, tokens = self._coalescer.take()
+        batch = _Batch(self._elements, tokens, records, self._rejected)
+        self._elements, self._rejected = [], []
+        return batch
+
+    def _settle(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
+        """Wait for the flush that is under way; its results, none where there is no such flush."""
+        if self._under_way is None:
+            return iter(())
+        batch, merging = self._under_way
+        wait([merging])
+        self._under_way = None
+        return self._results(batch, merging.result())
+
+    def _results(
+        self, batch: _Batch[T], results: Sequence[RecordResult]
+    ) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
+        outcomes = [outcome for outcome, _, _, _, _ in results]
+        if None in outcomes:
+            self._raise_outages(batch.records, results)
+        for outcome in Outcome:
+            self._recorder.count(f"{self._spec.name}:record_{outcome}", outcomes.count(outcome))
+        # Made one by one while they are taken, so that they do not pile up for the garbage collector.
+        merged = map(self._result, batch.elements, batch.records, results)
+        return chain(batch.rejected, zip(batch.tokens, merged, strict=True))
+
+    def _replayed(self, letter: DeadLetter, timestamp_us: int) -> Fields:
         known = Known(letter.event_id, None, None)
         try:
             known = known_of(letter)
@@ -166,26 +221,27 @@ class Merger(Generic[T]):
     def _element(self, letter: DeadLetter) -> Any:
         return read_letter(letter, self._message, unpickle=self._spec.unpickle)
 
-    def _raise_outages(self, flushed: Sequence[tuple[T, Record, RecordResult]]) -> None:
+    def _raise_outages(self, records: Sequence[Fields], results: Sequence[RecordResult]) -> None:
         outages = self._spec.on_exhausted == "raise"
-        for _, record, (_, _, failed, error, attempts) in flushed:
+        for (event_id, _, _, _), (_, _, failed, error, attempts) in zip(records, results, strict=True):
             if isinstance(error, (StoreUnavailable, SchemaMismatch)):
                 raise error
             if outages and error is not None and not isinstance(error, PermanentError):
                 reason = f"{type(error).__name__}: {error}"
-                raise RetriesExhausted(self._spec.name, record.event_id, failed, attempts, reason) from error
+                raise RetriesExhausted(self._spec.name, event_id, failed, attempts, reason) from error
 
-    def _result(self, element: Any, record: Record, result: RecordResult) -> MergeResult | DeadLetter:
-        outcome, _, failed, error, attempts = result
+    def _result(self, element: Any, record: Fields, result: RecordResult) -> MergeResult | DeadLetter:
         event_id, event_time_us, entities, _ = record
+        outcome = result.outcome
         if outcome is not None:
             if isinstance(element, DeadLetter):
                 element = self._element(element)
             bucket = event_time_us // self._bucket_us if self._bucket_us else 0
-            return MergeResult(element, outcome, event_id, entities, result.merged(entities), bucket)
-        assert error is not None
+            merged = entities if result is MERGED else result.merged(entities)
+            return tuple.__new__(MergeResult, (element, outcome, event_id, entities, merged, bucket))
+        assert result.error is not None
         known = Known(event_id, event_time_us, entities)
-        return self._letter(element, Failure("merge", error, known, failed, attempts))
+        return self._letter(element, Failure("merge", result.error, known, result.failed, result.attempts))
 
     def _letter(self, element: Any, failure: Failure) -> DeadLetter:
         name = self._spec.name

@@ -17,7 +17,8 @@ from murmur_beam.errors import InvalidRecord
 MAX_ENTITY_BYTES = 4000
 """Longest entity in UTF-8 bytes: leaves room for bucket and shard in Bigtable's row key limit of 4 KB."""
 
-_SURELY_SHORT = MAX_ENTITY_BYTES // 4  # a character takes at most four bytes
+SURELY_SHORT = MAX_ENTITY_BYTES // 4
+"""So many characters are never too long: one takes at most four bytes."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -57,6 +58,11 @@ class Update(NamedTuple):
     ttl: timedelta | None = None
 
 
+Fields = tuple[str | None, int, tuple[str, ...], Any]
+"""A `Record`, or a plain tuple of what is in one. Records are held by the thousand, and Python's garbage collector soon
+stops looking at plain tuples of plain values, but never at instances of a NamedTuple."""
+
+
 class Record(NamedTuple):
     """A valid record, ready to merge. `Record.of` makes one from what a user's functions returned."""
 
@@ -73,15 +79,24 @@ class Record(NamedTuple):
             InvalidRecord: an empty or non-text event id or entity, or one that is too long or not
                 representable in UTF-8; one string in place of several.
         """
-        if isinstance(entities, str):
-            raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
-        # Plain ids and keys, nearly all of them, are let through without a call.
-        if not (type(event_id) is str and event_id and event_id.isascii()) and event_id is not None:
-            event_id = check_event_id(event_id)
-        checked = tuple(
-            [e if type(e) is str and 0 < len(e) <= _SURELY_SHORT and e.isascii() else check_entity(e) for e in entities]
-        )
-        return cls(event_id, event_time_us, checked if len(checked) < 2 else tuple(dict.fromkeys(checked)), delta)
+        return cls(*check_fields(event_id, event_time_us, entities, delta))
+
+
+def check_fields(event_id: object, event_time_us: int, entities: Iterable[object], delta: Any) -> Fields:
+    """What `Record.of` puts into a record.
+
+    Raises:
+        InvalidRecord: as `Record.of`.
+    """
+    if isinstance(entities, str):
+        raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
+    # Plain ids and keys, nearly all of them, are let through without a call.
+    if not (type(event_id) is str and event_id and event_id.isascii()) and event_id is not None:
+        event_id = check_event_id(event_id)
+    checked = tuple(
+        [e if type(e) is str and 0 < len(e) <= SURELY_SHORT and e.isascii() else check_entity(e) for e in entities]
+    )
+    return event_id, event_time_us, checked if len(checked) < 2 else tuple(dict.fromkeys(checked)), delta
 
 
 class MergeResult(NamedTuple):
@@ -232,7 +247,7 @@ def check_entity(entity: object) -> str:
         InvalidRecord: anything else.
     """
     text = _check_text("key", entity)
-    if len(text) > _SURELY_SHORT and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
+    if len(text) > SURELY_SHORT and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
         raise InvalidRecord("key", f"{size} bytes long, at most {MAX_ENTITY_BYTES} are allowed: {text[:40]!r}...")
     return text
 

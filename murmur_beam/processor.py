@@ -24,8 +24,8 @@ from murmur_beam.errors import (
     SchemaMismatch,
     StoreUnavailable,
 )
-from murmur_beam.metrics import Noop, Recorder, SizeRecorder
-from murmur_beam.model import Key, Outcome, Record, Update, to_us
+from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
+from murmur_beam.model import Fields, Key, Outcome, Record, Update, check_fields, to_us
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import Cache, Flushed, Result, Store
 from murmur_beam.windows import WindowConfig
@@ -55,7 +55,7 @@ class AtomicDedup:
 
 
 class Deduper(Protocol):
-    """Claims an event id *before* the merge, for stores that have no atomic dedup.
+    """Claims an event id *before* the merge, for stores that have no atomic dedup. Safe for several threads.
 
     A weaker promise than `AtomicDedup`: a crash or a cancellation between claim and merge loses the event, since its
     redelivery is taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed
@@ -157,7 +157,7 @@ class RecordResult(NamedTuple):
 
 
 # Nearly every record has one of these three results: shared, since a bundle holds thousands of them at a time.
-_MERGED = RecordResult(Outcome.MERGED)
+MERGED = RecordResult(Outcome.MERGED)
 _DUPLICATE = RecordResult(Outcome.DUPLICATE)
 _EXPIRED = RecordResult(Outcome.EXPIRED)
 
@@ -263,9 +263,26 @@ def make_record(
     Raises:
         InvalidRecord: the id is missing though it is needed, or id, keys or value are unusable.
     """
+    return Record(*make_fields(monoid, event_id, event_time_us, keys, value, need_id=need_id))
+
+
+def make_fields(
+    monoid: Monoid[Any],
+    event_id: object,
+    event_time_us: int,
+    keys: Iterable[object],
+    value: Any,
+    *,
+    need_id: bool,
+) -> Fields:
+    """`make_record` for those who keep thousands of records.
+
+    Raises:
+        InvalidRecord: as `make_record`.
+    """
     if event_id is None and need_id:
         raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
-    return Record.of(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
+    return check_fields(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
 
 
 def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:
@@ -278,7 +295,7 @@ def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:
 def merge_records(
     cfg: Config,
     pipeline_name: str,
-    records: Sequence[Record],
+    records: Sequence[Fields],
     store: Store[V],
     cache: Cache[V] | None = None,
     window: WindowConfig | None = None,
@@ -297,11 +314,12 @@ def merge_records(
     Raises:
         MergeCancelled: ``cancel`` was set during a wait. What had been merged stays so.
     """
-    results: list[RecordResult | None] = [None] * len(records)
-    _settle_early(cfg, pipeline_name, records, window, results)
+    settled = _settle_early(cfg, pipeline_name, records, window)
     if cfg.dedup is not None and not isinstance(cfg.dedup, AtomicDedup):
-        _claim_first(cfg, pipeline_name, cfg.dedup, records, results, cancel)
-    updates = _updates(cfg, records, window, results)
+        _claim_first(cfg, pipeline_name, cfg.dedup, records, settled, cancel)
+    if settled:
+        records = [record for i, record in enumerate(records) if i not in settled]
+    updates = _updates(cfg, records, window)
 
     def write(pending: Sequence[Update]) -> list[Result]:
         with _timed(cfg, pipeline_name, "store_merge"):
@@ -312,94 +330,85 @@ def merge_records(
 
     def settle(tried: Sequence[Update], outcomes: Sequence[Result]) -> None:
         # After each try, not at the end: what has merged counts even if a later wait is cancelled.
-        for outcome in outcomes:
-            if outcome is Outcome.MERGED:
-                cfg.recorder.record_event(pipeline_name)
-            elif outcome is Outcome.DUPLICATE:
-                cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
+        count_events(cfg.recorder, pipeline_name, outcomes.count(Outcome.MERGED))
+        count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", outcomes.count(Outcome.DUPLICATE))
         if cache is not None:
             _update_cache(cfg, pipeline_name, cache, tried, outcomes)
 
     written, tries = _try_again(cfg, pipeline_name, updates, write, cancel, settle)
-    return _assemble(records, results, written, tries)
+    merged = _assemble(records, written, tries)
+    if not settled:
+        return merged
+    others = iter(merged)
+    return [settled[i] if i in settled else next(others) for i in range(len(settled) + len(merged))]
 
 
 def _settle_early(
-    cfg: Config,
-    pipeline_name: str,
-    records: Sequence[Record],
-    window: WindowConfig | None,
-    results: list[RecordResult | None],
-) -> None:
-    """Fill in the results of the records that touch no row: without keys, or too old."""
+    cfg: Config, pipeline_name: str, records: Sequence[Fields], window: WindowConfig | None
+) -> dict[int, RecordResult]:
+    """The results of the records that touch no row, by their positions: without keys, or too old."""
+    settled = {i: MERGED for i, (_, _, entities, _) in enumerate(records) if not entities}
     cutoff_us = window.cutoff_us(_now_us(cfg)) if window else None
-    for i, record in enumerate(records):
-        if not record.entities:
-            results[i] = _MERGED
-        elif cutoff_us is not None and record.event_time_us < cutoff_us:
-            cfg.recorder.record_event(f"{pipeline_name}:expired")
-            results[i] = _EXPIRED
+    if cutoff_us is not None:
+        expired = [i for i, (_, time_us, entities, _) in enumerate(records) if entities and time_us < cutoff_us]
+        count_events(cfg.recorder, f"{pipeline_name}:expired", len(expired))
+        settled.update(dict.fromkeys(expired, _EXPIRED))
+    return settled
 
 
 def _claim_first(
     cfg: Config,
     pipeline_name: str,
     deduper: Deduper,
-    records: Sequence[Record],
-    results: list[RecordResult | None],
+    records: Sequence[Fields],
+    settled: dict[int, RecordResult],
     cancel: threading.Event | None,
 ) -> None:
-    """Fill in the results of the records whose id was claimed before, or cannot be claimed."""
+    """Settle the records whose id was claimed before, or cannot be claimed."""
 
-    def claim(pending: Sequence[Record]) -> list[Result]:
+    def claim(pending: Sequence[Fields]) -> list[Result]:
         claimed: list[Result] = []
-        for record in pending:
+        for event_id, _, _, _ in pending:
             try:
-                fresh = deduper.mark_seen(record.event_id or "")
+                fresh = deduper.mark_seen(event_id or "")
             except Exception as err:
                 claimed.append(err)
             else:
                 claimed.append(Outcome.MERGED if fresh else Outcome.DUPLICATE)
         return claimed
 
-    open_positions = [i for i, result in enumerate(results) if result is None]
+    open_positions = [i for i in range(len(records)) if i not in settled]
     claims, tries = _try_again(cfg, pipeline_name, [records[i] for i in open_positions], claim, cancel)
     for i, claimed, tried in zip(open_positions, claims, tries, strict=True):
-        entities = records[i].entities
+        _, _, entities, _ = records[i]
         if isinstance(claimed, Exception):
-            results[i] = RecordResult(None, (), entities, claimed, tried)
+            settled[i] = RecordResult(None, (), entities, claimed, tried)
         elif claimed is Outcome.DUPLICATE:
-            for _ in entities:
-                cfg.recorder.record_event(f"{pipeline_name}:dedup_skip")
-            results[i] = _DUPLICATE
+            count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", len(entities))
+            settled[i] = _DUPLICATE
 
 
-def _updates(
-    cfg: Config, records: Sequence[Record], window: WindowConfig | None, results: Sequence[RecordResult | None]
-) -> list[Update]:
-    """One update for each key of each record that is still open, in order."""
+def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None) -> list[Update]:
+    """One update for each key of each record, in order."""
     atomic = isinstance(cfg.dedup, AtomicDedup)
     now_us = _now_us(cfg)
     granularity_us = window.granularity_us if window else 0
-    ttls: dict[int, timedelta | None] = {}
     # One key object for each row, however many events it gets: most records share few rows.
-    keys: dict[tuple[str, int], Key] = {}
+    buckets: dict[int, tuple[timedelta | None, dict[str, Key]]] = {}
     updates: list[Update] = []
-    for (event_id, event_time_us, entities, delta), result in zip(records, results, strict=True):
-        if result is not None:
-            continue
+    new = tuple.__new__  # half the time of calling the class
+    for event_id, event_time_us, entities, delta in records:
         bucket = event_time_us // granularity_us if granularity_us else 0
-        if bucket not in ttls:
+        if bucket not in buckets:
             expires_us = window.expires_us(bucket) if window else None
-            ttls[bucket] = None if expires_us is None else _as_timedelta(expires_us - now_us)
+            buckets[bucket] = None if expires_us is None else _as_timedelta(expires_us - now_us), {}
+        ttl, keys = buckets[bucket]
         marker = event_id if atomic else None
-        ttl = ttls[bucket]
         for entity in entities:
-            row = (entity, bucket)
-            key = keys.get(row)
+            key = keys.get(entity)
             if key is None:
-                key = keys[row] = Key(entity, bucket)
-            updates.append(Update(key, delta, marker, ttl))
+                key = keys[entity] = new(Key, (entity, bucket))
+            updates.append(new(Update, (key, delta, marker, ttl)))
     return updates
 
 
@@ -419,7 +428,7 @@ def _try_again(
     tries = [1] * len(items)
     if not items:
         return results, tries
-    pending = list(range(len(items)))
+    pending: Sequence[int] = range(len(items))
     for attempt in retry.attempts(cfg.max_attempts, cfg.backoff_base, cfg.backoff_max, cfg.clock, cancel):
         called = items if attempt == 1 else [items[i] for i in pending]
         try:
@@ -434,11 +443,12 @@ def _try_again(
                 results[i] = result
                 tries[i] = attempt
         again = []
-        for i, result in zip(pending, tried, strict=True):
-            if isinstance(result, Exception):
-                cfg.recorder.record_error(pipeline_name, result)
-                if not isinstance(result, PermanentError):
-                    again.append(i)
+        if tried.count(Outcome.MERGED) != len(called):
+            for i, result in zip(pending, tried, strict=True):
+                if isinstance(result, Exception):
+                    cfg.recorder.record_error(pipeline_name, result)
+                    if not isinstance(result, PermanentError):
+                        again.append(i)
         settle(called, tried)
         pending = again
         if not pending:
@@ -465,28 +475,27 @@ def _update_cache(
         cfg.recorder.record_error(f"{pipeline_name}:cache", failure)
 
 
-def _assemble(
-    records: Sequence[Record],
-    results: Sequence[RecordResult | None],
-    written: Sequence[Result],
-    tries: Sequence[int],
-) -> list[RecordResult]:
+def _assemble(records: Sequence[Fields], written: Sequence[Result], tries: Sequence[int]) -> list[RecordResult]:
     """Put the results of the updates together, record by record."""
+    if written.count(Outcome.MERGED) == len(written):
+        return [MERGED] * len(records)
     assembled = []
     start = 0
-    for record, early in zip(records, results, strict=True):
-        if early is not None:
-            assembled.append(early)
+    duplicate = Outcome.DUPLICATE  # to look it up takes as long as all the rest
+    for _, _, entities, _ in records:
+        if len(entities) == 1 and written[start] is duplicate:
+            assembled.append(_DUPLICATE)
+            start += 1
             continue
-        stop = start + len(record.entities)
-        assembled.append(_result_of(record.entities, written[start:stop], tries[start:stop]))
+        stop = start + len(entities)
+        assembled.append(_result_of(entities, written[start:stop], tries[start:stop]))
         start = stop
     return assembled
 
 
 def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequence[int]) -> RecordResult:
     if written.count(Outcome.MERGED) == len(written):
-        return _MERGED
+        return MERGED
     if written.count(Outcome.DUPLICATE) == len(written):
         return _DUPLICATE
     skipped = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.DUPLICATE)
@@ -519,8 +528,7 @@ def _now_us(cfg: Config) -> int:
 
 def _report(recorder: Recorder, pipeline_name: str, flushed: Flushed) -> None:
     for what, n in flushed.counts.items():
-        for _ in range(n):
-            recorder.record_event(f"{pipeline_name}:{what}")
+        count_events(recorder, f"{pipeline_name}:{what}", n)
     if isinstance(recorder, SizeRecorder):
         for what, n_bytes in flushed.sizes.items():
             recorder.record_size(pipeline_name, what, n_bytes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import UnionType
 from typing import Any, Union, get_args, get_type_hints
@@ -19,7 +20,7 @@ from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.extract import Field, parse_rfc3339
 from murmur_beam.merger import Merger
-from murmur_beam.metrics import Noop, Recorder, SizeRecorder
+from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids import Monoid
 from murmur_beam.processor import Config
@@ -171,8 +172,9 @@ class MergeRecords(beam.PTransform):
 class MergeDoFn(beam.DoFn):
     """Buffers a bundle's records, merges them with one write per touched row, then emits what became of each.
 
-    Only the spec is pickled; stores are opened in `setup`, one for each process. What is still buffered when a bundle
-    ends is written before the bundle does.
+    Only the spec is pickled; stores are opened in `setup`, one for each process. A full buffer is merged while the next
+    one fills, if its store is one to wait for. What is not written when a bundle ends is written before the bundle
+    does.
 
     Args:
         spec: from `murmur_beam.spec.resolve`.
@@ -197,10 +199,11 @@ class MergeDoFn(beam.DoFn):
     def process(
         self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam
     ) -> Iterable[WindowedValue | TaggedOutput]:
-        """Buffer an element; when the buffer is full, merge it and emit."""
+        """Buffer an element; when the buffer is full, merge it, and emit what has been merged."""
         if not self._merger.add(element, windowed.timestamp_micros, windowed):
             return ()
-        outputs = self._flush()
+        outputs = _outputs(self._merger.flush_behind())
+        self._recorder.report_samples()
         if len(windowed.windows) == 1:
             return outputs
         # Beam repeats the windows of whatever leaves here once for each window of the current element, which would
@@ -210,7 +213,7 @@ class MergeDoFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterable[WindowedValue | TaggedOutput]:
         """Merge and emit the rest."""
-        self._held.append(self._flush())
+        self._held.append(_outputs(self._merger.flush()))
         for outputs in self._held:
             yield from outputs
         self._recorder.report()
@@ -219,13 +222,14 @@ class MergeDoFn(beam.DoFn):
         """Close the stores, unless another step of this process uses them."""
         self._merger.close()
 
-    def _flush(self) -> Iterable[WindowedValue | TaggedOutput]:
-        # `flush` merges at once; only the outputs are made one by one while Beam takes them.
-        return (_output(windowed.with_value(result)) for windowed, result in self._merger.flush())
 
-
-def _output(windowed: WindowedValue) -> WindowedValue | TaggedOutput:
-    return TaggedOutput(DEAD_LETTER, windowed) if type(windowed.value) is DeadLetter else windowed
+def _outputs(
+    results: Iterable[tuple[WindowedValue, MergeResult | DeadLetter]],
+) -> Iterator[WindowedValue | TaggedOutput]:
+    """What Beam takes, made while it does."""
+    for windowed, result in results:
+        output = windowed.with_value(result)
+        yield TaggedOutput(DEAD_LETTER, output) if type(result) is DeadLetter else output
 
 
 def _message(letter: DeadLetter) -> Any:
@@ -246,54 +250,83 @@ class BeamRecorder:
     distributions ``NAME:store_merge_us``, ``NAME:cache_merge_us``, ``NAME:flush_us`` (microseconds) and
     ``NAME:flush_records``.
 
-    Counts are kept until `report`, since one metric update costs as much as merging an event. Belongs to one DoFn.
+    Counts are kept until `report`, since one metric update costs as much as merging an event. What is measured of a
+    flush is kept until `report_samples`: Beam takes metrics only from the thread that works at the bundle. Belongs to
+    one DoFn; anything but the reports may come from another thread.
     """
 
     def __init__(self, also: Recorder) -> None:
         self._also = None if isinstance(also, Noop) else also
+        self._also_sizes = also if isinstance(also, SizeRecorder) else None
+        self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._samples: defaultdict[str, list[int]] = defaultdict(list)
 
     def record_event(self, pipeline: str) -> None:
         """Count one event."""
-        self._counts[pipeline] += 1
+        self.record_events(pipeline, 1)
+
+    def record_events(self, pipeline: str, n: int) -> None:
+        """Count events."""
+        self.count(pipeline, n)
         if self._also is not None:
-            self._also.record_event(pipeline)
+            count_events(self._also, pipeline, n)
 
     def record_error(self, pipeline: str, err: BaseException) -> None:
         """Count one error."""
-        self._counts[f"{pipeline}:error"] += 1
+        self.count(f"{pipeline}:error", 1)
         if self._also is not None:
             self._also.record_error(pipeline, err)
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
         """Add to a distribution, in microseconds."""
-        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{op}_us").update(int(seconds * 1_000_000))
+        self._sample(f"{pipeline}:{op}_us", int(seconds * 1_000_000))
         if self._also is not None:
             self._also.record_latency(pipeline, op, seconds)
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
         """Add to the distributions of its size and time."""
-        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{mode}_records").update(n)
-        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{mode}_us").update(int(seconds * 1_000_000))
+        self._sample(f"{pipeline}:{mode}_records", n)
+        self._sample(f"{pipeline}:{mode}_us", int(seconds * 1_000_000))
         if self._also is not None:
             self._also.record_batch(pipeline, mode, n, seconds)
 
     def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
         """Add to a distribution, in bytes."""
-        Metrics.distribution(METRICS_NAMESPACE, f"{pipeline}:{what}").update(n_bytes)
-        if isinstance(self._also, SizeRecorder):
-            self._also.record_size(pipeline, what, n_bytes)
+        self._sample(f"{pipeline}:{what}", n_bytes)
+        if self._also_sizes is not None:
+            self._also_sizes.record_size(pipeline, what, n_bytes)
 
     def count(self, name: str, n: int) -> None:
         """Count what only this recorder knows: whole records."""
-        self._counts[name] += n
+        with self._lock:
+            self._counts[name] += n
 
     def clear(self) -> None:
-        """Forget the counts of a bundle that failed."""
-        self._counts.clear()
+        """Forget what a bundle that failed has left."""
+        with self._lock:
+            self._counts.clear()
+            self._samples.clear()
+
+    def report_samples(self) -> None:
+        """Hand to Beam, from within a bundle, what was measured of flushes."""
+        with self._lock:
+            samples = list(self._samples.items())
+            self._samples.clear()
+        for name, values in samples:
+            distribution = Metrics.distribution(METRICS_NAMESPACE, name)
+            for value in values:
+                distribution.update(value)
 
     def report(self) -> None:
-        """Hand the counts to Beam, from within a bundle."""
-        for name, n in self._counts.items():
+        """Hand all to Beam, at the end of a bundle."""
+        self.report_samples()
+        with self._lock:
+            counts = list(self._counts.items())
+            self._counts.clear()
+        for name, n in counts:
             Metrics.counter(METRICS_NAMESPACE, name).inc(n)
-        self._counts.clear()
+
+    def _sample(self, name: str, value: int) -> None:
+        with self._lock:
+            self._samples[name].append(value)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from murmur_beam.coalescer import Coalescer, FlushLimits
 from murmur_beam.errors import ConfigurationError, PermanentError, TransientError
 from murmur_beam.metrics import InMemory
-from murmur_beam.model import Key, Outcome, Record, Update
+from murmur_beam.model import Fields, Key, Outcome, Record, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, RecordResult
 from murmur_beam.state.base import Result
@@ -70,6 +70,12 @@ def coalescer(
     return Coalescer(cfg, "p", store or Spy(clock), cache, window, limits)
 
 
+def flush(pending: Coalescer[Any, int]) -> list[tuple[Any, Fields, RecordResult]]:
+    """Take all and merge it: token, record and result of each."""
+    records, tokens = pending.take()
+    return list(zip(tokens, records, pending.merge(records), strict=True))
+
+
 def full_after(pending: Coalescer[Any, int], records: Iterable[Record]) -> list[bool]:
     """What each ``add`` says."""
     return [pending.add(each, None) for each in records]
@@ -85,7 +91,7 @@ class TestLimits:
         """A driver that cannot flush at once is told again."""
         pending = coalescer(clock, FlushLimits(2, 10**9, FOREVER))
         assert full_after(pending, [record()] * 4) == [False, True, True, True]
-        pending.flush()
+        flush(pending)
         assert full_after(pending, [record()] * 2) == [False, True]
 
     def test_a_limit_of_one_event_flushes_each(self, clock: FakeClock) -> None:
@@ -129,7 +135,7 @@ class TestLimits:
         clock.time += 1
         assert pending.add(record(), None)
 
-    @pytest.mark.parametrize("end", ["flush", "clear"])
+    @pytest.mark.parametrize("end", ["take", "clear"])
     def test_the_clock_starts_anew_with_the_next_first_record(self, clock: FakeClock, end: str) -> None:
         """What has been written or forgotten does not age any more."""
         pending = coalescer(clock, FlushLimits(age=timedelta(seconds=10)))
@@ -138,7 +144,7 @@ class TestLimits:
         getattr(pending, end)()
         assert not pending.add(record(), None)
 
-    @pytest.mark.parametrize("end", ["flush", "clear"])
+    @pytest.mark.parametrize("end", ["take", "clear"])
     def test_events_and_rows_are_counted_anew_too(self, clock: FakeClock, end: str) -> None:
         """A flush, or a bundle that failed, leaves nothing behind."""
         for limits in (FlushLimits(2, 10**9, FOREVER), FlushLimits(10**9, 2, FOREVER)):
@@ -159,6 +165,25 @@ class TestLimits:
         pending.add(record(), None)
         clock.time += FlushLimits().age.total_seconds()
         assert pending.add(record(), None)
+
+    @settings(deadline=None)
+    @given(
+        st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=3, unique=True), max_size=40),
+        st.integers(1, 9),
+        st.sampled_from([None, daily()]),
+    )
+    def test_rows_are_counted_to_the_last_one(
+        self, keys: list[list[str]], rows: int, window: WindowConfig | None
+    ) -> None:
+        """It is full with the very record that touches the last row, and not before."""
+        pending = coalescer(FakeClock(), FlushLimits(10**9, rows, FOREVER), window)
+        for _ in ("and again, with", "nothing left behind"):
+            touched: set[tuple[str, int]] = set()
+            for i, entities in enumerate(keys):
+                touched |= {(entity, i % 2 if window else 0) for entity in entities}
+                full = pending.add(Record(str(i), i % 2 * DAY_US, tuple(entities), 1), None)
+                assert full == (len(touched) >= rows)
+            pending.clear()
 
 
 class TestFlushLimits:
@@ -193,12 +218,12 @@ class TestFlush:
         """The store is not called and nothing is recorded."""
         spy, recorder = Spy(clock), InMemory()
         pending = coalescer(clock, store=spy, recorder=recorder)
-        assert pending.flush() == []
+        assert flush(pending) == []
         pending.add(record(), None)
-        pending.flush()
+        flush(pending)
         spy.calls.clear()
         before = recorder.snapshot()
-        assert pending.flush() == []
+        assert flush(pending) == []
         assert spy.calls == []
         assert recorder.snapshot() == before
 
@@ -208,7 +233,7 @@ class TestFlush:
         records = [record("1", "a"), record("2", "b"), record("1", "a"), record("3", "a", "b"), record("2", "b", "c")]
         for i, each in enumerate(records):
             pending.add(each, f"token {i}")
-        assert pending.flush() == [
+        assert flush(pending) == [
             ("token 0", records[0], RecordResult(Outcome.MERGED)),
             ("token 1", records[1], RecordResult(Outcome.MERGED)),
             ("token 2", records[2], RecordResult(Outcome.DUPLICATE)),
@@ -222,7 +247,7 @@ class TestFlush:
         tokens = [[], [], object(), None]
         for i, token in enumerate(tokens):
             pending.add(record(str(i)), token)
-        assert all(got is token for (got, _, _), token in zip(pending.flush(), tokens, strict=True))
+        assert all(got is token for (got, _, _), token in zip(flush(pending), tokens, strict=True))
 
     def test_a_row_is_written_once_however_many_events_touch_it(self, clock: FakeClock) -> None:
         """One call to the store, one fold for each row."""
@@ -231,7 +256,7 @@ class TestFlush:
         pending = coalescer(clock, store=spy)
         for i in range(1000):
             pending.add(record(str(i), "all", "even" if i % 2 == 0 else "odd", delta=i), None)
-        pending.flush()
+        flush(pending)
         assert len(spy.calls) == 1
         assert len(spy.calls[0]) == 2000
         assert monoid.folds == 3
@@ -243,7 +268,7 @@ class TestFlush:
         pending = coalescer(clock, window=daily(), store=spy)
         for i, day in enumerate((19_675, 19_674, 19_675)):
             pending.add(record(str(i), time_us=day * DAY_US + 5), None)
-        pending.flush()
+        flush(pending)
         assert list(spy.scan()) == [(Key("a", 19_674), 1), (Key("a", 19_675), 2)]
 
     def test_an_expired_record_comes_back_as_such(self, clock: FakeClock) -> None:
@@ -251,7 +276,7 @@ class TestFlush:
         pending = coalescer(clock, window=daily(timedelta(days=1)))
         pending.add(record("1", time_us=NOW_US - 2 * DAY_US), 1)
         pending.add(record("2"), 2)
-        assert [(token, result.outcome) for token, _, result in pending.flush()] == [
+        assert [(token, result.outcome) for token, _, result in flush(pending)] == [
             (1, Outcome.EXPIRED),
             (2, Outcome.MERGED),
         ]
@@ -264,7 +289,7 @@ class TestFlush:
         pending = coalescer(clock, store=spy)
         for i, entity in enumerate(("good", "bad", "busy")):
             pending.add(record(str(i), entity), entity)
-        good, failed, busy = (result for _, _, result in pending.flush())
+        good, failed, busy = (result for _, _, result in flush(pending))
         assert good == RecordResult(Outcome.MERGED)
         assert failed == RecordResult(None, (), ("bad",), bad, 1)
         assert busy == RecordResult(None, (), ("busy",), faults["busy"], 3)
@@ -275,7 +300,7 @@ class TestFlush:
         pending = coalescer(clock, cache=cache)
         for event_id in ("1", "2", "1"):
             pending.add(record(event_id), None)
-        pending.flush()
+        flush(pending)
         assert cache.get(Key("a")) == 2
 
     def test_a_flush_is_recorded_with_its_size_and_time(self, clock: FakeClock) -> None:
@@ -286,7 +311,7 @@ class TestFlush:
         pending = coalescer(clock, store=spy, recorder=recorder)
         for i in range(7):
             pending.add(record(str(i), "a", "b"), None)
-        pending.flush()
+        flush(pending)
         stats = recorder.snapshot_one("p")
         assert stats.batches == {"flush": 7}
         assert stats.latencies["flush"].n == 1
@@ -297,9 +322,9 @@ class TestFlush:
         spy = Spy(clock)
         pending = coalescer(clock, store=spy)
         pending.add(record("1", delta=5), 1)
-        first = pending.flush()
+        first = flush(pending)
         pending.add(record("2", delta=7), 2)
-        assert [token for token, _, _ in pending.flush()] == [2]
+        assert [token for token, _, _ in flush(pending)] == [2]
         assert [token for token, _, _ in first] == [1]
         assert [[update.delta for update in call] for call in spy.calls] == [[5], [7]]
 
@@ -309,8 +334,8 @@ class TestFlush:
         pending = coalescer(clock, store=spy)
         pending.add(record(), None)
         with pytest.raises(KeyboardInterrupt):
-            pending.flush()
-        assert pending.flush() == []
+            flush(pending)
+        assert flush(pending) == []
         assert len(spy.calls) == 1
 
 
@@ -321,7 +346,7 @@ class TestClear:
         pending = coalescer(clock, store=spy)
         pending.add(record("1"), None)
         pending.clear()
-        assert pending.flush() == []
+        assert flush(pending) == []
         assert spy.calls == []
 
     def test_what_comes_after_is_written(self, clock: FakeClock) -> None:
@@ -330,13 +355,13 @@ class TestClear:
         pending.add(record("1", delta=5), "old")
         pending.clear()
         pending.add(record("2", delta=7), "new")
-        assert pending.flush() == [("new", record("2", delta=7), RecordResult(Outcome.MERGED))]
+        assert flush(pending) == [("new", record("2", delta=7), RecordResult(Outcome.MERGED))]
 
     def test_results_handed_out_are_left_alone(self, clock: FakeClock) -> None:
         """They are a driver's own."""
         pending = coalescer(clock)
         pending.add(record("1"), "token")
-        flushed = pending.flush()
+        flushed = flush(pending)
         pending.clear()
         assert len(flushed) == 1
 
@@ -369,9 +394,9 @@ class TestAnyStream:
         for i, each in enumerate(records):
             whole.add(each, i)
             if pending.add(each, i):
-                flushed += pending.flush()
-        flushed += pending.flush()
-        expected = whole.flush()
+                flushed += flush(pending)
+        flushed += flush(pending)
+        expected = flush(whole)
         assert [(token, each) for token, each, _ in flushed] == list(enumerate(records))
         assert [result for _, _, result in flushed] == [result for _, _, result in expected]
         assert list(spy.scan()) == list(at_once.scan())

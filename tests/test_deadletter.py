@@ -538,7 +538,7 @@ class TestReplay:
             keys=lambda record: record["k"] if isinstance(record, Mapping) else record.k, value="v", event_id="id"
         )
         extractor = Extractor(extraction, Sum(), need_id=True, need_time=False)
-        record = extractor.record(element, WHEN_US)
+        record = Record(*extractor.record(element, WHEN_US))
         failure = Failure("merge", TimeoutError(), Known(record.event_id, record.event_time_us, ("a", "b")), ("b",), 3)
         letter = DeadLetter.from_json(letter_of(element, failure).to_json())
         replayed = extractor.record(read(letter, unpickle=True), 0, known_of(letter))

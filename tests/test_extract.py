@@ -111,12 +111,19 @@ def attempt(function: Callable[..., Any], error: type[Exception], *arguments: An
         return err
 
 
+class Records(Extractor):
+    """One whose records can be asked for their parts by name."""
+
+    def record(self, *arguments: Any) -> Record:
+        return Record(*super().record(*arguments))
+
+
 def extractor(
     monoid: Monoid[Any] | None = None, need_id: bool = True, need_time: bool = False, **parts: Any
-) -> Extractor:
+) -> Records:
     """An extractor of orders, unless told otherwise."""
     given_parts = {"keys": ("customer",), "value": "amount", "event_id": "id", **parts}
-    return Extractor(Extraction(**given_parts), monoid or Sum(), need_id=need_id, need_time=need_time)
+    return Records(Extraction(**given_parts), monoid or Sum(), need_id=need_id, need_time=need_time)
 
 
 ORDER = {"id": "e1", "amount": 5, "customer": "c7", "at": "2013-01-01T05:15:00Z"}
@@ -732,6 +739,51 @@ class TestExtraction:
         extraction = Extraction(**parts)
         assert extraction == Extraction(**parts) == pickle.loads(pickle.dumps(extraction))
         assert extraction != Extraction(**{**parts, "value": "w"})
+
+
+class Odd(dict[str, Any]):
+    """A dict that is none of Python's own."""
+
+
+@UNTIMED
+@given(
+    spoilt=st.dictionaries(
+        st.sampled_from(["customer", "id", "amount", "at"]),
+        st.sampled_from(["a", "é", "", "x" * 4001, "\ud800", 7, 0, True, None, 1.5, 2**70, ["a"]]),
+        max_size=2,
+    ),
+    missing=st.sampled_from([None, None, None, "customer", "id", "amount", "at"]),
+    parts=st.fixed_dictionaries(
+        {"keys": st.sampled_from([("customer",), ("customer", "id"), ("{customer}",)])},
+        optional={"value": st.just(None), "event_id": st.none(), "event_time": st.just("at")},
+    ),
+    monoid=st.sampled_from([Sum(), Count(), Max(), First()]),
+    need_id=st.booleans(),
+    need_time=st.booleans(),
+    timestamp_us=st.sampled_from([0, WHEN_US, BEAM_MIN_US]),
+)
+@example({"customer": "\ud800"}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
+@example({"id": "\ud800"}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
+@example({"customer": "x" * 4001}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
+def test_the_short_way_for_plain_dicts_comes_to_the_same_as_the_long_one(
+    spoilt: dict[str, Any],
+    missing: str,
+    parts: dict[str, Any],
+    monoid: Monoid[Any],
+    need_id: bool,
+    need_time: bool,
+    timestamp_us: int,
+) -> None:
+    """The same record, or the same words about the same fault."""
+    by = extractor(monoid, need_id, need_time, **parts)
+
+    def outcome(element: dict[str, Any]) -> Any:
+        found = attempt(by.record, Rejected, element, timestamp_us)
+        return (found.stage, found.known, str(found.error)) if isinstance(found, Rejected) else found
+
+    element = {**ORDER, **spoilt}
+    element.pop(missing, None)
+    assert outcome(element) == outcome(Odd(element))
 
 
 class TestRecord:

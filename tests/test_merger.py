@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from murmur_beam.errors import MurmurError, PermanentError, RetriesExhausted, StoreUnavailable, TransientError
+from murmur_beam.errors import (
+    MurmurError,
+    PermanentError,
+    RetriesExhausted,
+    SchemaMismatch,
+    StoreUnavailable,
+    TransientError,
+)
 from murmur_beam.merger import Merger, Message
 from murmur_beam.model import DeadLetter, MergeResult, Update
 from murmur_beam.monoids import Sum
@@ -30,6 +38,7 @@ class Shelf:
         self.store = FaultyStore(MemoryStore(Sum(), FakeClock()), fault)
         self.store.close = self._close  # type: ignore[method-assign]
         self.closed = 0
+        self.store.waits_for_network = False  # type: ignore[attr-defined]
 
     def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> FaultyStore[int]:
         return self.store
@@ -168,3 +177,129 @@ def test_stores_are_closed(tmp_path: Path) -> None:
     with pytest.raises(MurmurError):
         merger(shelf, cache=f"sqlite:///{tmp_path}/none/cache.db")
     assert shelf.closed == 2
+
+
+class Gate:
+    """A store that waits, as if for a network, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.shelf = Shelf(self._pass)
+        self.shelf.store.waits_for_network = True  # type: ignore[attr-defined]
+        self.reached = threading.Semaphore(0)
+        self.open = threading.Semaphore(0)
+        self.error: Exception | None = None
+        self.merging = 0
+
+    def _pass(self, update: Update) -> Exception | None:
+        self.merging += 1
+        assert self.merging == 1, "one flush at a time"
+        self.reached.release()
+        assert self.open.acquire(timeout=20)
+        self.merging -= 1
+        return self.error
+
+
+def tokens(results: Iterator[tuple[str, MergeResult | DeadLetter]]) -> list[str]:
+    """Those of the elements whose results these are."""
+    return [token for token, _ in results]
+
+
+def test_records_are_taken_while_a_flush_is_under_way() -> None:
+    """Its results come with the next flush, each once and in order, what made no record among them."""
+    gate = Gate()
+    merging = merger(gate.shelf)
+    merging.add({"id": "1", "k": "a"}, 0, "first")
+    merging.add({"k": "a"}, 0, "bad")
+    assert tokens(merging.flush_behind()) == []
+    assert gate.reached.acquire(timeout=20)
+    merging.add({"id": "2", "k": "a"}, 0, "second")
+    assert gate.shelf.state() == {}
+    gate.open.release(3)
+    assert tokens(merging.flush_behind()) == ["bad", "first"]
+    merging.add({"id": "3", "k": "a"}, 0, "third")
+    assert tokens(merging.flush()) == ["second", "third"]
+    assert tokens(merging.flush()) == tokens(merging.flush_behind()) == []
+    merging.close()
+    assert gate.shelf.state() == {"a": 3}
+
+
+def test_what_is_cleared_under_way_comes_to_its_end_first() -> None:
+    """Or it would be merged at the same time as what comes again; its results are dropped."""
+    gate = Gate()
+    merging = merger(gate.shelf)
+    merging.add({"id": "1", "k": "a"}, 0, "first")
+    merging.flush_behind()
+    assert gate.reached.acquire(timeout=20)
+    clearing = threading.Thread(target=merging.clear)
+    clearing.start()
+    clearing.join(0.05)
+    assert clearing.is_alive()
+    gate.open.release()
+    clearing.join(20)
+    assert not clearing.is_alive()
+    assert gate.shelf.state() == {"a": 1}
+    assert tokens(merging.flush()) == []
+    merging.close()
+
+
+def test_a_store_is_not_closed_under_a_flush() -> None:
+    """What is under way when a worker ends is merged; the thread ends with it."""
+    gate = Gate()
+    merging = merger(gate.shelf)
+    before = threading.active_count()
+    merging.add({"id": "1", "k": "a"}, 0, "first")
+    merging.flush_behind()
+    assert gate.reached.acquire(timeout=20)
+    closing = threading.Thread(target=merging.close)
+    closing.start()
+    closing.join(0.05)
+    assert gate.shelf.closed == 0
+    gate.open.release()
+    closing.join(20)
+    assert gate.shelf.closed == 1
+    assert gate.shelf.state() == {"a": 1}
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (StoreUnavailable("gone"), StoreUnavailable),
+        (SchemaMismatch("other"), SchemaMismatch),
+        (TransientError("busy"), RetriesExhausted),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("end", ["flush", "flush_behind"])
+def test_an_outage_of_a_flush_under_way_comes_out_at_the_next(
+    error: Exception, raised: type[Exception], end: str
+) -> None:
+    """Once, with nothing left behind that could be taken for done."""
+    gate = Gate()
+    gate.error = error
+    gate.open.release(99)
+    recorder = Recorder()
+    merging = merger(gate.shelf, recorder, on_exhausted="raise")
+    merging.add({"id": "1", "k": "a"}, 0, "first")
+    merging.flush_behind()
+    merging.add({"id": "2", "k": "a"}, 0, "second")
+    with pytest.raises(raised):
+        getattr(merging, end)()
+    gate.error = None
+    assert tokens(merging.flush()) == []
+    assert gate.shelf.state() == {}
+    assert not any("record_" in name for name in recorder.counts)
+    merging.close()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_no_thread_is_made_without_need(waits: bool) -> None:
+    """Neither for a store in this process, nor for what fits into one buffer."""
+    shelf = Shelf()
+    shelf.store.waits_for_network = waits  # type: ignore[attr-defined]
+    merging = merger(shelf)
+    before = threading.active_count()
+    merging.add({"id": "1", "k": "a"}, 0, "first")
+    assert tokens(merging.flush() if waits else merging.flush_behind()) == ["first"]
+    assert threading.active_count() == before
+    merging.close()

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam.metrics import MAX_SAMPLES, InMemory, LatencyStats, Noop, PipelineStats, SizeRecorder
+from murmur_beam.metrics import (
+    MAX_SAMPLES,
+    InMemory,
+    LatencyStats,
+    Noop,
+    PipelineStats,
+    SizeRecorder,
+    count_events,
+)
 
 
 def nearest_rank(samples: list[float], p: int) -> float:
@@ -163,3 +171,33 @@ def test_every_recorder_takes_every_call(recorder: SizeRecorder) -> None:
     recorder.record_batch(pipeline="p", mode="flush", n=3, seconds=0.1)
     recorder.record_size(pipeline="p", what="row_bytes", n_bytes=3)
     assert isinstance(recorder, SizeRecorder)
+
+
+class OneByOne:
+    """A recorder that knows nothing of many events at once."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def record_event(self, pipeline: str) -> None:
+        self.events.append(pipeline)
+
+    def record_error(self, pipeline: str, err: BaseException) -> None:
+        """Not looked at."""
+
+    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
+        """Not looked at."""
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        """Not looked at."""
+
+
+def test_many_events_reach_any_recorder() -> None:
+    """One by one those that know no better; none is no event, and makes no name."""
+    one_by_one, at_once = OneByOne(), InMemory()
+    for n in (0, 3):
+        count_events(one_by_one, "p", n)
+        count_events(at_once, "p", n)
+        count_events(at_once, "never", 0)
+    assert one_by_one.events == ["p"] * 3
+    assert at_once.snapshot() == {"p": PipelineStats(3)}

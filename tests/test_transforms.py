@@ -123,6 +123,7 @@ class Faulty(FaultyStore[int]):
         super().__init__(self.ledger, fault, lost)
         self.spec = OnShelf.put(self)
         self.closed = 0
+        self.waits_for_network = False
 
     def close(self) -> None:
         self.closed += 1
@@ -921,8 +922,10 @@ def test_counters(store: Faulty) -> None:
     }
 
 
-def test_distributions(store: Faulty, memory: MemorySpec) -> None:
-    """Sizes and times of flushes must be there to be looked at."""
+@pytest.mark.parametrize("behind", [False, True])
+def test_distributions(store: Faulty, memory: MemorySpec, behind: bool) -> None:
+    """Sizes and times of flushes must be there to be looked at, also of those that another thread has made."""
+    store.waits_for_network = behind
     pipeline = new_pipeline()
     elements = beam.Create([event(str(i)) for i in range(5)], reshuffle=False)
     _ = pipeline | elements | MergeRecords("p", **FIELDS, store=store.spec, cache=memory, flush=FlushLimits(events=2))
@@ -1163,6 +1166,106 @@ def test_a_bundle_that_is_delivered_again_counts_once(store: Faulty) -> None:
         ("4", "merged"),
     ]
     assert store.state() == {("a", 0): 5}
+
+
+def test_a_flush_under_way_belongs_to_its_bundle(store: Faulty) -> None:
+    """Its results come with the next full buffer, or with the end of the bundle, each once."""
+    store.waits_for_network = True
+    worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
+    worker.start()
+    assert list(worker.process(event("0"), event("1"), event("2"))) == []
+    assert [result.event_id for result in worker.process(event("3"))] == ["0", "1"]
+    assert [result.event_id for result in worker.process(event("4"))] == []
+    assert [result.event_id for result in worker.finish()] == ["2", "3", "4"]
+    worker.start()
+    assert list(worker.finish()) == []
+    worker.fn.teardown()
+    assert store.state() == {("a", 0): 5}
+
+
+def test_a_flush_under_way_is_dropped_with_its_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has merged is duplicate when it comes again, and neither its results nor its counts come later."""
+    counts: Counter[str] = Counter()
+
+    class Reported:
+        """In place of one of Beam's counters."""
+
+        def __init__(self, namespace: str, name: str) -> None:
+            self._name = name
+
+        def inc(self, n: int) -> None:
+            counts[self._name] += n
+
+    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
+    store.waits_for_network = True
+    released = threading.Event()
+
+    def fault(update: Update) -> None:
+        assert released.wait(20)
+
+    store.fault = fault
+    worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2), name="p")
+    worker.start()
+    assert list(worker.process(event("0"), event("1"))) == []
+    threading.Timer(0.05, released.set).start()
+    outputs = list(worker.bundle(event("0"), event("1"), event("2")))
+    assert [(result.event_id, result.outcome) for result in outputs] == [
+        ("0", "duplicate"),
+        ("1", "duplicate"),
+        ("2", "merged"),
+    ]
+    assert +counts == {"p": 1, "p:dedup_skip": 2, "p:record_merged": 1, "p:record_duplicate": 2}
+    worker.fn.teardown()
+    assert store.state() == {("a", 0): 3}
+
+
+def test_a_flush_under_way_that_fails_fails_its_bundle(store: Faulty) -> None:
+    """At the next full buffer, or at the end; the bundle comes again and is merged."""
+    store.waits_for_network = True
+    worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
+    for last in (worker.process(event("2"), event("3")), worker.finish()):
+        store.fault = lambda update: StoreUnavailable("gone")
+        worker.start()
+        assert list(worker.process(event("0"), event("1"))) == []
+        with pytest.raises(StoreUnavailable):
+            list(last)
+    store.fault = lambda update: None
+    assert len(list(worker.bundle(event("0"), event("1"), event("2")))) == 3
+    worker.fn.teardown()
+    assert store.state() == {("a", 0): 3}
+
+
+def test_metrics_come_from_the_thread_of_the_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam loses what other threads report."""
+    threads: set[threading.Thread] = set()
+    merging: set[threading.Thread] = set()
+
+    class Reported:
+        """In place of Beam's counters and distributions."""
+
+        def __init__(self, namespace: str, name: str) -> None:
+            pass
+
+        def inc(self, n: int) -> None:
+            threads.add(threading.current_thread())
+
+        update = inc
+
+    def fault(update: Update) -> None:
+        merging.add(threading.current_thread())
+
+    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
+    monkeypatch.setattr(transforms.Metrics, "distribution", Reported)
+    store.fault = fault
+    store.waits_for_network = True
+    worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
+    worker.start()
+    assert len(list(worker.process(*(event(str(i)) for i in range(7))))) == 4
+    assert threads, "what flushes have measured must not pile up until the end of a bundle"
+    assert len(list(worker.finish())) == 3
+    worker.fn.teardown()
+    assert threads == {threading.current_thread()}
+    assert len(merging) == 2, "the full buffers in a thread of their own, the rest in this one"
 
 
 def test_a_bundle_that_fails_leaves_nothing_behind(store: Faulty) -> None:
@@ -1422,12 +1525,17 @@ def limits() -> st.SearchStrategy[FlushLimits]:
     flush=limits(),
     crashes=st.lists(st.none() | st.integers(0, 10), min_size=4, max_size=4),
     windows=st.integers(1, 3),
+    behind=st.booleans(),
 )
 def test_bundles_lose_nothing_and_count_nothing_twice(
-    scenario: Scenario, flush: FlushLimits, crashes: list[int | None], windows: int
+    scenario: Scenario, flush: FlushLimits, crashes: list[int | None], windows: int, behind: bool
 ) -> None:
-    """Random bundles, faults and crashes: one output for each element, and a state like a dictionary's."""
+    """Random bundles, faults and crashes: one output for each element, and a state like a dictionary's.
+
+    With a store that is merged into at once, or while the next records are processed.
+    """
     model = Model(scenario)
+    model.store.waits_for_network = behind
     worker = Worker(windows, **model.arguments, flush=flush)
     letters: list[DeadLetter] = []
     for batch, crash in zip(scenario.batches, crashes, strict=False):
@@ -1457,10 +1565,11 @@ def test_bundles_lose_nothing_and_count_nothing_twice(
 
 
 @settings(max_examples=12, deadline=None)
-@given(scenario=scenarios(), flush=limits())
-def test_a_runner_loses_nothing_and_counts_nothing_twice(scenario: Scenario, flush: FlushLimits) -> None:
+@given(scenario=scenarios(), flush=limits(), behind=st.booleans())
+def test_a_runner_loses_nothing_and_counts_nothing_twice(scenario: Scenario, flush: FlushLimits, behind: bool) -> None:
     """The same on Beam's runner: what was dead-lettered is fed in again, through a shuffle."""
     model = Model(scenario)
+    model.store.waits_for_network = behind
     events = [each for batch in scenario.batches for each in batch.events]
     elements = [element_of(each, n) for n, each in enumerate(events)]
     ran = run(elements, **model.arguments, flush=flush)

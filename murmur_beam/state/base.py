@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -19,6 +18,9 @@ W = TypeVar("W")
 
 Result = Outcome | Exception
 """What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
+
+# To look up a member of an enum takes as long as to fold an event.
+_MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
 
 
 class Flushed(list[Result]):
@@ -53,6 +55,9 @@ def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
 class Store(Protocol[V]):
     """Keyed aggregates. With an event id an update folds at most once per (key, event id): value and marker are
     written together or not at all. Safe for several threads.
+
+    One whose ``merge_updates`` mostly waits for others may have an attribute ``waits_for_network = True``: it is then
+    called from a thread of its own while the next records are processed.
     """
 
     @property
@@ -184,20 +189,20 @@ def fold_row(
     fresh: list[V] = [] if current is None else [current]
     results: list[Result] = []
     marks = not monoid.idempotent
-    for update in updates:
-        event_id = update.event_id
+    for _, delta, event_id, _ in updates:
         if marks and event_id is not None:
             if not claim(event_id):
-                results.append(Outcome.DUPLICATE)
+                results.append(_DUPLICATE)
                 continue
             claimed.append(event_id)
-        fresh.append(update.delta)
-        results.append(Outcome.MERGED)
-    # A user's combine may raise anything; one by one it will raise again, for the update to blame.
-    with suppress(Exception):
+        fresh.append(delta)
+        results.append(_MERGED)
+    try:
         return encode(monoid.fold(fresh)), results
-    for event_id in claimed:
-        unclaim(event_id)
+    except Exception:
+        # A user's combine may raise anything; one by one it will raise again, for the update to blame.
+        for event_id in claimed:
+            unclaim(event_id)
     return _fold_one_by_one(monoid, current, updates, claim, unclaim, encode)
 
 
@@ -214,13 +219,13 @@ def _fold_one_by_one(
     for update in updates:
         event_id = None if monoid.idempotent else update.event_id
         if event_id is not None and not claim(event_id):
-            results.append(Outcome.DUPLICATE)
+            results.append(_DUPLICATE)
             continue
         try:
             folded = monoid.combine(value, update.delta)
             encode(folded)
             value = folded
-            results.append(Outcome.MERGED)
+            results.append(_MERGED)
         except Exception as err:
             if event_id is not None:
                 unclaim(event_id)

@@ -7,9 +7,10 @@ what its pipeline wrote.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import repeat
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import SplitResult
 
@@ -17,11 +18,13 @@ from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later, only, rows
+from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later, only
 
 V = TypeVar("V")
 
+_Row = tuple[str, int]
 _COLLECT_EVERY_S = 60.0
+_MERGED = Outcome.MERGED
 
 
 class MemoryStore(Generic[V]):
@@ -31,9 +34,11 @@ class MemoryStore(Generic[V]):
         self.monoid = monoid
         self._clock = clock or Clock()
         self._lock = threading.Lock()
-        self._values: dict[Key, V] = {}
-        self._seen: dict[Key, set[str]] = {}
-        self._expires: dict[Key, float] = {}
+        self._marks = not monoid.idempotent
+        # The garbage collector does not look at dicts of texts, as it does at sets.
+        self._values: dict[_Row, V] = {}
+        self._seen: dict[_Row, dict[str, None]] = {}
+        self._expires: dict[_Row, float] = {}
         self._next_collect = 0.0
 
     def get(self, key: Key) -> V | None:
@@ -52,36 +57,50 @@ class MemoryStore(Generic[V]):
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`."""
-        results: list[Result] = [Outcome.MERGED] * len(updates)
+        by_row: dict[Key, list[Update]] = {}
+        for update in updates:
+            key = update.key
+            row = by_row.get(key)
+            if row is None:
+                by_row[key] = [update]
+            else:
+                row.append(update)
         with self._lock:
             self._collect()
-            for key, positions in rows(updates).items():
-                seen = self._seen.get(key)
-                if seen is None:
-                    seen = self._seen[key] = set()
-                value, row_results = fold_row(
-                    self.monoid,
-                    self._values.get(key),
-                    [updates[i] for i in positions],
-                    _adder(seen),
-                    seen.discard,
-                    _as_it_is,
-                )
-                for i, result in zip(positions, row_results, strict=True):
-                    results[i] = result
-                if not seen:
-                    del self._seen[key]
-                if Outcome.MERGED in row_results:
-                    ttl = updates[positions[-1]].ttl
-                    expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
-                    if key in self._values:
-                        expires = later(expires, self._expires.get(key))
-                    self._values[key] = value
-                    if expires is None:
-                        self._expires.pop(key, None)
-                    else:
-                        self._expires[key] = expires
-        return results
+            told = [self._merge_row(key, row) for key, row in by_row.items()]
+        if not any(told):
+            return [_MERGED] * len(updates)
+        ordered = {key: iter(results or repeat(_MERGED)) for key, results in zip(by_row, told, strict=True)}
+        return [next(ordered[update.key]) for update in updates]
+
+    def _merge_row(self, key: _Row, updates: list[Update]) -> list[Result] | None:
+        """Merge the updates of a row; their results, None if all were merged."""
+        exists = key in self._values
+        if not exists:
+            # The garbage collector stops looking at plain tuples, and never at a Key.
+            key = key[:]
+        current, seen = self._values.get(key), self._seen.get(key)
+        if seen is None:
+            seen = {}
+        value, results = fold_row(self.monoid, current, updates, _adder(seen), seen.__delitem__, _as_it_is)
+        merged = results.count(_MERGED)
+        if not merged:
+            return results
+        if seen:
+            self._seen[key] = seen
+        self._values[key] = value
+        self._prolong(key, updates[-1].ttl, exists)
+        return None if merged == len(results) else results
+
+    def _prolong(self, key: _Row, ttl: timedelta | None, exists: bool) -> None:
+        """A row has got events: keep it for so long."""
+        expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
+        if exists:
+            expires = later(expires, self._expires.get(key))
+        if expires is not None:
+            self._expires[key] = expires
+        elif self._expires:
+            self._expires.pop(key, None)
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; a snapshot of the moment of the call."""
@@ -89,7 +108,7 @@ class MemoryStore(Generic[V]):
             now = self._clock.now()
             found = [
                 (key, value)
-                for key, value in self._values.items()
+                for key, value in ((Key(*row), value) for row, value in self._values.items())
                 if self._live(key, now)
                 and key.entity.startswith(prefix)
                 and (first is None or key.bucket >= first)
@@ -110,7 +129,7 @@ class MemoryStore(Generic[V]):
     def close(self) -> None:
         """Nothing to release: the state lives as long as the process."""
 
-    def _live(self, key: Key, now: float) -> bool:
+    def _live(self, key: _Row, now: float) -> bool:
         expires = self._expires.get(key)
         return expires is None or now < expires
 
@@ -130,13 +149,13 @@ def _as_it_is(value: V) -> V:
     return value
 
 
-def _adder(seen: set[str]) -> Any:
-    """``seen.add`` that tells whether the id is new."""
+def _adder(seen: dict[str, None]) -> Callable[[str], bool]:
+    """Adds an id and tells whether it is new."""
 
     def add(event_id: str) -> bool:
         if event_id in seen:
             return False
-        seen.add(event_id)
+        seen[event_id] = None
         return True
 
     return add
