@@ -30,7 +30,7 @@ from google.cloud.bigtable.row import DirectRow
 from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 
 from benchmarks.harness import Inexact, Usage, Watch, peak_mb
-from benchmarks.workloads import events, expected, pages
+from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
@@ -48,7 +48,6 @@ from pipelines.common import IN_PROCESS_RUNNER, run
 PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
 NAME = "bench"
 IN_FLIGHT = 64
-COMMIT = 32
 CLAIMS_PART = 25
 OVERHEAD_TIMES = 5
 

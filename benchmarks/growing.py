@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pipelines.quiet_beam import beam  # isort: split
 
 from benchmarks.harness import Inexact, Watch, peak_mb
-from benchmarks.workloads import zipf_stream
+from benchmarks.workloads import COMMIT, EXPONENT, FLUSH, zipf_stream
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
@@ -24,9 +24,6 @@ from murmur_beam.transforms import MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER
 from pipelines.common import run as run_pipeline
 
-COMMIT = 32
-EXPONENT = 1.3
-FLUSH = 5_000
 TABLE = "growth"
 
 watch = Watch()

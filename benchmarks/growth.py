@@ -15,12 +15,16 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from benchmarks.growing import COMMIT, EXPONENT, FLUSH, Run, row_costs, run
-from benchmarks.harness import Bar, bars_table, in_own_process, machine, print_table, say, tidy
+from benchmarks.harness import Bar, bars_table, in_own_process, machine, needing_extra, print_table, say, tidy
+from benchmarks.workloads import COMMIT, EXPONENT, FLUSH
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.testing import emulators
 from pipelines.console import Parser, one_line_errors
+
+if TYPE_CHECKING:
+    from benchmarks.growing import Run
 
 TURNS = 160
 """Commits into each row while it is measured: enough for two that pack small columns, which cost more."""
@@ -85,6 +89,9 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
 @one_line_errors("growth")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and plot. A bar that is missed is no error."""
+    with needing_extra():
+        from benchmarks import growing
+
     parser = Parser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the rows; runs go once (%(default)s)")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS, metavar="N", help="events in each row; or none")
@@ -110,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(args.rounds if args.rows else 0):
             say(f"rows: round {number + 1} of {args.rounds}")
             with emulators.bigtable() as host:
-                rows.append(in_own_process(row_costs, host, tuple(args.rows), args.turns))
+                rows.append(in_own_process(growing.row_costs, host, tuple(args.rows), args.turns))
         for length in args.lengths:
             say(f"run of {length:,} events")
             with emulators.bigtable() as host:
-                runs.append(in_own_process(run, host, length))
+                runs.append(in_own_process(growing.run, host, length))
         say("")
     costs = {size: statistics.median(one[size] for one in rows) for size in args.rows}
     if args.plot:

@@ -132,6 +132,19 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
+def needing_extra() -> Iterator[None]:
+    """Around imports of what not every installation has.
+
+    Raises:
+        MurmurError: it is not there; says how to get it.
+    """
+    try:
+        yield
+    except ImportError as err:
+        raise MurmurError(f"{err}; run: pip install 'murmur-beam[bench]'") from err
+
+
+@contextmanager
 def tidy() -> Iterator[None]:
     """SIGTERM ends the program as SIGINT does, so that no emulator is left running."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -29,6 +29,7 @@ from benchmarks.harness import (
     bars_table,
     environment,
     machine,
+    needing_extra,
     percentile,
     print_table,
     say,
@@ -237,6 +238,10 @@ def bars(rounds: Sequence[Round]) -> list[Bar]:
 @one_line_errors("latency")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print. A bar that is missed is no error."""
+    with needing_extra():
+        import google.cloud.bigtable
+        import google.cloud.pubsub  # noqa: F401
+
     parser = Parser(prog="python -m benchmarks.latency", description=__doc__.split("\n")[0])
     parser.add_argument("--rate", type=float, default=1_000, metavar="N", help="messages a second (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="length of a round (%(default)s)")

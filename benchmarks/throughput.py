@@ -1,6 +1,6 @@
 """Exactly-once counting beside writing raw cells: `MergeRecords` into Bigtable, its limit, and what others do.
 
-    python -m benchmarks.throughput [--events 20000] [--rounds 5] [--flush 5000] [--only NAME ...] [--json]
+    python -m benchmarks.throughput [--events 50000] [--rounds 5] [--flush 10000] [--only NAME ...] [--json]
 
 Each contender runs in turn, several rounds, on an emulator and in a process that nobody used before. Ratios are taken
 within a round, and the median of the rounds is held against its bar. A contender whose counts are not all exact has no
@@ -15,7 +15,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.harness import Bar, Inexact, bars_table, in_own_process, machine, print_table, say, spread, tidy
+from benchmarks.harness import (
+    Bar,
+    Inexact,
+    bars_table,
+    in_own_process,
+    machine,
+    needing_extra,
+    print_table,
+    say,
+    spread,
+    tidy,
+)
+from benchmarks.workloads import FLUSH
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.testing import emulators
 from pipelines.console import Parser, one_line_errors
@@ -158,15 +170,16 @@ def _optional(value: float | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a contender of ours has counted wrong. A bar that is missed is no error."""
     # Not above: it takes a while, and the processes that measure import it for themselves.
-    from benchmarks import contenders
+    with needing_extra():
+        from benchmarks import contenders
 
     parser = Parser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
-    parser.add_argument("--events", type=int, default=20_000, metavar="N", help="events in each run (%(default)s)")
+    parser.add_argument("--events", type=int, default=50_000, metavar="N", help="events in each run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed runs of each (%(default)s)")
     parser.add_argument(
         "--flush",
         type=int,
-        default=5_000,
+        default=FLUSH,
         metavar="N",
         help="records that MergeRecords buffers, FlushLimits(events=N) (%(default)s)",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -305,3 +306,24 @@ def test_pages_are_the_same_each_time() -> None:
     assert workloads.pages("zipf1.3", 25_000) == first == list(workloads.zipf_stream(25_000, 1.3))
     assert len(set(workloads.pages("own", 100))) == 100
     assert set(workloads.pages("hot", 100)) == {"page-0"}
+
+
+@pytest.mark.parametrize(
+    ("main", "missing"),
+    [
+        (throughput.main, "benchmarks.contenders"),
+        (growth.main, "benchmarks.growing"),
+        (latency.main, "google.cloud.pubsub"),
+    ],
+)
+def test_what_is_not_installed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], main: Any, missing: str
+) -> None:
+    """Without the extra a benchmark says how to get it, instead of a traceback."""
+    package, _, module = missing.rpartition(".")
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delattr(importlib.import_module(package), module, raising=False)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert missing in line
+    assert line.endswith("run: pip install 'murmur-beam[bench]'")

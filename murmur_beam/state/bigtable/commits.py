@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.model import Outcome
 from murmur_beam.state.base import Flushed, Result, fold_row
-from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, expiry, int64
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.groups import Flush, Group, pieces
@@ -45,9 +45,6 @@ _ROWS_PER_READ = 128
 _READS = 4
 _FIRST_ROWS = 16
 _SURE = 8
-# A commit that has packed columns says so by the end of its own.
-_MARKER_BYTES = 24
-_PACKS = b"p"
 # Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
 # that happened all the same are told to be duplicates.
 _MAX_SENT = 32
@@ -75,6 +72,10 @@ class _Plan(NamedTuple):
         """Does any update?"""
         return self.results is not None and any(isinstance(result, Exception) for result in self.results)
 
+    def packs(self, row: KnownRow) -> bool:
+        """Is it time to put small columns together?"""
+        return row.small >= known.PACK_AT and bool(self.journal)
+
 
 class _Attempt(NamedTuple):
     """A commit that is ready to be sent.
@@ -82,13 +83,13 @@ class _Attempt(NamedTuple):
     Attributes:
         version: the row's, afterwards.
         marker: the column of its events.
-        packed: the columns that it packs into the last of them.
+        packed: how many columns it packs, into which, and with which events.
         request: itself.
     """
 
     version: int
     marker: bytes
-    packed: list[bytes]
+    packed: tuple[int, bytes, bytes] | None
     request: bytes
 
 
@@ -212,14 +213,14 @@ class Commits(Generic[V]):
                 turn.plan = self._plan(turn.row, turn.group, flush)
             except Exception:
                 return  # the second time, on its own, it hurts no other
-            if turn.plan.writes:
-                turn.attempt = self._attempt(turn.row, turn.group, turn.plan)
+            if turn.plan.writes and not turn.plan.packs(turn.row):
+                turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [])
                 turn.answer = self.connection.commit(turn.attempt.request)
 
     async def _succeeds(self, turn: _Turn, flush: Flush) -> bool:
         """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
-        if plan is None or (attempt is None and plan.fails):
+        if plan is None or (attempt is None and (plan.writes or plan.fails)):
             return False
         if turn.answer is not None and attempt is not None:
             try:
@@ -264,7 +265,8 @@ class Commits(Generic[V]):
                 verified = True
             else:
                 if attempt is None:
-                    attempt = self._attempt(row, group, plan)
+                    columns = await self._to_pack(group, row, deadline, flush.results) if plan.packs(row) else []
+                    attempt = self._attempt(row, group, plan, columns)
                 if await self._commit(turn, plan, attempt, deadline, flush):
                     return plan
                 if self._sender.overdue(deadline):
@@ -339,16 +341,37 @@ class Commits(Generic[V]):
 
     # ---- committing ----
 
-    def _attempt(self, row: KnownRow, group: Group, plan: _Plan) -> _Attempt:
+    async def _to_pack(
+        self, group: Group, row: KnownRow, deadline: float, flushed: Flushed
+    ) -> list[tuple[bytes, bytes]]:
+        """The row's oldest small columns, just as they are at the version that is known; none if it has another."""
+        query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.packed)
+        found: list[Row] = []
+        with suppress(Exception):  # packing can wait; the commit is not to fail for it
+            found = await self._sender.send(functools.partial(self.connection.read, query, persist=False), deadline)
+        flushed.counts["rows_read"] += 1
+        columns, version = [], 0
+        for family, qualifier, _, data in found[0].cells if found else ():
+            if family == wire.DEDUP and known.is_small(data):
+                columns.append((qualifier, data))
+            elif family == wire.AGG and qualifier == wire.VERSION:
+                version = int64(data)
+        if version != row.version:
+            return []  # the commit will find that out
+        row.small = len(columns)
+        return columns[: known.PACKED] if row.small >= known.PACK_AT else []
+
+    def _attempt(self, row: KnownRow, group: Group, plan: _Plan, columns: Sequence[tuple[bytes, bytes]]) -> _Attempt:
+        """A commit that also packs these columns."""
         self._commits += 1
         # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
         step = self._chance.getrandbits(40) + 1 if row.version == 0 else 1
         version = row.version + step
         marker = version.to_bytes(8, "big") + self._writer + self._commits.to_bytes(8, "big")
-        packed = row.to_pack() if plan.journal else []
-        if packed:
-            marker += _PACKS
-        return _Attempt(version, marker, packed, self._request(group, row, step, marker, packed, plan))
+        packed = None
+        if columns:
+            packed = len(columns), columns[-1][0], b"".join([journal for _, journal in columns])
+        return _Attempt(version, marker, packed, self._request(group, row, step, marker, columns, plan))
 
     async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt, deadline: float, flush: Flush) -> bool:
         """Try to write; False if the row was not as it was known, and now is."""
@@ -396,14 +419,14 @@ class Commits(Generic[V]):
         row.read = True
         row.version, row.value, row.column, row.expires_us = attempt.version, plan.value, plan.column, plan.expires_us
         if attempt.packed:
-            row.pack(attempt.packed)
+            row.pack(*attempt.packed)
         if plan.journal:
             row.learn(attempt.marker, plan.journal)
         if row.sent:
             self._resolve(row, (), flushed)
 
     def _request(
-        self, group: Group, row: KnownRow, step: int, marker: bytes, packed: list[bytes], plan: _Plan
+        self, group: Group, row: KnownRow, step: int, marker: bytes, columns: Sequence[tuple[bytes, bytes]], plan: _Plan
     ) -> bytes:
         at_us = self._cells.start_us(group.bucket)
         mutations = [wire.add(wire.VERSION, at_us, step)]
@@ -411,10 +434,10 @@ class Commits(Generic[V]):
         if plan.journal:
             written_us = max(int(self._clock.now() * 1000) * 1000, at_us)
             mutations.append(wire.put(wire.DEDUP, marker, written_us, plan.journal))
-            mutations += [wire.clear_column(wire.DEDUP, column) for column in packed]
-            if packed:
-                journal = b"".join([row.loose[column] for column in packed])
-                mutations.append(wire.put(wire.DEDUP, packed[-1], written_us, journal))
+            mutations += [wire.clear_column(wire.DEDUP, column) for column, _ in columns]
+            if columns:
+                journal = b"".join([journal for _, journal in columns])
+                mutations.append(wire.put(wire.DEDUP, columns[-1][0], written_us, journal))
         if row.version == 0:
             return wire.commit(self.connection, group.encoded, wire.EXISTS, if_not=mutations)
         return wire.commit(self.connection, group.encoded, wire.at_version(row.version), if_met=mutations)
@@ -473,14 +496,11 @@ class Commits(Generic[V]):
                 value = self._cells.decoded(encoded, column)
         # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
         # events leave no column, so this may be a false alarm; reading all of the row settles it.
-        known = version > row.version and version - row.version == len(columns)
-        if row.events and version != row.version and not known:
+        complete = version > row.version and version - row.version == len(columns)
+        if row.events and version != row.version and not complete:
             row.forget()
             if found is not None:
                 return False
-        if any(len(marker) > _MARKER_BYTES for marker, _ in columns):
-            # Somebody has packed columns, and those that were known may be among them.
-            row.loose.clear()
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
         for marker, journal in columns:

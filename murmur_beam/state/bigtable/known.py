@@ -7,20 +7,22 @@ from collections import OrderedDict
 from typing import Any
 
 FINGERPRINT_BYTES = 16
+VERSION_BYTES = 8
+"""How a column of events begins: with the version of the row that its commit has made."""
 
 # A row of few large columns is read, and its version compared, faster than one of many small ones. So now and then a
-# commit puts the events of the oldest small ones into one, and says so by the end of its own column. Whoever knows the
-# version, and has seen no such end since it read the row, knows just what is in the small ones: so packing loses none.
-PACK_AT = 96
-PACKED = 64
-LOOSE_EVENTS = 256
+# commit puts the events of the oldest small ones into one.
+PACK_AT = 48
+PACKED = 40
+SMALL_EVENTS = 256
 
-ROW_WEIGHT = 32
+ROW_WEIGHT = 40
 """A row weighs about as much as so many events."""
 
 _CELL_OVERHEAD = 8
-_IN_BUCKET = 64
-_GROWTH = 4
+_IN_BUCKET = 96
+# So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13.
+_ENOUGH = 10
 
 
 class KnownRow:
@@ -31,7 +33,8 @@ class KnownRow:
         version, value, column, expires_us: the row's; ``column`` is the value as it is stored.
         events: number of the events in it.
         journal_bytes: what they take in the row.
-        loose: small columns of events, just as they are in the row, to be packed into fewer.
+        small: columns of at most `SMALL_EVENTS`, as far as is known; others may have packed some.
+        packed: no small column is of this version, or an earlier one.
         sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
         users: flushes that hold the row, or wait for its lock.
@@ -48,10 +51,11 @@ class KnownRow:
         "events",
         "expires_us",
         "journal_bytes",
-        "loose",
         "owed",
+        "packed",
         "read",
         "sent",
+        "small",
         "users",
         "value",
         "version",
@@ -75,8 +79,10 @@ class KnownRow:
         self.expires_us: int | None = None
         self.events = 0
         self.journal_bytes = 0
-        self.loose: dict[bytes, bytes] = {}
-        # Fingerprints in a row, spread over buckets that are short enough to be searched: a sixth of what a set takes.
+        self.small = 0
+        self.packed = 0
+        # One fingerprint after the other; many are shortened, and spread over buckets that are short enough to be
+        # searched: that takes an eighth of what a set does.
         self._seen: bytes | list[bytes] = b""
 
     def try_acquire(self) -> bool:
@@ -114,38 +120,37 @@ class KnownRow:
         # A match across the border of two fingerprints is as unlikely as two events with the same one.
         if isinstance(seen, bytes):
             return event in seen
-        return event in seen[int.from_bytes(event[:3], "big") % len(seen)]
+        short = event[:_ENOUGH]
+        return short in seen[int.from_bytes(short[:3], "big") % len(seen)]
 
     def learn(self, column: bytes, journal: bytes) -> None:
         """A column of events that is now in the row."""
         n = len(journal) // FINGERPRINT_BYTES
         self.events += n
         self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
-        if n <= LOOSE_EVENTS:
-            self.loose[column] = journal
-        seen = self._seen
-        if isinstance(seen, bytes):
-            seen += journal
-            few = self.events <= _IN_BUCKET
-            self._seen = seen if few else _spread([seen], _GROWTH * self.events // _IN_BUCKET)
-            return
-        if self.events > _IN_BUCKET * len(seen):
-            self._seen = seen = _spread(seen, _GROWTH * self.events // _IN_BUCKET)
-        _add(seen, journal)
+        if n <= SMALL_EVENTS:
+            self.small += 1
+        if isinstance(self._seen, bytes):
+            journal = self._seen + journal
+            if self.events <= _IN_BUCKET:
+                self._seen = journal
+                return
+            self._seen = [b""]
+        while self.events > _IN_BUCKET * len(self._seen):
+            self._seen = _doubled(self._seen)
+        _add(self._seen, [journal[i : i + _ENOUGH] for i in range(0, len(journal), FINGERPRINT_BYTES)])
 
-    def to_pack(self) -> list[bytes]:
-        """The columns that the next commit packs into the last of them; often none.
+    def pack(self, n: int, column: bytes, journal: bytes) -> None:
+        """The ``n`` oldest small columns were packed into the last of them, whose events are those of all."""
+        still_small = is_small(journal)
+        self.small -= n - still_small
+        self.packed = int.from_bytes(column[:VERSION_BYTES], "big") - still_small
+        self.journal_bytes -= (n - 1) * (len(column) + _CELL_OVERHEAD)
 
-        The newest stay as they are: whoever is a little behind finds one column for each commit.
-        """
-        return sorted(self.loose)[:PACKED] if len(self.loose) >= PACK_AT else []
 
-    def pack(self, packed: list[bytes]) -> None:
-        """The columns of `to_pack` were packed."""
-        journal = b"".join([self.loose.pop(column) for column in packed])
-        self.journal_bytes -= sum(len(column) + _CELL_OVERHEAD for column in packed[:-1])
-        if len(journal) <= LOOSE_EVENTS * FINGERPRINT_BYTES:
-            self.loose[packed[-1]] = journal
+def is_small(journal: bytes) -> bool:
+    """Is a column with these events to be packed?"""
+    return len(journal) <= SMALL_EVENTS * FINGERPRINT_BYTES
 
 
 class KnownRows:
@@ -194,23 +199,27 @@ class KnownRows:
         return self._rows[encoded]
 
 
-def _spread(journals: list[bytes], n: int) -> list[bytes]:
-    """The events, in so many buckets."""
-    buckets = [b""] * n
-    for journal in journals:
-        _add(buckets, journal)
-    return buckets
+def _doubled(buckets: list[bytes]) -> list[bytes]:
+    """Twice as many. One bucket after the other, so that it takes no memory besides."""
+    n = len(buckets)
+    doubled = [b""] * (2 * n)
+    for i, bucket in enumerate(buckets):
+        halves: tuple[list[bytes], list[bytes]] = [], []
+        for event in split(bucket, _ENOUGH):
+            halves[int.from_bytes(event[:3], "big") % (2 * n) >= n].append(event)
+        doubled[i], doubled[i + n] = map(b"".join, halves)
+    return doubled
 
 
-def _add(buckets: list[bytes], journal: bytes) -> None:
+def _add(buckets: list[bytes], events: list[bytes]) -> None:
     n = len(buckets)
     new: dict[int, list[bytes]] = {}
-    for event in split(journal):
+    for event in events:
         new.setdefault(int.from_bytes(event[:3], "big") % n, []).append(event)
-    for i, events in new.items():
-        buckets[i] += b"".join(events)
+    for i, some in new.items():
+        buckets[i] += b"".join(some)
 
 
-def split(journal: bytes) -> list[bytes]:
+def split(journal: bytes, size: int = FINGERPRINT_BYTES) -> list[bytes]:
     """The fingerprints in a column."""
-    return [journal[i : i + FINGERPRINT_BYTES] for i in range(0, len(journal), FINGERPRINT_BYTES)]
+    return [journal[i : i + size] for i in range(0, len(journal), size)]

@@ -23,8 +23,8 @@ class Settings:
         timeout_s: deadline of one request, seconds.
         patience_s: how long one flush competes with others for a row, or waits for a server that is overloaded, before
             that counts as a failed try, seconds.
-        max_known_events: events whose fingerprints are remembered, so that their rows need no reading; about 17 bytes
-            each. A row counts as 32 more.
+        max_known_events: events whose fingerprints are remembered, so that their rows need no reading; about 15 bytes
+            each. A row counts as 40 more.
         clock: what decides about expiry and waits.
 
     Raises:
@@ -39,7 +39,7 @@ class Settings:
     max_in_flight: int = 64
     timeout_s: float = 10.0
     patience_s: float = 30.0
-    max_known_events: int = 2_000_000
+    max_known_events: int = 1_000_000
     clock: Clock = field(default_factory=Clock, compare=False)
 
     def __post_init__(self) -> None:
