@@ -32,6 +32,7 @@ from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 from benchmarks.harness import Inexact, Usage, Watch, peak_mb
 from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.coalescer import FlushLimits
+from murmur_beam.dedicated import dedicate, put_aside
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config
@@ -42,7 +43,7 @@ from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
 from murmur_beam.state.memory import MemorySpec
-from murmur_beam.transforms import MergeDoFn, MergeRecords
+from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, run
 
 PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
@@ -106,6 +107,10 @@ class Contender(NamedTuple):
 class Emit(beam.DoFn):
     """The events of a workload; starts the watch."""
 
+    def setup(self) -> None:
+        """As a pipeline's own process does."""
+        put_aside()
+
     def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
         pages(*workload[:2])
         watch.start()
@@ -113,10 +118,25 @@ class Emit(beam.DoFn):
 
 
 class Copy(beam.DoFn):
-    """Each element as it came."""
+    """Each element as it came; stops the watch."""
 
     def process(self, element: Any) -> Iterator[Any]:
         yield element
+
+    def finish_bundle(self) -> None:
+        """As `Done`, which would have to be given every element."""
+        watch.stop()
+
+
+class Done(beam.DoFn):
+    """Stops the watch when a bundle ends, and all before it has written; it is given nothing that costs time."""
+
+    def process(self, element: Any) -> None:
+        """There is no dead letter, nor a result of a write."""
+
+    def finish_bundle(self) -> None:
+        """Stop, until a later bundle does."""
+        watch.stop()
 
 
 class ToRow(beam.DoFn):
@@ -159,6 +179,7 @@ def limit(job: Job) -> list[Pass]:
                     if (await send(request, metadata=metadata)).predicate_matched:
                         raise Inexact("the limit met a row that should not exist")
 
+            put_aside()
             watch.start()
             await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
             return watch.stop()
@@ -178,8 +199,9 @@ def write(job: Job) -> list[Pass]:
             | beam.ParDo(Emit())
             | beam.ParDo(ToRow())
             | WriteToBigTable(PROJECT, INSTANCE, TABLE)
+            | beam.ParDo(Done())
         )
-    usage, peak = watch.stop(), peak_mb()
+    usage, peak = watch.usage, peak_mb()
     if job.counted:
         keys_only = filters.RowFilterChain(
             [filters.FamilyNameRegexFilter(wire.STATE), filters.StripValueTransformerFilter(True)]
@@ -196,6 +218,7 @@ def claim(job: Job) -> list[Pass]:
     n = max(1, job.events // CLAIMS_PART)
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
         exists = filters.FamilyNameRegexFilter(wire.STATE)
+        put_aside()
         watch.start()
         for event in events("own", n):
             claimed = SetCell(wire.STATE, b"claimed", b"1")
@@ -281,7 +304,7 @@ def copy(job: Job) -> list[Pass]:
     n = job.events * OVERHEAD_TIMES
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
         _ = p | beam.Create([("zipf1.1", n, "sum")]) | beam.ParDo(Emit()) | beam.ParDo(Copy())
-    return [Pass("copy", n, *watch.stop(), peak_mb())]
+    return [Pass("copy", n, *watch.usage, peak_mb())]
 
 
 def memory(job: Job) -> list[Pass]:
@@ -324,6 +347,7 @@ def measure(name: str, job: Job) -> list[Pass]:
     logging.disable(logging.WARNING)
     os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
     warnings.simplefilter("ignore", RuntimeWarning)  # of Beam's client, about the emulator
+    dedicate()
     return CONTENDERS[name].run(job)
 
 
@@ -387,10 +411,10 @@ def _merge(n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: 
     """Run a pipeline; what it took, and how many records were merged."""
     p = beam.Pipeline(runner=IN_PROCESS_RUNNER)
     arguments = _arguments(monoid, store, flush, dedup)
-    _ = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
+    outputs = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
+    _ = outputs[DEAD_LETTER] | beam.ParDo(Done())
     counters = run(p)
-    usage = watch.stop()
-    return usage, counters.get(f"{NAME}:record_merged", 0)
+    return watch.usage, counters.get(f"{NAME}:record_merged", 0)
 
 
 def _taken(outputs: Iterable[Any]) -> int:

@@ -35,7 +35,12 @@ class Usage(NamedTuple):
 
 
 class Watch:
-    """Measures from `start` to `stop`; may be started from within a pipeline, when its first element comes."""
+    """Measures from `start` to the last `stop`; both may be called from within a pipeline, when its first element comes
+    and when its last bundle ends. What a runner does before and after that is not in the figure.
+
+    Attributes:
+        usage: what it took.
+    """
 
     def start(self) -> None:
         """Begin anew."""
@@ -43,7 +48,8 @@ class Watch:
 
     def stop(self) -> Usage:
         """What it took since."""
-        return Usage(time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s)
+        self.usage = Usage(time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s)
+        return self.usage
 
 
 def peak_mb() -> float:

@@ -1,6 +1,6 @@
 """Exactly-once counting beside writing raw cells: `MergeRecords` into Bigtable, its limit, and what others do.
 
-    python -m benchmarks.throughput [--events 50000] [--rounds 5] [--flush 10000] [--only NAME ...] [--json]
+    python -m benchmarks.throughput [--events 60000] [--rounds 5] [--flush 20000] [--only NAME ...] [--json]
 
 Each contender runs in turn, several rounds, on an emulator and in a process that nobody used before. Ratios are taken
 within a round, and the median of the rounds is held against its bar. A contender whose counts are not all exact has no
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks import contenders
 
     parser = Parser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
-    parser.add_argument("--events", type=int, default=50_000, metavar="N", help="events in each run (%(default)s)")
+    parser.add_argument("--events", type=int, default=60_000, metavar="N", help="events in each run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed runs of each (%(default)s)")
     parser.add_argument(
         "--flush",

@@ -15,7 +15,7 @@ COMMIT = 32
 """Events of one commit, where a figure is about commits of one size."""
 EXPONENT = 1.3
 """Of the keys of long runs."""
-FLUSH = 10_000
+FLUSH = 20_000
 """Records that `MergeRecords` buffers, where nothing else is said."""
 VALUES: dict[str, Callable[[int], object]] = {
     "sum": lambda i: 1,

@@ -31,7 +31,7 @@ class FlushLimits:
         ConfigurationError: a limit that is not positive, or of another type.
     """
 
-    events: int = 1_000
+    events: int = 10_000
     rows: int = 10_000
     age: timedelta = timedelta(seconds=1)
 

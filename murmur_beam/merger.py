@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
+from murmur_beam.dedicated import put_aside
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
 from murmur_beam.extract import Extractor, Known, Rejected, parse_rfc3339
 from murmur_beam.metrics import Recorder
@@ -113,6 +114,7 @@ class Merger(Generic[T]):
         self._buffer = self._coalescer.add
         self._elements: list[Any] = []
         self._rejected: list[tuple[T, DeadLetter]] = []
+        put_aside()
 
     def add(self, element: Any, timestamp_us: int, token: T) -> bool:
         """Buffer an element; True says that it is time to flush.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
+from murmur_beam.dedicated import dedicate
 from murmur_beam.errors import MurmurError
 
 DEAD_LETTERS_HELP = "file for what cannot be merged; must not exist yet (%(default)s)"
@@ -62,6 +63,12 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
         return wrapped
 
     return decorate
+
+
+def program(main: Main) -> NoReturn:
+    """Run a main function as what this process is for, and end with its exit code."""
+    dedicate()
+    sys.exit(main(None))
 
 
 class Outcomes(NamedTuple):

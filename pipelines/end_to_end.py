@@ -32,7 +32,7 @@ from murmur_beam.reader import Reader
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.base import Schema
 from murmur_beam.testing import emulators
-from pipelines.console import Parser, Progress, one_line_errors
+from pipelines.console import Parser, Progress, one_line_errors, program
 from pipelines.flights import EVENT_ID, KEYS, Flight, departure, read_flights, shipped_data
 from pipelines.google_pubsub import client_library
 
@@ -335,4 +335,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

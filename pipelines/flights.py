@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
 from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
-from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
 
 Flight = dict[str, str]
 
@@ -199,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

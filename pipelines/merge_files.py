@@ -12,7 +12,6 @@ import bz2
 import csv
 import gzip
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
@@ -27,7 +26,7 @@ from murmur_beam.extract import DECODERS
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
 from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
-from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
 
 _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
 _COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
@@ -196,4 +195,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

@@ -31,7 +31,7 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, beam_options, quiet
-from pipelines.console import one_line_errors
+from pipelines.console import one_line_errors, program
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
 from pipelines.letters import attributes_of
 from pipelines.merge_files import parser
@@ -235,4 +235,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

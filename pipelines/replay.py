@@ -13,7 +13,6 @@ those that fail again; it ends when no more come. Letters of other pipelines go 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -31,7 +30,7 @@ from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
 from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
-from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors, program
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
 from pipelines.letters import LetterFile
 from pipelines.merge_files import matching, parser, read
@@ -214,4 +213,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

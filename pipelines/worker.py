@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -21,7 +20,7 @@ from datetime import timedelta
 from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.spec import add_flags, resolve
-from pipelines.console import Parser, one_line_errors
+from pipelines.console import Parser, one_line_errors, program
 from pipelines.google_pubsub import full_name
 from pipelines.letters import LetterFile, Letters, LetterTopic
 from pipelines.messages import merge_arguments
@@ -138,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

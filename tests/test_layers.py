@@ -20,11 +20,12 @@ ROOT = Path(__file__).parent.parent
 # in package x, unless a row of their own says otherwise; "x" is the package's own __init__.
 BASICS = "errors model clock durations imported windows metrics monoids.base state.base"
 CORE = f"{BASICS} retry processor"
-LIBRARY = f"{CORE} coalescer extract deadletter spec monoids monoids.* state state.*"
+LIBRARY = f"{CORE} dedicated coalescer extract deadletter spec monoids monoids.* state state.*"
 
 MAY_IMPORT = {
     "errors": "",
     "clock": "",
+    "dedicated": "",
     "imported": "errors",
     "durations": "",
     "model": "errors",

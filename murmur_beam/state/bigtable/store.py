@@ -45,6 +45,8 @@ class BigtableStore(Generic[V]):
             age takes whole buckets.
     """
 
+    waits_for_network = True
+
     def __init__(self, spec: Settings, monoid: Monoid[V], granularity: timedelta | None) -> None:
         self.monoid = monoid
         self.bucket_age: timedelta | None = None
