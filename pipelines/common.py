@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipelines.quiet_beam import beam  # isort: split
 
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -82,6 +83,8 @@ class ShowProgress(beam.DoFn):
 def write_dead_letters(letters: beam.PCollection, path: str) -> None:
     """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none.
 
+    Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
+
     Raises:
         ConfigurationError: there is such a file already, and it is not empty. It may hold the only copy of what an
             earlier run gave up.
@@ -93,9 +96,19 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
         )
     _ = (
         letters
-        | "DeadLetterToJson" >> beam.Map(DeadLetter.to_json)
-        | "WriteDeadLetters" >> beam.io.WriteToText(path, shard_name_template="", num_shards=1, skip_if_empty=True)
+        | "DeadLetterToJson" >> beam.Map(lambda letter: ("", letter.to_json()))
+        | "OneFile" >> beam.GroupByKey()
+        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(path, lines))
     )
+
+
+def _write_lines(path: str, lines: Iterable[str]) -> None:
+    """Write a file that is there as a whole or not at all, however often this is interrupted and tried again."""
+    unfinished = f"{path}.part"
+    with FileSystems.create(unfinished, compression_type=CompressionTypes.detect_compression_type(path)) as file:
+        for line in lines:
+            file.write(line.encode("utf-8") + b"\n")
+    FileSystems.rename([unfinished], [path])
 
 
 def quiet() -> None:
