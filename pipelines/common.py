@@ -43,7 +43,8 @@ def run(pipeline: beam.Pipeline) -> dict[str, int]:
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
-    return {counter.key.metric.name: counter.result for counter in counters}
+    # Prism says None for those that have counted nothing.
+    return {counter.key.metric.name: counter.result or 0 for counter in counters}
 
 
 _TELL_EVERY = 256  # asking the time costs more than counting
@@ -96,7 +97,7 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
         )
     _ = (
         letters
-        | "DeadLetterToJson" >> beam.Map(lambda letter: ("", letter.to_json()))
+        | "DeadLetterToJson" >> beam.Map(lambda letter: ("", DeadLetter.to_json(letter)))
         | "OneFile" >> beam.GroupByKey()
         | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(path, lines))
     )
