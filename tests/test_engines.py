@@ -140,23 +140,33 @@ SEVERAL_PROCESSES = ["--runner=DirectRunner", "--direct_running_mode=multi_proce
 
 
 @contextmanager
-def engine(name: str, folder: Path) -> Iterator[list[str]]:
-    """The flags of an engine."""
-    if name.startswith("flink"):
+def engine(name: str, folder: Path) -> Iterator[tuple[list[str], Path]]:
+    """The flags of an engine, and what tells of its work: its log, or what the pipeline prints."""
+    printed = folder / "flights.out"
+    if name == "flink":
         with flink(folder) as running:
-            yield running.flags + (STREAMING if name == "flink, streaming" else [])
+            yield running.flags, running.log
     else:
-        yield prism_flags() if name == "prism" else SEVERAL_PROCESSES
+        yield prism_flags() if name == "prism" else SEVERAL_PROCESSES, printed
 
 
-@pytest.mark.parametrize("name", ["prism", "several processes", "flink"])
+@pytest.mark.parametrize(
+    ("name", "trace", "times"),
+    [
+        ("prism", "INFO:PrismRunner:pipeline done!", 1),
+        ("several processes", "Python sdk harness starting.", 2),
+        ("flink", "switched from state RUNNING to FINISHED.", 1),
+    ],
+    ids=["prism", "several processes", "flink"],
+)
 def test_flights_end_with_the_same_state(
-    name: str, few: Path, expected: State, bigtable_host: str, tmp_path: Path
+    name: str, trace: str, times: int, few: Path, expected: State, bigtable_host: str, tmp_path: Path
 ) -> None:
     """Every number must be that of a run without an engine, and that of the file; a second run must move none."""
     uri = new_uri(bigtable_host)
-    with engine(name, tmp_path) as flags:
+    with engine(name, tmp_path) as (flags, log):
         first = run_flights(tmp_path, few, uri, flags)
+        assert log.read_text("utf-8", "replace").count(trace) == times
         assert state_of(uri) == expected
         again = run_flights(tmp_path, few, uri, flags)
     for measure in flights.MEASURES:
@@ -218,26 +228,24 @@ def wait_for_the_middle(run: Run, engine: Flink, uri: str) -> None:
 def test_flink_recovers_from_a_killed_worker(bigtable_host: str, tmp_path: Path) -> None:
     """SIGKILL for a worker in the middle of its work: Flink must deliver again what came after its last checkpoint, of
     which some was committed already, and every count be right."""
-    file, uri, undisturbed = first_flights(tmp_path / "flights.csv", MANY), new_uri(bigtable_host), tmp_path / "alone"
-    undisturbed.mkdir()
-    arguments = [f"--input={file}", f"--state={uri}", "--check"]
+    file, uri, alone = first_flights(tmp_path / "flights.csv", MANY), new_uri(bigtable_host), new_uri(bigtable_host)
     with flink(tmp_path) as engine:
-        with pipeline("flights", tmp_path, *arguments, *engine.flags, *STREAMING) as run:
+        flags = [f"--input={file}", f"--state={uri}", "--check", *engine.flags, *STREAMING]
+        with pipeline("flights", tmp_path, *flags) as run:
             wait_for_the_middle(run, engine, uri)
+            assert engine.logged("to RESTARTING.") == 0, "so far nothing has failed"
             victim = engine.busiest_worker()
             os.kill(victim, signal.SIGKILL)
             at_kill = committed(uri)
             assert 0 < at_kill < MANY, "killed in the middle"
-            assert engine.logged("from state RUNNING to RESTARTING") == 0 or victim
             printed = run.wait()
         assert engine.logged("from state RUNNING to RESTARTING.") == 1
         assert engine.logged("Restoring job ") == 1, "from a checkpoint"
-    duplicates = {m: int(n.replace(",", "")) for m, n in re.findall(r"^(\w+) .* merged / ([\d,]+) dup", printed, re.M)}
-    assert set(duplicates) == set(flights.MEASURES)
-    assert sum(duplicates.values()) > 0, "what was committed before the kill came again"
+    outcomes = re.findall(r"^(\w+) +([\d,]+) merged / ([\d,]+) duplicate / 0 dead-lettered$", printed, re.MULTILINE)
+    again = {measure: int(duplicates.replace(",", "")) for measure, _, duplicates in outcomes}
+    assert again.keys() == set(flights.MEASURES)
+    assert sum(again.values()) > 0, "what was committed before the kill came again"
     assert ", 0 differ\n" in printed
-    assert committed(uri) == MANY
-    other = new_uri(bigtable_host)
-    run_flights(undisturbed, file, other)
-    assert state_of(uri) == state_of(other)
-    print(f"killed {victim} at {at_kill:,} of {MANY:,} flights; came again: {duplicates}")
+    run_flights(tmp_path, file, alone)
+    assert state_of(uri) == state_of(alone)
+    print(f"killed worker {victim} with {at_kill:,} of {MANY:,} flights committed; came again: {again}")
