@@ -27,6 +27,7 @@ from murmur_beam.model import DeadLetter
 from murmur_beam.reader import Reader
 from murmur_beam.testing.emulators import stop
 from pipelines import flights
+from pipelines.common import IN_PROCESS_RUNNER
 
 TIMEOUT_S = 240.0
 FEW = 3_000
@@ -128,6 +129,16 @@ def expected(bigtable_host: str, few: Path, tmp_path_factory: pytest.TempPathFac
     uri = new_uri(bigtable_host)
     run_flights(tmp_path_factory.mktemp("expected"), few, uri)
     return state_of(uri)
+
+
+@pytest.mark.parametrize("total", [0, 1, 15, 16, 17, FEW])
+def test_the_parts_are_the_file(few: Path, total: int) -> None:
+    """All parts together must be the first so many rows, each once and in order; and one part where one worker runs."""
+    parts = flights.parts_of(str(few), total, "PrismRunner")
+    assert len(parts) == 16
+    rows = [row for part in parts for row in flights.read_flights(*part)]
+    assert rows == list(itertools.islice(flights.read_flights(str(few)), total))
+    assert flights.parts_of(str(few), total, IN_PROCESS_RUNNER) == [(str(few), 0, total)]
 
 
 def prism_flags() -> list[str]:
