@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -95,11 +96,15 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
         raise ConfigurationError(
             "--dead_letters", f"{path} holds those of an earlier run; replay and remove it, or name another file"
         )
+    if found:
+        FileSystems.delete([path])
+    # Workers may run in other folders.
+    where = path if "://" in path else os.path.abspath(path)
     _ = (
         letters
         | "DeadLetterToJson" >> beam.Map(lambda letter: ("", DeadLetter.to_json(letter)))
         | "OneFile" >> beam.GroupByKey()
-        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(path, lines))
+        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(where, lines))
     )
 
 
