@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipelines.quiet_beam import beam  # isort: split
 
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -42,7 +44,8 @@ def run(pipeline: beam.Pipeline) -> dict[str, int]:
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
-    return {counter.key.metric.name: counter.result for counter in counters}
+    # Prism says None for those that have counted nothing.
+    return {counter.key.metric.name: counter.result or 0 for counter in counters}
 
 
 _TELL_EVERY = 256  # asking the time costs more than counting
@@ -82,6 +85,8 @@ class ShowProgress(beam.DoFn):
 def write_dead_letters(letters: beam.PCollection, path: str) -> None:
     """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none.
 
+    Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
+
     Raises:
         ConfigurationError: there is such a file already, and it is not empty. It may hold the only copy of what an
             earlier run gave up.
@@ -91,11 +96,25 @@ def write_dead_letters(letters: beam.PCollection, path: str) -> None:
         raise ConfigurationError(
             "--dead_letters", f"{path} holds those of an earlier run; replay and remove it, or name another file"
         )
+    if found:
+        FileSystems.delete([path])
+    # Workers may run in other folders.
+    where = path if "://" in path else os.path.abspath(path)
     _ = (
         letters
-        | "DeadLetterToJson" >> beam.Map(DeadLetter.to_json)
-        | "WriteDeadLetters" >> beam.io.WriteToText(path, shard_name_template="", num_shards=1, skip_if_empty=True)
+        | "DeadLetterToJson" >> beam.Map(lambda letter: ("", DeadLetter.to_json(letter)))
+        | "OneFile" >> beam.GroupByKey()
+        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(where, lines))
     )
+
+
+def _write_lines(path: str, lines: Iterable[str]) -> None:
+    """Write a file that is there as a whole or not at all, however often this is interrupted and tried again."""
+    unfinished = f"{path}.part"
+    with FileSystems.create(unfinished, compression_type=CompressionTypes.detect_compression_type(path)) as file:
+        for line in lines:
+            file.write(line.encode("utf-8") + b"\n")
+    FileSystems.rename([unfinished], [path])
 
 
 def quiet() -> None:

@@ -17,16 +17,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
+from itertools import islice, pairwise
 from pathlib import Path
 
 from pipelines.quiet_beam import beam  # isort: split
+
+from apache_beam.options.pipeline_options import StandardOptions
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids import Count, Sum
 from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
-from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.common import IN_PROCESS_RUNNER, ShowProgress, beam_options, quiet, run, write_dead_letters
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
 
 Flight = dict[str, str]
@@ -34,6 +37,7 @@ Flight = dict[str, str]
 KEYS = ("route/{origin}-{dest}", "origin/{origin}", "carrier/{carrier}", "all")
 MEASURES = ("flights", "miles")
 EVENT_ID = "{time_hour}/{carrier}/{flight}"
+_PARTS = 16
 _EPOCH_DAY = date(1970, 1, 1)
 _ALL_TIME = (datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc))
 
@@ -52,14 +56,27 @@ def shipped_data() -> Path:
     return Path(package.origin).parent / "data" / "flights.csv.zip"
 
 
-def read_flights(path: str) -> Iterator[Flight]:
-    """The rows of a CSV file, or of the first file in a zip archive."""
+def read_flights(path: str, start: int = 0, stop: int | None = None) -> Iterator[Flight]:
+    """The rows of a CSV file, or of the first file in a zip archive; all of them, or those from one to another."""
     if path.endswith(".zip"):
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
-            yield from csv.DictReader(io.TextIOWrapper(member, "utf-8", newline=""))
+            yield from islice(csv.DictReader(io.TextIOWrapper(member, "utf-8", newline="")), start, stop)
     else:
         with open(path, encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
+            yield from islice(csv.DictReader(file), start, stop)
+
+
+def parts_of(path: str, total: int, runner: str) -> list[tuple[str, int, int]]:
+    """The arguments of `read_flights` for each part of a file: several where several workers can share them.
+
+    Args:
+        path: the file.
+        total: how many rows it has.
+        runner: Beam's name of the runner.
+    """
+    parts = 1 if runner == IN_PROCESS_RUNNER else _PARTS
+    bounds = [total * i // parts for i in range(parts + 1)]
+    return [(path, start, stop) for start, stop in pairwise(bounds)]
 
 
 def departure(flight: Flight) -> datetime:
@@ -178,8 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UnicodeDecodeError, csv.Error) as err:
         raise ConfigurationError("--input", f"{path} is no CSV file in UTF-8: {err}") from err
 
-    pipeline = beam.Pipeline(options=beam_options(beam_arguments))
-    flights = pipeline | "Path" >> beam.Create([path]) | "Read" >> beam.FlatMap(read_flights)
+    options = beam_options(beam_arguments)
+    parts = parts_of(str(Path(path).resolve()), total, options.view_as(StandardOptions).runner)
+    pipeline = beam.Pipeline(options=options)
+    flights = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
     merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
     letters = [merged[measure].dead_letter for measure in MEASURES] | beam.Flatten()
     write_dead_letters(letters, args.dead_letters)

@@ -9,21 +9,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    pass
-
-from murmur_beam.testing.emulators import Emulator, EmulatorMissing, Running, stop
+from murmur_beam.testing.emulators import EmulatorMissing, Running, Server, stop
 
 PROJECT, INSTANCE = "test-project", "test-instance"
 _numbers = itertools.count()
 
 
 @contextmanager
-def shared(emulator: Emulator, folder: Path) -> Iterator[str]:
+def shared(emulator: Server, folder: Path) -> Iterator[str]:
     """An emulator's ``host:port``, the same one for all processes that are in here at the same time.
 
     The first starts it, the last stops it. Who uses it holds a lock on a file, which ends with the process even where
@@ -52,7 +48,7 @@ def shared(emulator: Emulator, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _alone(emulator: Emulator, folder: Path) -> Iterator[None]:
+def _alone(emulator: Server, folder: Path) -> Iterator[None]:
     """Nobody else comes or goes."""
     with open(folder / f"{emulator.program}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -67,7 +63,7 @@ def _lock(file: int, how: int) -> bool:
     return True
 
 
-def require(emulator: Emulator) -> None:
+def require(emulator: Server) -> None:
     """Skip the test that calls this if the emulator is not installed; with ``CI=true`` fail it."""
     try:
         emulator.find()
@@ -76,7 +72,7 @@ def require(emulator: Emulator) -> None:
 
 
 @contextmanager
-def for_tests(emulator: Emulator, variable: str, folder: Path) -> Iterator[str]:
+def for_tests(emulator: Server, variable: str, folder: Path) -> Iterator[str]:
     """As `shared`, with the environment leading clients to it; `require` comes first.
 
     Args:

@@ -401,6 +401,18 @@ def test_dead_letters_of_files(run: Run, tmp_path: Path) -> None:
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
 
 
+def test_dead_letters_are_compressed_as_their_name_says(run: Run, tmp_path: Path) -> None:
+    """A name that ends in .gz must give a file that gunzip and a replay can read, and leave no other file behind."""
+    Path("clicks.jsonl").write_bytes(jsonl(*CLICKS) + b"no record\n")
+    ran = run(merge_files, "--input=clicks.jsonl", *FLAGS, "--dead_letters=dead.jsonl.gz")
+    assert ran.outcomes == "3 merged / 0 duplicate / 1 dead-lettered"
+    letter = DeadLetter.from_json(gzip.decompress(Path("dead.jsonl.gz").read_bytes()))
+    assert letter.payload == b"no record"
+    assert list(tmp_path.glob("dead*")) == [tmp_path / "dead.jsonl.gz"]
+    ran = run(replay, "--input=dead.jsonl.gz", *FLAGS)
+    assert ran.outcomes == "0 merged / 0 duplicate / 1 dead-lettered"
+
+
 def test_dead_letters_of_csv_files(run: Run, tmp_path: Path) -> None:
     """Each must hold header and record as they stand in the file, so that it can be decoded on its own."""
     rows = [b"1,a,one", b'2,"x\r\ny",', b"3,a", b"4,\xfc,1", b"5,a,5", b'6,"a,6']

@@ -263,7 +263,7 @@ def counters_of(result: Any) -> dict[str, int]:
     """Beam's counters of `MergeRecords`, summed over the steps of a pipeline; those that count something."""
     counts: Counter[str] = Counter()
     for counter in result.metrics().query(MetricsFilter().with_namespace("murmur_beam"))["counters"]:
-        counts[counter.key.metric.name] += counter.result
+        counts[counter.key.metric.name] += counter.result or 0  # Prism says None for nothing
     return {name: n for name, n in counts.items() if n}
 
 
@@ -930,6 +930,7 @@ def test_distributions(store: Faulty, memory: MemorySpec, behind: bool) -> None:
     elements = beam.Create([event(str(i)) for i in range(5)], reshuffle=False)
     _ = pipeline | elements | MergeRecords("p", **FIELDS, store=store.spec, cache=memory, flush=FlushLimits(events=2))
     result = pipeline.run()
+    result.wait_until_finish()
     found = {each.key.metric.name: each.result for each in result.metrics().query()["distributions"]}
     assert (found["p:flush_records"].count, found["p:flush_records"].sum) == (3, 5)
     for name in ("p:flush_us", "p:store_merge_us", "p:cache_merge_us"):
@@ -1027,6 +1028,7 @@ def test_two_in_one_pipeline(store: Faulty) -> None:
     _ = source | MergeRecords("sum", key="k", value="v", event_id="id", store=store.spec)
     _ = source | MergeRecords("count", key="=n", monoid=Count(), event_id="id", store=store.spec)
     result = pipeline.run()
+    result.wait_until_finish()
     assert store.state() == {("a", 0): 5, ("n", 0): 1}
     assert counters_of(result) == {"sum": 1, "sum:record_merged": 1, "count": 1, "count:record_merged": 1}
     _ = source | MergeRecords(**FIELDS, store=store.spec)

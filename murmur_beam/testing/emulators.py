@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,15 +31,15 @@ _SETTINGS = 4
 
 
 class EmulatorMissing(MurmurError):
-    """An emulator, or the Java that it runs on, is not installed; the message says how to install it."""
+    """A server, or the Java that it runs on, is not installed; the message says how to install it."""
 
 
 class EmulatorFailed(MurmurError):
-    """An emulator does not start; the message ends with what it printed."""
+    """A server does not start; the message ends with what it printed."""
 
 
 class Running(NamedTuple):
-    """An emulator that answers.
+    """A server that answers.
 
     Attributes:
         host: ``127.0.0.1:PORT``.
@@ -50,20 +51,93 @@ class Running(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Emulator:
-    """How to find one of Google's emulators, and to start it.
+class Server(ABC):
+    """A program that speaks gRPC, as a process of its own on a free port of this machine.
 
     Attributes:
         title: what people call it.
         program: its name on the PATH.
+    """
+
+    title: str
+    program: str
+
+    @abstractmethod
+    def find(self) -> str:
+        """Path of the program.
+
+        Raises:
+            EmulatorMissing: it is not there.
+        """
+
+    @abstractmethod
+    def command(self, program: str, port: int) -> list[str]:
+        """The command line that starts it.
+
+        Args:
+            program: from `find`.
+            port: to listen on.
+        """
+
+    def environment(self) -> dict[str, str]:
+        """Its environment variables."""
+        return dict(os.environ)
+
+    def start(self, log: Path | None = None) -> Running:
+        """Start it on a free port, wait until it answers; whoever calls this calls `stop`.
+
+        Args:
+            log: a file for what it prints.
+
+        Raises:
+            EmulatorMissing: it is not installed.
+            EmulatorFailed: it ends at once, or does not answer.
+        """
+        program = self.find()
+        for start in range(_STARTS):
+            port = _free_port()
+            with log.open("w+b") if log else tempfile.TemporaryFile() as output:
+                pid = self._spawn(self.command(program, port), output.fileno())
+                try:
+                    problem = _wait(port, pid)
+                except BaseException:
+                    stop(pid)
+                    raise
+                if not problem:
+                    return Running(f"127.0.0.1:{port}", pid)
+                stop(pid)
+                output.seek(0)
+                printed = output.read().decode("utf-8", "replace").strip()
+            # Somebody else may take the port first.
+            if "in use" not in printed or start == _STARTS - 1:
+                break
+        raise EmulatorFailed(f"{self.title} ({program}) {problem}; it printed: {printed[-2000:] or 'nothing'}")
+
+    def _spawn(self, command: list[str], output: int) -> int:
+        return os.posix_spawn(
+            command[0],
+            command,
+            self.environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            setpgroup=0,
+        )
+
+
+@dataclass(frozen=True)
+class Emulator(Server):
+    """How to find one of Google's emulators, and to start it.
+
+    Attributes:
         folder: of the program, below the Google Cloud CLI's folder.
         component: its name for ``gcloud components install``.
         package: its name for ``apt-get install``.
         java: does it run on Java?
     """
 
-    title: str
-    program: str
     folder: str
     component: str
     package: str
@@ -81,66 +155,35 @@ class Emulator:
             found = shutil.which(self.program, path=Path(gcloud).resolve().parent.parent / self.folder)
         if found is None:
             raise EmulatorMissing(
-                f"the {self.title} emulator ({self.program}) is neither on the PATH nor in the Google Cloud CLI's "
+                f"{self.title} ({self.program}) is neither on the PATH nor in the Google Cloud CLI's "
                 f"folder; run: gcloud components install {self.component} (or apt-get install {self.package})"
             )
         if self.java and not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
             raise EmulatorMissing(
-                f"the {self.title} emulator runs on Java, and there is no java on the PATH; install Java 11 or newer "
+                f"{self.title} runs on Java, and there is no java on the PATH; install Java 11 or newer "
                 "(such as apt-get install default-jre-headless)"
             )
         return found
 
-    def start(self) -> Running:
-        """Start it on a free port, wait until it answers; whoever calls this calls `stop`.
+    def command(self, program: str, port: int) -> list[str]:
+        """The command line that starts it."""
+        return [program, "--host=127.0.0.1", f"--port={port}"]
 
-        Raises:
-            EmulatorMissing: it is not installed.
-            EmulatorFailed: it ends at once, or does not answer.
-        """
-        program = self.find()
-        for start in range(_STARTS):
-            port = _free_port()
-            with tempfile.TemporaryFile() as output:
-                pid = self._spawn(program, port, output.fileno())
-                try:
-                    problem = _wait(port, pid)
-                except BaseException:
-                    stop(pid)
-                    raise
-                if not problem:
-                    return Running(f"127.0.0.1:{port}", pid)
-                stop(pid)
-                output.seek(0)
-                printed = output.read().decode("utf-8", "replace").strip()
-            # Somebody else may take the port first.
-            if "in use" not in printed or start == _STARTS - 1:
-                break
-        raise EmulatorFailed(
-            f"the {self.title} emulator ({program}) {problem}; it printed: {printed[-2000:] or 'nothing'}"
-        )
-
-    def _spawn(self, program: str, port: int, output: int) -> int:
+    def environment(self) -> dict[str, str]:
+        """Its environment variables."""
         # Stopped by SIGKILL, it has no time to remove the file that Java keeps for its monitoring tools.
-        environment = {**os.environ, "JAVA_OPTS": f"{os.environ.get('JAVA_OPTS', '')} -XX:-UsePerfData"}
-        return os.posix_spawn(
-            program,
-            [program, "--host=127.0.0.1", f"--port={port}"],
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
-            ],
-            setpgroup=0,
-        )
+        return {**os.environ, "JAVA_OPTS": f"{os.environ.get('JAVA_OPTS', '')} -XX:-UsePerfData"}
 
 
 BIGTABLE = Emulator(
-    "Bigtable", "cbtemulator", "platform/bigtable-emulator", "bigtable", "google-cloud-cli-bigtable-emulator"
+    "the Bigtable emulator",
+    "cbtemulator",
+    "platform/bigtable-emulator",
+    "bigtable",
+    "google-cloud-cli-bigtable-emulator",
 )
 PUBSUB = Emulator(
-    "Pub/Sub",
+    "the Pub/Sub emulator",
     "cloud-pubsub-emulator",
     "platform/pubsub-emulator/bin",
     "pubsub-emulator",
@@ -150,10 +193,10 @@ PUBSUB = Emulator(
 
 
 def stop(pid: int) -> None:
-    """End an emulator and all that it started, at once: it keeps nothing on disk.
+    """End a server and all that it started, at once: it keeps nothing on disk.
 
     Args:
-        pid: from `Emulator.start`, perhaps in another process.
+        pid: from `Server.start`, perhaps in another process.
     """
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
@@ -186,8 +229,8 @@ def pubsub() -> Iterator[str]:
 
 
 @contextmanager
-def _running(emulator: Emulator) -> Iterator[str]:
-    running = emulator.start()
+def _running(server: Server) -> Iterator[str]:
+    running = server.start()
     try:
         yield running.host
     finally:
