@@ -1,7 +1,7 @@
 """A stand-in for Dataflow and Cloud Storage, as far as a launch needs them: it keeps what it is sent, and runs nothing.
 
-Beam's own clients talk to it over HTTP, so that a test reads back what the service would have got: the job, and the files
-of its staging folder, the pipeline among them.
+Beam's own clients talk to it over HTTP, so that a test reads back what the service would have got: the job, and the
+files of its staging folder, the pipeline among them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import google_crc32c
 
 _JOBS = re.compile(r"/v1b3/projects/([^/]+)/locations/([^/]+)/jobs(?:/([^/:]+))?(?:/(\w+))?$")
 ENDPOINT = "http://dataflow.sandbox.test"
-"""For ``--dataflow_endpoint``. Beam speaks HTTP, not gRPC, to a name with that word in it, and takes it for the real service
-in all else: it checks options as strictly, and builds the same job. The name leads here by way of ``http_proxy``."""
+"""For ``--dataflow_endpoint``. Beam speaks HTTP, not gRPC, to a name with "sandbox" in it, and takes it for the real
+service in all else: it checks options as strictly, and builds the same job. ``http_proxy`` leads it here."""
 
 _OBJECTS = re.compile(r"(?:/(upload|download))?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?$")
 
@@ -36,13 +36,15 @@ class DataflowService:
         jobs: that were created, as JSON, each with an ``id``, ``projectId`` and ``location``.
         files: contents by ``gs://BUCKET/NAME``.
         state: that every job is said to be in.
+        looks: how often somebody asked for it.
         counters: that every finished job is said to have, by name, in the namespace ``murmur_beam``.
     """
 
     url: str
     jobs: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    state: str = "JOB_STATE_RUNNING"
+    state: str = "JOB_STATE_DONE"
+    looks: int = 0
     counters: dict[str, int] = field(default_factory=dict)
 
     def staged(self, name: str) -> bytes:
@@ -110,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif job_id is None:
             self._send({"jobs": [_summary(job, service.state) for job in service.jobs]})
         else:
+            service.looks += 1
             (job,) = (job for job in service.jobs if job["id"] == job_id)
             self._send(_summary(job, service.state))
 
