@@ -40,6 +40,7 @@ pytest.importorskip(
     exc_type=ImportError,
 )
 
+import dataflow_page
 import dataflow_service
 from dataflow_service import DataflowService
 from google.cloud.dataflow import JobType
@@ -68,13 +69,19 @@ FILES = (
     "--dead_letters=gs://my-bucket/dead.jsonl",
 )
 SETUP = "--setup_file=./setup.py"
+WHEEL = "--extra_package=WHEEL"
+"""The library's wheel, wherever it is; quicker than `SETUP`, which builds a package each time."""
 AT_LEAST_ONCE = "--dataflow_service_options=streaming_mode_at_least_once"
+MERGE_STEP = "MergeRecords/Merge/ParDo(MergeDoFn)"
 BEAM_OPTIONS = (
     "--job_name=views",
     "--service_account_email=murmur-worker@my-project.iam.gserviceaccount.com",
     "--max_num_workers=5",
     "--machine_type=n2-standard-2",
 )
+TOPIC_JOB = (*TO_TOPIC, SETUP, *BEAM_OPTIONS)
+FOLDER_JOB = (*TO_FOLDER, SETUP, AT_LEAST_ONCE)
+FILES_JOB = (*FILES, WHEEL)
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.fixture(scope="session")
-def launch(source: Path, credentials: Callable[[str], Path], bigtable_host: str) -> Launch:
+def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtable_host: str) -> Launch:
     """Runs a pipeline's command line against a service of its own, or the one given; a store is added if none is named.
 
     Launches that are the same are made once.
@@ -166,6 +173,7 @@ def launch(source: Path, credentials: Callable[[str], Path], bigtable_host: str)
         return made[argv, program]
 
     def launched(service: DataflowService, argv: tuple[str, ...], program: tuple[str, ...]) -> Launched:
+        argv = tuple(argument.replace("WHEEL", str(wheel)) for argument in argv)
         service.files["gs://my-bucket/events/one.jsonl"] = b'{"id": "1", "page": "home"}\n'
         command = [*program, argv[0], *WHERE, *argv[1:]] if program == ("-m",) else [*program, *WHERE, *argv]
         if not any(argument.startswith("--store=") for argument in argv):
@@ -210,19 +218,19 @@ def wait_for_look(service: DataflowService, looks: int, process: subprocess.Pope
 @pytest.fixture
 def to_topic(launch: Launch) -> Launched:
     """`pipelines.pubsub`, dead letters to a topic."""
-    return launch(*TO_TOPIC, SETUP, *BEAM_OPTIONS)
+    return launch(*TOPIC_JOB)
 
 
 @pytest.fixture
 def to_folder(launch: Launch) -> Launched:
     """`pipelines.pubsub` in at-least-once mode, dead letters to a folder."""
-    return launch(*TO_FOLDER, SETUP, AT_LEAST_ONCE)
+    return launch(*FOLDER_JOB)
 
 
 @pytest.fixture
-def from_files(launch: Launch, wheel: Path) -> Launched:
+def from_files(launch: Launch) -> Launched:
     """`pipelines.merge_files`, the library as a wheel."""
-    return launch(*FILES, f"--extra_package={wheel}")
+    return launch(*FILES_JOB)
 
 
 def step(pipeline: proto.Pipeline, name: str) -> proto.PTransform:
@@ -276,7 +284,7 @@ class TestTheJobOfPubsub:
 
     def test_the_merge_step_gets_what_was_read(self, to_topic: Launched) -> None:
         """It is our DoFn, with the arguments of the command line, and its input is the output of the read."""
-        merge = step(to_topic.pipeline, "MergeRecords/Merge/ParDo(MergeDoFn)")
+        merge = step(to_topic.pipeline, MERGE_STEP)
         assert only(merge.inputs) == only(step(to_topic.pipeline, "ReadFromPubSub").outputs)
         fn = unpickled(merge)
         assert type(fn) is MergeDoFn
@@ -327,7 +335,7 @@ class TestTheJobOfPubsub:
     def test_at_least_once_mode(self, to_topic: Launched, to_folder: Launched) -> None:
         """The service is asked for at-least-once mode, and the pipeline is the same as without."""
         assert to_folder.environment["serviceOptions"] == ["streaming_mode_at_least_once"]
-        for name in ("ReadFromPubSub/Read", "MergeRecords/Merge/ParDo(MergeDoFn)"):
+        for name in ("ReadFromPubSub/Read", MERGE_STEP):
             assert step(to_topic.pipeline, name).spec == step(to_folder.pipeline, name).spec
 
     def test_the_workers_package_holds_the_library_and_the_pipelines(self, to_topic: Launched) -> None:
@@ -344,7 +352,7 @@ class TestTheJobOfPubsub:
         """Whoever launched a streaming job may leave; the job goes on."""
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
-            done = launch(*TO_TOPIC, SETUP, service=service)
+            done = launch(*TO_TOPIC, WHEEL, service=service)
         assert (done.code, done.err.splitlines()[-1]) == (0, "pubsub: the job goes on; end it where it runs")
         assert len(service.jobs) == 1
 
@@ -352,8 +360,8 @@ class TestTheJobOfPubsub:
         """--update asks for the running job's id, and sends a job that replaces it with the same steps."""
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
-            launch(*TO_TOPIC, SETUP, "--job_name=views", service=service)
-            done = launch(*TO_TOPIC, SETUP, "--job_name=views", "--update", service=service)
+            launch(*TO_TOPIC, WHEEL, "--job_name=views", service=service)
+            done = launch(*TO_TOPIC, WHEEL, "--job_name=views", "--update", service=service)
         assert done.code == 0, done.err
         assert [job.get("replaceJobId") for job in service.jobs] == [None, "job-0"]
 
@@ -373,7 +381,7 @@ class TestTheJobOfMergeFiles:
         steps = from_files.pipeline.components.transforms.values()
         (paths,) = (one for one in steps if one.unique_name.startswith("Paths/FlatMap("))
         assert [*unpickled(paths).process(None)] == [b"gs://my-bucket/events/one.jsonl"]
-        merge = step(from_files.pipeline, "MergeRecords/Merge/ParDo(MergeDoFn)")
+        merge = step(from_files.pipeline, MERGE_STEP)
         assert only(merge.inputs) == only(step(from_files.pipeline, "Read").outputs)
 
     def test_both_outputs_are_rows(self, from_files: Launched) -> None:
@@ -392,75 +400,80 @@ class TestTheJobOfMergeFiles:
         assert wheel.name in [package["name"] for package in pool["packages"]]
         assert from_files.service.staged(wheel.name) == wheel.read_bytes()
 
-    def test_its_counters_are_what_dataflow_says(self, launch: Launch, wheel: Path) -> None:
+    def test_its_counters_are_what_dataflow_says(self, launch: Launch) -> None:
         """The summary comes from the metrics of the job."""
         with dataflow_service.running() as service:
             service.counters = {"murmur:record_merged": 7, "murmur:record_duplicate": 2, "murmur:dead_letter": 1}
-            done = launch(*FILES, f"--extra_package={wheel}", service=service)
+            done = launch(*FILES_JOB, service=service)
         assert done.out.splitlines()[0] == "7 merged / 2 duplicate / 1 dead-lettered"
 
-    def test_a_dry_run_sends_nothing(self, launch: Launch, wheel: Path) -> None:
+    def test_a_dry_run_sends_nothing(self, launch: Launch) -> None:
         """--dry_run=true builds the job, says so, and no job is created."""
-        done = launch(*FILES, f"--extra_package={wheel}", "--dry_run=true")
+        done = launch(*FILES_JOB, "--dry_run=true")
         assert (done.code, done.out) == (0, ""), done.err
         assert done.err == "the job for Dataflow was built, and not started from here\n"
         assert done.service.jobs == []
 
 
+READ = [f"ReadFromPubSub/{name}" for name in ("Map(_from_proto_str)", "ParDo(_AddMetricsPassThrough)", "Read")]
+WRITE_FILE = [
+    f"WriteDeadLetters/Write/WriteImpl/{name}"
+    for name in (
+        "DoOnce/FlatMap(<lambda>)",
+        "DoOnce/Impulse",
+        "DoOnce/Map(decode)",
+        "FinalizeWrite",
+        "GroupByKey",
+        "InitializeWrite",
+        "Map(<lambda>)",
+        "PreFinalize",
+        "WindowInto(WindowIntoFn)",
+        "WriteBundles",
+    )
+]
+STEPS = {
+    "topic": [
+        "DeadLetterToMessage",
+        MERGE_STEP,
+        *READ,
+        "WriteDeadLetters/ParDo(_PubSubWriteDoFn)",
+        "WriteDeadLetters/ToProtobufX",
+    ],
+    "folder": [MERGE_STEP, *READ, "WriteDeadLetters"],
+    "files": [
+        "DeadLetterToJson",
+        "Match/ParDo(_MatchAllFn)",
+        MERGE_STEP,
+        "Open/ParDo(_ReadMatchesFn)",
+        "Paths/FlatMap(<lambda>)",
+        "Paths/Impulse",
+        "Paths/Map(decode)",
+        "Read",
+        *WRITE_FILE,
+    ],
+}
+
+
 class TestStepNames:
     """An update matches the steps of the running job by their names."""
 
-    READ = (
-        "ReadFromPubSub/Map(_from_proto_str)",
-        "ReadFromPubSub/ParDo(_AddMetricsPassThrough)",
-        "ReadFromPubSub/Read",
-    )
-    MERGE = "MergeRecords/Merge/ParDo(MergeDoFn)"
-
-    @pytest.mark.skipif(
-        beam.__version__ != PINNED_BEAM, reason=f"names inside of Beam's steps are those of {PINNED_BEAM}"
-    )
+    @pytest.mark.skipif(beam.__version__ != PINNED_BEAM, reason=f"Beam's own names are those of {PINNED_BEAM}")
     @pytest.mark.parametrize(
         ("argv", "names"),
         [
-            pytest.param(
-                (*TO_TOPIC, SETUP, *BEAM_OPTIONS),
-                ["DeadLetterToMessage", MERGE, *READ]
-                + ["WriteDeadLetters/ParDo(_PubSubWriteDoFn)", "WriteDeadLetters/ToProtobufX"],
-                id="topic",
-            ),
-            pytest.param((*TO_FOLDER, SETUP, AT_LEAST_ONCE), [MERGE, *READ, "WriteDeadLetters"], id="folder"),
-            pytest.param(
-                (*FILES, SETUP),
-                ["DeadLetterToJson", "Match/ParDo(_MatchAllFn)", MERGE, "Open/ParDo(_ReadMatchesFn)"]
-                + ["Paths/FlatMap(<lambda>)", "Paths/Impulse", "Paths/Map(decode)", "Read"]
-                + [
-                    f"WriteDeadLetters/Write/WriteImpl/{name}"
-                    for name in (
-                        "DoOnce/FlatMap(<lambda>)",
-                        "DoOnce/Impulse",
-                        "DoOnce/Map(decode)",
-                        "FinalizeWrite",
-                        "GroupByKey",
-                        "InitializeWrite",
-                        "Map(<lambda>)",
-                        "PreFinalize",
-                        "WindowInto(WindowIntoFn)",
-                        "WriteBundles",
-                    )
-                ],
-                id="files",
-            ),
+            pytest.param(TOPIC_JOB, STEPS["topic"], id="topic"),
+            pytest.param(FOLDER_JOB, STEPS["folder"], id="folder"),
+            pytest.param(FILES_JOB, STEPS["files"], id="files"),
         ],
     )
     def test_are_these(self, launch: Launch, argv: tuple[str, ...], names: list[str]) -> None:
         """Another name here means that a running job can only be updated with --transform_name_mapping."""
         assert names_of(launch(*argv).pipeline) == sorted(names)
 
-    @pytest.mark.parametrize("argv", [pytest.param(TO_TOPIC, id="pubsub"), pytest.param(FILES, id="merge_files")])
+    @pytest.mark.parametrize("argv", [pytest.param(TOPIC_JOB, id="pubsub"), pytest.param(FILES_JOB, id="merge_files")])
     def test_are_the_same_in_the_next_build(self, launch: Launch, argv: tuple[str, ...]) -> None:
         """Two launches in two processes name their steps, outputs and coders alike."""
-        one, two = launch(*argv, SETUP).pipeline, launch(*argv, SETUP, "--job_name=again").pipeline
+        one, two = launch(*argv).pipeline, launch(*argv, "--job_name=again").pipeline
         assert sorted((key, step.unique_name) for key, step in one.components.transforms.items()) == sorted(
             (key, step.unique_name) for key, step in two.components.transforms.items()
         )
@@ -479,7 +492,36 @@ class TestStepNames:
     def test_do_not_depend_on_what_is_merged(self, launch: Launch, bigtable_host: str, more: list[str]) -> None:
         """Flags of the merge change the step, not its name."""
         store = f"--store=bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
-        assert names_of(launch(*TO_TOPIC, SETUP, *more, store).pipeline) == names_of(launch(*TO_TOPIC, SETUP).pipeline)
+        assert names_of(launch(*TO_TOPIC, WHEEL, *more, store).pipeline) == names_of(launch(*TOPIC_JOB).pipeline)
+
+
+class TestThePage:
+    """docs/dataflow.md, word for word, but for where the service is."""
+
+    def test_its_table_and_its_launches_work(self, launch: Launch, bigtable_host: str) -> None:
+        """The table that the page makes is one that its launches take, and each of them creates a job."""
+        made = [words for words in dataflow_page.commands() if words[:2] == ["murmur", "create-table"]]
+        for words in made:
+            subprocess.run(
+                [sys.executable, "-m", "murmur_beam", *words[1:]],
+                env={**os.environ, "BIGTABLE_EMULATOR_HOST": bigtable_host},
+                check=True,
+                capture_output=True,
+            )
+        launches = dataflow_page.launches()
+        with dataflow_service.running() as service:
+            # Files that the page reads, and the job that it updates.
+            service.files["gs://my-project-dataflow/events/2026-11-23.jsonl.gz"] = b""
+            for words in launches:
+                service.state = "JOB_STATE_DONE" if "merge_files" in words[0] else "JOB_STATE_RUNNING"
+                done = launch(*words, service=service)
+                assert done.code == 0, done.err
+        assert [job["type"] for job in service.jobs] == [
+            JobType.JOB_TYPE_STREAMING,
+            JobType.JOB_TYPE_BATCH,
+            JobType.JOB_TYPE_STREAMING,
+        ]
+        assert service.jobs[2]["replaceJobId"] == service.jobs[0]["id"]
 
 
 class TestMistakes:
@@ -489,18 +531,18 @@ class TestMistakes:
         ("argv", "complaint"),
         [
             pytest.param(
-                (*TO_TOPIC, SETUP, "--store=sqlite:///views.db"),
+                (*TO_TOPIC, WHEEL, "--store=sqlite:///views.db"),
                 "--store: sqlite:///views.db is on one machine",
                 id="store",
             ),
-            pytest.param((*TO_TOPIC, SETUP, "--cache=memory://c"), "--cache: memory://c is on one machine", id="cache"),
+            pytest.param((*TO_TOPIC, WHEEL, "--cache=memory://c"), "--cache: memory://c is on one machine", id="cache"),
             pytest.param(
-                (*TO_FOLDER[:-1], "--dead_letters=dead", SETUP), "--dead_letters: dead is on one machine", id="folder"
+                (*TO_FOLDER[:-1], "--dead_letters=dead", WHEEL), "--dead_letters: dead is on one machine", id="folder"
             ),
-            pytest.param((*FILES[:-1], SETUP), "--dead_letters: dead-letters.jsonl is on one machine", id="letters"),
-            pytest.param((*FILES, "--input=here.jsonl", SETUP), "--input: here.jsonl is on one machine", id="input"),
+            pytest.param((*FILES[:-1], WHEEL), "--dead_letters: dead-letters.jsonl is on one machine", id="letters"),
+            pytest.param((*FILES, "--input=here.jsonl", WHEEL), "--input: here.jsonl is on one machine", id="input"),
             pytest.param(TO_TOPIC, "--setup_file: is missing: Dataflow's workers need this library", id="setup"),
-            pytest.param((*TO_TOPIC, SETUP, "--project=12"), "Invalid Project ID (12)", id="beam"),
+            pytest.param((*TO_TOPIC, WHEEL, "--project=12"), "Invalid Project ID (12)", id="beam"),
         ],
     )
     def test_are_told_at_the_launch(self, launch: Launch, argv: tuple[str, ...], complaint: str) -> None:
@@ -528,7 +570,7 @@ class TestFlexTemplates:
         done = launch(
             *argv,
             "--key=page/{page}|=all",
-            SETUP,
+            WHEEL,
             f"--template_location={template}",
             program=(f"flex/launch_{name}.py",),
         )
@@ -536,7 +578,7 @@ class TestFlexTemplates:
         environment = json.loads(done.service.files[template])["environment"]
         url = environment["sdkPipelineOptions"]["options"]["pipelineUrl"]
         pipeline = proto.Pipeline.FromString(done.service.files[url])
-        merge = unpickled(step(pipeline, "MergeRecords/Merge/ParDo(MergeDoFn)"))
+        merge = unpickled(step(pipeline, MERGE_STEP))
         assert len(merge._spec.extraction.keys) == keys
 
 
@@ -626,16 +668,16 @@ class TestOnAWorker:
     @pytest.mark.parametrize(
         ("argv", "ours"),
         [
-            pytest.param(TO_TOPIC, {"DeadLetterToMessage": "CallableWrapperDoFn"}, id="topic"),
-            pytest.param(TO_FOLDER, {"WriteDeadLetters": "WriteLetters"}, id="folder"),
-            pytest.param(FILES, {"Read": "ReadRecords", "DeadLetterToJson": "CallableWrapperDoFn"}, id="files"),
+            pytest.param(TOPIC_JOB, {"DeadLetterToMessage": "CallableWrapperDoFn"}, id="topic"),
+            pytest.param(FOLDER_JOB, {"WriteDeadLetters": "WriteLetters"}, id="folder"),
+            pytest.param(FILES_JOB, {"Read": "ReadRecords", "DeadLetterToJson": "CallableWrapperDoFn"}, id="files"),
         ],
     )
     def test_every_step_is_unpickled_and_set_up(
         self, launch: Launch, worker: Path, tmp_path: Path, argv: tuple[str, ...], ours: dict[str, str]
     ) -> None:
         """Each DoFn of the job, with the pickled main module loaded first; the merge step opens its table."""
-        launched = launch(*argv, SETUP)
+        launched = launch(*argv)
         steps = self.run(
             worker,
             launched.pipeline.SerializeToString(),
@@ -648,7 +690,7 @@ class TestOnAWorker:
             if one.spec.urn == "beam:transform:pardo:v1"
         ]
         assert sorted(steps) == sorted(pardos)
-        assert ours | {"MergeRecords/Merge/ParDo(MergeDoFn)": "MergeDoFn"} == {
+        assert ours | {MERGE_STEP: "MergeDoFn"} == {
             name: kind for name, kind in steps.items() if name in ours or kind == "MergeDoFn"
         }
 
@@ -658,12 +700,12 @@ class TestOnAWorker:
         merge = {"key": "page", "event_id": "id", "monoid": "count", "store": "memory://worker"}
         pubsub.build(pipeline, SUBSCRIPTION, merge, dead_letters="gs://my-bucket/dead")
         steps = self.run(worker, pipeline.to_runner_api().SerializeToString(), tmp_path)
-        assert steps["MergeRecords/Merge/ParDo(MergeDoFn)"] == "MergeDoFn"
+        assert steps[MERGE_STEP] == "MergeDoFn"
         assert steps["WriteDeadLetters"] == "WriteLetters"
 
     def test_the_table_is_really_opened(self, launch: Launch, worker: Path, tmp_path: Path) -> None:
         """Where the table does not exist, the merge step cannot be set up."""
-        pipeline = launch(*TO_FOLDER, SETUP).pipeline.SerializeToString()
+        pipeline = launch(*FOLDER_JOB).pipeline.SerializeToString()
         with bigtable() as empty, pytest.MonkeyPatch.context() as patch:
             patch.setenv("BIGTABLE_EMULATOR_HOST", empty)
             with pytest.raises(AssertionError, match="make the table with: murmur create-table"):
