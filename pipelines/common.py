@@ -57,12 +57,13 @@ def only_built(options: PipelineOptions) -> bool:
     return on_dataflow(options) and bool(unstarted)
 
 
-def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | None]]) -> None:
+def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | None]], cache: str | None) -> None:
     """What else would only fail on the workers, or lose data there: they have none of this machine's files.
 
     Args:
         options: of the pipeline; for another runner nothing is checked.
-        places: the stores, files and folders that were named, each after its flag.
+        places: the store, the files and the folders that were named, each after its flag.
+        cache: that was named.
 
     Raises:
         ConfigurationError: something that stays on one machine, or no way for this library to get to the workers.
@@ -77,11 +78,13 @@ def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | N
             f"Dataflow's clients are not installed ({err}); run: pip install 'murmur-beam[dataflow]'"
         ) from err
     for flag, place in places:
-        scheme = "bigtable://" if flag in ("--store", "--cache") else "gs://"
+        scheme = "bigtable://" if flag == "--store" else "gs://"
         if place is not None and not place.startswith(scheme):
             raise ConfigurationError(
                 flag, f"{place} is on one machine, and Dataflow's workers are others; write {scheme}..."
             )
+    if cache is not None:
+        raise ConfigurationError("--cache", f"{cache} is of use where one process merges; leave it out on Dataflow")
     setup = options.view_as(SetupOptions)
     if not (setup.setup_file or setup.extra_packages or options.view_as(WorkerOptions).sdk_container_image):
         raise ConfigurationError(
@@ -103,12 +106,12 @@ def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
         raise MurmurError(" ".join(str(err).split())) from err
 
 
-def tell_job(pipeline: beam.Pipeline, result: Any) -> None:
-    """Say on stderr where to see a job on Dataflow; nothing for other runners."""
-    cloud = pipeline.options.view_as(GoogleCloudOptions)
-    if only_built(pipeline.options):
+def tell_job(options: PipelineOptions, result: Any) -> None:
+    """Say on stderr where to see a job that has just been launched on Dataflow; nothing for other runners."""
+    if only_built(options):
         print("the job for Dataflow was built, and not started from here", file=sys.stderr)
-    elif on_dataflow(pipeline.options):
+    elif on_dataflow(options):
+        cloud = options.view_as(GoogleCloudOptions)
         job = f"{cloud.region}/{result.job_id()}?project={cloud.project}"
         print(f"see https://console.cloud.google.com/dataflow/jobs/{job}", file=sys.stderr)
 
@@ -116,7 +119,7 @@ def tell_job(pipeline: beam.Pipeline, result: Any) -> None:
 def run(pipeline: beam.Pipeline) -> dict[str, int]:
     """Run to the end; Beam's counters of `MergeRecords`, by name, none if the job is `only_built`."""
     result = pipeline.run()
-    tell_job(pipeline, result)
+    tell_job(pipeline.options, result)
     if only_built(pipeline.options):
         return {}
     result.wait_until_finish()

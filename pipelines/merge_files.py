@@ -187,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
     options = beam_options(beam_arguments)
-    places = [("--store", args.store), ("--cache", args.cache), ("--dead_letters", args.dead_letters)]
-    check_dataflow(options, [*places, *(("--input", pattern) for pattern in args.input)])
+    places = [("--store", args.store), ("--dead_letters", args.dead_letters)]
+    check_dataflow(options, [*places, *(("--input", pattern) for pattern in args.input)], args.cache)
     paths = matching(args.input)
     args.decode = args.decode or format_of(paths)
     if args.window and not args.event_time:
