@@ -535,7 +535,7 @@ class TestMistakes:
                 "--store: sqlite:///views.db is on one machine",
                 id="store",
             ),
-            pytest.param((*TO_TOPIC, WHEEL, "--cache=memory://c"), "--cache: memory://c is of use where one process merges", id="cache"),
+            pytest.param((*TO_TOPIC, WHEEL, "--cache=memory://c"), "--cache: memory://c is of use where", id="cache"),
             pytest.param(
                 (*TO_FOLDER[:-1], "--dead_letters=dead", WHEEL), "--dead_letters: dead is on one machine", id="folder"
             ),

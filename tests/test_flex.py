@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import posixpath
 import re
 import sys
 from collections.abc import Callable
@@ -200,14 +201,17 @@ class TestTheImage:
     """The Dockerfile, as far as it can be told without building it."""
 
     def copied(self) -> dict[str, str]:
-        """Where each file of this project goes."""
+        """Where in the image each file and folder of this project goes."""
+        (folder,) = re.findall(r"^WORKDIR (.*)$", DOCKERFILE, re.MULTILINE)
         found = {}
         for line in DOCKERFILE.splitlines():
             if line.startswith("COPY ") and "--from" not in line:
                 *sources, target = line.split()[1:]
                 for source in sources:
-                    found[source] = f"{target}/{source}" if target in (".", "./") else target
-        return {source: target.removeprefix("././").removeprefix("./") for source, target in found.items()}
+                    found[source] = posixpath.normpath(
+                        posixpath.join(folder, target, source if target.endswith("/") else "")
+                    )
+        return found
 
     def test_what_is_copied_exists(self) -> None:
         """Each file and folder that is copied is in the project."""
@@ -230,13 +234,16 @@ class TestTheImage:
     @pytest.mark.parametrize("pipeline", PIPELINES)
     def test_its_entry_points_exist(self, pipeline: str) -> None:
         """The files that the launcher is told to run and to package are where they are copied to."""
-        (folder,) = re.findall(r"^WORKDIR (.*)$", DOCKERFILE, re.MULTILINE)
         variables = dict(re.findall(r"^ENV (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
         assert set(variables) == {"FLEX_TEMPLATE_PYTHON_PY_FILE", "FLEX_TEMPLATE_PYTHON_SETUP_FILE"}
         for path in variables.values():
-            inside = path.replace("${PIPELINE}", pipeline).removeprefix(f"{folder}/")
-            assert inside.partition("/")[0] in self.copied()
-            assert (ROOT / inside).is_file(), inside
+            inside = path.replace("${PIPELINE}", pipeline)
+            here = [
+                ROOT / source / posixpath.relpath(inside, target)
+                for source, target in self.copied().items()
+                if f"{inside}/".startswith(f"{target}/")
+            ]
+            assert [file.is_file() for file in here] == [True], path
 
     def test_its_beam_is_one_that_the_launch_takes(self) -> None:
         """The image's Beam is a release that the extra "dataflow" allows, for a Python that we support."""
