@@ -611,8 +611,9 @@ def worker(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worker")
     venv.create(folder, symlinks=True)
     python = folder / "bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(pip, check=True)
+    # However this project is installed where the tests run, here it is the wheel.
+    command = ["-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([sys.executable, *command, str(wheel)], check=True, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     others = [path for path in sys.path if path.endswith("site-packages")]
     # Files like the one that makes this project importable here are not read from these folders.
