@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import UnionType
 from typing import Any, Union, get_args, get_type_hints
+from uuid import NAMESPACE_DNS, uuid5
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
+from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.coalescer import FlushLimits
@@ -37,11 +39,17 @@ _log = logging.getLogger(__name__)
 
 
 def _register(row: type) -> None:
-    """Give Beam the schema of a NamedTuple: it takes annotations as they stand, and text or ``X | None`` for Any."""
+    """Give Beam the schema of a NamedTuple: it takes annotations as they stand, and text or ``X | None`` for Any.
+
+    Beam would make up an id for the schema in each process, and Dataflow may refuse to update a job to one with other
+    coders.
+    """
     row.__annotations__ = {
         name: Union[get_args(hint)] if isinstance(hint, UnionType) else hint  # noqa: UP007 - that is what Beam takes
         for name, hint in get_type_hints(row).items()
     }
+    schema_id = uuid5(NAMESPACE_DNS, f"{row.__module__}.{row.__qualname__} {row.__annotations__}")
+    RowTypeConstraint.from_user_type(row).set_schema_id(str(schema_id))
     beam.coders.registry.register_coder(row, beam.coders.RowCoder)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +14,16 @@ from pipelines.quiet_beam import beam  # isort: split
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    TestOptions,
+    WorkerOptions,
+)
 
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import METRICS_NAMESPACE
 from pipelines.console import Progress
@@ -39,9 +48,82 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def on_dataflow(options: PipelineOptions) -> bool:
+    """Will Dataflow run it?"""
+    return str(options.view_as(StandardOptions).runner).rpartition(".")[2].lower() == "dataflowrunner"
+
+
+def only_built(options: PipelineOptions) -> bool:
+    """Is the job for Dataflow built, but not started from here: for a dry run, or by a template's launcher?"""
+    unstarted = options.view_as(TestOptions).dry_run or options.view_as(GoogleCloudOptions).template_location
+    return on_dataflow(options) and bool(unstarted)
+
+
+def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | None]], cache: str | None) -> None:
+    """What else would only fail on the workers, or lose data there: they have none of this machine's files.
+
+    Args:
+        options: of the pipeline; for another runner nothing is checked.
+        places: the store, the files and the folders that were named, each after its flag.
+        cache: that was named.
+
+    Raises:
+        ConfigurationError: something that stays on one machine, or no way for this library to get to the workers.
+        MurmurError: Google's clients are not installed.
+    """
+    if not on_dataflow(options):
+        return
+    try:
+        importlib.import_module("apache_beam.runners.dataflow.internal.apiclient")
+    except ImportError as err:
+        raise MurmurError(
+            f"Dataflow's clients are not installed ({err}); run: pip install 'murmur-beam[dataflow]'"
+        ) from err
+    for flag, place in places:
+        scheme = "bigtable://" if flag == "--store" else "gs://"
+        if place is not None and not place.startswith(scheme):
+            raise ConfigurationError(
+                flag, f"{place} is on one machine, and Dataflow's workers are others; write {scheme}..."
+            )
+    if cache is not None:
+        raise ConfigurationError("--cache", f"{cache} is of use where one process merges; leave it out on Dataflow")
+    setup = options.view_as(SetupOptions)
+    if not (setup.setup_file or setup.extra_packages or options.view_as(WorkerOptions).sdk_container_image):
+        raise ConfigurationError(
+            "--setup_file",
+            "is missing: Dataflow's workers need this library. In a clone of it write --setup_file ./setup.py, or name "
+            "its wheel with --extra_package, or an image that has it with --sdk_container_image",
+        )
+
+
+def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """An empty pipeline.
+
+    Raises:
+        MurmurError: options that its runner refuses.
+    """
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as err:
+        raise MurmurError(" ".join(str(err).split())) from err
+
+
+def tell_job(options: PipelineOptions, result: Any) -> None:
+    """Say on stderr where to see a job that has just been launched on Dataflow; nothing for other runners."""
+    if only_built(options):
+        print("the job for Dataflow was built, and not started from here", file=sys.stderr)
+    elif on_dataflow(options):
+        cloud = options.view_as(GoogleCloudOptions)
+        job = f"{cloud.region}/{result.job_id()}?project={cloud.project}"
+        print(f"see https://console.cloud.google.com/dataflow/jobs/{job}", file=sys.stderr)
+
+
 def run(pipeline: beam.Pipeline) -> dict[str, int]:
-    """Run to the end; Beam's counters of `MergeRecords`, by name."""
+    """Run to the end; Beam's counters of `MergeRecords`, by name, none if the job is `only_built`."""
     result = pipeline.run()
+    tell_job(pipeline.options, result)
+    if only_built(pipeline.options):
+        return {}
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
     # Prism says None for those that have counted nothing.

@@ -25,7 +25,17 @@ from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.extract import DECODERS
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.common import (
+    ShowProgress,
+    beam_options,
+    check_dataflow,
+    new_pipeline,
+    on_dataflow,
+    only_built,
+    quiet,
+    run,
+    write_dead_letters,
+)
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
 
 _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
@@ -175,17 +185,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
+    options = beam_options(beam_arguments)
+    places = [("--store", args.store), ("--dead_letters", args.dead_letters)]
+    check_dataflow(options, [*places, *(("--input", pattern) for pattern in args.input)], args.cache)
     paths = matching(args.input)
     args.decode = args.decode or format_of(paths)
     if args.window and not args.event_time:
         raise ConfigurationError("--event_time", "a window needs it: records in files carry no time of their own")
     merge: dict[str, Any] = from_flags(args)
 
-    pipeline = beam.Pipeline(options=beam_options(beam_arguments))
+    pipeline = new_pipeline(options)
     merged = read(pipeline, paths, args.decode) | "MergeRecords" >> MergeRecords(**merge)
     write_dead_letters(merged.dead_letter, args.dead_letters)
-    _ = (merged.merged, merged.dead_letter) | beam.Flatten() | beam.ParDo(ShowProgress("records"))
+    if not on_dataflow(options):
+        _ = (merged.merged, merged.dead_letter) | beam.Flatten() | beam.ParDo(ShowProgress("records"))
     outcomes = Outcomes.of(args.name or DEFAULT_NAME, run(pipeline))
+    if only_built(options):
+        return 0
     print(outcomes)
     if outcomes.dead_letter:
         # The name of the file of dead letters tells only its own format, not that of what the letters hold.

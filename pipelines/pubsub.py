@@ -17,9 +17,10 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from pipelines.quiet_beam import beam  # isort: split
@@ -30,7 +31,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOpt
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER, beam_options, quiet
+from pipelines.common import IN_PROCESS_RUNNER, beam_options, check_dataflow, new_pipeline, quiet, tell_job
 from pipelines.console import one_line_errors, program
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
 from pipelines.letters import attributes_of
@@ -156,8 +157,12 @@ def check_folder(folder: str) -> None:
         raise ConfigurationError("--dead_letters", f"{folder} cannot be written to: {err.strerror}") from err
 
 
-def run_until_stopped(pipeline: beam.Pipeline) -> bool:
+def run_until_stopped(pipeline: beam.Pipeline, launched: Callable[[Any], None] = lambda result: None) -> bool:
     """Run until SIGINT or SIGTERM comes, or until the runner ends by itself; did a signal come?
+
+    Args:
+        pipeline: to run.
+        launched: is called with the runner's result once that has begun.
 
     Raises:
         Exception: what made the pipeline fail.
@@ -181,6 +186,7 @@ def run_until_stopped(pipeline: beam.Pipeline) -> bool:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         result = pipeline.run()
+        launched(result)
         # Not in this thread: a local runner that is interrupted waits half a minute for the answer to its last request.
         threading.Thread(target=wait, name="wait-for-pipeline", daemon=True).start()
         ended.get()
@@ -209,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard = options.view_as(StandardOptions)
     standard.streaming = True
     local = standard.runner in (IN_PROCESS_RUNNER, "DirectRunner", LOCAL_RUNNER)
+    check_dataflow(options, [("--store", args.store), ("--dead_letters", args.dead_letters)], args.cache)
     merge = merge_arguments(args)
     if args.dead_letters and os.path.isfile(args.dead_letters):
         raise ConfigurationError("--dead_letters", f"{args.dead_letters} is a file; name a folder")
@@ -220,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     project = options.view_as(GoogleCloudOptions).project
     subscription = full_name("--subscription", args.subscription, project)
     topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, project)
-    pipeline = beam.Pipeline(options=options)
+    pipeline = new_pipeline(options)
     build(pipeline, subscription, merge, dead_letter_topic=topic, dead_letters=args.dead_letters)
     if local:
         check_names(subscription, topic)
@@ -229,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "loses those in between; python -m pipelines.worker does not",
             file=sys.stderr,
         )
-    if run_until_stopped(pipeline):
+    if run_until_stopped(pipeline, partial(tell_job, options)):
         print("pubsub: stopped" if local else "pubsub: the job goes on; end it where it runs", file=sys.stderr)
     return 0
 
