@@ -5,8 +5,8 @@
     python -m benchmarks.capacity --confirm
 
 For each rate there are two columns: what was asked for, and what is advised: the cheapest that breaks no limit, with
-buckets as long as possible. ``--confirm`` runs small loads on the Bigtable emulator, several processes of one store each, and
-holds what the simulation says of them against what was counted; exit code 1 if they differ by more than 15 %.
+buckets as long as possible. ``--confirm`` runs small loads on the Bigtable emulator, in several processes, and holds
+what the simulation says of them against what was counted; exit code 1 if they differ by more than 15 %.
 """
 
 from __future__ import annotations

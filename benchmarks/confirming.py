@@ -1,4 +1,4 @@
-"""Small runs on the Bigtable emulator beside what the simulation says of them: several processes, each with its store."""
+"""Small runs on the Bigtable emulator, in several processes, beside what the simulation says of them."""
 
 from __future__ import annotations
 

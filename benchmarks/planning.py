@@ -232,7 +232,7 @@ class Plan:
             )
         if self.hot_events > options.known:
             found.append(
-                f"the hottest row has {self.hot_events:,.0f} events in the end, more than a worker remembers; it would be "
+                f"the hottest row has {self.hot_events:,.0f} events in the end, more than a worker remembers, and is "
                 "read again each time: a larger max_known_events, more shards, or shorter buckets"
             )
         known_gb = options.known * KNOWN_BYTES / 1e9
@@ -306,7 +306,7 @@ def plan(load: Load, options: Options, assumptions: Assumptions) -> Plan:
         hot_commits=hot_commits,
         hot_events=hot_events,
         hot_mb=hot_mb,
-        row_limit=1_000 / max(a.commit_ms, a.row_ms),
+        row_limit=_row_limit(options, a),
         events_per_commit=hot_rate / hot_commits,
         read_again=sums.read_again,
         read_mb=read_mb,
@@ -349,6 +349,12 @@ def _core_us(load: Load, options: Options, sums: _Sums, a: Assumptions) -> float
     return load.events_per_s * per_event + sums.commits * a.commit_us + read
 
 
+def _row_limit(options: Options, a: Assumptions) -> float:
+    """Commits a second that a row takes: one after the other by one worker; by many, each with a first try that fails
+    and a read, so many that all of them keep up. The simulation collapses soon above that."""
+    return 1_000 / (a.commit_ms + a.row_ms if options.by_row else a.commit_ms + a.read_ms + 2 * a.row_ms)
+
+
 def _events_per_flush(load: Load, options: Options, workers: int) -> float:
     return max(1.0, min(options.flush, load.events_per_s / workers * options.age_s))
 
@@ -380,7 +386,7 @@ def _terms(
         made = -math.expm1(-in_bucket) / in_bucket
         conflicts = row.commits * (1 - made) * others
         # Another may commit between the read and the second try; far above 1 the row does not keep up at all.
-        conflicts += conflicts * math.expm1(min(1.0, row.commits * others * a.commit_ms / 1_000))
+        conflicts += conflicts * math.expm1(min(1.0, row.commits * others * (a.commit_ms + a.read_ms) / 1_000))
         again = row.commits * (1 - made) * math.exp(-row.own * horizon_s)
         news = again * row.events / 2
         if others:
