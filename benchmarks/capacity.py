@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from benchmarks.harness import machine, needing_extra, print_table, say, tidy
-from benchmarks.planning import Assumptions, Load, Options, Plan, advise, plan
+from benchmarks.planning import KNOWN_BYTES, Assumptions, Load, Options, Plan, advise, plan
 from benchmarks.simulation import Latencies, Simulated, draw, hot_row, spread
 from murmur_beam.durations import format_duration, parse_duration
 from murmur_beam.errors import ConfigurationError
@@ -95,6 +95,7 @@ def column(title: str, made: Plan, seed: int) -> dict[str, str]:
         "nodes by storage": f"{made.nodes_by_storage:,.1f}",
         "Bigtable nodes": f"{made.nodes:,}" if up else "no number",
         "workers (1 vCPU)": f"{made.workers:,}" if up else "no number",
+        "  remember, GB": f"{made.remembered * KNOWN_BYTES / 1e9:,.2f}",
         "max_in_flight": f"{made.in_flight:,}" if up else "",
         "written, GB/day": f"{made.stored_per_day / 1e9:,.0f}",
         "stored, TB": f"{made.stored / 1e12:,.2f}",

@@ -68,9 +68,9 @@ def cases(seconds: float, workers: int = 4, events_per_s: float = 10_000) -> lis
         workers: processes.
         events_per_s: of all of them.
     """
-    flush = 1_000
+    flush = 2_000
     flushes = max(2, round(seconds * events_per_s / workers / flush))
-    zipf = Case("any worker, shards=1", workers, events_per_s, flush, flushes, 1_000, 1.5, 0.05, 1)
+    zipf = Case("any worker, shards=1", workers, events_per_s, flush, flushes, 1_000, 1.8, 0.05, 1)
     hot_every_s = 0.02
     hot = zipf._replace(
         text="one hot row",

@@ -166,6 +166,7 @@ class Plan:
         read_mb: a second, of events that workers have to learn.
         nodes_by_writes, nodes_by_reads, nodes_by_storage, nodes: of Bigtable.
         workers, worker_load: cores, and how busy they are.
+        remembered: events by each of them when a bucket ends; a row counts as 40.
         stored_per_day, stored: bytes.
         costs: USD a month, by part.
     """
@@ -191,6 +192,7 @@ class Plan:
     nodes: int
     workers: int
     worker_load: float
+    remembered: float
     stored_per_day: float
     stored: float
     costs: dict[str, float]
@@ -316,6 +318,7 @@ def plan(load: Load, options: Options, assumptions: Assumptions) -> Plan:
         nodes=nodes,
         workers=workers,
         worker_load=core_us / 1e6 / workers,
+        remembered=min(options.known, _remembered([_Rows.of(load, options, workers, one) for one in shares], load)),
         stored_per_day=per_day,
         stored=stored,
         costs=costs,
@@ -433,6 +436,11 @@ class _Rows(NamedTuple):
         commits, rate = _commits(load, options, workers, share), load.events_per_s * share
         own, seen = (commits, count / workers) if options.by_row else (commits / workers, count)
         return cls(count, rate, rate * load.bucket_s, commits, own, seen)
+
+
+def _remembered(rows: Sequence[_Rows], load: Load) -> float:
+    """Events of all rows that a worker has to do with in a bucket."""
+    return sum(one.seen * -math.expm1(-one.own * load.bucket_s) * (one.events + ROW_WEIGHT) for one in rows)
 
 
 def _horizon(rows: Sequence[_Rows], known: float, bucket_s: float) -> float:
