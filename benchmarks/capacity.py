@@ -286,21 +286,13 @@ def _confirm(args: argparse.Namespace) -> int:
         print(json.dumps({"machine": what, "figures": figures, "confirmed": not bad}, indent=2))
         return int(bool(bad))
     print(f"{cases[0].workers} processes on one emulator, runs of {args.seconds:g} s; {what}; all counts exact\n")
-    rows = [["load", "events/s", "", "counted", "simulated", "off by", ""]]
+    rows = [["load", "events/s", "", "counted", "simulated", "on paper", "off by", ""]]
     rates = dict(zip((case.text for case in cases), speeds, strict=True))
     for one in compared:
         verdict = "MISSED" if one in bad else "within 15 %" if one.held else ""
-        rows.append(
-            [
-                one.case,
-                rates.pop(one.case, ""),
-                one.what,
-                f"{one.measured:.3f}",
-                f"{one.simulated:.3f}",
-                f"{one.off:+.1%}",
-                verdict,
-            ]
-        )
+        values = (one.measured, one.simulated, one.paper)
+        figures = [f"{value:.3f}" for value in values]
+        rows.append([one.case, rates.pop(one.case, ""), one.what, *figures, f"{one.off:+.1%}", verdict])
     print_table(rows)
     return int(bool(bad))
 

@@ -249,6 +249,7 @@ class _Sums(NamedTuple):
     Attributes:
         commits, conflicts: how many.
         read_again: rows that had been forgotten.
+        packing: rows that are read to pack their columns, or since they might have to.
         news: events that are read.
         write_units: rows of 1 KB.
         rows, columns: made.
@@ -257,6 +258,7 @@ class _Sums(NamedTuple):
     commits: float
     conflicts: float
     read_again: float
+    packing: float
     news: float
     write_units: float
     rows: float
@@ -279,7 +281,8 @@ def plan(load: Load, options: Options, assumptions: Assumptions) -> Plan:
     hot_mb = (hot_events * load.marker_bytes + hot_columns * COLUMN_BYTES + a.row_bytes) / MB
     writes = max(sums.commits, sums.write_units) / a.node_writes
     # A condition is a read of the row, and those that fail are nothing else.
-    read_rows = sums.commits + 2 * sums.conflicts + sums.read_again
+    reading = sums.conflicts + sums.read_again + sums.packing
+    read_rows = sums.commits + sums.conflicts + reading
     read_mb = sums.news * load.marker_bytes / MB
     reads = max(read_rows / a.node_reads, read_mb / a.node_scan_mb)
     per_day = DAY_S * (load.events_per_s * load.marker_bytes + sums.rows * a.row_bytes + sums.columns * COLUMN_BYTES)
@@ -304,7 +307,7 @@ def plan(load: Load, options: Options, assumptions: Assumptions) -> Plan:
         rows_per_flush=n * sums.commits / load.events_per_s,
         commits=sums.commits,
         conflicts=conflicts,
-        requests=sums.commits + 2 * sums.conflicts + sums.read_again,
+        requests=sums.commits + sums.conflicts + reading,
         hot_commits=hot_commits,
         hot_events=hot_events,
         hot_mb=hot_mb,
@@ -348,7 +351,7 @@ def _workers(load: Load, shares: Sequence[Keys], options: Options, a: Assumption
 def _core_us(load: Load, options: Options, sums: _Sums, a: Assumptions) -> float:
     """Of all workers' cores, a second."""
     per_event = a.event_us + a.other_us + (a.group_us if options.by_row else 0.0)
-    read = (sums.conflicts + sums.read_again) * a.conflict_us + sums.news * a.news_us
+    read = (sums.conflicts + sums.read_again + sums.packing) * a.conflict_us + sums.news * a.news_us
     return load.events_per_s * per_event + sums.commits * a.commit_us + read
 
 
@@ -392,18 +395,22 @@ def _terms(
         conflicts += conflicts * math.expm1(min(1.0, row.commits * others * (a.commit_ms + a.read_ms) / 1_000))
         again = row.commits * (1 - made) * math.exp(-row.own * horizon_s)
         news = again * row.events / 2
+        per_commit = row.rate / row.commits
+        packed = in_bucket > PACK_AT and per_commit <= SMALL_EVENTS
+        # Each worker finds out for itself that another has packed.
+        packing = row.commits * min(1 if options.by_row else workers, PACKED) / PACKED if packed else 0.0
         if others:
             own = row.own * load.bucket_s
             # Until its last commit of the bucket a worker has read all that others have brought.
             news += row.rate * (workers - 1) * _last(own)
-            if row.rate / row.commits <= SMALL_EVENTS and in_bucket > PACK_AT:
+            if packed:
                 # Where some of it has been packed away since, all of the row is read: half of it, on average.
                 news += row.commits * (1 - made) * _last(own) * behind * row.events / 2
-        per_commit = row.rate / row.commits
         yield (
             row.count * row.commits,
             row.count * conflicts,
             row.count * again,
+            row.count * packing,
             row.count * news,
             row.count * row.commits * max(1.0, (per_commit * load.marker_bytes + a.row_bytes) / 1_000),
             row.count * -math.expm1(-row.events) / load.bucket_s,
