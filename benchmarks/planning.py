@@ -110,7 +110,6 @@ class Load:
         hot_share: of one key more, which takes this part of all events.
         bucket_s: length of the window's buckets.
         retention_s: for how long after its end a bucket still takes events.
-        marker_bytes: that an event leaves in its row; 0 for a monoid that needs none.
     """
 
     events_per_s: float
@@ -119,7 +118,6 @@ class Load:
     hot_share: float
     bucket_s: float
     retention_s: float
-    marker_bytes: float = FINGERPRINT_BYTES
 
     @property
     def shares(self) -> list[Keys]:
@@ -278,14 +276,14 @@ def plan(load: Load, options: Options, assumptions: Assumptions) -> Plan:
     hot_commits = _commits(load, options, workers, hot)
     hot_events = hot_rate * load.bucket_s
     hot_columns = _columns(hot_commits * load.bucket_s, hot_rate / hot_commits)
-    hot_mb = (hot_events * load.marker_bytes + hot_columns * COLUMN_BYTES + a.row_bytes) / MB
+    hot_mb = (hot_events * FINGERPRINT_BYTES + hot_columns * COLUMN_BYTES + a.row_bytes) / MB
     writes = max(sums.commits, sums.write_units) / a.node_writes
     # A condition is a read of the row, and those that fail are nothing else.
     reading = sums.conflicts + sums.read_again + sums.packing
     read_rows = sums.commits + sums.conflicts + reading
-    read_mb = sums.news * load.marker_bytes / MB
+    read_mb = sums.news * FINGERPRINT_BYTES / MB
     reads = max(read_rows / a.node_reads, read_mb / a.node_scan_mb)
-    per_day = DAY_S * (load.events_per_s * load.marker_bytes + sums.rows * a.row_bytes + sums.columns * COLUMN_BYTES)
+    per_day = DAY_S * (load.events_per_s * FINGERPRINT_BYTES + sums.rows * a.row_bytes + sums.columns * COLUMN_BYTES)
     stored = per_day * ((load.bucket_s / 2 + load.retention_s + GRACE_S) / DAY_S + a.collect_days)
     by_storage = stored / (a.node_tb * 1e12)
     by_writes, by_reads = writes / a.node_load, reads / a.node_load
@@ -407,14 +405,14 @@ def _terms(
                 # Where some of it has been packed away since, all of the row is read: half of it, on average.
                 news += row.commits * (1 - made) * _last(own) * behind * row.events / 2
         yield (
-            row.count * row.commits,
-            row.count * conflicts,
-            row.count * again,
-            row.count * packing,
-            row.count * news,
-            row.count * row.commits * max(1.0, (per_commit * load.marker_bytes + a.row_bytes) / 1_000),
-            row.count * -math.expm1(-row.events) / load.bucket_s,
-            row.count * _columns(in_bucket, per_commit) / load.bucket_s,
+            row.n * row.commits,
+            row.n * conflicts,
+            row.n * again,
+            row.n * packing,
+            row.n * news,
+            row.n * row.commits * max(1.0, (per_commit * FINGERPRINT_BYTES + a.row_bytes) / 1_000),
+            row.n * -math.expm1(-row.events) / load.bucket_s,
+            row.n * _columns(in_bucket, per_commit) / load.bucket_s,
         )
 
 
@@ -422,7 +420,7 @@ class _Rows(NamedTuple):
     """Rows of about the same share of the events.
 
     Attributes:
-        count: how many such rows.
+        n: how many such rows.
         rate: events of each, a second.
         events: of each, by the end of its bucket.
         commits: of each, a second.
@@ -430,7 +428,7 @@ class _Rows(NamedTuple):
         seen: how many such rows a worker has to do with.
     """
 
-    count: float
+    n: float
     rate: float
     events: float
     commits: float
@@ -439,10 +437,10 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, load: Load, options: Options, workers: int, keys: Keys) -> _Rows:
-        share, count = keys.share / options.shards, keys.count * options.shards
+        share, n = keys.share / options.shards, keys.n * options.shards
         commits, rate = _commits(load, options, workers, share), load.events_per_s * share
-        own, seen = (commits, count / workers) if options.by_row else (commits / workers, count)
-        return cls(count, rate, rate * load.bucket_s, commits, own, seen)
+        own, seen = (commits, n / workers) if options.by_row else (commits / workers, n)
+        return cls(n, rate, rate * load.bucket_s, commits, own, seen)
 
 
 def _remembered(rows: Sequence[_Rows], load: Load) -> float:
@@ -513,7 +511,7 @@ def advise(load: Load, options: Options, assumptions: Assumptions) -> Plan:
 def _best_shards(load: Load, options: Options, assumptions: Assumptions) -> Plan | None:
     """With the fewest that will do: each more makes more rows of all keys."""
     hot = max(keys.share for keys in load.shares) * load.events_per_s * load.bucket_s
-    most = min(options.known, assumptions.row_mb * MB / load.marker_bytes if load.marker_bytes else math.inf)
+    most = min(options.known, assumptions.row_mb * MB / FINGERPRINT_BYTES)
     for shards in _SHARDS:
         if hot / shards > most:
             continue

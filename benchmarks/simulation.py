@@ -33,11 +33,11 @@ class Keys(NamedTuple):
 
     Attributes:
         share: of all events, each.
-        count: how many such keys; not whole where ranks are taken together.
+        n: how many such keys; not whole where ranks are taken together.
     """
 
     share: float
-    count: float
+    n: float
 
 
 def key_shares(keys: int, exponent: float, hot_share: float = 0.0) -> list[Keys]:
@@ -63,11 +63,11 @@ def key_shares(keys: int, exponent: float, hot_share: float = 0.0) -> list[Keys]
 def _weight(first: int, last: int, exponent: float) -> float:
     """Sum of ``r ** -exponent`` of ranks; many at once by the integral."""
     if last - first < _EXACT_RANKS:
-        return math.fsum(rank**-exponent for rank in range(first, last + 1))
+        return math.fsum(float(rank) ** -exponent for rank in range(first, last + 1))
     low, high = first - 0.5, last + 0.5
     if exponent == 1:
         return math.log(high / low)
-    return (high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent)
+    return float((high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent))
 
 
 def touched(share: float, n: float) -> float:
@@ -77,7 +77,7 @@ def touched(share: float, n: float) -> float:
 
 def rows_per_flush(shares: Sequence[Keys], n: float, shards: int = 1) -> float:
     """Expected rows of a flush of ``n`` events."""
-    return math.fsum(keys.count * shards * touched(keys.share / shards, n) for keys in shares)
+    return math.fsum(keys.n * shards * touched(keys.share / shards, n) for keys in shares)
 
 
 def draw(keys: int, exponent: float, hot_share: float, seed: int) -> Iterator[int]:
