@@ -391,8 +391,12 @@ def _terms(
         conflicts = row.commits * (1 - made) * others
         # Another may commit between the read and the second try; far above 1 the row does not keep up at all.
         conflicts += conflicts * math.expm1(min(1.0, row.commits * others * (a.commit_ms + a.read_ms) / 1_000))
-        again = row.commits * (1 - made) * math.exp(-row.own * horizon_s)
-        news = again * row.events / 2
+        # A row that has become larger than all that is remembered is forgotten each time, any other if it waits long.
+        large = max(0.0, 1 - options.known / row.events)
+        forgotten = (1 - large) * math.exp(-row.own * horizon_s)
+        again = row.commits * (1 - made) * (large + forgotten)
+        small_events = min(row.events, options.known)
+        news = row.commits * (1 - made) * (large * (small_events + row.events) + forgotten * small_events) / 2
         per_commit = row.rate / row.commits
         packed = in_bucket > PACK_AT and per_commit <= SMALL_EVENTS
         # Each worker finds out for itself that another has packed.
@@ -452,7 +456,9 @@ def _horizon(rows: Sequence[_Rows], known: float, bucket_s: float) -> float:
     """For how long a worker remembers a row that it does not use, when it can remember so many events in all."""
 
     def remembered(horizon_s: float) -> float:
-        return sum(one.seen * -math.expm1(-one.own * horizon_s) * (one.events / 2 + ROW_WEIGHT) for one in rows)
+        return sum(
+            one.seen * -math.expm1(-one.own * horizon_s) * (min(one.events, known) / 2 + ROW_WEIGHT) for one in rows
+        )
 
     low_s, high_s = 1e-6, bucket_s
     if remembered(high_s) <= known:
