@@ -22,7 +22,8 @@ COLUMN_BYTES = 24 + 8
 """Of a column of events: its name, and what Bigtable keeps of a cell besides, as the store reckons."""
 KNOWN_BYTES = 15
 """That a process takes to remember an event."""
-MAX_WORKERS_FACTOR = 50
+_TRIED_AT_MOST = 50
+"""Times the workers that it would take if none read of the others: if that many are too few there is no number."""
 _SHARDS = [2**power for power in range(9)]
 _BUCKETS_S = (DAY_S, 3_600.0, 900.0, 300.0, 60.0)
 _FLUSHES = (1_000, 10_000)
@@ -337,7 +338,7 @@ def _workers(load: Load, shares: Sequence[Keys], options: Options, a: Assumption
     least = few = max(1, math.ceil(alone / 1e6 / a.core_load))
     many = least
     while not enough(many):
-        if many > MAX_WORKERS_FACTOR * least:
+        if many > _TRIED_AT_MOST * least:
             return least
         few, many = many, math.ceil(many * 1.25)
     while many - few > 1 and few >= least:

@@ -279,6 +279,14 @@ def test_what_is_advised_breaks_no_limit(rate: float) -> None:
     assert plan(load, OPTIONS, ASSUMPTIONS).warnings != []
 
 
+def test_where_nothing_helps_nothing_is_advised() -> None:
+    """Three workers are not enough for a million events a second: the plan is what was asked for, with its warnings."""
+    options = dataclasses.replace(OPTIONS, workers=3)
+    made = advise(LOAD, options, ASSUMPTIONS)
+    assert made == plan(LOAD, options, ASSUMPTIONS)
+    assert made.warnings != []
+
+
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
