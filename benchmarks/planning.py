@@ -52,7 +52,7 @@ class Assumptions:
     commit_ms: float = assumed(
         5,
         "ms from a commit to its answer",
-        "assumed: https://cloud.google.com/bigtable/docs/performance says single-digit milliseconds",
+        "assumed; measure yours: the client-side latency of Bigtable's monitoring",
     )
     read_ms: float = assumed(5, "ms from reading a row to its answer", "assumed, as commit_ms")
     row_ms: float = assumed(2, "ms for which a conditional write has its row to itself", "assumed, not documented")
@@ -66,12 +66,14 @@ class Assumptions:
         220, "MB a second that an SSD node scans", "https://cloud.google.com/bigtable/docs/performance"
     )
     node_tb: float = assumed(
-        2.5, "TB to keep on an SSD node", "assumed: half of its limit; https://cloud.google.com/bigtable/quotas"
+        2.5,
+        "TB to keep on an SSD node",
+        "https://cloud.google.com/bigtable/quota (an older version; look up what it is now)",
     )
     node_load: float = assumed(
         0.7,
         "part of a node's throughput to plan with",
-        "assumed; see https://cloud.google.com/bigtable/docs/monitoring-instance",
+        "assumed",
     )
     core_load: float = assumed(0.7, "part of a worker's core to plan with", "assumed")
     row_mb: float = assumed(
@@ -83,18 +85,26 @@ class Assumptions:
     collect_days: float = assumed(
         7,
         "days until Bigtable has removed what it may",
-        "https://cloud.google.com/bigtable/docs/garbage-collection says up to a week",
+        "https://cloud.google.com/bigtable/pricing (compaction: typically within a week)",
     )
     worker_gb: float = assumed(4, "GB of memory of a worker of one vCPU", "assumed: n2-standard")
     event_bytes: float = assumed(200, "bytes of an event as it arrives", "assumed; measure yours")
-    node_usd: float = assumed(0.65, "USD for a node an hour, us-central1", "https://cloud.google.com/bigtable/pricing")
-    ssd_usd: float = assumed(0.17, "USD for a GiB on SSD a month", "https://cloud.google.com/bigtable/pricing")
-    vcpu_usd: float = assumed(0.069, "USD for a streaming vCPU an hour", "https://cloud.google.com/dataflow/pricing")
+    node_usd: float = assumed(
+        0.65, "USD for a node an hour, us-central1", "cited by others of https://cloud.google.com/bigtable/pricing"
+    )
+    ssd_usd: float = assumed(
+        0.17, "USD for a GiB on SSD a month", "cited by others of https://cloud.google.com/bigtable/pricing"
+    )
+    vcpu_usd: float = assumed(
+        0.069, "USD for a streaming vCPU an hour", "cited by others of https://cloud.google.com/dataflow/pricing"
+    )
     memory_usd: float = assumed(
-        0.003557, "USD for a GB of a worker's memory an hour", "https://cloud.google.com/dataflow/pricing"
+        0.003557,
+        "USD for a GB of a worker's memory an hour",
+        "cited by others of https://cloud.google.com/dataflow/pricing",
     )
     engine_usd: float = assumed(
-        0.018, "USD for a GB through Streaming Engine", "https://cloud.google.com/dataflow/pricing"
+        0.018, "USD for a GB through Streaming Engine", "assumed; https://cloud.google.com/dataflow/pricing"
     )
     pubsub_usd: float = assumed(40, "USD for a TiB published or delivered", "https://cloud.google.com/pubsub/pricing")
     month_hours: float = assumed(730, "hours of a month", "365 days by 12")
