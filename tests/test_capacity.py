@@ -316,7 +316,7 @@ def test_each_assumption_says_where_it_comes_from() -> None:
 
 def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
     """Rows of a flush, and single writers, must be within 15 % of real processes; collisions, which depend on the
-    machine's haste, within half. Every count is exact, or `run` fails."""
+    machine's haste, within a factor of two. Every count is exact, or `run` fails."""
     cases = confirming.cases(1.5, workers=2, events_per_s=2_000)
     assert [case.timed for case in cases] == [True, True, False, True]
     for number, case in enumerate(cases):
@@ -324,9 +324,9 @@ def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
         compared = confirming.compare(case, confirming.run(bigtable_host, number, case), hold_timed=False)
         assert all(one.agrees(capacity.TOLERANCE) for one in compared), compared
         assert [one.held for one in compared] == [True, not case.timed, not case.timed]
-        assert all(abs(one.off) < 0.5 for one in compared), compared
+        assert all(0.5 < one.simulated / one.measured < 2 for one in compared), compared
         if case.timed:
-            assert compared[1].measured > 1.2
+            assert compared[1].measured > 1
 
 
 def test_a_wrong_count_is_no_figure(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
