@@ -20,7 +20,7 @@ from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch,
 from murmur_beam.extract import Extractor, Known, Rejected, parse_rfc3339
 from murmur_beam.metrics import Recorder
 from murmur_beam.model import DeadLetter, Fields, MergeResult, Outcome
-from murmur_beam.processor import MERGED, RecordResult, needs_event_id
+from murmur_beam.processor import DUPLICATE, MERGED, RecordResult, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
 
@@ -239,7 +239,7 @@ class Merger(Generic[T]):
             if isinstance(element, DeadLetter):
                 element = self._element(element)
             bucket = event_time_us // self._bucket_us if self._bucket_us else 0
-            merged = entities if result is MERGED else result.merged(entities)
+            merged = entities if result is MERGED else () if result is DUPLICATE else result.merged(entities)
             return tuple.__new__(MergeResult, (element, outcome, event_id, entities, merged, bucket))
         assert result.error is not None
         known = Known(event_id, event_time_us, entities)

@@ -158,7 +158,7 @@ class RecordResult(NamedTuple):
 
 # Nearly every record has one of these three results: shared, since a bundle holds thousands of them at a time.
 MERGED = RecordResult(Outcome.MERGED)
-_DUPLICATE = RecordResult(Outcome.DUPLICATE)
+DUPLICATE = RecordResult(Outcome.DUPLICATE)
 _EXPIRED = RecordResult(Outcome.EXPIRED)
 
 
@@ -385,7 +385,7 @@ def _claim_first(
             settled[i] = RecordResult(None, (), entities, claimed, tried)
         elif claimed is Outcome.DUPLICATE:
             count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", len(entities))
-            settled[i] = _DUPLICATE
+            settled[i] = DUPLICATE
 
 
 def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None) -> list[Update]:
@@ -443,7 +443,7 @@ def _try_again(
                 results[i] = result
                 tries[i] = attempt
         again = []
-        if tried.count(Outcome.MERGED) != len(called):
+        if tried.count(Outcome.MERGED) + tried.count(Outcome.DUPLICATE) != len(called):
             for i, result in zip(pending, tried, strict=True):
                 if isinstance(result, Exception):
                     cfg.recorder.record_error(pipeline_name, result)
@@ -477,16 +477,12 @@ def _update_cache(
 
 def _assemble(records: Sequence[Fields], written: Sequence[Result], tries: Sequence[int]) -> list[RecordResult]:
     """Put the results of the updates together, record by record."""
-    if written.count(Outcome.MERGED) == len(written):
-        return [MERGED] * len(records)
+    for outcome, result in ((Outcome.MERGED, MERGED), (Outcome.DUPLICATE, DUPLICATE)):
+        if written.count(outcome) == len(written):
+            return [result] * len(records)
     assembled = []
     start = 0
-    duplicate = Outcome.DUPLICATE  # to look it up takes as long as all the rest
     for _, _, entities, _ in records:
-        if len(entities) == 1 and written[start] is duplicate:
-            assembled.append(_DUPLICATE)
-            start += 1
-            continue
         stop = start + len(entities)
         assembled.append(_result_of(entities, written[start:stop], tries[start:stop]))
         start = stop
@@ -497,7 +493,7 @@ def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequ
     if written.count(Outcome.MERGED) == len(written):
         return MERGED
     if written.count(Outcome.DUPLICATE) == len(written):
-        return _DUPLICATE
+        return DUPLICATE
     skipped = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.DUPLICATE)
     failed = {e: result for e, result in zip(entities, written, strict=True) if isinstance(result, Exception)}
     if not failed:

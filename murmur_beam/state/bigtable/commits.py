@@ -40,6 +40,7 @@ MAX_VALUE_BYTES = 100 * 2**20
 WARN_ROW_BYTES = 50 * 2**20
 """Rows work best below 100 MB; past this size somebody should know."""
 
+_DUPLICATE = Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
 _EVENTS_PER_COMMIT = 50_000
 _ROWS_PER_READ = 128
 _READS = 4
@@ -283,14 +284,14 @@ class Commits(Generic[V]):
         fresh: list[V] = [] if row.value is None else [row.value]
         results: list[Result] | None = None
         claimed: dict[bytes, None] = {}
-        some_known = row.events > 0
+        has, some_known = row.has, row.events > 0
         for n, i in enumerate(group.positions):
             print_ = prints[i]
             if print_ is not None:
-                if print_ in claimed or (some_known and row.has(print_)):
+                if print_ in claimed or (some_known and has(print_)):
                     if results is None:
                         results = [Outcome.MERGED] * len(group.positions)
-                    results[n] = Outcome.DUPLICATE
+                    results[n] = _DUPLICATE
                     continue
                 claimed[print_] = None
             fresh.append(updates[i].delta)
@@ -528,7 +529,7 @@ class Commits(Generic[V]):
             return
         if row.owed:
             for n, i in enumerate(group.positions):
-                if results[n] is Outcome.DUPLICATE and flush.prints[i] in row.owed:
+                if results[n] is _DUPLICATE and flush.prints[i] in row.owed:
                     row.owed.discard(flush.prints[i])
                     results[n] = Outcome.MERGED
         flush.results.put(group.positions, results)

@@ -118,10 +118,9 @@ class KnownRow:
         """Is the event in the row?"""
         seen = self._seen
         # A match across the border of two fingerprints is as unlikely as two events with the same one.
-        if isinstance(seen, bytes):
-            return event in seen
-        short = event[:_ENOUGH]
-        return short in seen[int.from_bytes(short[:3], "big") % len(seen)]
+        if type(seen) is list:
+            return event[:_ENOUGH] in seen[int.from_bytes(event[:3], "big") % len(seen)]
+        return event in seen
 
     def learn(self, column: bytes, journal: bytes) -> None:
         """A column of events that is now in the row."""
