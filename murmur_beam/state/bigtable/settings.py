@@ -17,8 +17,9 @@ class Settings:
     Args:
         project, instance, table: where it is.
         app_profile: one with single-cluster routing and single-row transactions; None for the instance's default.
-        shards: rows that each key is spread over, 1 to 256; more than one for keys that many workers write at once. A
-            table has one number for ever, so whoever opens it later need not say it; None: that one, or else 1.
+        shards: rows that each key is spread over, 1 to 256; more than one for keys whose row would get too large. Keys
+            that many workers write at once are better given one worker a row (docs/scaling.md). A table has one number
+            for ever, so whoever opens it later need not say it; None: that one, or else 1.
         max_in_flight: requests under way at once.
         timeout_s: deadline of one request, seconds.
         patience_s: how long one flush competes with others for a row, or waits for a server that is overloaded, before
