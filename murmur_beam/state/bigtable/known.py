@@ -20,7 +20,7 @@ ROW_WEIGHT = 40
 """A row weighs about as much as so many events."""
 
 _CELL_OVERHEAD = 8
-_IN_BUCKET = 96
+_IN_BUCKET = 128
 # So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13.
 _ENOUGH = 10
 
