@@ -40,7 +40,7 @@ class Settings:
     max_in_flight: int = 64
     timeout_s: float = 10.0
     patience_s: float = 30.0
-    max_known_events: int = 1_800_000
+    max_known_events: int = 2_000_000
     clock: Clock = field(default_factory=Clock, compare=False)
 
     def __post_init__(self) -> None:
