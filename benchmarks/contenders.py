@@ -29,7 +29,8 @@ from google.cloud.bigtable.data.read_modify_write_rules import IncrementRule
 from google.cloud.bigtable.row import DirectRow
 from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 
-from benchmarks.harness import Inexact, Usage, Watch, peak_mb
+from benchmarks.harness import Inexact, Usage, peak_mb
+from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.dedicated import dedicate, put_aside
@@ -51,8 +52,6 @@ NAME = "bench"
 IN_FLIGHT = 64
 CLAIMS_PART = 25
 OVERHEAD_TIMES = 5
-
-watch = Watch()
 
 
 class Job(NamedTuple):
@@ -125,17 +124,6 @@ class Copy(beam.DoFn):
 
     def finish_bundle(self) -> None:
         """As `Done`, which would have to be given every element."""
-        watch.stop()
-
-
-class Done(beam.DoFn):
-    """Stops the watch when a bundle ends, and all before it has written; it is given nothing that costs time."""
-
-    def process(self, element: Any) -> None:
-        """There is no dead letter, nor a result of a write."""
-
-    def finish_bundle(self) -> None:
-        """Stop, until a later bundle does."""
         watch.stop()
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from pipelines.quiet_beam import beam  # isort: split
 
-from benchmarks.harness import Inexact, Watch, peak_mb
+from benchmarks.harness import Inexact, peak_mb
+from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, EXPONENT, FLUSH, zipf_stream
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.dedicated import dedicate
@@ -26,8 +27,6 @@ from pipelines.common import IN_PROCESS_RUNNER
 from pipelines.common import run as run_pipeline
 
 TABLE = "growth"
-
-watch = Watch()
 
 
 class Run(NamedTuple):
@@ -85,17 +84,6 @@ class Emit(beam.DoFn):
         watch.start()
         for i, page in enumerate(zipf_stream(n, EXPONENT)):
             yield page, f"event-{i}"
-
-
-class Done(beam.DoFn):
-    """Stops the watch when a bundle ends."""
-
-    def process(self, element: object) -> None:
-        """There are no dead letters."""
-
-    def finish_bundle(self) -> None:
-        """Stop, until a later bundle does."""
-        watch.stop()
 
 
 def run(host: str, n: int) -> Run:
