@@ -11,7 +11,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -255,11 +255,11 @@ def _timed(connection: Any) -> tuple[list[float], list[float]]:
     reads: list[float] = []
     commit, read = connection.commit, connection.read
 
-    def timed_commit(request: bytes) -> Awaitable[bool]:
+    def timed_commit(request: bytes, burst: Any = None) -> Any:
         sent_s = time.monotonic()
-        call = commit(request)
+        call = commit(request, burst)
         call.add_done_callback(lambda _: commits.append(time.monotonic() - sent_s))
-        return call  # type: ignore[no-any-return]
+        return call
 
     async def timed_read(request: Any, *, persist: bool = True) -> Any:
         sent_s = time.monotonic()

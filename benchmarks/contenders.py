@@ -41,7 +41,7 @@ from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
-from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
@@ -356,9 +356,9 @@ def counting() -> Iterator[Counts]:
     counts = Counts()
     commit, mutate, merge_updates = Connection.commit, Connection.mutate, BigtableStore.merge_updates
 
-    async def counted_commit(self: Connection, request: bytes) -> bool:
+    def counted_commit(self: Connection, request: bytes, burst: Burst | None = None) -> Call:
         counts.requests += 1
-        return await commit(self, request)
+        return commit(self, request, burst)
 
     async def counted_mutate(self: Connection, request: bytes, n: int) -> dict[int, Exception]:
         counts.requests += 1

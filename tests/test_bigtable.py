@@ -16,6 +16,7 @@ from typing import Any
 import emulators
 import grpc
 import pytest
+from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import Scenario, scenarios
@@ -187,7 +188,10 @@ class Line:
         if codes and (code := codes.pop(0)) is not None:
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "as told")
 
-    async def commit(self, request: Any) -> bool:
+    def commit(self, request: bytes, burst: Any = None) -> asyncio.Future[bool]:
+        return asyncio.ensure_future(self._commit(request))
+
+    async def _commit(self, request: bytes) -> bool:
         self.commits += 1
         self.fail(self.refuse)
         met = await self.real.commit(request)
@@ -247,14 +251,15 @@ def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arriv
         line = Line(store)
         late: list[Any] = []
 
-        async def delayed(request: Any) -> bool:
+        async def delayed(request: bytes) -> bool:
             late.append(request)
             line.fail([grpc.StatusCode.DEADLINE_EXCEEDED])
             return False
 
-        line.commit, sent = delayed, line.commit  # type: ignore[method-assign]
+        sent = line._commit
+        line.commit = lambda request, burst=None: asyncio.ensure_future(delayed(request))  # type: ignore[method-assign]
         assert isinstance(store.merge_updates([Update(A, 2, "1")])[0], TransientError)
-        line.commit = sent  # type: ignore[method-assign]
+        del line.commit  # that of the class
         if arrives == "before":
             assert line.run(sent(late[0])) is True
         assert store.merge_update(A, 2, event_id="1") is Outcome.MERGED
@@ -269,7 +274,7 @@ def test_a_flush_that_is_interrupted_leaves_its_rows_usable(bigtable_host: str) 
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(20)]
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
-        send, under_way, never = line.commit, threading.Semaphore(0), asyncio.Event()
+        send, under_way, never = line._commit, threading.Semaphore(0), asyncio.Event()
 
         async def unanswered(request: bytes, *, lost: bool) -> bool:
             if not lost:
@@ -278,14 +283,14 @@ def test_a_flush_that_is_interrupted_leaves_its_rows_usable(bigtable_host: str) 
             return await never.wait()
 
         for lost in (False, True):
-            line.commit = lambda request, lost=lost: asyncio.ensure_future(  # type: ignore[assignment, misc]
+            line.commit = lambda request, burst=None, lost=lost: asyncio.ensure_future(  # type: ignore[misc]
                 unanswered(request, lost=lost)
             )
             flush = asyncio.run_coroutine_threadsafe(store._merge(updates), line._loop)
             for _ in updates:
                 assert under_way.acquire(timeout=30)
             flush.cancel()
-        line.commit = send  # type: ignore[method-assign]
+        del line.commit
         assert store.merge_updates(updates) == [Outcome.MERGED] * 20
         assert store.merge_updates(updates) == [Outcome.DUPLICATE] * 20
         assert store.get_many([update.key for update in updates]) == [1] * 20
@@ -382,14 +387,16 @@ def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: st
     spec = new_spec(bigtable_host, clock=clock)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         line = Line(store)
-        send = line.commit
+        send = line._commit
 
-        async def overtaken(request: Any) -> bool:
+        async def overtaken(request: bytes) -> bool:
             clock.time += 1.0
             await asyncio.to_thread(other.merge_update, A, 1, event_id=str(line.commits))
             return await send(request)
 
-        line.commit = overtaken  # type: ignore[method-assign]
+        line.commit = lambda request, burst=None: asyncio.ensure_future(  # type: ignore[method-assign]
+            overtaken(request)
+        )
         (result,) = store.merge_updates([Update(A, 100, "x")])
         assert isinstance(result, TransientError)
         assert "written by others for 30" in str(result)
@@ -637,6 +644,24 @@ def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPa
         (result,) = store.merge_updates([Update(A, 1, "1")])
         assert isinstance(result, TransientError)
     assert threading.active_count() == before
+
+
+def test_a_server_that_does_not_answer_is_a_transient_error(
+    monkeypatch: pytest.MonkeyPatch, bigtable_host: str
+) -> None:
+    """Rows that were not answered in time are given up, and can be written as soon as the server is well again."""
+    updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
+    with FaultProxy(bigtable_host) as proxy:
+        spec = new_spec(bigtable_host, timeout_s=0.5)
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
+        with closing(spec.open(Sum())) as store:
+            proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[CHECK_AND_MUTATE], late_s=60.0)
+            results = store.merge_updates(updates)
+            assert [type(result) for result in results] == [TransientError] * 40
+            assert {str(result) for result in results} == {f"{spec}: DEADLINE_EXCEEDED: no answer within 0.5 s"}
+            assert proxy.counts[CHECK_AND_MUTATE].broken == 40  # nothing of them is under way
+            proxy.plan = None
+            assert store.merge_updates(updates) == [Outcome.MERGED] * 40
 
 
 def test_a_store_opens_while_its_server_is_down(

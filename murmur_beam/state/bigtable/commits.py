@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Awaitable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,7 +23,7 @@ from murmur_beam.model import Outcome
 from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, expiry, int64
-from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.groups import Flush, Group, pieces
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
@@ -112,7 +112,7 @@ class _Turn:
         self.has_row = self.unmet = False
         self.plan: _Plan | None = None
         self.attempt: _Attempt | None = None
-        self.answer: Awaitable[bool] | None = None
+        self.answer: Call | None = None
         self.failure: Exception | None = None
 
 
@@ -187,9 +187,10 @@ class Commits(Generic[V]):
         deadline = self._sender.deadline()
         turns = [_Turn(group, self.rows.borrow(group.encoded)) for group in groups]
         try:
-            for turn in turns:
-                self._begin(turn, flush)
-            rest = [turn for turn in turns if not await self._succeeds(turn, flush)]
+            with self.connection.burst() as burst:
+                for turn in turns:
+                    self._begin(turn, burst, flush)
+                rest = [turn for turn in turns if not await self._succeeds(turn, burst, flush)]
             if rest:
                 await asyncio.gather(*(self._settle(turn, deadline, flush) for turn in rest))
         finally:
@@ -207,7 +208,7 @@ class Commits(Generic[V]):
             turn.has_row = False
             turn.row.release()
 
-    def _begin(self, turn: _Turn, flush: Flush) -> None:
+    def _begin(self, turn: _Turn, burst: Burst, flush: Flush) -> None:
         if turn.row.try_acquire():
             turn.has_row = True
             try:
@@ -216,9 +217,9 @@ class Commits(Generic[V]):
                 return  # the second time, on its own, it hurts no other
             if turn.plan.writes and not turn.plan.packs(turn.row):
                 turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [])
-                turn.answer = self.connection.commit(turn.attempt.request)
+                turn.answer = self.connection.commit(turn.attempt.request, burst)
 
-    async def _succeeds(self, turn: _Turn, flush: Flush) -> bool:
+    async def _succeeds(self, turn: _Turn, burst: Burst, flush: Flush) -> bool:
         """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
         if plan is None or (attempt is None and (plan.writes or plan.fails)):
@@ -228,6 +229,11 @@ class Commits(Generic[V]):
                 met = await turn.answer
             except Exception as err:
                 turn.answer, turn.failure = None, err
+                return False
+            except asyncio.CancelledError:
+                if not burst.overdue:
+                    raise
+                turn.answer, turn.failure = None, self.connection.overdue()
                 return False
             turn.answer = None
             if met != (turn.row.version > 0):

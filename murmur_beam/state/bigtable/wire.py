@@ -85,7 +85,7 @@ def _values(row_filter: Any) -> None:
 
 
 def commit(
-    connection: Any, key: bytes, predicate: bytes, *, if_met: Iterable[bytes] = (), if_not: Iterable[bytes] = ()
+    connection: Any, key: bytes, predicate: bytes, *, if_met: Sequence[bytes] = (), if_not: Sequence[bytes] = ()
 ) -> bytes:
     """A CheckAndMutateRowRequest.
 
@@ -96,8 +96,9 @@ def commit(
         if_met, if_not: mutations, each from one of the functions below.
     """
     parts = [_table(connection.name, connection.app_profile, 7), _field(b"\x12", key), predicate]
-    parts += [_field(b"\x22", mutation) for mutation in if_met]
-    parts += [_field(b"\x2a", mutation) for mutation in if_not]
+    for tag, mutations in ((b"\x22", if_met), (b"\x2a", if_not)):
+        if mutations:
+            parts += (tag, tag.join(mutations))
     return b"".join(parts)
 
 
@@ -112,19 +113,62 @@ def was_met(answer: bytes) -> bool:
 _ANSWERS = {b"": False, b"\x08\x00": False, b"\x08\x01": True}
 
 
-def bulk(connection: Any, entries: Iterable[tuple[bytes, Iterable[bytes]]]) -> bytes:
+def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
     """A MutateRowsRequest: of each entry the row's key, and its mutations."""
     parts = [_table(connection.name, connection.app_profile, 3)]
     for key, mutations in entries:
-        entry = _field(b"\x0a", key) + b"".join([_field(b"\x12", mutation) for mutation in mutations])
+        entry = _field(b"\x0a", key) + b"".join([b"\x12" + mutation for mutation in mutations])
         parts.append(_field(b"\x12", entry))
     return b"".join(parts)
 
 
+# Mutations, each with its length before it. All that comes before a number or a value is the same again and again.
+
+
 def add(qualifier: bytes, at_us: int, delta: int) -> bytes:
     """The mutation that adds to a sum."""
-    number = b"\x30" + (_varint(delta) if 0 <= delta < 1_000 else _encoded(delta))
-    return _field(b"\x2a", _sum(qualifier, at_us) + _field(b"\x22", number))
+    number = _varint(delta) if 0 <= delta < 1_000 else _encoded(delta)
+    return _before_number(qualifier, at_us, len(number)) + number
+
+
+@lru_cache(maxsize=1_024)
+def _before_number(qualifier: bytes, at_us: int, n: int) -> bytes:
+    column = _family(AGG) + _field(b"\x12", _field(b"\x42", qualifier)) + _field(b"\x1a", b"\x48" + _varint(at_us))
+    before = column + b"\x22" + _varint(n + 1) + b"\x30"
+    return _before(b"\x2a", len(before) + n) + before
+
+
+def put(family: str, qualifier: bytes, at_us: int, value: bytes) -> bytes:
+    """The mutation that sets a cell."""
+    at = _varint(at_us)
+    before, after = _around_column(family, len(qualifier), len(at), len(value))
+    return b"".join((before, qualifier, b"\x18", at, after, value))
+
+
+@lru_cache(maxsize=1_024)
+def _around_column(family: str, column: int, time: int, value: int) -> tuple[bytes, bytes]:
+    """What comes before a cell's column, and after its time, given how long all of them are."""
+    before = _family(family) + b"\x12" + _varint(column)
+    after = b"\x22" + _varint(value)
+    n = len(before) + column + len(b"\x18") + time + len(after) + value
+    return _before(b"\x0a", n) + before, after
+
+
+def clear(family: str) -> bytes:
+    """The mutation that deletes all cells of a family."""
+    return _before(b"\x1a", len(_family(family))) + _family(family)
+
+
+def clear_column(family: str, qualifier: bytes) -> bytes:
+    """The mutation that deletes all cells of a column."""
+    column = _family(family) + _field(b"\x12", qualifier)
+    return _before(b"\x12", len(column)) + column
+
+
+def _before(tag: bytes, n: int) -> bytes:
+    """What comes before a mutation of which this field, of ``n`` bytes, is all."""
+    field = tag + _varint(n)
+    return _varint(len(field) + n) + field
 
 
 @lru_cache(maxsize=16)
@@ -132,25 +176,7 @@ def _family(name: str) -> bytes:
     return _field(b"\x0a", name.encode())
 
 
-@lru_cache(maxsize=1_024)
-def _sum(qualifier: bytes, at_us: int) -> bytes:
-    return _family(AGG) + _field(b"\x12", _field(b"\x42", qualifier)) + _field(b"\x1a", b"\x48" + _varint(at_us))
-
-
-def put(family: str, qualifier: bytes, at_us: int, value: bytes) -> bytes:
-    """The mutation that sets a cell."""
-    cell = _family(family) + _field(b"\x12", qualifier) + b"\x18" + _varint(at_us) + _field(b"\x22", value)
-    return _field(b"\x0a", cell)
-
-
-def clear(family: str) -> bytes:
-    """The mutation that deletes all cells of a family."""
-    return _field(b"\x1a", _family(family))
-
-
-def clear_column(family: str, qualifier: bytes) -> bytes:
-    """The mutation that deletes all cells of a column."""
-    return _field(b"\x12", _family(family) + _field(b"\x12", qualifier))
+# ---- predicates ----
 
 
 def at_version(version: int) -> bytes:
