@@ -92,9 +92,12 @@ class Coalescer(Generic[T, V]):
 
     def _count_rows(self) -> int:
         """Touched rows; counted only now and then, since they are never more than the keys that were added."""
-        for _, event_time_us, entities, _ in islice(self._records, self._rows_of, None):
-            bucket = event_time_us // self._granularity_us if self._granularity_us else 0
-            self._rows.update([(entity, bucket) for entity in entities])
+        bucket_us = self._granularity_us
+        self._rows |= {
+            (entity, event_time_us // bucket_us if bucket_us else 0)
+            for _, event_time_us, entities, _ in islice(self._records, self._rows_of, None)
+            for entity in entities
+        }
         self._rows_of = len(self._records)
         rows = len(self._rows)
         self._count_rows_at = self._keys + self._max_rows - rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -14,27 +15,56 @@ from murmur_beam.state.base import fingerprint
 from murmur_beam.state.bigtable.known import KnownRow
 
 
-@given(sizes=st.lists(st.integers(1, 300) | st.just(3_000), min_size=1, max_size=30), first=st.integers(0, 10**9))
-def test_a_row_knows_its_events_and_no_others(sizes: list[int], first: int) -> None:
-    """Whether they came one by one or thousands at a time, and while the buckets they are kept in are split."""
+@given(
+    sizes=st.lists(st.integers(1, 300) | st.just(3_000), min_size=1, max_size=30),
+    at_once=st.integers(1, 5),
+    first=st.integers(0, 10**9),
+    shard=st.none() | st.binary(min_size=1, max_size=1),
+)
+def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, first: int, shard: bytes | None) -> None:
+    """Whether they came one by one or thousands at a time, and while the buckets they are kept in are split.
+
+    In one of 256 shards all fingerprints begin alike.
+    """
+
+    def of(name: object) -> bytes:
+        return fingerprint(str(name)) if shard is None else shard + fingerprint(str(name))[1:]
+
     row = KnownRow()
-    events = [fingerprint(str(first + i)) for i in range(sum(sizes))]
-    learned = 0
-    for number, size in enumerate(sizes):
-        row.learn(number.to_bytes(24, "big"), b"".join(events[learned : learned + size]))
-        learned += size
+    events = [of(first + i) for i in range(sum(sizes))]
+    ends = list(itertools.accumulate(sizes))
+    columns = [
+        (number.to_bytes(24, "big"), b"".join(events[end - size : end]))
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+    for start in range(0, len(columns), at_once):
+        row.learn(columns[start : start + at_once])
+        learned = ends[min(start + at_once, len(ends)) - 1]
         assert row.has(events[learned - 1])
         assert row.has(events[random.Random(learned).randrange(learned)])
     assert all(map(row.has, events))
-    assert not any(row.has(fingerprint(f"another {i}")) for i in range(200))
-    assert row.events == learned
+    assert not any(row.has(of(f"another {i}")) for i in range(200))
+    assert row.events == len(events)
     assert row.small == sum(size <= 256 for size in sizes)
+    assert row.journal_bytes == sum(24 + 16 * size + 8 for size in sizes)
+
+
+@pytest.mark.parametrize("shard", [b"", b"\xff"])
+def test_buckets_stay_short(shard: bytes) -> None:
+    """They are searched from their beginning; also where all fingerprints begin alike."""
+    row = KnownRow()
+    for column in range(20):
+        events = [(shard + fingerprint(f"{column} {i}"))[:16] for i in range(1_000)]
+        row.learn([(bytes(24), b"".join(events))])
+    lengths = [len(bucket) for bucket in row._seen]
+    assert len(lengths) == 256
+    assert max(lengths) < 2 * 10 * 128
 
 
 def test_a_row_that_is_forgotten_knows_nothing() -> None:
     """As before it was first read."""
     row = KnownRow()
-    row.learn(bytes(24), fingerprint("a"))
+    row.learn([(bytes(24), fingerprint("a"))])
     row.forget()
     assert not row.has(fingerprint("a"))
     assert (row.read, row.version, row.events, row.small, row.journal_bytes) == (False, 0, 0, 0, 0)

@@ -428,7 +428,7 @@ class Commits(Generic[V]):
         if attempt.packed:
             row.pack(*attempt.packed)
         if plan.journal:
-            row.learn(attempt.marker, plan.journal)
+            row.learn([(attempt.marker, plan.journal)])
         if row.sent:
             self._resolve(row, (), flushed)
 
@@ -510,8 +510,7 @@ class Commits(Generic[V]):
                 return False
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
-        for marker, journal in columns:
-            row.learn(marker, journal)
+        row.learn(columns)
         if row.sent:
             self._resolve(row, {marker for marker, _ in columns}, flushed)
         return True

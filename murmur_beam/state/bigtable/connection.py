@@ -70,9 +70,9 @@ class Call(Protocol):
 
 
 class Burst:
-    """Commits that are sent together and share a deadline; a timer of gRPC's own for each takes a tenth of its time.
+    """Commits that are sent together and share a deadline: a timer of gRPC's own for each takes a tenth of its time.
 
-    To be used in a ``with`` statement on the loop. Those that are under way when it is left by an exception are cancelled.
+    To be used in a ``with`` statement on the loop; if an exception leaves it, what is under way is cancelled.
 
     Args:
         timeout_s: the deadline, seconds from the beginning of the statement.

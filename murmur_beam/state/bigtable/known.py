@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 FINGERPRINT_BYTES = 16
@@ -21,8 +23,10 @@ ROW_WEIGHT = 40
 
 _CELL_OVERHEAD = 8
 _IN_BUCKET = 128
-# So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13.
-_ENOUGH = 10
+# So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13. Its
+# first byte may be that of the whole row, which is a shard of its key.
+_FROM, _TO = 1, 11
+_BITS = 24
 
 
 class KnownRow:
@@ -81,8 +85,8 @@ class KnownRow:
         self.journal_bytes = 0
         self.small = 0
         self.packed = 0
-        # One fingerprint after the other; many are shortened, and spread over buckets that are short enough to be
-        # searched: that takes an eighth of what a set does.
+        # One fingerprint after the other; many are shortened, and spread by their first bits over buckets that are
+        # short enough to be searched: that takes an eighth of what a set does.
         self._seen: bytes | list[bytes] = b""
 
     def try_acquire(self) -> bool:
@@ -119,25 +123,29 @@ class KnownRow:
         seen = self._seen
         # A match across the border of two fingerprints is as unlikely as two events with the same one.
         if type(seen) is list:
-            return event[:_ENOUGH] in seen[int.from_bytes(event[:3], "big") % len(seen)]
+            kept = event[_FROM:_TO]
+            return kept in seen[_bucket(kept, len(seen))]
         return event in seen
 
-    def learn(self, column: bytes, journal: bytes) -> None:
-        """A column of events that is now in the row."""
-        n = len(journal) // FINGERPRINT_BYTES
-        self.events += n
-        self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
-        if n <= SMALL_EVENTS:
-            self.small += 1
+    def learn(self, columns: Sequence[tuple[bytes, bytes]]) -> None:
+        """Columns of events that are now in the row, their names and contents."""
+        for column, journal in columns:
+            n = len(journal) // FINGERPRINT_BYTES
+            self.events += n
+            self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
+            if n <= SMALL_EVENTS:
+                self.small += 1
+        journals = [journal for _, journal in columns]
         if isinstance(self._seen, bytes):
-            journal = self._seen + journal
             if self.events <= _IN_BUCKET:
-                self._seen = journal
+                self._seen = b"".join([self._seen, *journals])
                 return
+            journals.append(self._seen)
             self._seen = [b""]
         while self.events > _IN_BUCKET * len(self._seen):
             self._seen = _doubled(self._seen)
-        _add(self._seen, [journal[i : i + _ENOUGH] for i in range(0, len(journal), FINGERPRINT_BYTES)])
+        for journal in journals:
+            _add(self._seen, [journal[i + _FROM : i + _TO] for i in range(0, len(journal), FINGERPRINT_BYTES)])
 
     def pack(self, n: int, column: bytes, journal: bytes) -> None:
         """The ``n`` oldest small columns were packed into the last of them, whose events are those of all."""
@@ -198,25 +206,35 @@ class KnownRows:
         return self._rows[encoded]
 
 
+def _bucket(kept: bytes, n: int) -> int:
+    """In which of ``n`` buckets, a power of two, a shortened fingerprint is."""
+    return int.from_bytes(kept[:3], "big") * n >> _BITS
+
+
 def _doubled(buckets: list[bytes]) -> list[bytes]:
     """Twice as many. One bucket after the other, so that it takes no memory besides."""
-    n = len(buckets)
-    doubled = [b""] * (2 * n)
+    doubled = []
+    n = 2 * len(buckets)
     for i, bucket in enumerate(buckets):
-        halves: tuple[list[bytes], list[bytes]] = [], []
-        for event in split(bucket, _ENOUGH):
-            halves[int.from_bytes(event[:3], "big") % (2 * n) >= n].append(event)
-        doubled[i], doubled[i + n] = map(b"".join, halves)
+        buckets[i] = b""
+        events = split(bucket, _TO - _FROM)
+        middle = ((2 * i + 1 << _BITS) // n).to_bytes(3, "big")
+        doubled.append(b"".join([event for event in events if event < middle]))
+        doubled.append(b"".join([event for event in events if event >= middle]))
     return doubled
 
 
 def _add(buckets: list[bytes], events: list[bytes]) -> None:
+    """Add shortened fingerprints, sorted so that those of a bucket are together."""
     n = len(buckets)
-    new: dict[int, list[bytes]] = {}
-    for event in events:
-        new.setdefault(int.from_bytes(event[:3], "big") % n, []).append(event)
-    for i, some in new.items():
-        buckets[i] += b"".join(some)
+    events.sort()
+    start = 0
+    while start < len(events):
+        i = _bucket(events[start], n)
+        last = ((i + 1 << _BITS) // n - 1).to_bytes(3, "big") + b"\xff" * FINGERPRINT_BYTES
+        end = bisect_right(events, last, start)
+        buckets[i] += b"".join(events[start:end])
+        start = end
 
 
 def split(journal: bytes, size: int = FINGERPRINT_BYTES) -> list[bytes]:
