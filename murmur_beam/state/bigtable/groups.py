@@ -30,6 +30,7 @@ class Flush:
     Attributes:
         results: of the updates; merged, unless something else is put there.
         prints: fingerprints of the updates; None for one that leaves none.
+        all_marked: does every update leave one?
         groups: one for each row; updates whose key makes no row are in none, and have their result.
     """
 
@@ -37,6 +38,7 @@ class Flush:
         self.updates = updates
         self.results = Flushed([Outcome.MERGED] * len(updates))
         self.prints: list[bytes | None] = []
+        self.all_marked = marks
         self.groups: list[Group] = []
         prints: dict[str, bytes] = {}
         # Positions by shard and key.
@@ -45,7 +47,9 @@ class Flush:
         for i, update in enumerate(updates):
             event_id = update.event_id
             print_ = None
-            if event_id is not None and (marks or shards > 1):
+            if event_id is None:
+                self.all_marked = False
+            elif marks or shards > 1:
                 print_ = prints.get(event_id)
                 if print_ is None:
                     print_ = prints[event_id] = fingerprint(event_id)
@@ -68,7 +72,7 @@ class Flush:
 
     def marked(self, group: Group) -> bool:
         """Does any of the updates leave a fingerprint?"""
-        return any(self.prints[i] is not None for i in group.positions)
+        return self.all_marked or any(self.prints[i] is not None for i in group.positions)
 
 
 def pieces(groups: Iterable[Group], size: int) -> Iterator[Group]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 FINGERPRINT_BYTES = 16
@@ -26,6 +26,8 @@ _IN_BUCKET = 128
 # So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13. Its
 # first byte may be that of the whole row, which is a shard of its key.
 _FROM, _TO = 1, 11
+# By these bits of it the bucket is found; there are 2 ** k buckets.
+_NUMBER_TO = 4
 _BITS = 24
 
 
@@ -118,14 +120,19 @@ class KnownRow:
         self._held = False
         self._lock = None
 
-    def has(self, event: bytes) -> bool:
-        """Is the event in the row?"""
+    @property
+    def has(self) -> Callable[[bytes], bool]:
+        """Is an event in the row, as far as it is known now?"""
         seen = self._seen
+        if isinstance(seen, bytes):
+            return seen.__contains__
+        n, number_of = len(seen), int.from_bytes
+
         # A match across the border of two fingerprints is as unlikely as two events with the same one.
-        if type(seen) is list:
-            kept = event[_FROM:_TO]
-            return kept in seen[_bucket(kept, len(seen))]
-        return event in seen
+        def is_in_its_bucket(event: bytes) -> bool:
+            return event[_FROM:_TO] in seen[number_of(event[_FROM:_NUMBER_TO], "big") * n >> _BITS]
+
+        return is_in_its_bucket
 
     def learn(self, columns: Sequence[tuple[bytes, bytes]]) -> None:
         """Columns of events that are now in the row, their names and contents."""
@@ -206,11 +213,6 @@ class KnownRows:
         return self._rows[encoded]
 
 
-def _bucket(kept: bytes, n: int) -> int:
-    """In which of ``n`` buckets, a power of two, a shortened fingerprint is."""
-    return int.from_bytes(kept[:3], "big") * n >> _BITS
-
-
 def _doubled(buckets: list[bytes]) -> list[bytes]:
     """Twice as many. One bucket after the other, so that it takes no memory besides."""
     doubled = []
@@ -230,7 +232,7 @@ def _add(buckets: list[bytes], events: list[bytes]) -> None:
     events.sort()
     start = 0
     while start < len(events):
-        i = _bucket(events[start], n)
+        i = int.from_bytes(events[start][: _NUMBER_TO - _FROM], "big") * n >> _BITS
         last = ((i + 1 << _BITS) // n - 1).to_bytes(3, "big") + b"\xff" * FINGERPRINT_BYTES
         end = bisect_right(events, last, start)
         buckets[i] += b"".join(events[start:end])
