@@ -38,7 +38,10 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
         for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
     ]
     for start in range(0, len(columns), at_once):
-        row.learn(columns[start : start + at_once])
+        some = columns[start : start + at_once]
+        row.expect(sum(len(journal) for _, journal in some) // 16)
+        for column, journal in some:
+            row.learn(column, journal)
         learned = ends[min(start + at_once, len(ends)) - 1]
         assert row.has(events[learned - 1])
         assert row.has(events[random.Random(learned).randrange(learned)])
@@ -55,7 +58,7 @@ def test_buckets_stay_short(shard: bytes) -> None:
     row = KnownRow()
     for column in range(20):
         events = [(shard + fingerprint(f"{column} {i}"))[:16] for i in range(1_000)]
-        row.learn([(bytes(24), b"".join(events))])
+        row.learn(bytes(24), b"".join(events))
     lengths = [len(bucket) for bucket in row._seen]
     assert len(lengths) == 256
     assert max(lengths) < 2 * 10 * 128
@@ -64,7 +67,7 @@ def test_buckets_stay_short(shard: bytes) -> None:
 def test_a_row_that_is_forgotten_knows_nothing() -> None:
     """As before it was first read."""
     row = KnownRow()
-    row.learn([(bytes(24), fingerprint("a"))])
+    row.learn(bytes(24), fingerprint("a"))
     row.forget()
     assert not row.has(fingerprint("a"))
     assert (row.read, row.version, row.events, row.small, row.journal_bytes) == (False, 0, 0, 0, 0)

@@ -443,7 +443,7 @@ class Commits(Generic[V]):
         if attempt.packed:
             row.pack(*attempt.packed)
         if plan.journal:
-            row.learn([(attempt.marker, plan.journal)])
+            row.learn(attempt.marker, plan.journal)
         if row.sent:
             self._resolve(row, (), flushed)
 
@@ -525,7 +525,9 @@ class Commits(Generic[V]):
                 return False
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
-        row.learn(columns)
+        row.expect(sum(len(journal) for _, journal in columns) // known.FINGERPRINT_BYTES)
+        for marker, journal in columns:
+            row.learn(marker, journal)
         if row.sent:
             self._resolve(row, {marker for marker, _ in columns}, flushed)
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 FINGERPRINT_BYTES = 16
@@ -134,25 +134,31 @@ class KnownRow:
 
         return is_in_its_bucket
 
-    def learn(self, columns: Sequence[tuple[bytes, bytes]]) -> None:
-        """Columns of events that are now in the row, their names and contents."""
-        for column, journal in columns:
-            n = len(journal) // FINGERPRINT_BYTES
-            self.events += n
-            self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
-            if n <= SMALL_EVENTS:
-                self.small += 1
-        journals = [journal for _, journal in columns]
+    def expect(self, n: int) -> None:
+        """Make room for so many events more; to be called before many columns are learned."""
+        room_for = self.events + n
+        if room_for <= _IN_BUCKET:
+            return
+        seen = self._seen
+        buckets = [b""] if isinstance(seen, bytes) else seen
+        while room_for > _IN_BUCKET * len(buckets):
+            buckets = _doubled(buckets)
+        if isinstance(seen, bytes):
+            _add(buckets, seen)
+        self._seen = buckets
+
+    def learn(self, column: bytes, journal: bytes) -> None:
+        """A column of events that is now in the row."""
+        n = len(journal) // FINGERPRINT_BYTES
+        self.expect(n)
+        self.events += n
+        self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
+        if n <= SMALL_EVENTS:
+            self.small += 1
         if isinstance(self._seen, bytes):
-            if self.events <= _IN_BUCKET:
-                self._seen = b"".join([self._seen, *journals])
-                return
-            journals.append(self._seen)
-            self._seen = [b""]
-        while self.events > _IN_BUCKET * len(self._seen):
-            self._seen = _doubled(self._seen)
-        for journal in journals:
-            _add(self._seen, [journal[i + _FROM : i + _TO] for i in range(0, len(journal), FINGERPRINT_BYTES)])
+            self._seen += journal
+        else:
+            _add(self._seen, journal)
 
     def pack(self, n: int, column: bytes, journal: bytes) -> None:
         """The ``n`` oldest small columns were packed into the last of them, whose events are those of all."""
@@ -226,10 +232,10 @@ def _doubled(buckets: list[bytes]) -> list[bytes]:
     return doubled
 
 
-def _add(buckets: list[bytes], events: list[bytes]) -> None:
-    """Add shortened fingerprints, sorted so that those of a bucket are together."""
+def _add(buckets: list[bytes], journal: bytes) -> None:
+    """Add fingerprints, shortened, and sorted so that those of a bucket are together."""
     n = len(buckets)
-    events.sort()
+    events = sorted([journal[i + _FROM : i + _TO] for i in range(0, len(journal), FINGERPRINT_BYTES)])
     start = 0
     while start < len(events):
         i = int.from_bytes(events[start][: _NUMBER_TO - _FROM], "big") * n >> _BITS
