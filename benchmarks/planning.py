@@ -175,7 +175,7 @@ class Plan:
         read_mb: a second, of events that workers have to learn.
         nodes_by_writes, nodes_by_reads, nodes_by_storage, nodes: of Bigtable.
         workers, worker_load: cores, and how busy they are.
-        remembered: events by each of them when a bucket ends; a row counts as 40.
+        remembered: events by each of them when a bucket ends; a row counts as `ROW_WEIGHT`.
         stored_per_day, stored: bytes.
         costs: USD a month, by part.
     """

@@ -25,7 +25,7 @@ class Settings:
         patience_s: how long one flush competes with others for a row, or waits for a server that is overloaded, before
             that counts as a failed try, seconds.
         max_known_events: events whose fingerprints are remembered, so that their rows need no reading; about 15 bytes
-            each. A row counts as 40 more.
+            each. A row counts as 60 more.
         clock: what decides about expiry and waits.
 
     Raises:
