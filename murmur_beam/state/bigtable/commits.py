@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import random
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -297,10 +297,9 @@ class Commits(Generic[V]):
 
     def _plan(self, row: KnownRow, group: Group, flush: Flush) -> _Plan:
         updates, prints = flush.updates, flush.prints
-        has, some_known = row.has, row.events > 0
-        its_prints: Iterator[Any] = map(prints.__getitem__, group.positions)
-        if some_known and flush.all_marked and all(map(has, its_prints)):
-            # Duplicates come by the bundle; where an event is new, that is soon found out.
+        has: Callable[[Any], bool] | None = row.has if row.events else None
+        # Duplicates come by the bundle; where an event is new, that is soon found out.
+        if has is not None and flush.all_marked and all(map(has, map(prints.__getitem__, group.positions))):
             duplicates: list[Result] = [_DUPLICATE] * len(group.positions)
             return _Plan(duplicates, b"", row.value, row.column, row.expires_us, False)
         fresh: list[V] = [] if row.value is None else [row.value]
@@ -309,7 +308,7 @@ class Commits(Generic[V]):
         for n, i in enumerate(group.positions):
             print_ = prints[i]
             if print_ is not None:
-                if print_ in claimed or (some_known and has(print_)):
+                if print_ in claimed or (has is not None and has(print_)):
                     if results is None:
                         results = [Outcome.MERGED] * len(group.positions)
                     results[n] = _DUPLICATE
