@@ -60,8 +60,8 @@ def test_buckets_stay_short(shard: bytes) -> None:
         events = [(shard + fingerprint(f"{column} {i}"))[:16] for i in range(1_000)]
         row.learn(bytes(24), b"".join(events))
     lengths = [len(bucket) for bucket in row._seen]
-    assert len(lengths) == 1_024
-    assert max(lengths) < 3 * 10 * 20_000 / 1_024
+    assert len(lengths) == 256
+    assert max(lengths) < 2 * 10 * 20_000 / 256
 
 
 def test_a_row_that_is_forgotten_knows_nothing() -> None:

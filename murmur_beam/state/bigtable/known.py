@@ -22,7 +22,7 @@ ROW_WEIGHT = 60
 
 _FORGET = 32
 _CELL_OVERHEAD = 8
-_IN_BUCKET = 32
+_IN_BUCKET = 128
 # So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13. Its
 # first byte may be that of the whole row, which is a shard of its key.
 _FROM, _TO = 1, 11
