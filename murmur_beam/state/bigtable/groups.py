@@ -10,6 +10,8 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.state.base import Flushed, fingerprint
 from murmur_beam.state.bigtable.keys import row_key
 
+_new = tuple.__new__  # of a NamedTuple: half the time of calling the class
+
 
 class Group(NamedTuple):
     """The updates of one row, by their positions in the flush."""
@@ -68,7 +70,7 @@ class Flush:
                 except InvalidRecord as err:
                     self.results.put(positions, [err] * len(positions))
                 else:
-                    self.groups.append(Group(encoded, key.bucket, positions))
+                    self.groups.append(_new(Group, (encoded, key.bucket, positions)))
 
     def marked(self, group: Group) -> bool:
         """Does any of the updates leave a fingerprint?"""

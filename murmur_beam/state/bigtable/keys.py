@@ -9,6 +9,8 @@ from murmur_beam.model import Key
 
 MAX_ROW_KEY_BYTES = 4096
 
+_END = struct.Struct(">QB")
+
 # No entity makes a row key that begins with two NULs, and all begin after the second of these.
 SCHEMA_ROW = b"\x00\x00schema"
 AFTER_SCHEMA = b"\x00\x01"
@@ -20,7 +22,7 @@ def row_key(key: Key, shard: int = 0) -> bytes:
     Raises:
         InvalidRecord: longer than Bigtable's 4 KB.
     """
-    encoded = entity_prefix(key.entity) + b"\x00\x01" + struct.pack(">QB", key.bucket + 2**63, shard)
+    encoded = entity_prefix(key.entity) + b"\x00\x01" + _END.pack(key.bucket + 2**63, shard)
     if len(encoded) > MAX_ROW_KEY_BYTES:
         raise InvalidRecord("key", f"makes a row key of {len(encoded)} bytes, at most {MAX_ROW_KEY_BYTES} are allowed")
     return encoded
@@ -33,7 +35,7 @@ def entity_prefix(entity: str) -> bytes:
 
 def parse_row_key(encoded: bytes) -> tuple[Key, int]:
     """Inverse of `row_key`: key and shard."""
-    bucket, shard = struct.unpack(">QB", encoded[-9:])
+    bucket, shard = _END.unpack(encoded[-9:])
     return Key(encoded[:-11].replace(b"\x00\xff", b"\x00").decode("utf-8"), bucket - 2**63), shard
 
 
