@@ -44,6 +44,7 @@ RATIOS: list[tuple[str, str, str, float | None]] = [
     ("second pass / first pass, one hot key", "hot-again", "hot", 1.0),
     ("one hot key / limit", "hot", "limit", 5.0),
     ("memory store / copying ParDo", "memory", "copy", 0.25),
+    ("copying when the bundle ends / copying", "hold", "copy", None),
     ("Max / Sum, Zipf(1.1)", "max", "zipf1.1", None),
     ("SetUnion / Sum, Zipf(1.1)", "set_union", "zipf1.1", None),
     ("dedup off / Sum, Zipf(1.1)", "no-dedup", "zipf1.1", None),
