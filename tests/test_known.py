@@ -71,3 +71,42 @@ def test_a_row_that_is_forgotten_knows_nothing() -> None:
     row.forget()
     assert not row.has(fingerprint("a"))
     assert (row.read, row.version, row.events, row.small, row.journal_bytes) == (False, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("held", [1, 200])
+@pytest.mark.parametrize("part", ["_add", "_doubled"])
+def test_a_row_that_does_not_fit_is_forgotten(monkeypatch: pytest.MonkeyPatch, held: int, part: str) -> None:
+    """Whoever believed that the half of it were all would count the other half twice."""
+    row = KnownRow()
+    row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(held)))
+    row.read, row.version = True, 7
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"murmur_beam.state.bigtable.known.{part}", full)
+    more = b"".join(fingerprint(f"more {i}") for i in range(300))
+    with pytest.raises(MemoryError):
+        row.learn(bytes(24), more)
+    assert (row.read, row.version, row.events) == (False, 0, 0)
+    assert not row.has(fingerprint("0"))
+
+
+def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made before anything else that a read has found is believed."""
+    row = KnownRow()
+    row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(200)))
+
+    left = iter([[]])
+
+    def full(*_: object) -> list[bytes]:
+        try:
+            return next(left)
+        except StopIteration:
+            raise MemoryError from None
+
+    monkeypatch.setattr("murmur_beam.state.bigtable.known.split", full)
+    with pytest.raises(MemoryError):
+        row.expect(1_000)
+    assert row.events == 200
+    assert all(row.has(fingerprint(str(i))) for i in range(200))

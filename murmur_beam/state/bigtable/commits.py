@@ -539,9 +539,9 @@ class Commits(Generic[V]):
             row.forget()
             if found is not None:
                 return False
+        row.expect(sum(len(journal) for _, journal in columns) // known.FINGERPRINT_BYTES)
         row.read = True
         row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
-        row.expect(sum(len(journal) for _, journal in columns) // known.FINGERPRINT_BYTES)
         for marker, journal in columns:
             row.learn(marker, journal)
         if row.sent:

@@ -148,17 +148,25 @@ class KnownRow:
         self._seen = buckets
 
     def learn(self, column: bytes, journal: bytes) -> None:
-        """A column of events that is now in the row."""
+        """A column of events that is now in the row.
+
+        Raises:
+            MemoryError: there is no room; nothing is known of the row any more, since what is half known counts twice.
+        """
         n = len(journal) // FINGERPRINT_BYTES
-        self.expect(n)
+        try:
+            self.expect(n)
+            if isinstance(self._seen, bytes):
+                self._seen += journal
+            else:
+                _add(self._seen, journal)
+        except BaseException:
+            self.forget()
+            raise
         self.events += n
         self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
         if n <= SMALL_EVENTS:
             self.small += 1
-        if isinstance(self._seen, bytes):
-            self._seen += journal
-        else:
-            _add(self._seen, journal)
 
     def pack(self, n: int, column: bytes, journal: bytes) -> None:
         """The ``n`` oldest small columns were packed into the last of them, whose events are those of all."""
@@ -227,11 +235,10 @@ class KnownRows:
 
 
 def _doubled(buckets: list[bytes]) -> list[bytes]:
-    """Twice as many. One bucket after the other, so that it takes no memory besides."""
+    """Twice as many; those that are given stay as they are."""
     doubled = []
     n = 2 * len(buckets)
     for i, bucket in enumerate(buckets):
-        buckets[i] = b""
         events = split(bucket, _TO - _FROM)
         middle = ((2 * i + 1 << _BITS) // n).to_bytes(3, "big")
         doubled.append(b"".join([event for event in events if event < middle]))
