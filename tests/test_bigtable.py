@@ -243,6 +243,19 @@ def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigta
         assert store.get(A) == 7
 
 
+def test_a_lost_answer_is_told_to_be_a_duplicate_once_others_have_packed_it_away(bigtable_host: str) -> None:
+    """Whose commit it was cannot be seen any more; it has counted once, whatever it is called."""
+    spec = new_spec(bigtable_host)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        line = Line(store)
+        line.lose, line.unread = [UNAVAILABLE], [UNAVAILABLE]
+        assert isinstance(store.merge_updates([Update(A, 1, "lost")])[0], TransientError)
+        for i in range(60):
+            assert other.merge_update(A, 1, event_id=str(i)) is Outcome.MERGED
+        assert store.merge_update(A, 1, event_id="lost") is Outcome.DUPLICATE
+        assert store.get(A) == 61
+
+
 @pytest.mark.parametrize("arrives", ["before", "after"])
 def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arrives: str) -> None:
     """Whether it arrives before the next try is made for it or after, the event is merged once, and said so once."""

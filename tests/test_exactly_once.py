@@ -269,7 +269,10 @@ def test_a_row_of_many_small_commits_knows_every_event(proxy: FaultProxy, uri: s
     proxy.plan = None
     proxy.drain()
     assert state(uri) == {"k": sum(range(n))}
-    assert outcomes == {"merged": n, "duplicate": (writers - 1) * n}
+    # A commit without an answer that others have packed away before its writer could look is told to be a duplicate.
+    assert outcomes.keys() == {"merged", "duplicate"}
+    assert outcomes.total() == writers * n
+    assert 0.95 * n <= outcomes["merged"] <= n
     outcomes.clear()
     with closing(spec_from_uri(uri).open(Sum())) as store:
         deliver(store, range(n + 1))
