@@ -6,46 +6,36 @@ windows here, acknowledgements there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.dedicated import put_aside
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
-from murmur_beam.extract import Extractor, Known, Rejected, parse_rfc3339
+from murmur_beam.extract import Extractor, Known, Rejected
 from murmur_beam.metrics import Recorder
-from murmur_beam.model import DeadLetter, Fields, MergeResult, Outcome
+from murmur_beam.model import DeadLetter, Fields, MergeResult, Message, Outcome
 from murmur_beam.processor import DUPLICATE, MERGED, RecordResult, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
+from murmur_beam.times import parse_rfc3339
 
 T = TypeVar("T")
 
 
-class Message(NamedTuple):
-    """A Pub/Sub message, for drivers that have no class of their own for it."""
-
-    data: bytes
-    attributes: Mapping[str, str]
-    message_id: str | None
-    publish_time: datetime | None
-    ordering_key: str | None
-
-    @classmethod
-    def of_letter(cls, letter: DeadLetter) -> Message:
-        """The message that a letter of type "pubsub" holds."""
-        return cls(
-            letter.payload,
-            dict(letter.attributes),
-            letter.message_id,
-            (letter.publish_time and parse_rfc3339(letter.publish_time)) or None,
-            letter.ordering_key,
-        )
+def message_of(letter: DeadLetter) -> Message:
+    """The message that a letter of type "pubsub" holds."""
+    return Message(
+        letter.payload,
+        dict(letter.attributes),
+        letter.message_id,
+        (letter.publish_time and parse_rfc3339(letter.publish_time)) or None,
+        letter.ordering_key,
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Merger(Generic[T]):
     """
 
     def __init__(
-        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = Message.of_letter
+        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = message_of
     ) -> None:
         self._spec = spec
         self._recorder = recorder

@@ -274,15 +274,20 @@ def make_fields(
     value: Any,
     *,
     need_id: bool,
+    ns: int = 0,
 ) -> Fields:
     """`make_record` for those who keep thousands of records.
+
+    Args:
+        ns: nanoseconds of the event time beyond its microsecond.
 
     Raises:
         InvalidRecord: as `make_record`.
     """
     if event_id is None and need_id:
         raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
-    return check_fields(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
+    delta = monoid.lift_ns(value, event_time_us, ns) if ns else monoid.lift(value, event_time_us)
+    return check_fields(event_id, event_time_us, keys, delta)
 
 
 def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:

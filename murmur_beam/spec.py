@@ -14,14 +14,17 @@ from datetime import timedelta
 from typing import Any
 
 from murmur_beam.coalescer import FlushLimits
+from murmur_beam.decode import DECODERS
 from murmur_beam.durations import format_duration, parse_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, MurmurError
-from murmur_beam.extract import DECODERS, Extraction, Field
+from murmur_beam.extract import Extraction
+from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, needs_event_id
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
+from murmur_beam.times import UNITS, TimeFormat
 from murmur_beam.windows import WindowConfig, parse_window
 
 DEFAULT_NAME = "murmur"
@@ -39,7 +42,12 @@ _ARGUMENTS = (
     "cache",
     "event_id",
     "event_time",
+    "time_unit",
+    "assume_zone",
     "decode",
+    "delimiter",
+    "source",
+    "id_format",
     "config",
     "flush",
     "on_exhausted",
@@ -174,6 +182,10 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
             event_id=given.get("event_id"),
             event_time=given.get("event_time"),
             decode=given.get("decode"),
+            delimiter=given.get("delimiter"),
+            times=TimeFormat(given.get("time_unit"), given.get("assume_zone")),
+            source=given.get("source"),
+            id_format=given.get("id_format", ESCAPED),
         ),
         monoid=monoid,
         window=window,
@@ -296,6 +308,19 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
         "package.module:attribute",
         metavar="FORMAT",
     )
+    add("time_unit", "of Unix times: s, ms, us, ns (default: as their digits tell)", choices=(*UNITS,))
+    add(
+        "assume_zone",
+        "zone of times that name none: UTC, +01:00, Europe/Paris (default: days begin in UTC, other times are refused)",
+        metavar="ZONE",
+    )
+    add("delimiter", "between the fields of CSV: one character, or tab (default ,)", metavar="CHAR")
+    add("source", "where messages come from, such as projects/P/topics/T: put before their own ids", metavar="TEXT")
+    add(
+        "id_format",
+        "escaped (default): the parts of a template of ids are kept apart; plain: ids as 0.1.0 wrote them",
+        choices=ID_FORMATS,
+    )
     add("dedup", "exact (default): each event once; none: each delivery counts", choices=("exact", "none"))
     add("max_attempts", "tries for each key (default 3)", type=int, metavar="N")
     add("backoff_base", "first wait between tries (default 50ms)", metavar="DURATION")
@@ -322,8 +347,7 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         value = getattr(flags, dest)
         if value is not None:
             given[dest.removeprefix(prefix)] = value
-    names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
-    arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
+    arguments = {name: given[name] for name in _ARGUMENTS if name in given and name != "key"}
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
     if "key" in given:

@@ -20,7 +20,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.extract import Field, parse_rfc3339
+from murmur_beam.fields import Field
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
 from murmur_beam.model import DeadLetter, MergeResult
@@ -28,6 +28,7 @@ from murmur_beam.monoids import Monoid
 from murmur_beam.processor import Config
 from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state import StoreSpec
+from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import WindowConfig
 
 MERGED = "merged"
@@ -82,7 +83,7 @@ class MergeRecords(beam.PTransform):
     Args:
         name: of the metrics, and in dead letters.
         key: what to count by: a function of the record, or the name of a field, or a template of fields
-            (see `murmur_beam.extract`).
+            (see `murmur_beam.fields`).
         keys: several at once: a function that returns a list, or a list of the above.
         value: what to fold, a function or a field; not needed for `Count`.
         monoid: how to fold, an instance or a name; a sum by default.
@@ -93,8 +94,17 @@ class MergeRecords(beam.PTransform):
             it with `Cache.repopulate` first where the store is not empty. Its failures are counted and change nothing.
         event_id: what stays the same when an event is delivered again, a function or a field.
         event_time: when it happened, a function or a field; the element's timestamp by default.
+        time_unit: of Unix times, ``s``, ``ms``, ``us`` or ``ns``; by default as the number of their digits tells.
+        assume_zone: of times that name no zone: ``UTC``, ``+01:00``, ``Europe/Paris``; by default days begin in UTC,
+            and other times without a zone are refused (see `murmur_beam.times`).
         decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON and anything
             else is taken as it is.
+        delimiter: between the fields of CSV, one character or ``tab``; a comma by default.
+        source: where messages come from, such as ``projects/P/topics/T``. It is put before the ids that Pub/Sub gave
+            them (``message:id``), since those are unique within one topic only.
+        id_format: ``escaped`` keeps the parts of a template of ids apart, so that ``{a}-{b}`` of "x-y" and "z" is
+            another id than that of "x" and "y-z". ``plain``, for tables that hold such ids already, puts them together
+            as 0.1.0 did, and leaves the ``source`` out.
         config: retries, dedup and recorder; `AtomicDedup` and three tries by default. The recorder gets what Beam's
             metrics get, on the worker, as a pickled copy: an `InMemory` of the launching program stays empty.
         flush: how much to buffer before writing.
@@ -122,7 +132,12 @@ class MergeRecords(beam.PTransform):
         cache: StoreSpec | str | None = None,
         event_id: Field | None = None,
         event_time: Field | None = None,
+        time_unit: str | None = None,
+        assume_zone: str | None = None,
         decode: Any = None,
+        delimiter: str | None = None,
+        source: str | None = None,
+        id_format: str | None = None,
         config: Config | None = None,
         flush: FlushLimits | None = None,
         on_exhausted: str | None = None,
@@ -142,7 +157,12 @@ class MergeRecords(beam.PTransform):
             "cache": cache,
             "event_id": event_id,
             "event_time": event_time,
+            "time_unit": time_unit,
+            "assume_zone": assume_zone,
             "decode": decode,
+            "delimiter": delimiter,
+            "source": source,
+            "id_format": id_format,
             "config": config,
             "flush": flush,
             "on_exhausted": on_exhausted,

@@ -21,8 +21,8 @@ from apache_beam.io.fileio import MatchAll, ReadableFile, ReadMatches
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from murmur_beam.decode import DECODERS
 from murmur_beam.errors import ConfigurationError, MurmurError
-from murmur_beam.extract import DECODERS
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
 from pipelines.common import (

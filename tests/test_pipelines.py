@@ -27,8 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import murmur_beam
+from murmur_beam.decode import decode_csv
 from murmur_beam.errors import ConfigurationError, TransientError
-from murmur_beam.extract import decode_csv
 from murmur_beam.model import DeadLetter, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.sum import INT64_MAX

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from murmur_beam.coalescer import FlushLimits
+from murmur_beam.decode import decode_csv
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
-from murmur_beam.extract import Extraction, decode_csv
+from murmur_beam.extract import Extraction
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
@@ -28,6 +29,7 @@ from murmur_beam.spec import DEFAULT_NAME, MergeSpec, add_flags, from_flags, res
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.times import TimeFormat
 from murmur_beam.windows import WindowConfig, daily
 
 DAY = timedelta(days=1)
@@ -477,6 +479,7 @@ def decode_numbers(element: Any) -> Any:
 EVERY_FLAG: Sequence[str] = (
     *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
+    *("time_unit=ms", "assume_zone=+01:00", "delimiter=;", "source=projects/p/topics/t", "id_format=plain"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
     "on_exhausted=raise",
 )
@@ -499,7 +502,12 @@ class TestFlags:
             "retention": "90d",
             "event_id": "message:id",
             "event_time": "at",
+            "time_unit": "ms",
+            "assume_zone": "+01:00",
             "decode": "csv",
+            "delimiter": ";",
+            "source": "projects/p/topics/t",
+            "id_format": "plain",
             "flush": FlushLimits(8, 9, timedelta(seconds=10)),
             "on_exhausted": "raise",
         }
@@ -511,7 +519,17 @@ class TestFlags:
     def test_they_make_the_spec_that_the_same_arguments_make(self) -> None:
         """A command line and Python say the same thing."""
         spec = resolve(parsed(*(f"--{flag}" for flag in EVERY_FLAG)))
-        assert spec.extraction == Extraction(("page/{page}", "=all"), "n", "message:id", "at", "csv")
+        assert spec.extraction == Extraction(
+            ("page/{page}", "=all"),
+            "n",
+            "message:id",
+            "at",
+            "csv",
+            ";",
+            TimeFormat("ms", "+01:00"),
+            "projects/p/topics/t",
+            "plain",
+        )
         assert spec.window == WindowConfig(timedelta(minutes=15), 90 * DAY)
         assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
         assert (spec.name, spec.monoid.name, spec.on_exhausted) == ("pages", "max", "raise")
