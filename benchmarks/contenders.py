@@ -36,7 +36,7 @@ from murmur_beam.coalescer import FlushLimits
 from murmur_beam.dedicated import dedicate, put_aside
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
@@ -412,7 +412,7 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
         "monoid": monoid,
         "event_id": "id",
         "store": store,
-        "config": Config(dedup=AtomicDedup() if dedup else None),
+        "config": Config(dedup=AtomicDedup() if dedup else NoDedup()),
         "flush": FlushLimits(events=flush),
     }
 

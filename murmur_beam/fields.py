@@ -31,6 +31,9 @@ Field = str | Callable[[Any], Any]
 Getter = Callable[[Any, Any], Any]
 """What a `Field` is compiled to: a function of the decoded record and of the element."""
 
+MESSAGE_ID = "message:id"
+"""Pub/Sub's own id of a message."""
+
 PLAIN, ESCAPED = "plain", "escaped"
 ID_FORMATS = (ESCAPED, PLAIN)
 """How event ids are put together; `compile_id` says what that means."""

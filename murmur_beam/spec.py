@@ -21,7 +21,7 @@ from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.processor import AtomicDedup, Config, needs_event_id
+from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.times import UNITS, TimeFormat
@@ -144,9 +144,11 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         if name not in _ARGUMENTS:
             raise ConfigurationError(name, f"there is no such argument; there are {', '.join(_ARGUMENTS)}")
     monoid = _monoid(given.get("monoid", "sum"))
-    config = given.get("config", Config(dedup=AtomicDedup()))
+    config = given.get("config", Config())
     if not isinstance(config, Config):
         raise ConfigurationError("config", f"expected a Config, got {config!r:.80}")
+    if config.dedup is None:
+        config = config.with_dedup(AtomicDedup())
     window = _window(given.get("window"), given.get("retention"))
     on_exhausted = given.get("on_exhausted", ON_EXHAUSTED[0])
     if on_exhausted not in ON_EXHAUSTED:
@@ -172,7 +174,7 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         raise ConfigurationError(
             "event_id",
             f"is missing, but without it a redelivery would count twice in a {monoid.name!r}; name a field or a "
-            "function, or turn dedup off to count at least once",
+            "function, or turn dedup off by name to count at least once: Config(dedup=NoDedup()), --dedup none",
         )
     return MergeSpec(
         name=name,
@@ -356,7 +358,7 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
     config: dict[str, Any] = {name: given[name] for name in ("max_attempts",) if name in given}
     config |= _durations(prefix, given, "backoff_base", "backoff_max")
     if config or "dedup" in given:
-        dedup = None if given.get("dedup") == "none" else AtomicDedup()
+        dedup = NoDedup() if given.get("dedup") == "none" else AtomicDedup()
         with _named_as_flag(f"--{prefix}"):
             arguments["config"] = Config(dedup=dedup, **config)
     flush: dict[str, Any] = {name: given[f"flush_{name}"] for name in ("events", "rows") if f"flush_{name}" in given}

@@ -384,7 +384,7 @@ def test_dead_letters_of_files(run: Run, tmp_path: Path) -> None:
     bad = [
         b'{"id": "bad"',
         b'{"id": "bad\xff"}',
-        b'  {"id": "4", "page": "a", "n": "1"} ',
+        b'  {"id": "4", "page": "a", "n": "one"} ',
         b'{"id": "5", "page": "\\ud800", "n": 1}',
         b'{"id": "6", "n": 1, "x": "\xc3\xbc"}',
     ]

@@ -24,7 +24,7 @@ from murmur_beam.extract import Extraction
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
-from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import DEFAULT_NAME, MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec, MemoryStore
@@ -114,9 +114,15 @@ class TestDefaults:
         assert spec.extraction == made().extraction
         assert (spec.name, spec.window, spec.unpickle) == ("murmur", None, False)
 
+    def test_a_config_without_dedup_is_exactly_once(self) -> None:
+        """Whatever else it says: only `NoDedup` turns it off."""
+        for config in (Config(), Config(max_attempts=7), Config().with_backoff(timedelta(0), timedelta(1))):
+            assert made(config=config).config == config.with_dedup(AtomicDedup())
+        assert made(config=Config(dedup=NoDedup())).config.dedup == NoDedup()
+
     def test_what_is_given_is_taken(self) -> None:
         """Each argument ends where it belongs."""
-        config, flush, window = Config(max_attempts=7), FlushLimits(events=5), daily(90 * DAY)
+        config, flush, window = Config(max_attempts=7, dedup=NoDedup()), FlushLimits(events=5), daily(90 * DAY)
         spec = resolve(
             {
                 "name": "pages",
@@ -188,7 +194,7 @@ class TestWrongArguments:
             ({"value": "message:x"}, "value", "write message:id or message:publish_time"),
             ({"value": None, "monoid": Max()}, "value", "monoid 'max' needs one"),
             ({"event_id": None}, "event_id", "is missing, but without it a redelivery would count twice in a 'sum'"),
-            ({"event_id": None, "monoid": "count"}, "event_id", "turn dedup off to count at least once"),
+            ({"event_id": None, "monoid": "count"}, "event_id", "turn dedup off by name to count at least once"),
             ({"event_id": ""}, "event_id", "expected a field name"),
             ({"event_time": "a..b"}, "event_time", "a dot too many"),
             ({"decode": "xml"}, "decode", "expected json, csv or a function, got 'xml'"),
@@ -291,7 +297,7 @@ class TestMonoids:
 
     def test_an_event_id_is_not_needed_without_dedup(self) -> None:
         """Whoever turns it off has been told what that means."""
-        assert made(event_id=None, config=Config(dedup=None)).extraction.event_id is None
+        assert made(event_id=None, config=Config(dedup=NoDedup())).extraction.event_id is None
 
     def test_a_deduper_needs_the_event_id_whatever_the_monoid(self) -> None:
         """It has nothing else to claim."""
@@ -511,7 +517,7 @@ class TestFlags:
             "flush": FlushLimits(8, 9, timedelta(seconds=10)),
             "on_exhausted": "raise",
         }
-        assert config.dedup is None
+        assert config.dedup == NoDedup()
         assert config.max_attempts == 7
         assert config.backoff_base == timedelta(milliseconds=100)
         assert config.backoff_max == timedelta(minutes=2)
@@ -551,7 +557,7 @@ class TestFlags:
                 timedelta(milliseconds=50),
                 timedelta(seconds=5),
             )
-        assert parsed("--dedup=none")["config"].dedup is None
+        assert parsed("--dedup=none")["config"].dedup == NoDedup()
 
     @pytest.mark.parametrize("prefix", ["", "murmur_"])
     @pytest.mark.parametrize(
