@@ -238,9 +238,13 @@ class Extractor:
             value = self._value(decoded, element)
             return make_fields(self._monoid, event_id, event_time_us, keys, value, need_id=self._need_id)
         except Exception as err:
-            error = err if isinstance(err, InvalidRecord) else _explained(part, err)
-            found = self._find(element, timestamp_us, known)
-            raise Rejected("decode" if part == "decode" else "extract", found, error) from err
+            # In no variable: the error would hold this frame and the frame the error, and with them the element until
+            # the garbage collector comes.
+            raise Rejected(
+                "decode" if part == "decode" else "extract",
+                self._find(element, timestamp_us, known),
+                err if isinstance(err, InvalidRecord) else _explained(part, err),
+            ) from err
 
     def _plain(self, names: _Names, decoded: dict[Any, Any], element: Any, timestamp_us: int) -> Fields | None:
         """The record of a dict whose fields are all it takes; None if anything is out of the ordinary."""
