@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "max_attempts": (["1", "30"], ["0", "-1", "x"]),
     "flush_events": (["1", "1000"], ["0", "x"]),
     "flush_rows": (["1", "1000"], ["0", "x"]),
+    "flush_bytes": (["1", "1000000"], ["0", "64MB"]),
     "flush_age": (["5s", "500ms"], ["5"]),
     "backoff_base": (["50ms", "1s"], ["fast"]),
     "backoff_max": (["5s"], ["5 s"]),

@@ -478,7 +478,7 @@ EVERY_FLAG: Sequence[str] = (
     *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
-    "on_exhausted=raise",
+    *("flush_bytes=7", "on_exhausted=raise"),
 )
 
 
@@ -500,7 +500,7 @@ class TestFlags:
             "event_id": "message:id",
             "event_time": "at",
             "decode": "csv",
-            "flush": FlushLimits(8, 9, timedelta(seconds=10)),
+            "flush": FlushLimits(8, 9, timedelta(seconds=10), 7),
             "on_exhausted": "raise",
         }
         assert config.dedup is None
@@ -546,6 +546,7 @@ class TestFlags:
             ("flush_age", "0s", "must be a positive timedelta"),
             ("flush_age", "99999999999w", "is too long a duration"),
             ("flush_events", "0", "must be an integer of at least 1, got 0"),
+            ("flush_bytes", "0", "must be an integer of at least 1, got 0"),
             ("flush_rows", "-1", "must be an integer of at least 1, got -1"),
             ("max_attempts", "0", "must be an integer of at least 1, got 0"),
         ],
