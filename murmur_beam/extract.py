@@ -140,6 +140,7 @@ class Extraction:
     event_id: Field | None = None
     event_time: Field | None = None
     decode: str | Callable[[Any], Any] | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.keys, tuple):
@@ -200,6 +201,9 @@ class Extractor:
         decode = extraction.decode
         self._decode = decode_bytes if decode is None else DECODERS[decode] if isinstance(decode, str) else decode
         self._event_id = _optional("event_id", extraction.event_id)
+        if extraction.event_id == "message:id" and extraction.source is not None:
+            bare, source = self._event_id or _nothing, extraction.source
+            self._event_id = lambda record, element: f"{source}/{bare(record, element)}"
         self._event_time = _optional("event_time", extraction.event_time)
         self._value = _optional("value", extraction.value) or _nothing
         if decode == "csv" and isinstance(extraction.value, str):

@@ -44,6 +44,8 @@ _ARGUMENTS = (
     "flush",
     "on_exhausted",
     "unpickle",
+    "source",
+    "id_format",
 )
 
 
@@ -174,6 +176,7 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
             event_id=given.get("event_id"),
             event_time=given.get("event_time"),
             decode=given.get("decode"),
+            source=given.get("source") if given.get("id_format") != "plain" else None,
         ),
         monoid=monoid,
         window=window,
@@ -296,6 +299,8 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
         "package.module:attribute",
         metavar="FORMAT",
     )
+    add("source", "text that stands before a message's id", metavar="TEXT")
+    add("id_format", "escaped (default) or plain", choices=("escaped", "plain"))
     add("dedup", "exact (default): each event once; none: each delivery counts", choices=("exact", "none"))
     add("max_attempts", "tries for each key (default 3)", type=int, metavar="N")
     add("backoff_base", "first wait between tries (default 50ms)", metavar="DURATION")
@@ -324,6 +329,7 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         if value is not None:
             given[dest.removeprefix(prefix)] = value
     names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
+    names += ("source", "id_format")
     arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")

@@ -103,6 +103,8 @@ class MergeRecords(beam.PTransform):
             permission, another schema) fails the bundle.
         unpickle: let dead letters whose element had to be pickled be replayed. Loading one runs whatever code its
             writer put there.
+        source: text that stands before a message's id.
+        id_format: ``escaped``, or ``plain`` for the id alone.
 
     Raises:
         ConfigurationError: when it is applied, naming the argument that is wrong, also if the store cannot be opened.
@@ -127,6 +129,8 @@ class MergeRecords(beam.PTransform):
         flush: FlushLimits | None = None,
         on_exhausted: str | None = None,
         unpickle: bool = False,
+        source: str | None = None,
+        id_format: str | None = None,
     ) -> None:
         super().__init__()
         self._name = name
@@ -147,6 +151,8 @@ class MergeRecords(beam.PTransform):
             "flush": flush,
             "on_exhausted": on_exhausted,
             "unpickle": unpickle,
+            "source": source,
+            "id_format": id_format,
         }
 
     def default_label(self) -> str:

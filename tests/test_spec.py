@@ -478,7 +478,7 @@ EVERY_FLAG: Sequence[str] = (
     *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
-    *("flush_bytes=7", "on_exhausted=raise"),
+    *("flush_bytes=7", "on_exhausted=raise", "source=s", "id_format=plain"),
 )
 
 
@@ -502,6 +502,8 @@ class TestFlags:
             "decode": "csv",
             "flush": FlushLimits(8, 9, timedelta(seconds=10), 7),
             "on_exhausted": "raise",
+            "source": "s",
+            "id_format": "plain",
         }
         assert config.dedup is None
         assert config.max_attempts == 7
