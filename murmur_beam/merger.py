@@ -38,6 +38,21 @@ def message_of(letter: DeadLetter) -> Message:
     )
 
 
+def size_of(element: Any) -> int:
+    """Bytes that an element carries, as `FlushLimits.bytes` counts them; the characters of a text count as one each.
+
+    0 for what is neither bytes, text, message nor dead letter.
+    """
+    if isinstance(element, (bytes, str)):
+        return len(element)
+    try:
+        data = element.payload if isinstance(element, DeadLetter) else element.data
+        attributes = element.attributes or {}
+        return len(data or b"") + sum(map(len, attributes)) + sum(map(len, attributes.values()))
+    except Exception:  # no message; whatever looks like one may raise anything
+        return 0
+
+
 @dataclass(frozen=True)
 class _Batch(Generic[T]):
     """What is merged together: of what made a record the element, token and record; of the rest the dead letters."""
@@ -124,9 +139,9 @@ class Merger(Generic[T]):
         except Rejected as rejected:
             letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.known))
             self._rejected.append((token, letter))
-            return len(self._rejected) >= self._spec.flush.events
+            return self._coalescer.count_beside(size_of(letter))
         self._elements.append(element)
-        return self._buffer(record, token)
+        return self._buffer(record, token) if type(element) is dict else self._buffer(record, token, size_of(element))
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Merge what is buffered; token and result of each element, those of a flush behind before the others.
@@ -145,12 +160,13 @@ class Merger(Generic[T]):
     def flush_behind(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Begin to merge what is buffered, and return what the flush behind before this one has come to.
 
-        So at most two buffers are held. Where merging means no waiting, this is `flush`.
+        So at most two buffers are held. Where merging means no waiting, and where there is nothing to merge but dead
+        letters to put out, this is `flush`.
 
         Raises:
             Exception: as `flush`, of the one before.
         """
-        if not self._behind:
+        if not self._behind or (self._rejected and not self._elements):
             return self.flush()
         batch = self._take()
         before = self._settle()

@@ -330,6 +330,7 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
     add("flush_events", "write after this many records", type=int, metavar="N")
     add("flush_rows", "write after this many touched rows", type=int, metavar="N")
     add("flush_age", "write after this long", metavar="DURATION")
+    add("flush_bytes", "write after this many bytes of bytes, text and messages (64 MiB)", type=int, metavar="N")
     add("on_exhausted", "what to do with a record that cannot be merged (default dead_letter)", choices=ON_EXHAUSTED)
     return names
 
@@ -361,7 +362,9 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         dedup = NoDedup() if given.get("dedup") == "none" else AtomicDedup()
         with _named_as_flag(f"--{prefix}"):
             arguments["config"] = Config(dedup=dedup, **config)
-    flush: dict[str, Any] = {name: given[f"flush_{name}"] for name in ("events", "rows") if f"flush_{name}" in given}
+    flush: dict[str, Any] = {
+        name: given[f"flush_{name}"] for name in ("events", "rows", "bytes") if f"flush_{name}" in given
+    }
     flush |= {name.removeprefix("flush_"): d for name, d in _durations(prefix, given, "flush_age").items()}
     if flush:
         with _named_as_flag(f"--{prefix}flush_"):

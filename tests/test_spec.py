@@ -487,7 +487,7 @@ EVERY_FLAG: Sequence[str] = (
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
     *("time_unit=ms", "assume_zone=+01:00", "delimiter=;", "source=projects/p/topics/t", "id_format=plain"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
-    "on_exhausted=raise",
+    *("flush_bytes=7", "on_exhausted=raise"),
 )
 
 
@@ -514,7 +514,7 @@ class TestFlags:
             "delimiter": ";",
             "source": "projects/p/topics/t",
             "id_format": "plain",
-            "flush": FlushLimits(8, 9, timedelta(seconds=10)),
+            "flush": FlushLimits(8, 9, timedelta(seconds=10), 7),
             "on_exhausted": "raise",
         }
         assert config.dedup == NoDedup()
@@ -570,6 +570,7 @@ class TestFlags:
             ("flush_age", "0s", "must be a positive timedelta"),
             ("flush_age", "99999999999w", "is too long a duration"),
             ("flush_events", "0", "must be an integer of at least 1, got 0"),
+            ("flush_bytes", "0", "must be an integer of at least 1, got 0"),
             ("flush_rows", "-1", "must be an integer of at least 1, got -1"),
             ("max_attempts", "0", "must be an integer of at least 1, got 0"),
         ],
