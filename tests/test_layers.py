@@ -42,6 +42,8 @@ MAY_IMPORT = {
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
     "state.*": "errors model clock durations monoids.base state.base",
+    "state.sqlite": "errors durations state.sqlite.*",
+    "state.sqlite.*": "errors model clock durations monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors state.bigtable.*",
     "state.bigtable.*": "errors model clock durations monoids.base state.base retry windows state.bigtable.*",
     "state": "errors model state.base",
@@ -53,7 +55,7 @@ MAY_IMPORT = {
     "coalescer": CORE,
     "extract": CORE,
     "deadletter": f"{CORE} extract",
-    "spec": f"{CORE} coalescer extract monoids state",
+    "spec": f"{CORE} coalescer extract monoids state state.one_meaning",
     "merger": LIBRARY,
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",
