@@ -106,7 +106,7 @@ class Merger(Generic[T]):
         self._leases: list[Lease] = []
         try:
             for store in filter(None, (spec.store, spec.cache)):
-                self._leases.append(Lease(store, spec.monoid, spec.granularity))
+                self._leases.append(Lease(store, spec.aggregate, spec.granularity))
         except BaseException:
             self.close()
             raise

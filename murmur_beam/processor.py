@@ -332,6 +332,7 @@ def merge_records(
     Raises:
         MergeCancelled: ``cancel`` was set during a wait. What had been merged stays so.
     """
+    window = _kept_as_the_table(window, store)
     settled = _settle_early(cfg, pipeline_name, records, window)
     if (deduper := _deduper(cfg)) is not None:
         _claim_first(cfg, pipeline_name, deduper, records, settled, cancel)
@@ -359,6 +360,15 @@ def merge_records(
         return merged
     others = iter(merged)
     return [settled[i] if i in settled else next(others) for i in range(len(settled) + len(merged))]
+
+
+def _kept_as_the_table(window: WindowConfig | None, store: Store[Any]) -> WindowConfig | None:
+    """A window without a retention has that of the table, where it records one."""
+    settle = getattr(store, "settle_retention", None)
+    if window is None or settle is None:
+        return window
+    retention = settle(window.retention)
+    return window if retention == window.retention else dataclasses.replace(window, retention=retention)
 
 
 def _settle_early(

@@ -16,14 +16,15 @@ from typing import Any
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.decode import DECODERS
 from murmur_beam.durations import format_duration, parse_duration, spell_duration
-from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch
 from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
-from murmur_beam.state import StoreSpec, spec_from_uri
+from murmur_beam.state import Schema, StoreSpec, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
+from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import UNITS, TimeFormat
 from murmur_beam.windows import WindowConfig, parse_window
 
@@ -88,6 +89,11 @@ class MergeSpec:
         """Length of a time bucket, None without a window."""
         return None if self.window is None else self.window.granularity
 
+    @property
+    def aggregate(self) -> Monoid[Any]:
+        """The monoid, with the name of the field that it folds: what a table records."""
+        return self.monoid.of(self.extraction.value) if isinstance(self.extraction.value, str) else self.monoid
+
     def check_stores(self) -> None:
         """Open and close the stores, so that a wrong one fails here and not on a worker.
 
@@ -97,7 +103,7 @@ class MergeSpec:
         for argument, spec in (("store", self.store), ("cache", self.cache)):
             if spec is not None:
                 try:
-                    store = spec.open(self.monoid, self.granularity)
+                    store = spec.open(self.aggregate, self.granularity)
                 except MurmurError as err:
                     raise ConfigurationError(argument, str(err)) from err
                 except Exception as err:  # a user's own store may raise anything
@@ -107,6 +113,17 @@ class MergeSpec:
                     self._check_lifetime(store)
                 if argument == "cache" and not hasattr(store, "repopulate"):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
+
+    def check_beside(self, pipeline: object) -> None:
+        """Check that no other step of a pipeline writes something else to the same table.
+
+        Raises:
+            ConfigurationError: one does.
+        """
+        try:
+            require_one_meaning(pipeline, self.store, Schema.of(self.aggregate, self.granularity))
+        except SchemaMismatch as err:
+            raise ConfigurationError("store", str(err)) from err
 
     def _check_lifetime(self, store: object) -> None:
         """A table may collect buckets, and what it knows of their events, by a rule of its own."""
@@ -119,17 +136,17 @@ class MergeSpec:
             flags = ["--window", format_duration(self.granularity), *flags]
         buckets: timedelta | None = getattr(store, "bucket_age", None)
         events: timedelta | None = getattr(store, "marker_age", None)
-        lost = buckets is not None and (needed is None or needed > buckets)
         # Where no retention is given, that is for the table to say: somebody has chosen it there.
+        lost = buckets is not None and needed is not None and needed > buckets
         forgotten = events is not None and needed is not None and needed > events
         for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
-            if kept is not None and too_short:
-                wanted = "for ever" if needed is None else f"for {spell_duration(needed)}"
+            if kept is not None and needed is not None and too_short:
                 run = shlex.join(["murmur", "create-table", str(self.store), "--monoid", self.monoid.name, *flags])
                 raise ConfigurationError(
                     "retention",
-                    f"{self.store} keeps {what} for {spell_duration(kept)}, but this window needs that {wanted}, or "
-                    f"events are lost or count twice; use the retention that the table was made for, or run: {run}",
+                    f"{self.store} keeps {what} for {spell_duration(kept)}, but this window needs that for "
+                    f"{spell_duration(needed)}, or events are lost or count twice; use the retention that the table "
+                    f"was made for, or run: {run}",
                 )
 
 
@@ -343,13 +360,15 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         prefix: as given to `add_flags`.
 
     Raises:
-        ConfigurationError: a flag that makes no sense, naming it.
+        ConfigurationError: a flag that makes no sense, naming it; also a store that would end with the program, as
+            a store in memory does. In Python, `resolve` takes it.
     """
     given = {}
     for dest in add_flags(argparse.ArgumentParser(add_help=False), prefix):
         value = getattr(flags, dest)
         if value is not None:
             given[dest.removeprefix(prefix)] = value
+    _require_lasting(given.get("store"), f"--{prefix}store")
     arguments = {name: given[name] for name in _ARGUMENTS if name in given and name != "key"}
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
@@ -370,6 +389,14 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         with _named_as_flag(f"--{prefix}flush_"):
             arguments["flush"] = FlushLimits(**flush)
     return arguments
+
+
+def _require_lasting(store: object, flag: str) -> None:
+    """Programs that are configured by flags end, and what they have acknowledged does not come again."""
+    if isinstance(store, str) and store.lower().startswith("memory:"):
+        raise ConfigurationError(
+            flag, f"{store} ends with the program, and all that was merged with it; write sqlite:///counts.db, say"
+        )
 
 
 def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:

@@ -187,6 +187,7 @@ class MergeRecords(beam.PTransform):
         """Apply to a PCollection; the outputs are ``merged`` and ``dead_letter``."""
         spec = self._resolve(elements)
         spec.check_stores()
+        spec.check_beside(elements.pipeline)
         if not spec.monoid.commutative:
             _log.warning(
                 "%s: monoid %r depends on the order of events, and Beam gives none", spec.name, spec.monoid.name

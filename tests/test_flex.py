@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "retention": (["90d", "2w"], ["90", "d"]),
     "decode": (["json", "csv"], ["xml", "my.module:decode"]),
     "time_unit": (["s", "ms", "us", "ns"], ["m", "seconds"]),
+    "id_format": (["escaped", "plain"], ["json", "text"]),
     "delimiter": ([";", "|", "tab", "\\t"], ["", ";;", '"', " "]),
     "dedup": (["exact", "none"], ["yes"]),
     "on_exhausted": (["dead_letter", "raise"], ["ignore"]),
@@ -131,6 +132,7 @@ class TestParameters:
             assert (name in EXAMPLES) == ("regexes" in parameter), name
             good, bad = EXAMPLES.get(name, ([], []))
             more = {"event_time": "at"} if name in ("window", "retention") else {}
+            more |= {"decode": "csv"} if name == "delimiter" else {}
             more |= {"value": "n"} if name == "monoid" else {}
             more |= {"window": "daily", "event_time": "at"} if name == "retention" else {}
             for value in good:

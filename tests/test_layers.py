@@ -42,6 +42,8 @@ MAY_IMPORT = {
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
     "state.*": "errors model clock durations monoids.base state.base",
+    "state.sqlite": "errors durations state.sqlite.*",
+    "state.sqlite.*": "errors model clock durations monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors state.bigtable.*",
     "state.bigtable.*": "errors model clock durations monoids.base state.base retry windows state.bigtable.*",
     "state": "errors model state.base",
@@ -57,7 +59,7 @@ MAY_IMPORT = {
     "times": "errors model",
     "extract": f"{CORE} decode fields times",
     "deadletter": f"{CORE} decode extract times",
-    "spec": f"{CORE} coalescer decode extract fields times monoids state",
+    "spec": f"{CORE} coalescer decode extract fields times monoids state state.one_meaning",
     "merger": LIBRARY,
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",

@@ -407,7 +407,7 @@ class TestCheckStores:
     def test_a_path_that_no_file_can_have_is_refused(self) -> None:
         """Not even SQLite's own error comes through."""
         problem = refusal("store", made(store="sqlite:////tmp/a%00b.db").check_stores)
-        assert "fails to open: ValueError: embedded null" in problem
+        assert "a\x00b.db: embedded null byte; check that the folder exists" in problem
 
     def test_a_file_that_is_no_database_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         """It belongs to somebody else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import json
 import math
 import re
@@ -41,6 +42,18 @@ class Monoid(abc.ABC, Generic[V]):
     """Does `lift` look at the value it is given?"""
     needs_event_time: ClassVar[bool] = False
     """Does `lift` look at the event time?"""
+    field: str | None = None
+    """Which field of a record is folded, where that is known by name; see `of`."""
+
+    def of(self, field: str) -> Monoid[V]:
+        """A copy that says which field of a record it folds; a store records that, and refuses another.
+
+        Args:
+            field: its name or path, as ``value=`` takes it.
+        """
+        named = copy.copy(self)
+        object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
+        return named
 
     @property
     @abc.abstractmethod
