@@ -49,6 +49,7 @@ from pipelines.common import IN_PROCESS_RUNNER, run
 
 PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
 NAME = "bench"
+VALUE = "n"
 IN_FLIGHT = 64
 CLAIMS_PART = 25
 OVERHEAD_TIMES = 5
@@ -408,7 +409,7 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
     return {
         "name": NAME,
         "key": "page",
-        "value": "n",
+        "value": VALUE,
         "monoid": monoid,
         "event_id": "id",
         "store": store,
@@ -433,7 +434,7 @@ def _taken(outputs: Iterable[Any]) -> int:
 
 def _table(job: Job, monoid: str = "sum") -> BigtableSpec:
     where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
-    tables.create(where, tables.purpose(Schema(monoid, None)))
+    tables.create(where, tables.purpose(Schema.of(by_name(monoid).of(VALUE), None)))
     return where
 
 
