@@ -168,16 +168,27 @@ class Reader(Generic[V]):
             SchemaMismatch: the aggregates are not numbers, or there are times but the store has no time buckets.
             ConfigurationError: a time without a time zone.
         """
-        first = None if start is None else self._bucket("start", start)
-        last = None if end is None else self._bucket("end", end)
-        totals = ((entity, self._number(entity, value)) for entity, value, _ in self._totals(prefix, first, last))
+        totals = ((entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end))
         largest: Any = heapq.nlargest(n, totals, key=lambda item: item[1])
         return list(largest)
 
     # Last in the class: below it, `list` in an annotation would mean this method.
-    def list(self, prefix: str = "") -> Iterator[tuple[str, V, int]]:
-        """Each entity that starts with ``prefix``, in order: its name, all its buckets combined, and how many."""
-        return self._totals(prefix, None, None)
+    def list(
+        self, prefix: str = "", start: datetime | None = None, end: datetime | None = None
+    ) -> Iterator[tuple[str, V, int]]:
+        """Each entity that starts with ``prefix``, in order: its name, its buckets combined, and how many.
+
+        Args:
+            prefix: only entities that start with it.
+            start, end: combine only the buckets from start's to end's; None: open.
+
+        Raises:
+            SchemaMismatch: there are times but the store has no time buckets.
+            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
+        """
+        first = None if start is None else self._bucket("start", start)
+        last = None if end is None else self._bucket("end", end)
+        return self._totals(prefix, first, last)
 
     def _config(self) -> WindowConfig:
         if self.window_config is None:

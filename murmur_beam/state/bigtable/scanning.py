@@ -138,18 +138,20 @@ class _Piece:
 
 
 def cuts_between(samples: Sequence[tuple[bytes, int]], start: bytes, end: bytes | None) -> list[bytes]:
-    """Where to cut a range of keys, so that no piece is smaller than `PIECE_BYTES`, but perhaps the first and the last.
+    """Where to cut a range of keys, so that each piece but perhaps the last has `PIECE_BYTES` or more.
 
     Args:
         samples: keys in their order, each with how many bytes are stored before it.
         start, end: the range; None: to the last key.
     """
     cuts = []
-    cut_at: int | None = None
+    cut_at = 0
     for key, offset in samples:
-        if key <= start or (end is not None and key >= end):
-            continue
-        if cut_at is None or offset - cut_at >= PIECE_BYTES:
+        if key <= start:
+            cut_at = offset
+        elif end is not None and key >= end:
+            break
+        elif offset - cut_at >= PIECE_BYTES:
             cuts.append(key)
             cut_at = offset
     return cuts
