@@ -31,7 +31,7 @@ def test_an_hour_is_sent_the_rows_of_an_hour(capsys: pytest.CaptureFixture[str])
         assert question["bytes_sent"] > 0
         assert question["seconds"] >= 0
     assert len(found["questions"]) == 8
-    assert [(bar["bar"], bar["holds"]) for bar in found["bars"]][0] == (0.2, True)
+    assert (found["bars"][0]["bar"], found["bars"][0]["holds"]) == (0.2, True)
 
 
 def test_a_bar_that_is_missed_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
