@@ -36,7 +36,7 @@ from murmur_beam.coalescer import FlushLimits
 from murmur_beam.dedicated import dedicate, put_aside
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
@@ -49,6 +49,7 @@ from pipelines.common import IN_PROCESS_RUNNER, run
 
 PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
 NAME = "bench"
+VALUE = "n"
 IN_FLIGHT = 64
 CLAIMS_PART = 25
 OVERHEAD_TIMES = 5
@@ -408,11 +409,11 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
     return {
         "name": NAME,
         "key": "page",
-        "value": "n",
+        "value": VALUE,
         "monoid": monoid,
         "event_id": "id",
         "store": store,
-        "config": Config(dedup=AtomicDedup() if dedup else None),
+        "config": Config(dedup=AtomicDedup() if dedup else NoDedup()),
         "flush": FlushLimits(events=flush),
     }
 
@@ -433,7 +434,7 @@ def _taken(outputs: Iterable[Any]) -> int:
 
 def _table(job: Job, monoid: str = "sum") -> BigtableSpec:
     where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
-    tables.create(where, tables.purpose(Schema(monoid, None)))
+    tables.create(where, tables.purpose(Schema.of(by_name(monoid).of(VALUE), None)))
     return where
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
 from murmur_beam.monoids import Count, Custom, First, Last, Max, Min, SetUnion, Sum
-from murmur_beam.processor import AtomicDedup, Config, merge_many, merge_one
+from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one
 from murmur_beam.reader import Reader
 from murmur_beam.windows import WindowConfig, daily, hourly, minute
 
@@ -33,6 +33,7 @@ __all__ = [
     "MergeResult",
     "Min",
     "MurmurOptions",
+    "NoDedup",
     "Outcome",
     "Reader",
     "SetUnion",

@@ -19,13 +19,13 @@ from unicodedata import category, east_asian_width
 
 from murmur_beam import cli_tables
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
-from murmur_beam.extract import parse_rfc3339
 from murmur_beam.model import check_entity, is_representable, rfc3339, to_us
 from murmur_beam.monoids import by_name, names
 from murmur_beam.monoids.base import Monoid, canonical_json
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.reader import Reader
 from murmur_beam.state import StoreSpec, spec_from_uri
+from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import parse_duration, parse_window
 
 T = TypeVar("T")

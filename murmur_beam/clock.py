@@ -33,3 +33,22 @@ class Clock:
     def uniform(self, low: float, high: float) -> float:
         """A random number between ``low`` and ``high``."""
         return random.uniform(low, high)
+
+
+class SteadyClock:
+    """Time that goes on as a stop watch does, but never ahead of a clock: what decides about deleting.
+
+    Args:
+        clock: which may be set, and may be wrong.
+        seen_at: when its life before ended, seconds since the epoch; None: begin with what the clock says.
+    """
+
+    def __init__(self, clock: Clock, seen_at: float | None = None) -> None:
+        self._clock = clock
+        self._offset_s = (clock.now() if seen_at is None else seen_at) - clock.monotonic()
+
+    def now(self) -> float:
+        """Seconds since the epoch: a clock that jumps ahead does not take it along, one that is set back does."""
+        monotonic_s = self._clock.monotonic()
+        self._offset_s = min(self._offset_s, self._clock.now() - monotonic_s)
+        return self._offset_s + monotonic_s

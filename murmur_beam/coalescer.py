@@ -23,9 +23,13 @@ class FlushLimits:
     """When the buffer is written out: at whichever limit is reached first, and at the end of a bundle.
 
     Args:
-        events: buffered records, at least 1.
+        events: buffered elements, at least 1: records, and elements that make none and become dead letters.
         rows: touched rows, at least 1.
-        age: time since the first record was buffered, looked at when a record is added.
+        age: time since the first element was buffered, looked at when one is added.
+        bytes: what the buffered elements carry, at least 1: the length of bytes and text, data and attributes of
+            messages and dead letters. Dicts and other objects count as 0, since to measure them costs as much as to
+            merge them; if they make no record, their dead letters count. So a buffer holds at most this and one
+            element more; where a store waits for a network, as much again is being merged meanwhile.
 
     Raises:
         ConfigurationError: a limit that is not positive, or of another type.
@@ -34,9 +38,10 @@ class FlushLimits:
     events: int = 10_000
     rows: int = 10_000
     age: timedelta = timedelta(seconds=1)
+    bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        for name in ("events", "rows"):
+        for name in ("events", "rows", "bytes"):
             limit = getattr(self, name)
             if type(limit) is not int or limit < 1:
                 raise ConfigurationError(name, f"must be an integer of at least 1, got {limit!r:.80}")
@@ -46,6 +51,8 @@ class FlushLimits:
 
 class Coalescer(Generic[T, V]):
     """Pending records, each with a token: whatever its driver needs to hand the result on.
+
+    Elements that make no record stay with the driver, and count towards the limits as the records do.
 
     Belongs to one thread; only `merge` may be called from any.
     """
@@ -67,6 +74,7 @@ class Coalescer(Generic[T, V]):
         self._granularity_us = window.granularity_us if window else 0
         limits = limits or FlushLimits()
         self._max_events, self._max_rows, self._max_age_s = limits.events, limits.rows, limits.age.total_seconds()
+        self._max_bytes = limits.bytes
         self._monotonic = cfg.clock.monotonic
         self._records: list[Fields] = []
         self._tokens: list[T] = []
@@ -75,18 +83,34 @@ class Coalescer(Generic[T, V]):
         self._keys = 0
         self._count_rows_at = self._max_rows
         self._started_s = 0.0
+        self._beside = 0
+        self._bytes = 0
 
-    def add(self, record: Fields, token: T) -> bool:
-        """Buffer a record; True says that it is time to flush."""
+    def add(self, record: Fields, token: T, n_bytes: int = 0) -> bool:
+        """Buffer a record, whose element carries so many bytes; True says that it is time to flush."""
+        self._bytes += n_bytes
         records = self._records
-        if not records:
+        if not records and not self._beside:
             self._started_s = self._monotonic()
         records.append(record)
         self._tokens.append(token)
         self._keys += len(record[2])
         return (
-            len(records) >= self._max_events
+            len(records) + self._beside >= self._max_events
             or (self._keys >= self._count_rows_at and self._count_rows() >= self._max_rows)
+            or self._bytes >= self._max_bytes
+            or self._monotonic() - self._started_s >= self._max_age_s
+        )
+
+    def count_beside(self, n_bytes: int) -> bool:
+        """Count an element that makes no record and is held elsewhere; True says that it is time to flush."""
+        if not self._records and not self._beside:
+            self._started_s = self._monotonic()
+        self._beside += 1
+        self._bytes += n_bytes
+        return (
+            len(self._records) + self._beside >= self._max_events
+            or self._bytes >= self._max_bytes
             or self._monotonic() - self._started_s >= self._max_age_s
         )
 
@@ -122,5 +146,5 @@ class Coalescer(Generic[T, V]):
         """Forget what is pending, as when its bundle has failed and will come again."""
         self._records, self._tokens = [], []
         self._rows.clear()
-        self._rows_of = self._keys = 0
+        self._rows_of = self._keys = self._beside = self._bytes = 0
         self._count_rows_at = self._max_rows

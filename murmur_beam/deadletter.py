@@ -8,9 +8,11 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from murmur_beam.decode import is_message
 from murmur_beam.errors import InvalidRecord
-from murmur_beam.extract import Known, event_time_us, parse_rfc3339, text_of
+from murmur_beam.extract import Known, text_of
 from murmur_beam.model import DeadLetter, is_representable, rfc3339, to_us
+from murmur_beam.times import event_time_us, parse_rfc3339
 
 
 class Failure(NamedTuple):
@@ -126,6 +128,8 @@ def _letter(kind: str, payload: bytes) -> DeadLetter:
 
 def _message_letter(element: Any) -> DeadLetter | None:
     """The letter of a message; None of an element that is none, or that a message could not give back."""
+    if not is_message(element):
+        return None
     try:
         data, attributes = element.data, element.attributes
         message_id, ordering_key = (getattr(element, name, None) or None for name in ("message_id", "ordering_key"))

@@ -6,46 +6,51 @@ windows here, acknowledgements there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.dedicated import put_aside
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
-from murmur_beam.extract import Extractor, Known, Rejected, parse_rfc3339
+from murmur_beam.extract import Extractor, Known, Rejected
 from murmur_beam.metrics import Recorder
-from murmur_beam.model import DeadLetter, Fields, MergeResult, Outcome
+from murmur_beam.model import DeadLetter, Fields, MergeResult, Message, Outcome
 from murmur_beam.processor import DUPLICATE, MERGED, RecordResult, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
+from murmur_beam.times import parse_rfc3339
 
 T = TypeVar("T")
 
 
-class Message(NamedTuple):
-    """A Pub/Sub message, for drivers that have no class of their own for it."""
+def message_of(letter: DeadLetter) -> Message:
+    """The message that a letter of type "pubsub" holds."""
+    return Message(
+        letter.payload,
+        dict(letter.attributes),
+        letter.message_id,
+        (letter.publish_time and parse_rfc3339(letter.publish_time)) or None,
+        letter.ordering_key,
+    )
 
-    data: bytes
-    attributes: Mapping[str, str]
-    message_id: str | None
-    publish_time: datetime | None
-    ordering_key: str | None
 
-    @classmethod
-    def of_letter(cls, letter: DeadLetter) -> Message:
-        """The message that a letter of type "pubsub" holds."""
-        return cls(
-            letter.payload,
-            dict(letter.attributes),
-            letter.message_id,
-            (letter.publish_time and parse_rfc3339(letter.publish_time)) or None,
-            letter.ordering_key,
-        )
+def size_of(element: Any) -> int:
+    """Bytes that an element carries, as `FlushLimits.bytes` counts them; the characters of a text count as one each.
+
+    0 for what is neither bytes, text, message nor dead letter.
+    """
+    if isinstance(element, (bytes, str)):
+        return len(element)
+    try:
+        data = element.payload if isinstance(element, DeadLetter) else element.data
+        attributes = element.attributes or {}
+        return len(data or b"") + sum(map(len, attributes)) + sum(map(len, attributes.values()))
+    except Exception:  # no message; whatever looks like one may raise anything
+        return 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Merger(Generic[T]):
     """
 
     def __init__(
-        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = Message.of_letter
+        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = message_of
     ) -> None:
         self._spec = spec
         self._recorder = recorder
@@ -101,7 +106,7 @@ class Merger(Generic[T]):
         self._leases: list[Lease] = []
         try:
             for store in filter(None, (spec.store, spec.cache)):
-                self._leases.append(Lease(store, spec.monoid, spec.granularity))
+                self._leases.append(Lease(store, spec.aggregate, spec.granularity))
         except BaseException:
             self.close()
             raise
@@ -134,9 +139,9 @@ class Merger(Generic[T]):
         except Rejected as rejected:
             letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.known))
             self._rejected.append((token, letter))
-            return len(self._rejected) >= self._spec.flush.events
+            return self._coalescer.count_beside(size_of(letter))
         self._elements.append(element)
-        return self._buffer(record, token)
+        return self._buffer(record, token) if type(element) is dict else self._buffer(record, token, size_of(element))
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Merge what is buffered; token and result of each element, those of a flush behind before the others.
@@ -155,12 +160,13 @@ class Merger(Generic[T]):
     def flush_behind(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Begin to merge what is buffered, and return what the flush behind before this one has come to.
 
-        So at most two buffers are held. Where merging means no waiting, this is `flush`.
+        So at most two buffers are held. Where merging means no waiting, and where there is nothing to merge but dead
+        letters to put out, this is `flush`.
 
         Raises:
             Exception: as `flush`, of the one before.
         """
-        if not self._behind:
+        if not self._behind or (self._rejected and not self._elements):
             return self.flush()
         batch = self._take()
         before = self._settle()

@@ -20,6 +20,13 @@ MAX_ENTITY_BYTES = 4000
 SURELY_SHORT = MAX_ENTITY_BYTES // 4
 """So many characters are never too long: one takes at most four bytes."""
 
+NOT_NUMBERS = frozenset(
+    sign + text
+    for text in ("nan", "NaN", "NAN", "NaT", "<NA>", "inf", "Inf", "INF", "infinity", "Infinity", "INFINITY")
+    for sign in ("", "-", "+")
+)
+"""What writers put where a number is missing or is none. No event is known by one."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -91,7 +98,9 @@ def check_fields(event_id: object, event_time_us: int, entities: Iterable[object
     if isinstance(entities, str):
         raise InvalidRecord("key", f"expected a list of strings, got one string: {entities!r:.80}")
     # Plain ids and keys, nearly all of them, are let through without a call.
-    if not (type(event_id) is str and event_id and event_id.isascii()) and event_id is not None:
+    if event_id is not None and not (
+        type(event_id) is str and event_id and event_id.isascii() and event_id not in NOT_NUMBERS
+    ):
         event_id = check_event_id(event_id)
     checked = tuple(
         [e if type(e) is str and 0 < len(e) <= SURELY_SHORT and e.isascii() else check_entity(e) for e in entities]
@@ -229,15 +238,37 @@ class DeadLetter(NamedTuple):
         return cls.from_dict(row)
 
 
+class Message(NamedTuple):
+    """A Pub/Sub message, for drivers that have no class of their own for it."""
+
+    data: bytes
+    attributes: Mapping[str, str]
+    message_id: str | None
+    publish_time: datetime | None
+    ordering_key: str | None
+
+
+def plain(value: Any) -> Any:
+    """The Python scalar that one of numpy holds, as rows of pandas and Arrow give it; anything else as it is."""
+    if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
+        return value.item()
+    return value
+
+
 def check_event_id(event_id: object) -> str:
     """Return the id as text: a non-empty str, or an int in decimal.
 
     Raises:
-        InvalidRecord: anything else.
+        InvalidRecord: anything else, and a text that only says that a number is missing: such events would pass for
+            one and the same.
     """
+    event_id = plain(event_id)
     if type(event_id) is int:
         return str(event_id)
-    return _check_text("event_id", event_id)
+    text = _check_text("event_id", event_id)
+    if text in NOT_NUMBERS:
+        raise InvalidRecord("event_id", f"{text!r} says that there is none")
+    return text
 
 
 def check_entity(entity: object) -> str:

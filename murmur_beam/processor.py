@@ -35,6 +35,7 @@ __all__ = [
     "Config",
     "Deduper",
     "MergeCancelled",
+    "NoDedup",
     "RecordResult",
     "RetriesExhausted",
     "defaults",
@@ -54,12 +55,17 @@ class AtomicDedup:
     """The store drops duplicates in the same write that folds: exactly once per (key, event id)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class NoDedup:
+    """Each delivery counts: at least once."""
+
+
 class Deduper(Protocol):
     """Claims an event id *before* the merge, for stores that have no atomic dedup. Safe for several threads.
 
     A weaker promise than `AtomicDedup`: a crash or a cancellation between claim and merge loses the event, since its
     redelivery is taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed
-    with ``dedup=None``. A claim that was made although ``mark_seen`` raised (its answer got lost) loses the event at
+    with `NoDedup`. A claim that was made although ``mark_seen`` raised (its answer got lost) loses the event at
     the next try.
     """
 
@@ -76,7 +82,9 @@ class Config:
         max_attempts: tries for each key, at least 1.
         backoff_base, backoff_max: after failed try ``n`` the wait is
             ``uniform(0, min(backoff_max, backoff_base * 2 ** (n - 1)))``.
-        dedup: None (each delivery counts: at least once), `AtomicDedup` (exactly once) or a `Deduper`.
+        dedup: `AtomicDedup` (exactly once), `NoDedup` (each delivery counts: at least once) or a `Deduper`. None is
+            `AtomicDedup` in `MergeRecords` and the programs, which are exactly once unless they are told otherwise by
+            name, and `NoDedup` in `merge_one` and `merge_many`, as in Murmur.
         clock: time, sleep and chance.
 
     Raises:
@@ -87,7 +95,7 @@ class Config:
     max_attempts: int = 3
     backoff_base: timedelta = timedelta(milliseconds=50)
     backoff_max: timedelta = timedelta(seconds=5)
-    dedup: AtomicDedup | Deduper | None = None
+    dedup: AtomicDedup | NoDedup | Deduper | None = None
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
@@ -97,9 +105,10 @@ class Config:
             if not isinstance(getattr(self, name), timedelta):
                 raise ConfigurationError(name, f"must be a timedelta, got {getattr(self, name)!r:.80}")
         claims = callable(getattr(self.dedup, "mark_seen", None)) and not isinstance(self.dedup, type)
-        if not (self.dedup is None or isinstance(self.dedup, AtomicDedup) or claims):
+        if not (self.dedup is None or isinstance(self.dedup, (AtomicDedup, NoDedup)) or claims):
             raise ConfigurationError(
-                "dedup", f"must be None, AtomicDedup() or an object with mark_seen(event_id), got {self.dedup!r:.80}"
+                "dedup",
+                f"must be None, AtomicDedup(), NoDedup() or an object with mark_seen(event_id), got {self.dedup!r:.80}",
             )
         if self.backoff_base < timedelta(0):
             raise ConfigurationError("backoff_base", f"must not be negative, got {self.backoff_base}")
@@ -120,13 +129,13 @@ class Config:
         """A copy with these waits."""
         return dataclasses.replace(self, backoff_base=base, backoff_max=cap)
 
-    def with_dedup(self, dedup: AtomicDedup | Deduper | None) -> Config:
+    def with_dedup(self, dedup: AtomicDedup | NoDedup | Deduper | None) -> Config:
         """A copy with this way of dropping duplicates."""
         return dataclasses.replace(self, dedup=dedup)
 
 
 def defaults() -> Config:
-    """Three tries, 50 ms to 5 s of backoff, no dedup, no metrics."""
+    """Three tries, 50 ms to 5 s of backoff, no metrics, the default dedup."""
     return Config()
 
 
@@ -274,22 +283,31 @@ def make_fields(
     value: Any,
     *,
     need_id: bool,
+    ns: int = 0,
 ) -> Fields:
     """`make_record` for those who keep thousands of records.
+
+    Args:
+        ns: nanoseconds of the event time beyond its microsecond.
 
     Raises:
         InvalidRecord: as `make_record`.
     """
     if event_id is None and need_id:
         raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
-    return check_fields(event_id, event_time_us, keys, monoid.lift(value, event_time_us))
+    delta = monoid.lift_ns(value, event_time_us, ns) if ns else monoid.lift(value, event_time_us)
+    return check_fields(event_id, event_time_us, keys, delta)
 
 
 def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:
     """Does dropping duplicates take an event id? Not with dedup off, nor where folding twice is harmless anyway."""
     if isinstance(cfg.dedup, AtomicDedup):
         return not monoid.idempotent
-    return cfg.dedup is not None
+    return _deduper(cfg) is not None
+
+
+def _deduper(cfg: Config) -> Deduper | None:
+    return None if cfg.dedup is None or isinstance(cfg.dedup, (AtomicDedup, NoDedup)) else cfg.dedup
 
 
 def merge_records(
@@ -314,9 +332,10 @@ def merge_records(
     Raises:
         MergeCancelled: ``cancel`` was set during a wait. What had been merged stays so.
     """
+    window = _kept_as_the_table(window, store)
     settled = _settle_early(cfg, pipeline_name, records, window)
-    if cfg.dedup is not None and not isinstance(cfg.dedup, AtomicDedup):
-        _claim_first(cfg, pipeline_name, cfg.dedup, records, settled, cancel)
+    if (deduper := _deduper(cfg)) is not None:
+        _claim_first(cfg, pipeline_name, deduper, records, settled, cancel)
     if settled:
         records = [record for i, record in enumerate(records) if i not in settled]
     updates = _updates(cfg, records, window)
@@ -341,6 +360,15 @@ def merge_records(
         return merged
     others = iter(merged)
     return [settled[i] if i in settled else next(others) for i in range(len(settled) + len(merged))]
+
+
+def _kept_as_the_table(window: WindowConfig | None, store: Store[Any]) -> WindowConfig | None:
+    """A window without a retention has that of the table, where it records one."""
+    settle = getattr(store, "settle_retention", None)
+    if window is None or settle is None:
+        return window
+    retention = settle(window.retention)
+    return window if retention == window.retention else dataclasses.replace(window, retention=retention)
 
 
 def _settle_early(

@@ -14,14 +14,18 @@ from datetime import timedelta
 from typing import Any
 
 from murmur_beam.coalescer import FlushLimits
+from murmur_beam.decode import DECODERS
 from murmur_beam.durations import format_duration, parse_duration, spell_duration
-from murmur_beam.errors import ConfigurationError, MurmurError
-from murmur_beam.extract import DECODERS, Extraction, Field
+from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch
+from murmur_beam.extract import Extraction
+from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.processor import AtomicDedup, Config, needs_event_id
-from murmur_beam.state import StoreSpec, spec_from_uri
+from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
+from murmur_beam.state import Schema, StoreSpec, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
+from murmur_beam.state.one_meaning import require_one_meaning
+from murmur_beam.times import UNITS, TimeFormat
 from murmur_beam.windows import WindowConfig, parse_window
 
 DEFAULT_NAME = "murmur"
@@ -39,7 +43,12 @@ _ARGUMENTS = (
     "cache",
     "event_id",
     "event_time",
+    "time_unit",
+    "assume_zone",
     "decode",
+    "delimiter",
+    "source",
+    "id_format",
     "config",
     "flush",
     "on_exhausted",
@@ -80,6 +89,11 @@ class MergeSpec:
         """Length of a time bucket, None without a window."""
         return None if self.window is None else self.window.granularity
 
+    @property
+    def aggregate(self) -> Monoid[Any]:
+        """The monoid, with the name of the field that it folds: what a table records."""
+        return self.monoid.of(self.extraction.value) if isinstance(self.extraction.value, str) else self.monoid
+
     def check_stores(self) -> None:
         """Open and close the stores, so that a wrong one fails here and not on a worker.
 
@@ -89,7 +103,7 @@ class MergeSpec:
         for argument, spec in (("store", self.store), ("cache", self.cache)):
             if spec is not None:
                 try:
-                    store = spec.open(self.monoid, self.granularity)
+                    store = spec.open(self.aggregate, self.granularity)
                 except MurmurError as err:
                     raise ConfigurationError(argument, str(err)) from err
                 except Exception as err:  # a user's own store may raise anything
@@ -99,6 +113,17 @@ class MergeSpec:
                     self._check_lifetime(store)
                 if argument == "cache" and not hasattr(store, "repopulate"):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
+
+    def check_beside(self, pipeline: object) -> None:
+        """Check that no other step of a pipeline writes something else to the same table.
+
+        Raises:
+            ConfigurationError: one does.
+        """
+        try:
+            require_one_meaning(pipeline, self.store, Schema.of(self.aggregate, self.granularity))
+        except SchemaMismatch as err:
+            raise ConfigurationError("store", str(err)) from err
 
     def _check_lifetime(self, store: object) -> None:
         """A table may collect buckets, and what it knows of their events, by a rule of its own."""
@@ -111,17 +136,17 @@ class MergeSpec:
             flags = ["--window", format_duration(self.granularity), *flags]
         buckets: timedelta | None = getattr(store, "bucket_age", None)
         events: timedelta | None = getattr(store, "marker_age", None)
-        lost = buckets is not None and (needed is None or needed > buckets)
         # Where no retention is given, that is for the table to say: somebody has chosen it there.
+        lost = buckets is not None and needed is not None and needed > buckets
         forgotten = events is not None and needed is not None and needed > events
         for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
-            if kept is not None and too_short:
-                wanted = "for ever" if needed is None else f"for {spell_duration(needed)}"
+            if kept is not None and needed is not None and too_short:
                 run = shlex.join(["murmur", "create-table", str(self.store), "--monoid", self.monoid.name, *flags])
                 raise ConfigurationError(
                     "retention",
-                    f"{self.store} keeps {what} for {spell_duration(kept)}, but this window needs that {wanted}, or "
-                    f"events are lost or count twice; use the retention that the table was made for, or run: {run}",
+                    f"{self.store} keeps {what} for {spell_duration(kept)}, but this window needs that for "
+                    f"{spell_duration(needed)}, or events are lost or count twice; use the retention that the table "
+                    f"was made for, or run: {run}",
                 )
 
 
@@ -136,9 +161,11 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         if name not in _ARGUMENTS:
             raise ConfigurationError(name, f"there is no such argument; there are {', '.join(_ARGUMENTS)}")
     monoid = _monoid(given.get("monoid", "sum"))
-    config = given.get("config", Config(dedup=AtomicDedup()))
+    config = given.get("config", Config())
     if not isinstance(config, Config):
         raise ConfigurationError("config", f"expected a Config, got {config!r:.80}")
+    if config.dedup is None:
+        config = config.with_dedup(AtomicDedup())
     window = _window(given.get("window"), given.get("retention"))
     on_exhausted = given.get("on_exhausted", ON_EXHAUSTED[0])
     if on_exhausted not in ON_EXHAUSTED:
@@ -164,7 +191,7 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         raise ConfigurationError(
             "event_id",
             f"is missing, but without it a redelivery would count twice in a {monoid.name!r}; name a field or a "
-            "function, or turn dedup off to count at least once",
+            "function, or turn dedup off by name to count at least once: Config(dedup=NoDedup()), --dedup none",
         )
     return MergeSpec(
         name=name,
@@ -174,6 +201,10 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
             event_id=given.get("event_id"),
             event_time=given.get("event_time"),
             decode=given.get("decode"),
+            delimiter=given.get("delimiter"),
+            times=TimeFormat(given.get("time_unit"), given.get("assume_zone")),
+            source=given.get("source"),
+            id_format=given.get("id_format", ESCAPED),
         ),
         monoid=monoid,
         window=window,
@@ -296,6 +327,19 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
         "package.module:attribute",
         metavar="FORMAT",
     )
+    add("time_unit", "of Unix times: s, ms, us, ns (default: as their digits tell)", choices=(*UNITS,))
+    add(
+        "assume_zone",
+        "zone of times that name none: UTC, +01:00, Europe/Paris (default: days begin in UTC, other times are refused)",
+        metavar="ZONE",
+    )
+    add("delimiter", "between the fields of CSV: one character, or tab (default ,)", metavar="CHAR")
+    add("source", "where messages come from, such as projects/P/topics/T: put before their own ids", metavar="TEXT")
+    add(
+        "id_format",
+        "escaped (default): the parts of a template of ids are kept apart; plain: ids as 0.1.0 wrote them",
+        choices=ID_FORMATS,
+    )
     add("dedup", "exact (default): each event once; none: each delivery counts", choices=("exact", "none"))
     add("max_attempts", "tries for each key (default 3)", type=int, metavar="N")
     add("backoff_base", "first wait between tries (default 50ms)", metavar="DURATION")
@@ -303,6 +347,7 @@ def add_flags(parser: Any, prefix: str = "") -> list[str]:
     add("flush_events", "write after this many records", type=int, metavar="N")
     add("flush_rows", "write after this many touched rows", type=int, metavar="N")
     add("flush_age", "write after this long", metavar="DURATION")
+    add("flush_bytes", "write after this many bytes of bytes, text and messages (64 MiB)", type=int, metavar="N")
     add("on_exhausted", "what to do with a record that cannot be merged (default dead_letter)", choices=ON_EXHAUSTED)
     return names
 
@@ -315,15 +360,16 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         prefix: as given to `add_flags`.
 
     Raises:
-        ConfigurationError: a flag that makes no sense, naming it.
+        ConfigurationError: a flag that makes no sense, naming it; also a store that would end with the program, as
+            a store in memory does. In Python, `resolve` takes it.
     """
     given = {}
     for dest in add_flags(argparse.ArgumentParser(add_help=False), prefix):
         value = getattr(flags, dest)
         if value is not None:
             given[dest.removeprefix(prefix)] = value
-    names = ("name", "store", "cache", "value", "monoid", "window", "retention", "event_id", "event_time", "decode")
-    arguments = {name: given[name] for name in (*names, "on_exhausted") if name in given}
+    _require_lasting(given.get("store"), f"--{prefix}store")
+    arguments = {name: given[name] for name in _ARGUMENTS if name in given and name != "key"}
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
     if "key" in given:
@@ -332,15 +378,25 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
     config: dict[str, Any] = {name: given[name] for name in ("max_attempts",) if name in given}
     config |= _durations(prefix, given, "backoff_base", "backoff_max")
     if config or "dedup" in given:
-        dedup = None if given.get("dedup") == "none" else AtomicDedup()
+        dedup = NoDedup() if given.get("dedup") == "none" else AtomicDedup()
         with _named_as_flag(f"--{prefix}"):
             arguments["config"] = Config(dedup=dedup, **config)
-    flush: dict[str, Any] = {name: given[f"flush_{name}"] for name in ("events", "rows") if f"flush_{name}" in given}
+    flush: dict[str, Any] = {
+        name: given[f"flush_{name}"] for name in ("events", "rows", "bytes") if f"flush_{name}" in given
+    }
     flush |= {name.removeprefix("flush_"): d for name, d in _durations(prefix, given, "flush_age").items()}
     if flush:
         with _named_as_flag(f"--{prefix}flush_"):
             arguments["flush"] = FlushLimits(**flush)
     return arguments
+
+
+def _require_lasting(store: object, flag: str) -> None:
+    """Programs that are configured by flags end, and what they have acknowledged does not come again."""
+    if isinstance(store, str) and store.lower().startswith("memory:"):
+        raise ConfigurationError(
+            flag, f"{store} ends with the program, and all that was merged with it; write sqlite:///counts.db, say"
+        )
 
 
 def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:

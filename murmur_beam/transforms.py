@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,14 +21,15 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.extract import Field, parse_rfc3339
+from murmur_beam.fields import MESSAGE_ID, Field
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids import Monoid
-from murmur_beam.processor import Config
+from murmur_beam.processor import Config, needs_event_id
 from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state import StoreSpec
+from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import WindowConfig
 
 MERGED = "merged"
@@ -51,6 +53,12 @@ def _register(row: type) -> None:
     schema_id = uuid5(NAMESPACE_DNS, f"{row.__module__}.{row.__qualname__} {row.__annotations__}")
     RowTypeConstraint.from_user_type(row).set_schema_id(str(schema_id))
     beam.coders.registry.register_coder(row, beam.coders.RowCoder)
+
+
+def _message_classes() -> tuple[type, ...]:
+    """Beam's class of Pub/Sub messages, if something of this pipeline has imported it."""
+    pubsub = sys.modules.get("apache_beam.io.gcp.pubsub")
+    return () if pubsub is None else (pubsub.PubsubMessage,)
 
 
 _register(MergeResult)
@@ -82,7 +90,7 @@ class MergeRecords(beam.PTransform):
     Args:
         name: of the metrics, and in dead letters.
         key: what to count by: a function of the record, or the name of a field, or a template of fields
-            (see `murmur_beam.extract`).
+            (see `murmur_beam.fields`).
         keys: several at once: a function that returns a list, or a list of the above.
         value: what to fold, a function or a field; not needed for `Count`.
         monoid: how to fold, an instance or a name; a sum by default.
@@ -91,11 +99,23 @@ class MergeRecords(beam.PTransform):
         store: where the aggregates live, a spec or a URI.
         cache: a copy to keep up to date, a spec or a URI. It gets the deltas that were merged, and nothing else: fill
             it with `Cache.repopulate` first where the store is not empty. Its failures are counted and change nothing.
-        event_id: what stays the same when an event is delivered again, a function or a field.
+        event_id: what stays the same when an event is delivered again, a function or a field; required, but for
+            monoids to which a redelivery is harmless, and for what `ReadFromPubSub` reads ``with_attributes``: its
+            messages are known by Pub/Sub's own id then, which does not cover a publisher that tries again.
         event_time: when it happened, a function or a field; the element's timestamp by default.
+        time_unit: of Unix times, ``s``, ``ms``, ``us`` or ``ns``; by default as the number of their digits tells.
+        assume_zone: of times that name no zone: ``UTC``, ``+01:00``, ``Europe/Paris``; by default days begin in UTC,
+            and other times without a zone are refused (see `murmur_beam.times`).
         decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON and anything
             else is taken as it is.
-        config: retries, dedup and recorder; `AtomicDedup` and three tries by default. The recorder gets what Beam's
+        delimiter: between the fields of CSV, one character or ``tab``; a comma by default.
+        source: where messages come from, such as ``projects/P/topics/T``. It is put before the ids that Pub/Sub gave
+            them (``message:id``), since those are unique within one topic only.
+        id_format: ``escaped`` keeps the parts of a template of ids apart, so that ``{a}-{b}`` of "x-y" and "z" is
+            another id than that of "x" and "y-z". ``plain``, for tables that hold such ids already, puts them together
+            as 0.1.0 did, and leaves the ``source`` out.
+        config: retries, dedup and recorder; three tries by default, and exactly once unless it says `NoDedup`. The
+            recorder gets what Beam's
             metrics get, on the worker, as a pickled copy: an `InMemory` of the launching program stays empty.
         flush: how much to buffer before writing.
         on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Either way
@@ -122,7 +142,12 @@ class MergeRecords(beam.PTransform):
         cache: StoreSpec | str | None = None,
         event_id: Field | None = None,
         event_time: Field | None = None,
+        time_unit: str | None = None,
+        assume_zone: str | None = None,
         decode: Any = None,
+        delimiter: str | None = None,
+        source: str | None = None,
+        id_format: str | None = None,
         config: Config | None = None,
         flush: FlushLimits | None = None,
         on_exhausted: str | None = None,
@@ -142,7 +167,12 @@ class MergeRecords(beam.PTransform):
             "cache": cache,
             "event_id": event_id,
             "event_time": event_time,
+            "time_unit": time_unit,
+            "assume_zone": assume_zone,
             "decode": decode,
+            "delimiter": delimiter,
+            "source": source,
+            "id_format": id_format,
             "config": config,
             "flush": flush,
             "on_exhausted": on_exhausted,
@@ -155,8 +185,9 @@ class MergeRecords(beam.PTransform):
 
     def expand(self, elements: beam.PCollection) -> DoOutputsTuple:
         """Apply to a PCollection; the outputs are ``merged`` and ``dead_letter``."""
-        spec = self._resolve(elements.pipeline.options)
+        spec = self._resolve(elements)
         spec.check_stores()
+        spec.check_beside(elements.pipeline)
         if not spec.monoid.commutative:
             _log.warning(
                 "%s: monoid %r depends on the order of events, and Beam gives none", spec.name, spec.monoid.name
@@ -166,7 +197,8 @@ class MergeRecords(beam.PTransform):
         outputs[DEAD_LETTER].element_type = DeadLetter
         return outputs
 
-    def _resolve(self, options: PipelineOptions) -> MergeSpec:
+    def _resolve(self, elements: beam.PCollection) -> MergeSpec:
+        options: PipelineOptions = elements.pipeline.options
         given = {name: value for name, value in self._arguments.items() if value is not None}
         for name in options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             if name.startswith(_OPTIONS_PREFIX):
@@ -174,7 +206,12 @@ class MergeRecords(beam.PTransform):
         fallback = from_flags(options.view_as(MurmurOptions), _OPTIONS_PREFIX)
         if "key" in given:
             fallback.pop("keys", None)
-        return resolve({**fallback, **given})
+        arguments = {**fallback, **given}
+        if elements.element_type in _message_classes() and "event_id" not in arguments:
+            spec = resolve({**arguments, "event_id": MESSAGE_ID})
+            if needs_event_id(spec.config, spec.monoid):
+                return spec
+        return resolve(arguments)
 
 
 class MergeDoFn(beam.DoFn):

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pipelines.quiet_beam import beam  # isort: split
@@ -26,7 +26,10 @@ from apache_beam.options.pipeline_options import (
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import METRICS_NAMESPACE
-from pipelines.console import Progress
+from pipelines.compressed import split_name
+from pipelines.console import Progress, shown
+from pipelines.files import is_remote
+from pipelines.letter_files import FLAG, Identity, LetterFile
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's own runner inside this process: nothing to download, unlike the ``DirectRunner`` of newer versions."""
@@ -130,6 +133,7 @@ def run(pipeline: beam.Pipeline) -> dict[str, int]:
     return {counter.key.metric.name: counter.result or 0 for counter in counters}
 
 
+_APPEND_BYTES = 1 << 20
 _TELL_EVERY = 256  # asking the time costs more than counting
 
 
@@ -164,39 +168,138 @@ class ShowProgress(beam.DoFn):
         self._not_told = 0
 
 
-def write_dead_letters(letters: beam.PCollection, path: str) -> None:
-    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads; no file if there are none.
+class RemoteLetters:
+    """A file of dead letters in one of Beam's file systems, which cannot be appended to.
 
-    Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
+    Args:
+        path: of the file.
 
     Raises:
-        ConfigurationError: there is such a file already, and it is not empty. It may hold the only copy of what an
-            earlier run gave up.
+        ConfigurationError: there is such a file already, and it is not empty: it may hold the only copy of what an
+            earlier run gave up. Or it cannot be written.
     """
-    found = FileSystems.match([path])[0].metadata_list
-    if found and found[0].size_in_bytes:
-        raise ConfigurationError(
-            "--dead_letters", f"{path} holds those of an earlier run; replay and remove it, or name another file"
-        )
-    if found:
-        FileSystems.delete([path])
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            found = FileSystems.match([path])[0].metadata_list
+            if not found:
+                FileSystems.create(self.unfinished).close()
+                FileSystems.delete([self.unfinished])
+        except Exception as err:  # each file system has errors of its own
+            raise ConfigurationError(FLAG, f"{path} cannot be written to: {str(err).strip().splitlines()[-1]}") from err
+        if found and found[0].size_in_bytes:
+            raise ConfigurationError(
+                FLAG,
+                f"{path} holds those of an earlier run; replay and remove it, or name another file, such as "
+                "dead-{date}-{time}.jsonl",
+            )
+
+    @property
+    def unfinished(self) -> str:
+        """Where it is written until it is whole."""
+        return f"{self.path}.part"
+
+    def close(self) -> None:
+        """Nothing is open here."""
+
+
+def hold_letters(path: str) -> LetterFile | RemoteLetters:
+    """Take hold of the file for dead letters, before there are any; the caller closes it behind the run.
+
+    Raises:
+        ConfigurationError: it cannot be written to, or holds letters already.
+    """
     # Workers may run in other folders.
-    where = path if "://" in path else os.path.abspath(path)
+    return RemoteLetters(path) if is_remote(path) else LetterFile(os.path.abspath(path), new=True)
+
+
+def write_dead_letters(letters: beam.PCollection, file: LetterFile | RemoteLetters) -> None:
+    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads.
+
+    A local one is appended to while the pipeline runs. If a bundle is tried again, its letters stand there twice; a
+    replay takes the second for duplicates. A remote one is there as a whole or not at all.
+    """
+    if isinstance(file, LetterFile):
+        _ = letters | "WriteDeadLetters" >> beam.ParDo(AppendLetters(file.path, file.identity))
+        return
+    # Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
     _ = (
         letters
         | "DeadLetterToJson" >> beam.Map(lambda letter: ("", DeadLetter.to_json(letter)))
         | "OneFile" >> beam.GroupByKey()
-        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(where, lines))
+        | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(file.unfinished, file.path, lines))
     )
 
 
-def _write_lines(path: str, lines: Iterable[str]) -> None:
+class AppendLetters(beam.DoFn):
+    """Appends dead letters to a local file, which the launching program holds, and has the disk take each bundle's.
+
+    Args:
+        path: of the file.
+        identity: of the file.
+    """
+
+    def __init__(self, path: str, identity: Identity) -> None:
+        super().__init__()
+        self._path = path
+        self._identity = identity
+        self._file: LetterFile | None = None
+
+    def start_bundle(self) -> None:
+        """Forget the letters of a bundle that failed."""
+        self._lines: list[bytes] = []
+        self._bytes = 0
+
+    def process(self, letter: DeadLetter) -> None:
+        """Keep one, and append them once they are many."""
+        self._lines.append(DeadLetter.to_json(letter).encode("utf-8") + b"\n")
+        self._bytes += len(self._lines[-1])
+        if self._bytes >= _APPEND_BYTES:
+            self._append(sync=False)
+
+    def finish_bundle(self) -> None:
+        """Append the rest."""
+        if self._file is not None or self._lines:
+            self._append(sync=True)
+
+    def teardown(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, *, sync: bool) -> None:
+        try:
+            self._file = self._file or LetterFile.again(self._path, self._identity)
+            self._file.write(b"".join(self._lines))
+            if sync:
+                self._file.sync()
+        except OSError as err:
+            raise MurmurError(f"{FLAG}: {shown(self._path)}: {err.strerror or err}") from err
+        self._lines, self._bytes = [], 0
+
+
+def _write_lines(unfinished: str, path: str, lines: Iterable[str]) -> None:
     """Write a file that is there as a whole or not at all, however often this is interrupted and tried again."""
-    unfinished = f"{path}.part"
-    with FileSystems.create(unfinished, compression_type=CompressionTypes.detect_compression_type(path)) as file:
-        for line in lines:
-            file.write(line.encode("utf-8") + b"\n")
+    with FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        codec = next(iter(split_name(path)[1]), None)
+        for some in _pieces(lines):
+            file.write(some if codec is None else codec.compress(some))
     FileSystems.rename([unfinished], [path])
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
+    held: list[bytes] = []
+    n_bytes = 0
+    for line in lines:
+        held.append(line.encode("utf-8") + b"\n")
+        n_bytes += len(held[-1])
+        if n_bytes >= _APPEND_BYTES:
+            yield b"".join(held)
+            held, n_bytes = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def quiet() -> None:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,23 @@ from typing import NamedTuple, NoReturn
 from murmur_beam.dedicated import dedicate
 from murmur_beam.errors import MurmurError
 
-DEAD_LETTERS_HELP = "file for what cannot be merged; must not exist yet (%(default)s)"
+DEAD_LETTERS_HELP = (
+    "file for what cannot be merged; must be new or empty; {date} and {time} in its name are filled in (%(default)s)"
+)
 
 Main = Callable[[Sequence[str] | None], int]
 
+_WHILE_RUNNING = re.compile(r" \[while running '.*'\]$", re.DOTALL)
+"""What Beam puts behind the text of an error in a step."""
+
 _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 5.0
+
+
+def shown(name: str) -> str:
+    """A file's name as it can be printed: what is no UTF-8, and what would move the cursor, is escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +62,7 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 0
             except (MurmurError, OSError) as err:
-                print(f"{name}: error: {err}", file=sys.stderr)
+                print(f"{name}: error: {_WHILE_RUNNING.sub('', str(err))}", file=sys.stderr)
                 return 2
             except (KeyboardInterrupt, RuntimeError) as err:
                 # Beam wraps the exceptions of its steps.

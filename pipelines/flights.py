@@ -15,7 +15,7 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import date, datetime, timedelta, timezone
 from itertools import islice, pairwise
 from pathlib import Path
@@ -25,12 +25,13 @@ from pipelines.quiet_beam import beam  # isort: split
 from apache_beam.options.pipeline_options import StandardOptions
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.monoids import Count, Sum
+from murmur_beam.monoids import Sum
 from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
-from pipelines.common import IN_PROCESS_RUNNER, ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.common import IN_PROCESS_RUNNER, ShowProgress, beam_options, hold_letters, quiet, run, write_dead_letters
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
+from pipelines.letter_files import filled
 
 Flight = dict[str, str]
 
@@ -85,6 +86,11 @@ def departure(flight: Flight) -> datetime:
     return datetime(year, month, day, hour, minute, tzinfo=timezone.utc)
 
 
+def one(flight: Flight) -> int:
+    """What a flight adds to the number of flights."""
+    return 1
+
+
 def miles(flight: Flight) -> int:
     """Distance of the flight."""
     return int(flight["distance"])
@@ -95,8 +101,9 @@ def merge(measure: str, state: str) -> MergeRecords:
     return MergeRecords(
         measure,
         keys=[f"{measure}/{key}" if "{" in key else f"={measure}/{key}" for key in KEYS],
-        value=miles if measure == "miles" else None,
-        monoid=Sum() if measure == "miles" else Count(),
+        # Both are sums: a table holds one aggregate, under as many keys as one likes.
+        value=miles if measure == "miles" else one,
+        monoid=Sum(),
         window=daily(),
         store=state,
         event_id=EVENT_ID,
@@ -185,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="recompute every number from the file, and compare")
     args, beam_arguments = parser.parse_known_args(argv)
     quiet()
+    args.dead_letters = filled(args.dead_letters)
     path = args.input or str(shipped_data())
     if not Path(path).is_file():
         raise ConfigurationError("--input", f"there is no file {path}")
@@ -197,13 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = beam_options(beam_arguments)
     parts = parts_of(str(Path(path).resolve()), total, options.view_as(StandardOptions).runner)
-    pipeline = beam.Pipeline(options=options)
-    flights = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
-    merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
-    letters = [merged[measure].dead_letter for measure in MEASURES] | beam.Flatten()
-    write_dead_letters(letters, args.dead_letters)
-    _ = merged["miles"].merged | beam.ParDo(ShowProgress("flights", total))
-    counters = run(pipeline)
+    with closing(hold_letters(args.dead_letters)) as file:
+        pipeline = beam.Pipeline(options=options)
+        flights = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
+        merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
+        letters = [merged[measure].dead_letter for measure in MEASURES] | beam.Flatten()
+        write_dead_letters(letters, file)
+        _ = merged["miles"].merged | beam.ParDo(ShowProgress("flights", total))
+        counters = run(pipeline)
 
     outcomes = {measure: Outcomes.of(measure, counters) for measure in MEASURES}
     with Reader.open(args.state) as reader:

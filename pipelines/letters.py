@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent import futures
-from pathlib import Path
 from typing import Any, Protocol
 
-from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.errors import MurmurError
 from murmur_beam.model import DeadLetter
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, retrying
+from pipelines.letter_files import LetterFile
+
+__all__ = ["LetterFile", "LetterTopic", "Letters", "attributes_of"]
 
 _PUBLISH_S = 30.0
 
@@ -31,47 +32,6 @@ class Letters(Protocol):
 def attributes_of(letter: DeadLetter) -> dict[str, str]:
     """Of the message that carries a letter, to filter by."""
     return {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
-
-
-class LetterFile:
-    """A JSON Lines file, appended to: a run that goes on after another one leaves the letters of that in place.
-
-    What `keep` has written survives a power cut. Several processes may write to one file.
-
-    Raises:
-        ConfigurationError: it cannot be written to.
-    """
-
-    def __init__(self, path: str) -> None:
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            try:
-                os.fsync(self._file)
-                _sync_folder(Path(path).resolve().parent)
-            except BaseException:
-                self.close()
-                raise
-        except OSError as err:
-            raise ConfigurationError("--dead_letters", f"{path} cannot be written to: {err.strerror}") from err
-
-    def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Append them and wait until the disk has them."""
-        lines = "".join(f"{letter.to_json()}\n" for letter in letters).encode("utf-8")
-        try:
-            size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                # Somebody was killed or met a full disk in the middle of a line, whose message therefore comes again.
-                lines = b"\n" + lines
-            while lines:
-                lines = lines[os.write(self._file, lines) :]
-            os.fsync(self._file)
-        except OSError as err:
-            return [err] * len(letters)
-        return [None] * len(letters)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
 
 
 class LetterTopic:
@@ -120,12 +80,3 @@ def _failure(sent: Any) -> Exception | None:
     except futures.TimeoutError:
         return MurmurError(f"no answer for {2 * _PUBLISH_S:.0f} s")
     return failure
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that a new file's name survives a power cut as well."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -8,27 +8,32 @@ Run it again, over the same files or over more of them, and each event still cou
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
+import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple
 
 from pipelines.quiet_beam import beam  # isort: split
 
-from apache_beam.io.fileio import MatchAll, ReadableFile, ReadMatches
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
 
-from murmur_beam.errors import ConfigurationError, MurmurError
-from murmur_beam.extract import DECODERS
+from murmur_beam.deadletter import Failure, write_letter
+from murmur_beam.decode import DECODERS, delimiter_of
+from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
+from murmur_beam.extract import Known
+from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
-from murmur_beam.transforms import MergeRecords
+from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
 from pipelines.common import (
     ShowProgress,
     beam_options,
     check_dataflow,
+    hold_letters,
     new_pipeline,
     on_dataflow,
     only_built,
@@ -36,100 +41,54 @@ from pipelines.common import (
     run,
     write_dead_letters,
 )
-from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
+from pipelines.compressed import split_name
+from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program, shown
+from pipelines.files import check_encoding, matching, opened
+from pipelines.framing import MAX_RECORD_BYTES, TooLong, Unframed, frame_csv, frame_json
+from pipelines.letter_files import filled
 
-_FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv",)}
-_COMPRESSED = (".gz", ".bz2", ".zst", ".deflate")
-# Unlike Beam's own readers, these notice a file that was cut short.
-_OPENERS: dict[str, Callable[[IO[bytes]], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open}
-_BOM = b"\xef\xbb\xbf"
-
-
-def frame_json(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines that are not blank, without their ends and without the mark that some editors put first."""
-    mark = _BOM
-    for line in lines:
-        record = line.removeprefix(mark).rstrip(b"\r\n")
-        mark = b""
-        if record.strip():
-            yield record
-
-
-def frame_csv(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The records of a CSV file, each as two records of bytes, the header and the record as they stand in the file:
-    so each can be decoded, or given up and replayed, on its own.
-
-    Raises:
-        csv.Error: the first record, which is the header, is malformed.
-    """
-    taken: list[bytes] = []
-    source = iter(lines)
-
-    def take() -> Iterator[str]:
-        for line in source:
-            taken.append(line)
-            # Latin-1 keeps each byte, and the quotes and line ends that matter here are the same as in UTF-8.
-            yield line.decode("latin-1")
-
-    header = b""
-    reader = csv.reader(take())
-    while True:
-        try:
-            fields = next(reader, None)
-        except csv.Error:
-            # A quote that never ends: what it has swallowed is one bad record, and the file goes on behind it.
-            fields, reader = ["bad"], csv.reader(take())
-        record = b"".join(taken).rstrip(b"\r\n")
-        taken.clear()
-        if fields is None:
-            return
-        if not header:
-            header = record.removeprefix(_BOM)
-            # A quote that never ends, or line ends that are none, would make a header of the whole file.
-            list(csv.reader([header.decode("latin-1")], strict=True))
-        elif fields:
-            yield header + b"\n" + record
+TOO_LONG = "too_long"
+_FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
 
 
 class ReadRecords(beam.DoFn):
-    """One element of bytes for each record of a file.
+    """One element of bytes for each record of a file; for one that is too long a dead letter, tagged ``too_long``.
 
     Args:
-        decode: "json" or "csv".
+        reading: how to read.
+        name: of the pipeline.
     """
 
-    def __init__(self, decode: str) -> None:
+    def __init__(self, reading: Reading, name: str) -> None:
         super().__init__()
-        self._frame = frame_csv if decode == "csv" else frame_json
+        self._reading = reading
+        self._name = name
+        self._dead = Metrics.counter(METRICS_NAMESPACE, f"{name}:dead_letter")
 
-    def process(self, file: ReadableFile) -> Iterator[bytes]:
-        """Read a file, decompressing it as its name says."""
-        path = file.metadata.path
-        opener = next((opener for ending, opener in _OPENERS.items() if path.lower().endswith(ending)), None)
-        try:
-            with file.open(compression_type=CompressionTypes.UNCOMPRESSED if opener else None) as opened:
-                yield from self._frame(iter((opener(opened) if opener else opened).readline, b""))
-        except csv.Error as err:
-            raise MurmurError(f"{path}: its header is malformed CSV: {err}") from err
-        except Exception as err:  # each decompressor has errors of its own
-            raise MurmurError(f"{path}: cannot be read to its end: {type(err).__name__}: {err}") from err
+    def process(self, file: bytes) -> Iterator[bytes | TaggedOutput]:
+        """Read a file, given as its name in bytes."""
+        path = os.fsdecode(file)
+        reading = self._reading
+        with opened(path, reading.encoding) as content:
+            frame = partial(frame_csv, delimiter=reading.delimiter) if reading.decode == "csv" else frame_json
+            try:
+                for record in frame(content, reading.max_record_bytes):
+                    if type(record) is bytes:
+                        yield record
+                    else:
+                        self._dead.inc()
+                        yield TaggedOutput(TOO_LONG, self._letter(path, record))
+            except Unframed as err:
+                raise MurmurError(f"{shown(path)}: {err}") from err
 
-
-def matching(patterns: Sequence[str]) -> list[str]:
-    """The files that there are.
-
-    Raises:
-        ConfigurationError: a pattern that matches nothing.
-    """
-    paths = []
-    for pattern in patterns:
-        # Beam finds nothing by a local pattern without a folder.
-        where = pattern if "://" in pattern else os.path.abspath(pattern)
-        found = FileSystems.match([where])[0].metadata_list
-        if not found:
-            raise ConfigurationError("--input", f"no file matches {pattern!r}")
-        paths += [file.path for file in found]
-    return paths
+    def _letter(self, path: str, record: TooLong) -> DeadLetter:
+        problem = (
+            f"line {record.line:,} of {shown(path)} is a record of {record.size:,} bytes, more than --max_record_bytes "
+            f"{self._reading.max_record_bytes:,}; this letter holds its first {len(record.head):,}"
+        )
+        failure = Failure("decode", InvalidRecord("payload", problem), Known(None, None, None))
+        letter = write_letter(record.head, self._name, failure, time.time_ns() // 1_000)
+        return letter._replace(payload_type="repr")  # not to be replayed
 
 
 def format_of(paths: Sequence[str]) -> str:
@@ -140,12 +99,12 @@ def format_of(paths: Sequence[str]) -> str:
     """
     found = set()
     for path in paths:
-        name = path.lower()
-        for ending in _COMPRESSED:
-            name = name.removesuffix(ending)
+        name, _ = split_name(path)
         formats = [decode for decode, endings in _FORMATS.items() if name.endswith(endings)]
         if not formats:
-            raise ConfigurationError("--decode", f"the name of {path} tells no format; write {' or '.join(DECODERS)}")
+            raise ConfigurationError(
+                "--decode", f"the name of {shown(path)} tells no format; write {' or '.join(DECODERS)}"
+            )
         found.add(formats[0])
     if len(found) > 1:
         raise ConfigurationError(
@@ -154,15 +113,54 @@ def format_of(paths: Sequence[str]) -> str:
     return found.pop()
 
 
-def read(pipeline: beam.Pipeline, paths: Sequence[str], decode: str) -> beam.PCollection:
-    """The records of the files, in bytes."""
-    return (
-        pipeline
-        | "Paths" >> beam.Create(paths)
-        | "Match" >> MatchAll()
-        | "Open" >> ReadMatches()
-        | "Read" >> beam.ParDo(ReadRecords(decode))
+class Reading(NamedTuple):
+    """How files are read.
+
+    Attributes:
+        decode: "csv"; anything else is framed as JSON, one record a line.
+        delimiter: between the fields of CSV.
+        encoding: of the text.
+        max_record_bytes: longest record.
+    """
+
+    decode: str = "json"
+    delimiter: str = ","
+    encoding: str = "utf-8"
+    max_record_bytes: int = MAX_RECORD_BYTES
+
+
+def read(pipeline: beam.Pipeline, paths: Sequence[str], reading: Reading, name: str) -> DoOutputsTuple:
+    """The records of the files, in bytes, as ``read``; dead letters of those that are too long as ``too_long``."""
+    names = [os.fsencode(path) for path in paths]
+    read = beam.ParDo(ReadRecords(reading, name)).with_outputs(TOO_LONG, main="read")
+    outputs = pipeline | "Paths" >> beam.Create(names) | "Read" >> read
+    outputs[TOO_LONG].element_type = DeadLetter
+    return outputs
+
+
+def add_reading_flags(parser: argparse._ActionsContainer) -> None:
+    """Flags of `reading_of`."""
+    parser.add_argument("--encoding", default="utf-8", help="of the files, such as latin-1 or utf-16 (%(default)s)")
+    parser.add_argument(
+        "--max_record_bytes",
+        type=int,
+        default=MAX_RECORD_BYTES,
+        metavar="N",
+        help="longest record; a longer one is a dead letter that holds its beginning (%(default)s)",
     )
+
+
+def reading_of(args: argparse.Namespace, decode: str) -> Reading:
+    """What the flags say.
+
+    Raises:
+        ConfigurationError: one is wrong.
+    """
+    check_encoding(args.encoding)
+    if args.max_record_bytes < 1:
+        raise ConfigurationError("--max_record_bytes", f"must be at least 1, got {args.max_record_bytes}")
+    delimiter = delimiter_of(args.delimiter) if args.delimiter is not None and decode == "csv" else ","
+    return Reading(decode, delimiter, args.encoding, args.max_record_bytes)
 
 
 def parser(module: str, description: str) -> Parser:
@@ -183,30 +181,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
     arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
+    add_reading_flags(arguments)
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
     options = beam_options(beam_arguments)
     places = [("--store", args.store), ("--dead_letters", args.dead_letters)]
     check_dataflow(options, [*places, *(("--input", pattern) for pattern in args.input)], args.cache)
+    args.dead_letters = filled(args.dead_letters)
     paths = matching(args.input)
     args.decode = args.decode or format_of(paths)
+    if args.decode == "csv" and args.delimiter is None and all(split_name(path)[0].endswith(".tsv") for path in paths):
+        args.delimiter = "tab"
     if args.window and not args.event_time:
         raise ConfigurationError("--event_time", "a window needs it: records in files carry no time of their own")
     merge: dict[str, Any] = from_flags(args)
-
-    pipeline = new_pipeline(options)
-    merged = read(pipeline, paths, args.decode) | "MergeRecords" >> MergeRecords(**merge)
-    write_dead_letters(merged.dead_letter, args.dead_letters)
-    if not on_dataflow(options):
-        _ = (merged.merged, merged.dead_letter) | beam.Flatten() | beam.ParDo(ShowProgress("records"))
-    outcomes = Outcomes.of(args.name or DEFAULT_NAME, run(pipeline))
+    name = args.name or DEFAULT_NAME
+    with closing(hold_letters(args.dead_letters)) as letters:
+        pipeline = new_pipeline(options)
+        records = read(pipeline, paths, reading_of(args, args.decode), name)
+        merged = records.read | "MergeRecords" >> MergeRecords(**merge)
+        dead = (merged.dead_letter, records[TOO_LONG]) | "Dead" >> beam.Flatten()
+        write_dead_letters(dead, letters)
+        if not on_dataflow(options):
+            _ = (merged.merged, dead) | "All" >> beam.Flatten() | beam.ParDo(ShowProgress("records"))
+        outcomes = Outcomes.of(name, run(pipeline))
     if only_built(options):
         return 0
     print(outcomes)
     if outcomes.dead_letter:
         # The name of the file of dead letters tells only its own format, not that of what the letters hold.
-        decode = "" if args.decode == "json" else f" --decode {args.decode}"
-        print(f"dead letters are in {args.dead_letters}; python -m pipelines.replay{decode} merges them again")
+        flags = "".join(
+            f" --{flag} {shlex.quote(getattr(args, flag))}"
+            for flag, default in (("decode", "json"), ("delimiter", None))
+            if getattr(args, flag) != default
+        )
+        print(f"dead letters are in {shown(args.dead_letters)}; python -m pipelines.replay{flags} merges them again")
     return 0
 
 

@@ -29,11 +29,12 @@ from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
-from pipelines.common import ShowProgress, beam_options, quiet, run, write_dead_letters
+from pipelines.common import ShowProgress, beam_options, hold_letters, quiet, run, write_dead_letters
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors, program
+from pipelines.files import matching
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
-from pipelines.letters import LetterFile
-from pipelines.merge_files import matching, parser, read
+from pipelines.letter_files import LetterFile, filled
+from pipelines.merge_files import TOO_LONG, add_reading_flags, parser, read, reading_of
 from pipelines.messages import merge_arguments
 from pipelines.puller import Received
 from pipelines.subscriber import Subscriber
@@ -158,15 +159,16 @@ def only_subscription(topic: str) -> str:
 def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments: Sequence[str]) -> int:
     """Merge the letters in files and say what became of them."""
     name = args.name or DEFAULT_NAME
-    pipeline = beam.Pipeline(options=beam_options(beam_arguments))
-    letters = read(pipeline, matching(args.input), "json") | beam.ParDo(ParseLetters(name)).with_outputs(
-        UNREADABLE, main="read"
-    )
-    merged = letters.read | "MergeRecords" >> MergeRecords(**merge)
-    dead = (merged.dead_letter, letters[UNREADABLE]) | "Dead" >> beam.Flatten()
-    write_dead_letters(dead, args.dead_letters)
-    _ = (merged.merged, dead) | "All" >> beam.Flatten() | beam.ParDo(ShowProgress("letters"))
-    counters = run(pipeline)
+    paths = matching(args.input)
+    with closing(hold_letters(args.dead_letters)) as file:
+        pipeline = beam.Pipeline(options=beam_options(beam_arguments))
+        lines = read(pipeline, paths, reading_of(args, "json"), name)
+        letters = lines.read | beam.ParDo(ParseLetters(name)).with_outputs(UNREADABLE, main="read")
+        merged = letters.read | "MergeRecords" >> MergeRecords(**merge)
+        dead = (merged.dead_letter, letters[UNREADABLE], lines[TOO_LONG]) | "Dead" >> beam.Flatten()
+        write_dead_letters(dead, file)
+        _ = (merged.merged, dead) | "All" >> beam.Flatten() | beam.ParDo(ShowProgress("letters"))
+        counters = run(pipeline)
     outcomes = Outcomes.of(name, counters)
     print(outcomes)
     _report(args, name, outcomes.dead_letter, counters.get(OTHERS, 0), counters.get(UNREADABLE, 0))
@@ -197,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="still-dead-letters.jsonl",
         help=f"{DEAD_LETTERS_HELP}; letters from a subscription are appended",
     )
+    add_reading_flags(arguments.add_argument_group("with --input"))
     arguments.add_argument(
         "--unpickle",
         action="store_true",
@@ -204,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args, others = arguments.parse_known_args(argv)
     quiet()
+    args.dead_letters = filled(args.dead_letters)
     merge = {**merge_arguments(args), "unpickle": args.unpickle}
     if args.input:
         return replay_files(args, merge, others)

@@ -22,7 +22,8 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.spec import add_flags, resolve
 from pipelines.console import Parser, one_line_errors, program
 from pipelines.google_pubsub import full_name
-from pipelines.letters import LetterFile, Letters, LetterTopic
+from pipelines.letter_files import LetterFile, filled
+from pipelines.letters import Letters, LetterTopic
 from pipelines.messages import merge_arguments
 from pipelines.subscriber import Subscriber
 
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     keep.add_argument("--dead_letter_topic", metavar="NAME", help="or publish it here, as projects/P/topics/T")
     args = parser.parse_args(argv)
+    args.dead_letters = filled(args.dead_letters or DEAD_LETTERS)
     subscription = full_name("--subscription", args.subscription, args.project)
     max_outstanding, until_idle = pulling(args)
     spec = resolve(merge_arguments(args))
@@ -130,9 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(
                 "--dead_letter_topic", "is the topic that is read; each dead letter would come back for ever"
             )
-        work(subscriber, LetterTopic(topic) if topic else LetterFile(args.dead_letters or DEAD_LETTERS), until_idle)
+        work(
+            subscriber,
+            LetterTopic(topic) if topic else LetterFile(args.dead_letters),
+            until_idle,
+        )
     if subscriber.outcomes.dead_letter:
-        print(f"dead letters are in {topic or args.dead_letters or DEAD_LETTERS}")
+        print(f"dead letters are in {topic or args.dead_letters}")
     return 0
 
 

@@ -615,7 +615,10 @@ class TestMistakes:
         murmur.path.write_text("a,b\n1,2\n" * 100)
         ran = murmur("get", "a")
         assert (ran.code, ran.out) == (2, "")
-        assert ran.err == f"murmur: error: sqlite {murmur.path}: file is not a database\n"
+        assert ran.err == (
+            f"murmur: error: sqlite {murmur.path}: file is not a database; name another file, or restore this one "
+            "from a backup\n"
+        )
         assert murmur.path.read_text() == "a,b\n1,2\n" * 100
 
     def test_a_uri_that_is_none(self, murmur: Murmur) -> None:
@@ -629,13 +632,13 @@ class TestMistakes:
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:
         """The store says what it holds."""
         murmur.fill([("a", START, 1)], None, daily())
-        for option in (("--monoid", "max"), ("--window", "15m")):
+        for option in (("--monoid", "max"), ("--monoid", "count"), ("--window", "15m")):
             ran = murmur("get", "a", "--at", "2026-11-14", *option)
             assert (ran.code, ran.out) == (2, "")
             assert ran.err.startswith(
                 f"murmur: error: table 'murmur' of {murmur.path} holds values of monoid 'sum' and"
             )
-        assert murmur("get", "a", "--at", "2026-11-14", "--monoid", "count", "--window", "24h").out == "1\n"
+        assert murmur("get", "a", "--at", "2026-11-14", "--monoid", "sum", "--window", "24h").out == "1\n"
 
     @pytest.mark.parametrize("name", ["nope", "nope:X", ":x", "json:dumps"])
     def test_a_monoid_that_is_none(self, murmur: Murmur, name: str) -> None:

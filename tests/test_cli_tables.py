@@ -61,13 +61,13 @@ class TestCreateTable:
         """One aligned line for each change; the second time there is none."""
         did = f"""\
 {murmur.uri}: done:
-  create  table         for monoid 'sum' and buckets of 1d
+  create  table         for monoid 'count' and buckets of 1d
   add     family agg    sums of 64-bit integers; garbage collection takes cells older than 91d 1h
   add     family dedup  cells; garbage collection takes cells older than 91d 1h
   add     family state  cells; garbage collection takes cells older than 91d 1h or beyond 1 version
   add     family meta   cells; garbage collection takes cells beyond 1 version
-  record  purpose       monoid 'sum' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is known \
-for 91d 1h
+  record  purpose       monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
+known for 91d 1h
 """
         assert murmur("create-table", *PURPOSE) == (0, did, "")
         assert murmur("create-table", *PURPOSE) == (0, f"{murmur.uri}: nothing to do\n", "")
@@ -140,7 +140,7 @@ class TestCheck:
         fine = f"""\
 {murmur.uri}: as it should be
   table         ok
-  purpose       ok           monoid 'sum' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
+  purpose       ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
 known for 91d 1h
   family agg    ok           garbage collection takes cells older than 91d 1h
   family dedup  ok           garbage collection takes cells older than 91d 1h
@@ -160,7 +160,7 @@ known for 91d 1h
         lines = ran.out.splitlines()
         assert lines[0] == f"{murmur.uri}: not as it should be"
         assert [line.split("  ")[1] for line in lines[1:5]] == ["purpose", "family agg", "family dedup", "family state"]
-        assert lines[-1] == f"run: murmur create-table {murmur.uri} --monoid sum --window 1d --retention 120d"
+        assert lines[-1] == f"run: murmur create-table {murmur.uri} --monoid count --window 1d --retention 120d"
         assert murmur(*lines[-1].removeprefix("run: murmur ").replace(f" {murmur.uri}", "").split()).code == 0
         assert murmur("check", "--retention", "120d").code == 0
 

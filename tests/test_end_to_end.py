@@ -206,7 +206,10 @@ def test_a_missing_emulator_is_one_line(
 
 @pytest.mark.parametrize(
     ("module", "argv"),
-    [("end_to_end", []), ("replay", ["--topic=projects/p/topics/dead", "--store=memory://x", "--key=k", "--value=v"])],
+    [
+        ("end_to_end", []),
+        ("replay", ["--topic=projects/p/topics/dead", "--store=sqlite:///x.db", "--key=k", "--value=v"]),
+    ],
 )
 def test_without_googles_packages(module: str, argv: list[str], tmp_path: Path) -> None:
     """One line that says what to install."""

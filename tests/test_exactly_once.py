@@ -38,7 +38,7 @@ from murmur_beam.state.base import Store
 from murmur_beam.state.pool import Lease
 from murmur_beam.transforms import MergeRecords
 from pipelines import replay
-from pipelines.common import beam_options, run, write_dead_letters
+from pipelines.common import beam_options, hold_letters, run, write_dead_letters
 
 A_FIFTH_FAILS = {
     Fault.REFUSE: 0.06,
@@ -152,9 +152,11 @@ def merge(
     """
     name = uuid.uuid4().hex
     pipeline = beam.Pipeline(options=beam_options([]))
+    held = None
     outputs = pipeline | beam.Create(elements, reshuffle=False) | MergeRecords(**arguments)
     if letters is not None:
-        write_dead_letters(outputs.dead_letter, str(letters))
+        held = hold_letters(str(letters))
+        write_dead_letters(outputs.dead_letter, held)
     _ = (outputs.merged, outputs.dead_letter) | beam.Flatten() | beam.ParDo(Tally(name))
     built()
     _tallies[name] = Ran(Counter(), [], {})
@@ -163,6 +165,8 @@ def merge(
         return _tallies[name]._replace(counters=counters)
     finally:
         del _tallies[name]
+        if held is not None:
+            held.close()
 
 
 def replayed(letters: Path, uri: str, capsys: pytest.CaptureFixture[str], flags: Sequence[str] = FLAGS) -> str:

@@ -48,11 +48,16 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "window": (["daily", "hourly", "minute", "15m", "2w"], ["weekly", "15"]),
     "retention": (["90d", "2w"], ["90", "d"]),
     "decode": (["json", "csv"], ["xml", "my.module:decode"]),
+    "time_unit": (["s", "ms", "us", "ns"], ["m", "seconds"]),
+    "id_format": (["escaped", "plain"], ["json", "text"]),
+    "delimiter": ([";", "|", "tab", "\\t"], ["", ";;", '"', " "]),
     "dedup": (["exact", "none"], ["yes"]),
     "on_exhausted": (["dead_letter", "raise"], ["ignore"]),
     "max_attempts": (["1", "30"], ["0", "-1", "x"]),
+    "max_record_bytes": (["1", "1000000"], ["0", "16MB"]),
     "flush_events": (["1", "1000"], ["0", "x"]),
     "flush_rows": (["1", "1000"], ["0", "x"]),
+    "flush_bytes": (["1", "1000000"], ["0", "64MB"]),
     "flush_age": (["5s", "500ms"], ["5"]),
     "backoff_base": (["50ms", "1s"], ["fast"]),
     "backoff_max": (["5s"], ["5 s"]),
@@ -128,6 +133,7 @@ class TestParameters:
             assert (name in EXAMPLES) == ("regexes" in parameter), name
             good, bad = EXAMPLES.get(name, ([], []))
             more = {"event_time": "at"} if name in ("window", "retention") else {}
+            more |= {"decode": "csv"} if name == "delimiter" else {}
             more |= {"value": "n"} if name == "monoid" else {}
             more |= {"window": "daily", "event_time": "at"} if name == "retention" else {}
             for value in good:

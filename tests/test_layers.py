@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 # in package x, unless a row of their own says otherwise; "x" is the package's own __init__.
 BASICS = "errors model clock durations imported windows metrics monoids.base state.base"
 CORE = f"{BASICS} retry processor"
-LIBRARY = f"{CORE} dedicated coalescer extract deadletter spec monoids monoids.* state state.*"
+LIBRARY = f"{CORE} dedicated coalescer decode fields times extract deadletter spec monoids monoids.* state state.*"
 
 MAY_IMPORT = {
     "errors": "",
@@ -42,6 +42,8 @@ MAY_IMPORT = {
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
     "state.*": "errors model clock durations monoids.base state.base",
+    "state.sqlite": "errors durations state.sqlite.*",
+    "state.sqlite.*": "errors model clock durations monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors state.bigtable.*",
     "state.bigtable.*": "errors model clock durations monoids.base state.base retry windows state.bigtable.*",
     "state": "errors model state.base",
@@ -51,9 +53,13 @@ MAY_IMPORT = {
     "metrics": "errors model",
     "processor": f"{BASICS} retry",
     "coalescer": CORE,
-    "extract": CORE,
-    "deadletter": f"{CORE} extract",
-    "spec": f"{CORE} coalescer extract monoids state",
+    # From an element to a record.
+    "decode": "errors",
+    "fields": "errors model decode",
+    "times": "errors model",
+    "extract": f"{CORE} decode fields times",
+    "deadletter": f"{CORE} decode extract times",
+    "spec": f"{CORE} coalescer decode extract fields times monoids state state.one_meaning",
     "merger": LIBRARY,
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",

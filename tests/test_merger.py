@@ -18,8 +18,8 @@ from murmur_beam.errors import (
     StoreUnavailable,
     TransientError,
 )
-from murmur_beam.merger import Merger, Message
-from murmur_beam.model import DeadLetter, MergeResult, Update
+from murmur_beam.merger import Merger, message_of
+from murmur_beam.model import DeadLetter, MergeResult, Message, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.processor import AtomicDedup, Config
@@ -160,7 +160,7 @@ def test_a_message_comes_back_out_of_its_letter(published: datetime | None, orde
     merging.add(message, 0, "token")
     ((_, letter),) = merging.flush()
     assert isinstance(letter, DeadLetter)
-    assert Message.of_letter(letter) == message
+    assert message_of(letter) == message
     shelf.store.fault = lambda update: None
     merging.add(letter, 0, "token")
     ((_, result),) = merging.flush()

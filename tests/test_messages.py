@@ -13,7 +13,7 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.spec import add_flags, resolve
 from pipelines.messages import merge_arguments
 
-BASE = ("--store=memory://test_messages", "--key=page")
+BASE = ("--store=sqlite:///test_messages.db", "--key=page")
 ID = {"event_id": "message:id"}
 TIME = {"event_time": "message:publish_time"}
 

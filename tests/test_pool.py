@@ -131,9 +131,13 @@ class TestSharing:
         assert len({id(store) for store in stores}) == len(spec.opened) == 4
 
     def test_monoids_that_share_a_name_share_a_store(self) -> None:
-        """Two instances of one monoid, as after unpickling, and Count beside Sum: they read each other's state."""
+        """Two instances of one monoid, as after unpickling; another one, or one of another field, has its own."""
         spec = Spec.new()
-        assert lease(spec, Sum()).store is lease(spec, Sum()).store is lease(spec, Count()).store
+        shared = lease(spec, Sum()).store
+        assert shared is lease(spec, Sum()).store
+        assert lease(spec, Count()).store is not shared
+        assert lease(spec, Sum().of("n")).store is not shared
+        assert lease(spec, Sum().of("n")).store is lease(spec, Sum().of("n")).store
 
 
 class TestRelease:

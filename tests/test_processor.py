@@ -36,6 +36,7 @@ from murmur_beam.processor import (
     AtomicDedup,
     Config,
     MergeCancelled,
+    NoDedup,
     RecordResult,
     RetriesExhausted,
     defaults,
@@ -275,9 +276,12 @@ class TestDedup:
         assert values(store, "a", "b") == [1, 1]
         assert events(cfg) == {"p": 2, "p:dedup_skip": 1}
 
-    def test_without_dedup_each_delivery_counts(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """``dedup=None`` is at least once: two deliveries are two, event id or not."""
-        cfg = config(clock, dedup=None)
+    @pytest.mark.parametrize("dedup", [None, NoDedup()])
+    def test_without_dedup_each_delivery_counts(
+        self, clock: FakeClock, store: MemoryStore[int], dedup: NoDedup | None
+    ) -> None:
+        """None and `NoDedup` are at least once here: two deliveries are two, event id or not."""
+        cfg = config(clock, dedup=dedup)
         assert merge(cfg, store) is merge(cfg, store) is Outcome.MERGED
         assert values(store, "a") == [2]
         assert events(cfg) == {"p": 2}
@@ -722,7 +726,7 @@ class TestInvalidRecords:
             ({"event_id": True}, "event_id"),
             ({"event_time": datetime(2023, 1, 1)}, "event_time"),
             ({"event_time": 1_700_000_000}, "event_time"),
-            ({"delta": "1"}, "value"),
+            ({"delta": "one"}, "value"),
             ({"delta": 1.5}, "value"),
             ({"delta": True}, "value"),
             ({"delta": 2**63}, "value"),

@@ -292,12 +292,13 @@ class Mistake:
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Runs a wrong command line."""
+def mistake(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mistake:
+    """Runs a wrong command line, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
     return Mistake(capsys)
 
 
-STORE = "--store=memory://test_pubsub"
+STORE = "--store=sqlite:///pubsub.db"
 TOPIC = "--dead_letter_topic=projects/test-project/topics/dead"
 WHOLE = (SUBSCRIPTION, STORE, TOPIC, "--event_id=id", *COUNT)
 

@@ -18,16 +18,18 @@ from typing import Any
 import pytest
 
 from murmur_beam.coalescer import FlushLimits
+from murmur_beam.decode import decode_csv
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
-from murmur_beam.extract import Extraction, decode_csv
+from murmur_beam.extract import Extraction
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
-from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import DEFAULT_NAME, MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.times import TimeFormat
 from murmur_beam.windows import WindowConfig, daily
 
 DAY = timedelta(days=1)
@@ -112,9 +114,15 @@ class TestDefaults:
         assert spec.extraction == made().extraction
         assert (spec.name, spec.window, spec.unpickle) == ("murmur", None, False)
 
+    def test_a_config_without_dedup_is_exactly_once(self) -> None:
+        """Whatever else it says: only `NoDedup` turns it off."""
+        for config in (Config(), Config(max_attempts=7), Config().with_backoff(timedelta(0), timedelta(1))):
+            assert made(config=config).config == config.with_dedup(AtomicDedup())
+        assert made(config=Config(dedup=NoDedup())).config.dedup == NoDedup()
+
     def test_what_is_given_is_taken(self) -> None:
         """Each argument ends where it belongs."""
-        config, flush, window = Config(max_attempts=7), FlushLimits(events=5), daily(90 * DAY)
+        config, flush, window = Config(max_attempts=7, dedup=NoDedup()), FlushLimits(events=5), daily(90 * DAY)
         spec = resolve(
             {
                 "name": "pages",
@@ -186,7 +194,7 @@ class TestWrongArguments:
             ({"value": "message:x"}, "value", "write message:id or message:publish_time"),
             ({"value": None, "monoid": Max()}, "value", "monoid 'max' needs one"),
             ({"event_id": None}, "event_id", "is missing, but without it a redelivery would count twice in a 'sum'"),
-            ({"event_id": None, "monoid": "count"}, "event_id", "turn dedup off to count at least once"),
+            ({"event_id": None, "monoid": "count"}, "event_id", "turn dedup off by name to count at least once"),
             ({"event_id": ""}, "event_id", "expected a field name"),
             ({"event_time": "a..b"}, "event_time", "a dot too many"),
             ({"decode": "xml"}, "decode", "expected json, csv or a function, got 'xml'"),
@@ -289,7 +297,7 @@ class TestMonoids:
 
     def test_an_event_id_is_not_needed_without_dedup(self) -> None:
         """Whoever turns it off has been told what that means."""
-        assert made(event_id=None, config=Config(dedup=None)).extraction.event_id is None
+        assert made(event_id=None, config=Config(dedup=NoDedup())).extraction.event_id is None
 
     def test_a_deduper_needs_the_event_id_whatever_the_monoid(self) -> None:
         """It has nothing else to claim."""
@@ -399,7 +407,7 @@ class TestCheckStores:
     def test_a_path_that_no_file_can_have_is_refused(self) -> None:
         """Not even SQLite's own error comes through."""
         problem = refusal("store", made(store="sqlite:////tmp/a%00b.db").check_stores)
-        assert "fails to open: ValueError: embedded null" in problem
+        assert "a\x00b.db: embedded null byte; check that the folder exists" in problem
 
     def test_a_file_that_is_no_database_is_refused_and_left_alone(self, tmp_path: Path) -> None:
         """It belongs to somebody else."""
@@ -477,8 +485,9 @@ def decode_numbers(element: Any) -> Any:
 EVERY_FLAG: Sequence[str] = (
     *("name=pages", "store=sqlite:///counts.db", "cache=memory://copy", "key=page/{page}", "key==all", "value=n"),
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
+    *("time_unit=ms", "assume_zone=+01:00", "delimiter=;", "source=projects/p/topics/t", "id_format=plain"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
-    "on_exhausted=raise",
+    *("flush_bytes=7", "on_exhausted=raise"),
 )
 
 
@@ -499,11 +508,16 @@ class TestFlags:
             "retention": "90d",
             "event_id": "message:id",
             "event_time": "at",
+            "time_unit": "ms",
+            "assume_zone": "+01:00",
             "decode": "csv",
-            "flush": FlushLimits(8, 9, timedelta(seconds=10)),
+            "delimiter": ";",
+            "source": "projects/p/topics/t",
+            "id_format": "plain",
+            "flush": FlushLimits(8, 9, timedelta(seconds=10), 7),
             "on_exhausted": "raise",
         }
-        assert config.dedup is None
+        assert config.dedup == NoDedup()
         assert config.max_attempts == 7
         assert config.backoff_base == timedelta(milliseconds=100)
         assert config.backoff_max == timedelta(minutes=2)
@@ -511,7 +525,17 @@ class TestFlags:
     def test_they_make_the_spec_that_the_same_arguments_make(self) -> None:
         """A command line and Python say the same thing."""
         spec = resolve(parsed(*(f"--{flag}" for flag in EVERY_FLAG)))
-        assert spec.extraction == Extraction(("page/{page}", "=all"), "n", "message:id", "at", "csv")
+        assert spec.extraction == Extraction(
+            ("page/{page}", "=all"),
+            "n",
+            "message:id",
+            "at",
+            "csv",
+            ";",
+            TimeFormat("ms", "+01:00"),
+            "projects/p/topics/t",
+            "plain",
+        )
         assert spec.window == WindowConfig(timedelta(minutes=15), 90 * DAY)
         assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
         assert (spec.name, spec.monoid.name, spec.on_exhausted) == ("pages", "max", "raise")
@@ -533,7 +557,7 @@ class TestFlags:
                 timedelta(milliseconds=50),
                 timedelta(seconds=5),
             )
-        assert parsed("--dedup=none")["config"].dedup is None
+        assert parsed("--dedup=none")["config"].dedup == NoDedup()
 
     @pytest.mark.parametrize("prefix", ["", "murmur_"])
     @pytest.mark.parametrize(
@@ -546,6 +570,7 @@ class TestFlags:
             ("flush_age", "0s", "must be a positive timedelta"),
             ("flush_age", "99999999999w", "is too long a duration"),
             ("flush_events", "0", "must be an integer of at least 1, got 0"),
+            ("flush_bytes", "0", "must be an integer of at least 1, got 0"),
             ("flush_rows", "-1", "must be an integer of at least 1, got -1"),
             ("max_attempts", "0", "must be an integer of at least 1, got 0"),
         ],

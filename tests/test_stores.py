@@ -17,9 +17,10 @@ from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatc
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Custom, Max, Sum
 from murmur_beam.state import StoreSpec, spec_from_uri
-from murmur_beam.state import sqlite as sqlite_module
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec, SqliteStore
+from murmur_beam.state.sqlite import file as sqlite_file
+from murmur_beam.state.sqlite import store as sqlite_store
 from murmur_beam.testing import FakeClock, StoreContract
 
 A = Key("a")
@@ -62,7 +63,7 @@ class TestSqliteStore(StoreContract):
 
     def test_more_rows_than_one_flush_deletes_are_deleted_by_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Collecting goes on flush by flush until all is gone, so that none takes long."""
-        monkeypatch.setattr(sqlite_module, "_COLLECT_ROWS", 4)
+        monkeypatch.setattr(sqlite_store, "_COLLECT_ROWS", 4)
         store = self.open()
         store.merge_updates([Update(Key(f"k{i}"), 1, "1", DAY) for i in range(10)])
         self.clock.time += 2 * DAY.total_seconds()
@@ -173,7 +174,7 @@ class TestSqliteStore(StoreContract):
 
     def test_a_lock_is_a_transient_error_and_leaves_the_store_usable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another process that holds the file too long costs a try, not the store."""
-        monkeypatch.setattr(sqlite_module, "LOCK_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(sqlite_file, "LOCK_TIMEOUT_S", 0.01)
         store = self.open()
         with closing(sqlite3.connect(self.folder / "counts.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -184,7 +185,7 @@ class TestSqliteStore(StoreContract):
 
     def test_a_reader_does_not_wait_for_a_writer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """While a flush is under way the store can be opened and read as it was before."""
-        monkeypatch.setattr(sqlite_module, "LOCK_TIMEOUT_S", 0.01)
+        monkeypatch.setattr(sqlite_file, "LOCK_TIMEOUT_S", 0.01)
         self.open().merge_update(A, 1, event_id="1")
         with closing(sqlite3.connect(self.folder / "counts.db", isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from functools import reduce
 from typing import Any, ClassVar, Generic, TypeVar
 
 from murmur_beam.errors import InvalidRecord
+from murmur_beam.model import plain
 
 V = TypeVar("V")
 
@@ -40,6 +42,18 @@ class Monoid(abc.ABC, Generic[V]):
     """Does `lift` look at the value it is given?"""
     needs_event_time: ClassVar[bool] = False
     """Does `lift` look at the event time?"""
+    field: str | None = None
+    """Which field of a record is folded, where that is known by name; see `of`."""
+
+    def of(self, field: str) -> Monoid[V]:
+        """A copy that says which field of a record it folds; a store records that, and refuses another.
+
+        Args:
+            field: its name or path, as ``value=`` takes it.
+        """
+        named = copy.copy(self)
+        object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
+        return named
 
     @property
     @abc.abstractmethod
@@ -66,17 +80,22 @@ class Monoid(abc.ABC, Generic[V]):
             InvalidRecord: ``value`` is of the wrong type, or not a number.
         """
 
+    def lift_ns(self, value: Any, event_time_us: int, ns: int) -> V:
+        """`lift` for an event time with digits finer than microseconds; for those that order events by it.
+
+        Args:
+            value: as in `lift`.
+            event_time_us: as in `lift`.
+            ns: nanoseconds beyond that microsecond, 0 to 999.
+
+        Raises:
+            InvalidRecord: as `lift`.
+        """
+        return self.lift(value, event_time_us)
+
     def fold(self, values: Iterable[V]) -> V:
         """``combine`` over many, from the left, starting with the identity."""
         return reduce(self.combine, values, self.identity)
-
-    def parse(self, text: str) -> Any:
-        """Read a value from a text format such as CSV, where everything is text; then comes `lift`.
-
-        Raises:
-            InvalidRecord: the text is not such a value.
-        """
-        return text
 
     def encode(self, v: V) -> bytes:
         """Bytes for a store; equal aggregates have equal bytes. JSON unless overridden."""
@@ -97,13 +116,36 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def number_of(value: Any) -> Any:
+    """The number that a value is or spells: the one rule for numbers as text, as CSV, attributes of messages and
+    64-bit integers in JSON are.
+
+    A text is a decimal number with an optional sign and exponent, between optional blanks; numpy's scalars are the
+    numbers that they hold. Anything else is handed back as it is, for the monoid to refuse.
+
+    Raises:
+        InvalidRecord: a text that is no number.
+    """
+    value = plain(value)
+    if not isinstance(value, str):
+        return value
+    # Not just float(), which also takes "1_000" and the digits of other scripts.
+    if not _NUMBER.fullmatch(value):
+        raise InvalidRecord("value", f"{value!r:.80} is not a number")
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
+
+
 def lift_number(value: Any) -> int | float:
-    """Check a finite int or float (not bool); a float without a fraction becomes an int, so that equal numbers
-    have one form.
+    """Check a finite int or float (not bool), or the text of one; a float without a fraction becomes an int, so that
+    equal numbers have one form.
 
     Raises:
         InvalidRecord: anything else, or an int of more than `MAX_INT_BITS`.
     """
+    value = number_of(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidRecord("value", f"expected a number, got {type(value).__name__}: {value!r:.80}")
     if isinstance(value, float):
@@ -124,21 +166,6 @@ def check_int_size(value: int) -> int:
     if (bits := value.bit_length()) > MAX_INT_BITS:
         raise InvalidRecord("value", f"an integer of {bits} bits, at most {MAX_INT_BITS} are allowed")
     return value
-
-
-def parse_number(text: str) -> int | float:
-    """Read a decimal integer or a float.
-
-    Raises:
-        InvalidRecord: anything else.
-    """
-    # Not just float(), which also takes "1_000" and the digits of other scripts.
-    if not _NUMBER.fullmatch(text):
-        raise InvalidRecord("value", f"{text!r:.80} is not a number")
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
 
 
 # NaN and infinities are read as well, for `lift_number` to refuse by name.

@@ -8,9 +8,14 @@ from murmur_beam.monoids.sum import Sum
 
 
 class Count(Sum):
-    """Adds one for each event, whatever its value. Its state is a sum, and `Sum` reads and writes it too."""
+    """Adds one for each event, whatever its value. Its state is a sum of ones."""
 
+    name = "count"
     needs_value = False
+
+    def of(self, field: str) -> Count:
+        """Itself: it looks at no field."""
+        return self
 
     def lift(self, value: Any, event_time_us: int) -> int:
         """One."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, Generic
 
-from murmur_beam.monoids.base import Monoid, V, lift_number, parse_number
+from murmur_beam.monoids.base import Monoid, V, lift_number
 
 
 class Extremum(Monoid[V | None], Generic[V]):
@@ -31,17 +31,9 @@ class NumberExtremum(Extremum[int | float]):
     """An extremum of finite numbers. Ints and floats mix, and are compared exactly, without rounding."""
 
     def lift(self, value: Any, event_time_us: int) -> int | float:
-        """The number itself; an int where a float has no fraction.
+        """The number itself, or the one that a text spells; an int where a float has no fraction.
 
         Raises:
-            InvalidRecord: not an int or float, or not finite, or an int of more than `MAX_INT_BITS`.
+            InvalidRecord: not a number, or not finite, or an int of more than `MAX_INT_BITS`.
         """
         return lift_number(value)
-
-    def parse(self, text: str) -> int | float:
-        """Read a decimal integer or a float.
-
-        Raises:
-            InvalidRecord: anything else.
-        """
-        return parse_number(text)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from murmur_beam.errors import InvalidRecord
+from murmur_beam.model import plain
 from murmur_beam.monoids.base import Monoid, canonical_json, check_int_size
 
 Member = str | int
@@ -53,6 +54,7 @@ class SetUnion(Monoid[frozenset[Member]]):
 
 
 def _member(value: Any) -> Member:
+    value = plain(value)
     # Exact types: a bool is an int, and an enum's member may be a str.
     if type(value) is int:
         return check_int_size(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from murmur_beam.errors import InvalidRecord, PermanentError
-from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.base import Monoid, number_of
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
@@ -41,11 +41,13 @@ class Sum(Monoid[int]):
         return _checked(sum(values))
 
     def lift(self, value: Any, event_time_us: int) -> int:
-        """The integer itself.
+        """The integer itself, or the one that a text spells.
 
         Raises:
-            InvalidRecord: not an int, or outside -2**63 .. 2**63-1.
+            InvalidRecord: not an integer, or outside -2**63 .. 2**63-1.
         """
+        if type(value) is not int:
+            value = _integer(value)
         if type(value) is not int:
             hint = "; count in the smallest unit, such as cents" if isinstance(value, float) else ""
             raise InvalidRecord("value", f"expected an integer, got {type(value).__name__}: {value!r:.80}{hint}")
@@ -55,12 +57,11 @@ class Sum(Monoid[int]):
             raise InvalidRecord("value", f"{shown} does not fit into a signed 64-bit integer")
         return value
 
-    def parse(self, text: str) -> int:
-        """Read a decimal integer."""
-        # Not just int(), which also takes "1_000" and the digits of other scripts.
-        if not _INTEGER.fullmatch(text):
-            raise InvalidRecord("value", f"{text!r:.80} is not an integer")
-        return int(text)
+
+def _integer(value: Any) -> Any:
+    if isinstance(value, str) and not _INTEGER.fullmatch(value):
+        raise InvalidRecord("value", f"{value!r:.80} is not an integer")
+    return number_of(value)
 
 
 def _checked(total: int) -> int:

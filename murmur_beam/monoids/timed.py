@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from murmur_beam.errors import InvalidRecord
+from murmur_beam.model import plain
 from murmur_beam.monoids.base import canonical_json
 from murmur_beam.monoids.extremum import Extremum
 
@@ -16,10 +17,12 @@ class Timed(NamedTuple):
     Attributes:
         event_time_us: microseconds since the epoch.
         value: what JSON can hold: None, bool, int, finite float, str, and lists and dicts of these.
+        ns: nanoseconds beyond that microsecond, where the event's time tells them.
     """
 
     event_time_us: int
     value: Any
+    ns: int = 0
 
 
 class TimedExtremum(Extremum[Timed]):
@@ -37,11 +40,23 @@ class TimedExtremum(Extremum[Timed]):
         Raises:
             InvalidRecord: JSON cannot hold the value: NaN, infinity, a set, a lone surrogate ...
         """
+        return self.lift_ns(value, event_time_us, 0)
+
+    def lift_ns(self, value: Any, event_time_us: int, ns: int) -> Timed:
+        """As `lift`, of events within one microsecond in their order.
+
+        Raises:
+            InvalidRecord: as `lift`.
+        """
         try:
-            return Timed(event_time_us, json.loads(canonical_json(value).encode("utf-8")))
+            return Timed(event_time_us, json.loads(canonical_json(plain(value)).encode("utf-8")), ns)
         except (TypeError, ValueError, RecursionError) as err:
             # Without the value: the repr of one nested too deeply, or of an int too long for JSON, fails as well.
             raise InvalidRecord("value", f"{type(value).__name__} has no JSON form: {err}") from None
+
+    def encode(self, v: Timed | None) -> bytes:
+        """A JSON list of time and value, and of the nanoseconds where there are any."""
+        return canonical_json(v if v is None or v.ns else v[:2]).encode("utf-8")
 
     def decode(self, data: bytes) -> Timed | None:
         """Inverse of `encode`."""
@@ -51,6 +66,7 @@ class TimedExtremum(Extremum[Timed]):
 
 def precedes(a: Timed, b: Timed) -> bool:
     """Does ``a`` come before ``b``, or has the same bytes?"""
-    if a.event_time_us != b.event_time_us:
-        return a.event_time_us < b.event_time_us
+    times = (a.event_time_us, a.ns), (b.event_time_us, b.ns)
+    if times[0] != times[1]:
+        return times[0] < times[1]
     return canonical_json(a.value) <= canonical_json(b.value)

@@ -57,7 +57,9 @@ class Store(Protocol[V]):
     written together or not at all. Safe for several threads.
 
     One whose ``merge_updates`` mostly waits for others may have an attribute ``waits_for_network = True``: it is then
-    called from a thread of its own while the next records are processed.
+    called from a thread of its own while the next records are processed. One that records for how long its buckets take
+    events may have a method ``settle_retention``, which is given a window's retention before each flush and returns the
+    one to go by: that of the window, or, where it has none, that of the table.
     """
 
     @property
@@ -88,6 +90,24 @@ class Store(Protocol[V]):
         """All live aggregates whose entity starts with ``prefix``, and whose bucket lies in ``first`` .. ``last``
         (both included, None: open), ordered by entity and bucket."""
 
+    def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
+        """Delete aggregates with all that is known of their events, also those that have expired.
+
+        An event of one of them that is delivered again counts anew; others stay as they are. Whoever merges meanwhile
+        may go on calling events duplicates that it has merged before.
+
+        Args:
+            entity: whose.
+            first, last: only buckets from the one to the other, both included; None: open.
+            prefix: of all entities that start with ``entity``.
+
+        Returns:
+            How many aggregates were deleted.
+
+        Raises:
+            TransientError, PermanentError: not all could be; again, it goes on.
+        """
+
     def close(self) -> None:
         """Release connections; a second call does nothing."""
 
@@ -105,26 +125,53 @@ class Schema(NamedTuple):
     Attributes:
         monoid: `Monoid.name`.
         granularity: length of a bucket; None where keys have no window.
+        field: `Monoid.field`, which field of a record is folded; None where no name is known, or none yet.
+        vague: recorded by release 0.1.0, which called a count a sum and noted no field: it may be either, of any field.
     """
 
     monoid: str
     granularity: timedelta | None
+    field: str | None = None
+    vague: bool = False
+
+    @classmethod
+    def of(cls, monoid: Monoid[Any], granularity: timedelta | None) -> Schema:
+        """That of a store which is opened for this monoid."""
+        return cls(monoid.name, granularity, monoid.field)
 
     def __str__(self) -> str:
+        field = "" if self.field is None else f" of {self.field!r}"
         buckets = f"buckets of {format_duration(self.granularity)}" if self.granularity else "no window"
-        return f"monoid {self.monoid!r} and {buckets}"
+        return f"monoid {self.monoid!r}{field} and {buckets}"
 
-    def require(self, wanted: Schema, where: str) -> None:
+    def accepts(self, wanted: Schema) -> bool:
+        """Can a store with this schema be used with the wanted one?"""
+        if self.granularity != wanted.granularity:
+            return False
+        if self.vague:
+            return wanted.monoid == self.monoid or (self.monoid, wanted.monoid) == ("sum", "count")
+        return self.monoid == wanted.monoid and (None in (self.field, wanted.field) or self.field == wanted.field)
+
+    def require(self, wanted: Schema, where: str, example: str = "") -> None:
         """Check that a store with this schema can be used with the wanted one.
+
+        Args:
+            wanted: what it is opened for.
+            where: the table, for the message.
+            example: how another table is written, for the message.
 
         Raises:
             SchemaMismatch: it cannot.
         """
-        if self != wanted:
+        if not self.accepts(wanted):
             raise SchemaMismatch(
-                f"{where} holds values of {self}, but was opened for {wanted}; "
-                "open it as it was written, or use another table"
+                f"{where} holds values of {self}, but was opened for {wanted}; a table holds one aggregate: open it as "
+                f"it was written, or use another table{example and f', such as {example}'}"
             )
+
+    def names(self, wanted: Schema) -> bool:
+        """Is the wanted field, which this schema accepts, still to be recorded?"""
+        return not self.vague and self.field is None and wanted.field is not None
 
 
 class StoreSpec(Protocol):

@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import SplitResult
 
-from murmur_beam.clock import Clock
+from murmur_beam.clock import Clock, SteadyClock
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
@@ -33,13 +33,15 @@ class MemoryStore(Generic[V]):
     def __init__(self, monoid: Monoid[V], clock: Clock | None = None) -> None:
         self.monoid = monoid
         self._clock = clock or Clock()
+        self._steady = SteadyClock(self._clock)
+        self._retention: timedelta | None = None
         self._lock = threading.Lock()
         self._marks = not monoid.idempotent
         # The garbage collector does not look at dicts of texts, as it does at sets.
         self._values: dict[_Row, V] = {}
         self._seen: dict[_Row, dict[str, None]] = {}
         self._expires: dict[_Row, float] = {}
-        self._next_collect = 0.0
+        self._next_collect_s = 0.0
 
     def get(self, key: Key) -> V | None:
         """See `Store.get`."""
@@ -116,6 +118,25 @@ class MemoryStore(Generic[V]):
             ]
         return iter(sorted(found, key=lambda item: item[0]))
 
+    def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
+        """See `Store.delete`."""
+        with self._lock:
+            found = [
+                row
+                for row in self._values
+                if (row[0].startswith(entity) if prefix else row[0] == entity)
+                and (first is None or row[1] >= first)
+                and (last is None or row[1] <= last)
+            ]
+            for row in found:
+                self._forget(row)
+        return len(found)
+
+    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
+        """See `Store`."""
+        self._retention = self._retention or retention
+        return retention or self._retention
+
     def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
         """See `Cache.repopulate`."""
         values = source.get_many(keys)
@@ -135,14 +156,17 @@ class MemoryStore(Generic[V]):
 
     def _collect(self) -> None:
         """Drop expired rows, looking for them at most once in `_COLLECT_EVERY_S`."""
-        now = self._clock.now()
-        if now < self._next_collect:
+        if self._clock.monotonic() < self._next_collect_s:
             return
-        self._next_collect = now + _COLLECT_EVERY_S
+        self._next_collect_s = self._clock.monotonic() + _COLLECT_EVERY_S
+        now = self._steady.now()
         for key in [key for key in self._expires if not self._live(key, now - GRACE_S)]:
-            del self._expires[key]
-            self._values.pop(key, None)
-            self._seen.pop(key, None)
+            self._forget(key)
+
+    def _forget(self, key: _Row) -> None:
+        self._values.pop(key, None)
+        self._seen.pop(key, None)
+        self._expires.pop(key, None)
 
 
 def _as_it_is(value: V) -> V:
@@ -181,10 +205,12 @@ class MemorySpec:
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> MemoryStore[V]:
         """See `StoreSpec.open`."""
-        schema = Schema(monoid.name, granularity)
+        schema = Schema.of(monoid, granularity)
         with self._lock:
             recorded, store = self._stores.setdefault(self.name, (schema, MemoryStore(monoid, self.clock)))
-        recorded.require(schema, str(self))
+            recorded.require(schema, str(self), "memory://NAME")
+            if recorded.names(schema):
+                self._stores[self.name] = recorded._replace(field=schema.field), store
         return store
 
     def recorded_schema(self) -> Schema | None:

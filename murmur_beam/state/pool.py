@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Store, StoreSpec
+from murmur_beam.state.base import Schema, Store, StoreSpec
 
 
 class _Use(NamedTuple):
@@ -16,7 +16,7 @@ class _Use(NamedTuple):
 
 
 _lock = threading.Lock()
-_in_use: dict[tuple[StoreSpec, str, timedelta | None], _Use] = {}
+_in_use: dict[tuple[StoreSpec, Schema], _Use] = {}
 
 
 class Lease:
@@ -27,7 +27,7 @@ class Lease:
     """
 
     def __init__(self, spec: StoreSpec, monoid: Monoid[Any], granularity: timedelta | None) -> None:
-        self._key = (spec, monoid.name, granularity)
+        self._key = (spec, Schema.of(monoid, granularity))
         self._released = False
         with _lock:
             use = _in_use.get(self._key) or _Use(spec.open(monoid, granularity), 0)

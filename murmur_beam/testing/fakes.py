@@ -108,6 +108,10 @@ class FaultyStore(Generic[V]):
         """From the real store."""
         return self.store.scan(prefix, first, last)
 
+    def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
+        """From the real store."""
+        return self.store.delete(entity, first, last, prefix=prefix)
+
     def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
         """Fill the real store, which must be a cache."""
         store: Any = self.store

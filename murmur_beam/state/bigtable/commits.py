@@ -156,6 +156,19 @@ class Commits(Generic[V]):
 
         await asyncio.gather(*(work() for _ in range(min(len(groups), _READS))))
 
+    async def forget(self, rows: Sequence[bytes]) -> None:
+        """These were deleted, so that what is known of them is not true any more."""
+        for encoded in rows:
+            if encoded not in self.rows:
+                continue
+            row = self.rows.borrow(encoded)
+            try:
+                await row.acquire()
+                row.forget()
+                row.release()
+            finally:
+                self.rows.give_back(row)
+
     def _parts(self, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """Where rows turn out to exist they are read many at a time, not each when its first commit has failed. The
         first few rows show how it is."""

@@ -230,6 +230,9 @@ class KnownRows:
         for encoded in forgotten:
             del self._rows[encoded]
 
+    def __contains__(self, encoded: bytes) -> bool:
+        return encoded in self._rows
+
     def __getitem__(self, encoded: bytes) -> KnownRow:
         return self._rows[encoded]
 

@@ -11,6 +11,8 @@ from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 
 _MICROSECOND = timedelta(microseconds=1)
+_FIELD = b"field"
+_TYPED = b"typed"  # not there where release 0.1.0 made the record: it called a count a sum, and noted no field
 
 
 class Meta(NamedTuple):
@@ -47,6 +49,12 @@ async def amend_meta(connection: Connection, meta: Meta) -> None:
     await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=ages))
 
 
+async def name_field(connection: Connection, field: str) -> None:
+    """Record which field is folded, unless that has been done: then what stands there stays."""
+    cell = wire.put(wire.META, _FIELD, 0, field.encode("utf-8"))
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_column(wire.META, _FIELD), if_not=[cell]))
+
+
 async def read_meta(connection: Connection) -> Meta | None:
     """What is recorded; None: nothing yet."""
     rows = await connection.read(wire.only_meta(wire.read_rows(connection, [SCHEMA_ROW])), persist=False)
@@ -54,7 +62,12 @@ async def read_meta(connection: Connection) -> Meta | None:
         return None
     cells = {cell.qualifier: cell.value for cell in rows[0].cells}
     return Meta(
-        Schema(cells[b"monoid"].decode("utf-8"), _duration(cells[b"granularity_us"])),
+        Schema(
+            cells[b"monoid"].decode("utf-8"),
+            _duration(cells[b"granularity_us"]),
+            cells[_FIELD].decode("utf-8") if _FIELD in cells else None,
+            vague=_TYPED not in cells,
+        ),
         _duration(cells.get(b"bucket_age_us", b"")),
         _duration(cells.get(b"marker_age_us", b"")),
         int(cells[b"shards"]),
@@ -62,9 +75,14 @@ async def read_meta(connection: Connection) -> Meta | None:
 
 
 def _cells(meta: Meta) -> dict[bytes, bytes]:
+    schema = meta.schema
+    named = {} if schema.field is None else {_FIELD: schema.field.encode("utf-8")}
+    typed = {} if schema.vague else {_TYPED: b"1"}
     return {
-        b"monoid": meta.schema.monoid.encode("utf-8"),
-        b"granularity_us": _text(meta.schema.granularity),
+        **typed,
+        **named,
+        b"monoid": schema.monoid.encode("utf-8"),
+        b"granularity_us": _text(schema.granularity),
         b"shards": str(meta.shards).encode("ascii"),
         b"bucket_age_us": _text(meta.bucket_age),
         b"marker_age_us": _text(meta.marker_age),

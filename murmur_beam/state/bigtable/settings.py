@@ -54,6 +54,11 @@ class Settings:
         query = urlencode({name: value for name, value in options.items() if value is not None})
         return f"bigtable://{self.project}/{self.instance}/{self.table}" + (f"?{query}" if query else "")
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The same for all specs of one table."""
+        return "bigtable", self.project, self.instance, self.table
+
     def connect(self) -> Connection:
         """A client of the table; to be closed."""
         return Connection(self.project, self.instance, self.table, self.app_profile, self.timeout_s, str(self))

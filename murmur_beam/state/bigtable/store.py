@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Generic, TypeVar
 
 import grpc
 
 from murmur_beam.durations import format_duration
-from murmur_beam.errors import PermanentError, SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, only
+from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, only
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
 from murmur_beam.state.bigtable.commits import Commits
 from murmur_beam.state.bigtable.connection import status_of
+from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.groups import Flush, Group
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
-from murmur_beam.state.bigtable.meta import Meta, read_meta, write_meta
+from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
@@ -53,15 +55,16 @@ class BigtableStore(Generic[V]):
         self.marker_age: timedelta | None = None
         self._spec = spec
         self._clock = spec.clock
-        self._schema = Schema(monoid.name, granularity)
+        self._schema = Schema.of(monoid, granularity)
+        self._granularity = granularity
         self._granularity_us = 0 if granularity is None else granularity // _MICROSECOND
         self._checked = False
         self._shards = 1
         self._cells = Cells(monoid, self._granularity_us, spec.clock)
         self._connection = spec.connect()
-        sender = Sender(spec)
-        self._commits = Commits(spec, self._connection, sender, self._cells)
-        self._sums = Sums(self._connection, sender, self._cells, spec.max_known_events)
+        self._sender = Sender(spec)
+        self._commits = Commits(spec, self._connection, self._sender, self._cells)
+        self._sums = Sums(self._connection, self._sender, self._cells, spec.max_known_events)
         try:
             self._connection.run(self._check())
         except TransientError as err:
@@ -93,7 +96,10 @@ class BigtableStore(Generic[V]):
             recorded = await read_meta(self._connection)
         if recorded is None:
             raise StoreUnavailable(f"{self._spec}: its schema was deleted while it was opened")
-        recorded.schema.require(self._schema, str(self._spec))
+        self._require(recorded)
+        if recorded.schema.names(self._schema):
+            await name_field(self._connection, str(self._schema.field))
+            self._require(await read_meta(self._connection) or recorded)
         if shards not in (None, recorded.shards):
             raise SchemaMismatch(
                 f"{self._spec} was made with shards={recorded.shards}, but was opened with shards={shards}: events "
@@ -102,6 +108,38 @@ class BigtableStore(Generic[V]):
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
         self._checked = True
+
+    def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
+        """See `Store.delete`; all shards of a key are one aggregate."""
+
+        async def delete() -> int:
+            await self._check()
+            deleted = 0
+            before: Key | None = None
+            async for rows in delete_rows(self._connection, self._sender, entity, first, last, prefix):
+                self._sums.forget(rows)
+                await self._commits.forget(rows)
+                for encoded in rows:
+                    key, _ = parse_row_key(encoded)
+                    deleted += key != before
+                    before = key
+            return deleted
+
+        return self._connection.run(delete())
+
+    def _require(self, recorded: Meta) -> None:
+        example = f"bigtable://{self._spec.project}/{self._spec.instance}/NAME"
+        recorded.schema.require(self._schema, str(self._spec), example)
+
+    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
+        """See `Store`."""
+        if retention is None and self._granularity is not None:
+            with suppress(MurmurError):  # what it is shows when something is merged
+                if not self._checked:
+                    self._connection.run(self._check())
+            if self.bucket_age is not None:
+                return self.bucket_age - bucket_lifetime(self._granularity, timedelta(0))
+        return retention
 
     def close(self) -> None:
         """See `Store.close`."""

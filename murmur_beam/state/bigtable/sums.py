@@ -44,6 +44,11 @@ class Sums:
         some = [groups[start : start + limit] for start in range(0, len(groups), limit)]
         await asyncio.gather(*(self._add_some(chunk, flush) for chunk in some))
 
+    def forget(self, rows: Sequence[bytes]) -> None:
+        """These were deleted."""
+        for encoded in rows:
+            self._known.pop(encoded, None)
+
     async def _add_some(self, groups: Sequence[Group], flush: Flush) -> None:
         async with self._sender.in_flight:
             try:

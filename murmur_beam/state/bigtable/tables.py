@@ -128,7 +128,7 @@ def plan(where: Settings, meta: Meta) -> list[Step]:
     """
     with Admin(where) as admin:
         found = _look(where, admin)
-        return _steps(where, found, _spread(where, found, meta))
+        return _steps(where, found, _filled(where, found, meta))
 
 
 def create(where: Settings, meta: Meta, *, yes: bool = False) -> list[Step]:
@@ -150,7 +150,7 @@ def create(where: Settings, meta: Meta, *, yes: bool = False) -> list[Step]:
     """
     with Admin(where) as admin:
         found = _look(where, admin)
-        meta = _spread(where, found, meta)
+        meta = _filled(where, found, meta)
         steps = _steps(where, found, meta)
         if not yes and any(step.deletes for step in steps):
             changed = ", ".join(step.subject for step in steps if step.deletes)
@@ -200,12 +200,13 @@ def check(
         except PermanentError as err:
             findings.append(Finding("table", WRONG, str(err)))
         recorded = found.meta or Meta(Schema("sum", None))
-        schema = Schema(monoid or recorded.schema.monoid, granularity or recorded.schema.granularity)
+        schema = recorded.schema if monoid is None else Schema(monoid, recorded.schema.granularity)
+        schema = schema._replace(granularity=granularity or schema.granularity)
         if retention is None and dedup_retention is None:
             wanted = recorded._replace(schema=schema)
         else:
             wanted = purpose(schema, retention, dedup_retention)
-        wanted = _spread(where, found, wanted)
+        wanted = _filled(where, found, wanted)
         if not findings:
             findings += _check_table(where, found, wanted, said=monoid is not None or granularity is not None)
             if found.families is not None and wire.META in found.families:
@@ -244,10 +245,13 @@ def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
     return steps
 
 
-def _spread(where: Settings, found: _Found, meta: Meta) -> Meta:
-    """With as many shards as the URI says, or else as are recorded."""
-    recorded = 1 if found.meta is None else found.meta.shards
-    return meta._replace(shards=where.shards or recorded)
+def _filled(where: Settings, found: _Found, meta: Meta) -> Meta:
+    """With what only the table knows, where it fits: the field, and as many shards as the URI says or are recorded."""
+    if found.meta is None:
+        return meta._replace(shards=where.shards or 1)
+    recorded = found.meta.schema
+    schema = recorded if recorded.accepts(meta.schema) else meta.schema
+    return meta._replace(schema=schema, shards=where.shards or found.meta.shards)
 
 
 def _require(where: Settings, recorded: Meta, wanted: Meta) -> None:
@@ -276,7 +280,7 @@ def _record(where: Settings, meta: Meta) -> None:
             found = await read_meta(connection)
             assert found is not None  # it was just written
             _require(where, found, meta)  # another pipeline may have been the first
-            if found != meta:
+            if found._replace(schema=meta.schema) != meta:
                 await amend_meta(connection, meta)
 
         connection.run(record())

@@ -69,6 +69,14 @@ def only_news(request: Any, version: int) -> Any:
     return request
 
 
+def only_keys(request: Any) -> Any:
+    """Of each row one cell without its value: that it is there."""
+    chain = request.filter.chain.filters
+    chain.add().cells_per_row_limit_filter = 1
+    chain.add().strip_value_transformer = True
+    return request
+
+
 def only_meta(request: Any) -> Any:
     """Of the first row what it says of the table."""
     request.filter.family_name_regex_filter = META
@@ -165,6 +173,10 @@ def clear_column(family: str, qualifier: bytes) -> bytes:
     return _before(b"\x12", len(column)) + column
 
 
+DELETE_ROW = b"\x02\x22\x00"
+"""The mutation that deletes all of a row."""
+
+
 def _before(tag: bytes, n: int) -> bytes:
     """What comes before a mutation of which this field, of ``n`` bytes, is all."""
     field = tag + _varint(n)
@@ -189,6 +201,16 @@ def at_version(version: int) -> bytes:
 def has_family(family: str) -> bytes:
     """The predicate "the row has a cell in this family"."""
     return _field(b"\x32", _field(b"\x2a", family.encode()))
+
+
+def has_column(family: str, qualifier: bytes) -> bytes:
+    """The predicate "the row has a cell in this column"."""
+    return _field(b"\x32", _column(family, qualifier))
+
+
+def _column(family: str, qualifier: bytes) -> bytes:
+    # Not by regular expressions: the emulator compiles those anew for every cell of the row.
+    return _field(b"\x3a", _family(family) + _field(b"\x12", qualifier) + _field(b"\x22", qualifier))
 
 
 def _encoded(n: int) -> bytes:
@@ -219,9 +241,8 @@ def _table(name: str, app_profile: str, app_profile_field: int) -> bytes:
     return _field(b"\x0a", name.encode()) + (_field(profile, app_profile.encode()) if app_profile else b"")
 
 
-# Not by regular expressions: the emulator compiles those anew for every cell of the row.
-_VERSION_COLUMN = _field(b"\x3a", _family(AGG) + _field(b"\x12", VERSION) + _field(b"\x22", VERSION))
-EXISTS = _field(b"\x32", _VERSION_COLUMN)
+_VERSION_COLUMN = _column(AGG, VERSION)
+EXISTS = has_column(AGG, VERSION)
 """The predicate "the row has a version"."""
 NEVER = _field(b"\x32", b"\x90\x01\x01")
 """The predicate that no row meets."""

@@ -1,0 +1,188 @@
+"""From an element to what its fields are looked up in: messages, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Hashable, Mapping
+from functools import cache, partial
+from typing import Any
+
+from murmur_beam.errors import ConfigurationError, InvalidRecord
+
+BOM = "\ufeff"
+"""The byte order mark, which some writers put before a text, and which is no part of it."""
+
+_MESSAGE_MODULES = ("apache_beam.io.gcp.pubsub", "google.cloud.pubsub", "google.pubsub", "murmur_beam.model")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+# The limit of Python's own reader, 128 KB a field, is for lines of unknown length. What is decoded here is in memory.
+csv.field_size_limit(2**31 - 1)
+
+
+def is_message(element: Any) -> bool:
+    """Tell whether an element is a Pub/Sub message: of Beam, of Google's clients, or a `murmur_beam.model.Message`.
+
+    The class decides. A row with the columns ``data`` and ``attributes`` is a record like any other.
+    """
+    return _is_message_class(type(element))  # type: ignore[arg-type]  # mypy takes type[Any] for not hashable
+
+
+@cache
+def _is_message_class(cls: Hashable) -> bool:
+    assert isinstance(cls, type)
+    if getattr(getattr(cls, "DESCRIPTOR", None), "full_name", None) == "google.pubsub.v1.PubsubMessage":
+        return True  # whose module has no name
+    return any(
+        base.__name__ in ("PubsubMessage", "Message") and str(base.__module__).startswith(_MESSAGE_MODULES)
+        for base in cls.__mro__
+    )
+
+
+def payload_of(element: Any) -> Any:
+    """The data of a message, or else the element itself."""
+    return element.data if is_message(element) else element
+
+
+def decode_bytes(element: Any) -> Any:
+    """Bytes and messages as JSON; anything else, text too, is taken as it is. The default.
+
+    A message without data is a record without fields: all it says stands in its attributes.
+
+    Raises:
+        InvalidRecord: as `decode_json`.
+    """
+    if type(element) is dict:
+        return element
+    payload = payload_of(element)
+    if isinstance(payload, bytes):
+        return _parse_json(payload) if payload or payload is element else {}
+    return {} if payload is None and payload is not element else payload
+
+
+def decode_json(element: Any) -> dict[str, Any]:
+    """A JSON object in bytes, text or a message.
+
+    Raises:
+        InvalidRecord: bytes that are not UTF-8, text that is not JSON, JSON that is no object, or an object that
+            names a field twice: readers differ in which of the two they take.
+    """
+    return _parse_json(payload_of(element))
+
+
+def decode_csv(element: Any, delimiter: str = ",") -> dict[str, str]:
+    """A header line and one record of CSV, in bytes, text or a message; all values are text.
+
+    A field whose name stands twice in the header cannot be looked up; the others can.
+
+    Raises:
+        InvalidRecord: bytes that are not UTF-8, quotes that do not match, or another number of fields than the
+            header has.
+    """
+    try:
+        text = _text(payload_of(element))
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter))
+    except csv.Error as err:
+        raise InvalidRecord("payload", f"malformed CSV: {err}") from None
+    if len(lines) != 2:
+        raise InvalidRecord("payload", f"expected a CSV header and one record, got {len(lines)} records in all")
+    header, fields = lines
+    if len(header) != len(fields):
+        raise InvalidRecord("payload", f"the CSV header names {len(header)} fields, the record has {len(fields)}")
+    record = dict(zip(header, fields, strict=True))
+    return record if len(record) == len(header) else _WithRepeatedNames(header, fields)
+
+
+class _WithRepeatedNames(dict[str, str]):
+    """A CSV record without the fields whose names stand twice in the header, which it refuses to guess."""
+
+    def __init__(self, header: list[str], fields: list[str]) -> None:
+        super().__init__((n, f) for n, f in zip(header, fields, strict=True) if header.count(n) == 1)
+        self._header = header
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header
+
+    def __missing__(self, name: str) -> str:
+        if name in self._header:
+            raise InvalidRecord("payload", f"the CSV header names {name!r} {self._header.count(name)} times")
+        raise KeyError(name)
+
+
+DECODERS: Mapping[str, Callable[[Any], Any]] = {"json": decode_json, "csv": decode_csv}
+
+_DELIMITERS = {"tab": "\t", "\\t": "\t"}
+
+
+def decoder_of(decode: str | Callable[[Any], Any] | None, delimiter: str | None) -> Callable[[Any], Any]:
+    """The function that the arguments ``decode`` and ``delimiter`` name.
+
+    Args:
+        decode: "json", "csv", a function of the element, or None for `decode_bytes`.
+        delimiter: between the fields of CSV: one character, or "tab"; None for a comma.
+
+    Raises:
+        ConfigurationError: an unknown name, or a delimiter that CSV cannot have.
+    """
+    if delimiter is not None and decode != "csv":
+        raise ConfigurationError("delimiter", "is for CSV; write decode='csv' (--decode csv) beside it")
+    if decode is None or callable(decode):
+        return decode or decode_bytes
+    if not isinstance(decode, str) or decode not in DECODERS:
+        raise ConfigurationError("decode", f"expected {', '.join(DECODERS)} or a function, got {decode!r:.80}")
+    return DECODERS[decode] if delimiter is None else partial(decode_csv, delimiter=delimiter_of(delimiter))
+
+
+def delimiter_of(text: str) -> str:
+    r"""The one character that a text names: itself, or a tab as ``tab`` or ``\t``.
+
+    Raises:
+        ConfigurationError: it is not one character, or one that CSV needs for something else.
+    """
+    character = _DELIMITERS.get(text, text)
+    if not isinstance(character, str) or len(character) != 1 or character in '"\r\n ' + BOM:
+        raise ConfigurationError(
+            "delimiter", f"expected one character, such as ; or tab, but no quote, blank or line end; got {text!r:.80}"
+        )
+    return character
+
+
+def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) != len(members):
+        names = [name for name, _ in members]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRecord("payload", f"the JSON object names {repeated!r:.80} {names.count(repeated)} times")
+    return found
+
+
+# Made once: `json.loads` with a hook makes a decoder for each call.
+_decode_json = json.JSONDecoder(object_pairs_hook=_without_repeats).decode
+
+
+def _parse_json(payload: Any) -> dict[str, Any]:
+    try:
+        record = _decode_json(_text(payload))
+    except InvalidRecord:
+        raise
+    except ValueError as err:  # not only a JSONDecodeError: an int may have too many digits for Python
+        raise InvalidRecord("payload", f"malformed JSON: {err}") from None
+    except RecursionError:
+        raise InvalidRecord("payload", "malformed JSON: nested too deeply") from None
+    if not isinstance(record, dict):
+        raise InvalidRecord("payload", f"expected a JSON object, got {type(record).__name__}")
+    return record
+
+
+def _text(payload: Any) -> str:
+    """The text of bytes or of itself, without a byte order mark."""
+    if isinstance(payload, str):
+        return payload.removeprefix(BOM)
+    if not isinstance(payload, bytes):
+        raise InvalidRecord("payload", f"expected bytes or text to decode, got {type(payload).__name__}")
+    try:
+        return payload.decode("utf-8").removeprefix(BOM)
+    except UnicodeDecodeError as err:
+        hint = "; it begins with the byte order mark of UTF-16" if payload.startswith(_UTF16_MARKS) else ""
+        raise InvalidRecord("payload", f"not UTF-8: {err.reason} at byte {err.start}{hint}") from None

@@ -1,0 +1,367 @@
+"""Where in a record something is found: names, paths, templates, and what a message says of itself.
+
+    amount                the field of that name of a dict, or the attribute of an object
+    user.country          a field of a field
+    route/{from}-{to}     a template of fields, for keys and event ids; {{ and }} are braces
+    =all                  the text after the equals sign, whatever the record
+    attribute:NAME        an attribute of the message
+    message:id            the message's id, given by Pub/Sub when it was published
+    message:publish_time  when that was
+    field:NAME            the field of just that name, whatever characters it has
+
+A text that is itself the name of a field of the record means that field, so a column ``Sepal.Length`` needs no escape.
+Only of messages ``attribute:`` and ``message:`` never mean a field: a payload cannot take their place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from murmur_beam.decode import is_message
+from murmur_beam.errors import ConfigurationError, InvalidRecord
+from murmur_beam.model import NOT_NUMBERS, plain
+
+Field = str | Callable[[Any], Any]
+"""A function of the decoded record, or a text as above."""
+
+Getter = Callable[[Any, Any], Any]
+"""What a `Field` is compiled to: a function of the decoded record and of the element."""
+
+MESSAGE_ID = "message:id"
+"""Pub/Sub's own id of a message."""
+
+PLAIN, ESCAPED = "plain", "escaped"
+ID_FORMATS = (ESCAPED, PLAIN)
+"""How event ids are put together; `compile_id` says what that means."""
+
+_MISSING = object()
+# What has no fields, only methods and the like.
+_SCALARS = (str, bytes, bytearray, int, float, complex, list, set, frozenset, type(None))
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_PREFIX = re.compile(r"(attribute|message|field):(.*)", re.DOTALL)
+
+
+def compile_field(argument: str, field: Field, source: str | None = None) -> Getter:
+    """Make the function that finds a field.
+
+    Args:
+        argument: as which it was given, for errors.
+        field: a function, or a text as above.
+        source: is put before the id of a message, as SOURCE/ID.
+
+    Raises:
+        ConfigurationError: the text makes no sense, naming ``argument``.
+    """
+    if callable(field):
+        function = field
+        return lambda record, element: function(record)
+    if not isinstance(field, str) or not field:
+        raise ConfigurationError(argument, f"expected a field name, a template or a function, got {field!r:.80}")
+    if field.startswith("="):
+        literal = field[1:]
+        return _or_named(field, lambda record, element: literal)
+    if match := _PREFIX.fullmatch(field):
+        return _prefixed(argument, field, match[1], match[2], source)
+    if "{" in field or "}" in field:
+        return _or_named(field, _template(argument, field, _joined, source))
+    return _path(argument, field)
+
+
+def compile_text(argument: str, field: Field) -> Getter:
+    """Like `compile_field`, but a field that holds a number gives its text: a key may be a numeric id.
+
+    Raises:
+        ConfigurationError: as `compile_field`.
+    """
+    get = compile_field(argument, field)
+    if callable(field):
+        return lambda record, element: plain(get(record, element))
+
+    def text(record: Any, element: Any) -> str:
+        value = get(record, element)
+        return value if type(value) is str else _scalar_text(argument, field, value)
+
+    return text
+
+
+def compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> Getter:
+    """Make the function that finds a record's keys.
+
+    Args:
+        keys: a function that returns them, or several fields that give one key each.
+
+    Raises:
+        ConfigurationError: as `compile_field`.
+    """
+    if isinstance(keys, tuple):
+        getters = [compile_text(argument_of(keys), key) for key in keys]
+        if len(getters) == 1:
+            (get,) = getters
+            return lambda record, element: (get(record, element),)
+        return lambda record, element: [get(record, element) for get in getters]
+    function = keys
+
+    def entities(record: Any, element: Any) -> Iterable[Any]:
+        found = function(record)
+        if isinstance(found, (str, bytes)) or not isinstance(found, Iterable):
+            raise InvalidRecord("keys", f"the function must return a list of keys, got {found!r:.80}; for one use key=")
+        # A generator runs here and not later, so that what it raises is blamed on it.
+        return found if isinstance(found, (list, tuple)) else list(found)
+
+    return entities
+
+
+def argument_of(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> str:
+    """As which argument the user has given them."""
+    return "key" if isinstance(keys, tuple) and len(keys) == 1 else "keys"
+
+
+def compile_id(field: Field, id_format: str, source: str | None) -> Getter:
+    """Make the function that finds an event id.
+
+    In the format "escaped" the parts of a template are kept apart: ``{a}-{b}`` makes ``x%2Dy-z`` of "x-y" and "z", and
+    ``x-y-z`` of "x" and "y-z". In a part that others follow, the character that ends it and ``%`` are written as in a
+    URL, and between two parts without a text between them stands ``%.``. The format "plain" puts them one behind the
+    other, and leaves the source out of a message's id, as 0.1.0 did.
+
+    Args:
+        field: a function, or a text as `compile_field` takes it.
+        id_format: of `ID_FORMATS`.
+        source: where messages come from, such as a topic; their ids are unique within one only.
+
+    Raises:
+        ConfigurationError: as `compile_field`, or an unknown format.
+    """
+    if id_format not in ID_FORMATS:
+        raise ConfigurationError("id_format", f"expected {' or '.join(ID_FORMATS)}, got {id_format!r:.80}")
+    if id_format == PLAIN:
+        return compile_field("event_id", field)
+    if isinstance(field, str) and not field.startswith("=") and not _PREFIX.fullmatch(field) and "{" in field:
+        return _or_named(field, _template("event_id", field, _kept_apart, source))
+    return compile_field("event_id", field, source)
+
+
+# ---- names and paths ----
+
+
+def _lookup(value: Any, name: str) -> Any:
+    """A member of a mapping or object, or _MISSING. Methods are no members."""
+    if isinstance(value, Mapping):
+        # Not get(): a defaultdict would make the member up, and others explain why they have none.
+        return value[name] if name in value else _MISSING  # noqa: SIM401
+    if isinstance(value, _SCALARS) or (name.startswith("__") and name.endswith("__")):
+        return _MISSING
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", ())
+        if name in fields:
+            return getattr(value, name)
+        if not isinstance(getattr(type(value), name, None), property):
+            return _MISSING
+    found = getattr(value, name, _MISSING)
+    return _MISSING if callable(found) else found
+
+
+def _member(argument: str, name: str, value: Any) -> Any:
+    found = _lookup(value, name)
+    if found is not _MISSING:
+        return found
+    if isinstance(value, Mapping):
+        there = f"there are {', '.join(map(str, value))}" if value else "there are none"
+        raise InvalidRecord(argument, f"field {name!r} is missing; {there:.200}")
+    hint = "; text is only parsed with decode='json' or 'csv'" if isinstance(value, str) else ""
+    raise InvalidRecord(argument, f"field {name!r} is missing in a {type(value).__name__}{hint}")
+
+
+def _or_named(name: str, get: Getter) -> Getter:
+    """The field of just that name where the record has one, or else what ``get`` finds."""
+
+    def find(record: Any, element: Any) -> Any:
+        if type(record) is dict:
+            return record[name] if name in record else get(record, element)
+        found = _lookup(record, name)
+        return get(record, element) if found is _MISSING else found
+
+    return find
+
+
+def _path(argument: str, path: str) -> Getter:
+    first, *others = path.split(".")
+
+    def get_first(record: Any, element: Any) -> Any:
+        if type(record) is dict and first in record:
+            return record[first]
+        return _member(argument, first, record)
+
+    if not others:
+        return get_first
+    if not all((first, *others)):
+        raise ConfigurationError(
+            argument,
+            f"{path!r} has a dot too many: a path is names with single dots between; for a field of just that name "
+            f"write field:{path}",
+        )
+
+    def get(record: Any, element: Any) -> Any:
+        value = get_first(record, element)
+        for other in others:
+            value = _member(argument, other, value)
+        return value
+
+    return _or_named(path, get)
+
+
+# ---- prefixes ----
+
+
+def _prefixed(argument: str, field: str, kind: str, name: str, source: str | None) -> Getter:
+    if kind == "field":
+        if not name:
+            raise ConfigurationError(argument, f"{field!r}: write field:NAME")
+        return lambda record, element: _member(argument, name, record)
+    if kind == "attribute":
+        if not name:
+            raise ConfigurationError(argument, f"{field!r}: write attribute:NAME")
+        get: Getter = lambda record, element: _attribute(argument, name, element)  # noqa: E731
+    elif name == "id":
+        get = _message_id(argument, source)
+    elif name == "publish_time":
+        get = lambda record, element: _of_message(argument, name, element)  # noqa: E731
+    else:
+        raise ConfigurationError(argument, f"{field!r}: write message:id or message:publish_time")
+    named = _or_named(field, get)
+    return lambda record, element: get(record, element) if is_message(element) else named(record, element)
+
+
+def _attribute(argument: str, name: str, element: Any) -> Any:
+    attributes = element.attributes if is_message(element) else None
+    if attributes is None:
+        raise InvalidRecord(argument, f"attribute {name!r}: a {type(element).__name__} has no attributes")
+    if name not in attributes:
+        raise InvalidRecord(
+            argument, f"attribute {name!r} is missing; there are {', '.join(attributes) or 'none':.200}"
+        )
+    return attributes[name]
+
+
+def _message_id(argument: str, source: str | None) -> Getter:
+    def get(record: Any, element: Any) -> Any:
+        found = _of_message(argument, "message_id", element)
+        return found if source is None else f"{source}/{found}"
+
+    return get
+
+
+def _of_message(argument: str, name: str, element: Any) -> Any:
+    found = getattr(element, name, None) if is_message(element) else None
+    if found is None or found == "":
+        raise InvalidRecord(argument, f"field {name!r} is missing in a {type(element).__name__}")
+    return found
+
+
+# ---- templates ----
+
+Part = tuple[str, str, Getter | None]
+"""The text before a field, the field's name and its getter; a last one without a field."""
+
+_Join = Callable[[list[Part]], Callable[[list[str]], str]]
+"""Makes, from the parts of a template, the function that puts the texts of its fields between them."""
+
+
+def _template(argument: str, template: str, join: _Join, source: str | None) -> Getter:
+    parts = _parts(argument, template, source)
+    fill = join(parts)
+
+    def get(record: Any, element: Any) -> str:
+        texts = []
+        for _, name, find in parts:
+            if find is not None:
+                text = _scalar_text(argument, name, find(record, element))
+                if not text:
+                    # Events that lack the same field would pass for one event, or for one key.
+                    raise InvalidRecord(argument, f"field {name!r} is empty")
+                texts.append(text)
+        return fill(texts)
+
+    return get
+
+
+def _parts(argument: str, template: str, source: str | None) -> list[Part]:
+    parts: list[Part] = []
+    literal = ""
+    end = 0
+    for token in _TOKEN.finditer(template):
+        literal += template[end : token.start()]
+        end = token.end()
+        if token[0] in ("{{", "}}"):
+            literal += token[0][0]
+        elif token[1] is None:
+            raise ConfigurationError(
+                argument, f"template {template!r}: a single {token[0]!r}; write it twice if it is no brace of a field"
+            )
+        elif not token[1] or (re.search(r"[:!]", token[1]) and not _PREFIX.fullmatch(token[1])):
+            raise ConfigurationError(
+                argument,
+                f"template {template!r}: each pair of braces takes the name of a field, and nothing else; a name with "
+                "a colon or exclamation mark in it is written {field:NAME}",
+            )
+        else:
+            parts.append((literal, token[1], compile_field(argument, token[1], source)))
+            literal = ""
+    return [*parts, (literal + template[end:], "", None)]
+
+
+def _joined(parts: list[Part]) -> Callable[[list[str]], str]:
+    """Put the parts one behind the other."""
+    literals = [literal for literal, _, _ in parts]
+
+    def fill(texts: list[str]) -> str:
+        return "".join([piece for pair in zip(literals, [*texts, ""], strict=True) for piece in pair])
+
+    return fill
+
+
+def _kept_apart(parts: list[Part]) -> Callable[[list[str]], str]:
+    """Put the parts together so that other parts never make the same text.
+
+    Of each part but the last, what is read from left to right ends at the first character of the text behind it.
+    """
+    literals = [parts[0][0]]
+    tables: list[dict[int, str]] = []
+    for literal, _, _ in parts[1:-1]:
+        # Where the text behind begins with the escape itself, another one is taken.
+        escape = "~" if literal.startswith("%") else "%"
+        tables.append({ord(c): _escaped(c, escape) for c in (escape, *literal[:1])})
+        literals.append(literal or f"{escape}.")
+    tables.append({})
+    literals.append(parts[-1][0])
+    special = [{chr(code) for code in table} for table in tables]
+
+    def fill(texts: list[str]) -> str:
+        pieces = [literals[0]]
+        for text, table, characters, literal in zip(texts, tables, special, literals[1:], strict=True):
+            pieces.append(text if characters.isdisjoint(text) else text.translate(table))
+            pieces.append(literal)
+        return "".join(pieces)
+
+    return fill
+
+
+def _escaped(character: str, escape: str) -> str:
+    return "".join(f"{escape}{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def _scalar_text(argument: str, field: Any, value: Any) -> str:
+    value = plain(value)
+    if isinstance(value, str):
+        if argument == "event_id" and value in NOT_NUMBERS:
+            raise InvalidRecord(argument, f"field {field!r} is {value!r}, which says that there is none")
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRecord(argument, f"field {field!r} is {value}, which is no number to tell others from")
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    raise InvalidRecord(argument, f"field {field!r} must be text or a number, got {value!r:.80}")

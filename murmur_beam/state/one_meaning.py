@@ -1,0 +1,30 @@
+"""Two steps of one pipeline that write to one table must mean the same; a table that nobody has written to yet cannot
+tell."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from murmur_beam.state.base import Schema, StoreSpec
+
+_meanings: WeakKeyDictionary[Any, dict[Any, Schema]] = WeakKeyDictionary()
+
+
+def require_one_meaning(pipeline: Any, spec: StoreSpec, schema: Schema) -> None:
+    """Note what a step of a pipeline writes to a table.
+
+    Args:
+        pipeline: any object that lives as long as the steps may meet.
+        spec: the table; specs with the same ``place``, or equal ones, are of the same table.
+        schema: what is written.
+
+    Raises:
+        SchemaMismatch: another step of the pipeline writes something else there.
+    """
+    meanings = _meanings.setdefault(pipeline, {})
+    place = getattr(spec, "place", spec)
+    known = meanings.setdefault(place, schema)
+    known.require(schema, f"in another step of this pipeline, {spec}")
+    if known.names(schema):
+        meanings[place] = known._replace(field=schema.field)

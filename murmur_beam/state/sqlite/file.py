@@ -1,0 +1,181 @@
+"""The file under an open database: what may happen to it behind SQLite's back, and how it is noticed.
+
+SQLite goes on reading and writing a file that was removed, and trusts its cache where somebody has overwritten what is
+on the disk. So the file is looked at before each flush, and once more after its commit, before anything is reported as
+merged. Looking means asking the system for its name: to open and close a file that SQLite has open drops its locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import NamedTuple
+
+from murmur_beam.errors import StoreUnavailable, TransientError
+
+LOCK_TIMEOUT_S = 30.0
+"""How long one flush waits for another process's flush before it counts as a failed try."""
+
+_PARTS = ("", "-wal", "-shm")
+_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+# The content is read through at most so often that this takes a hundredth of the time.
+_REST_AFTER_CHECK = 100
+_HINTS = {
+    "locked": f"another process has kept it locked for {LOCK_TIMEOUT_S:g} s",
+    "full": "free some space on its disk",
+    "disk I/O": "its disk may be full, or gone",
+    "readonly": "it, or its folder, may not be written to",
+    "unable to open": "check that the folder exists and may be written to",
+    "no such": "something has dropped it; restore the file from a backup",
+    "malformed": "the file is damaged; restore it from a backup",
+    "not a database": "name another file, or restore this one from a backup",
+}
+_LASTING = ("readonly", "unable to open", "no such")
+
+
+class _Shape(NamedTuple):
+    """What changes when somebody writes to the file or its log."""
+
+    size: int
+    modified_ns: int
+    wal_size: int
+
+
+def make(path: str) -> None:
+    """Make the file unless it is there, for its owner alone: it holds what was counted, and by whom.
+
+    Raises:
+        StoreUnavailable: it cannot be made.
+        TransientError: not now.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except (OSError, ValueError) as err:
+        message = f"sqlite {path}: {getattr(err, 'strerror', None) or err}"
+        if isinstance(err, OSError) and err.errno in _MAY_PASS:
+            raise TransientError(message) from err
+        raise StoreUnavailable(f"{message}; {_HINTS['unable to open']}") from err
+
+
+class OpenFile:
+    """An open database's files, as they were when it was opened, or last written to by us.
+
+    Args:
+        path: of the database, which exists.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._known: dict[str, tuple[int, int]] = {}
+        self._shape = _Shape(0, 0, 0)
+        self._data_version = 0
+        self._next_check_s = 0.0
+        self.require_there()
+
+    def require_there(self) -> None:
+        """Check that the files are those that were opened.
+
+        Raises:
+            StoreUnavailable: one was removed, moved or replaced.
+        """
+        for part in _PARTS:
+            known = self._known.get(part)
+            try:
+                found = os.stat(self.path + part)
+            except FileNotFoundError:
+                if known is not None or not part:
+                    raise StoreUnavailable(self._gone(part)) from None
+                continue
+            except OSError as err:
+                raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
+            if known is None:  # SQLite makes the others when it needs them
+                self._known[part] = found.st_dev, found.st_ino
+            elif known != (found.st_dev, found.st_ino):
+                raise StoreUnavailable(
+                    f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is "
+                    "not in it. Stop all that write to it, make sure that this is the file you want, and start again"
+                )
+
+    def require_whole(self, db: sqlite3.Connection) -> None:
+        """Check that nobody but SQLite has written to the files, as far as that shows, and that they can be read.
+
+        Args:
+            db: the open database, in no transaction.
+
+        Raises:
+            StoreUnavailable: they cannot.
+        """
+        shape = self._look()
+        if shape == self._shape:
+            return
+        shrunk = shape.size < self._shape.size or shape.wal_size < self._shape.wal_size
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        # Where other connections have committed, one of them has written to the file as well.
+        touched = version == self._data_version and shape[:2] != self._shape[:2]
+        self._data_version = version
+        if shrunk or (touched and time.monotonic() >= self._next_check_s):
+            self._check_content()
+        self._shape = shape
+
+    def note(self) -> None:
+        """Keep in mind what the files look like after a write of ours."""
+        self._shape = self._look()
+
+    def _look(self) -> _Shape:
+        try:
+            main = os.stat(self.path)
+        except OSError:
+            raise StoreUnavailable(self._gone("")) from None
+        try:
+            wal_size = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            wal_size = 0
+        return _Shape(main.st_size, main.st_mtime_ns, wal_size)
+
+    def _check_content(self) -> None:
+        """Read all of the file, as somebody does who has none of it in a cache."""
+        started_s = time.monotonic()
+        problem = ""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as db:
+                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    problem = " ".join(found.split())
+                elif not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'murmur_schema'").fetchone():
+                    problem = "its tables are gone"
+        except sqlite3.Error as err:
+            problem = str(err)
+        if problem:
+            raise StoreUnavailable(
+                f"sqlite {self.path}: was cut short or overwritten while it was open ({problem}). Stop all that write "
+                "to it, restore it from a backup, and start again"
+            )
+        took_s = time.monotonic() - started_s
+        self._next_check_s = time.monotonic() + _REST_AFTER_CHECK * took_s
+
+    def _gone(self, part: str) -> str:
+        lost = "" if not part else "; what it held may be lost"
+        return (
+            f"sqlite {self.path}{part}: was removed or moved while it was open{lost}. Stop all that write to it, "
+            "put it back with its -wal and -shm files, or restore a backup, and start again"
+        )
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """SQLite's errors as ours: a lock or a full disk may pass, a file that is no database will not."""
+    try:
+        yield
+    except sqlite3.Error as err:
+        text = str(err)
+        hint = next((f"; {hint}" for words, hint in _HINTS.items() if words in text), "")
+        message = f"sqlite {path}: {text}{hint}"
+        if isinstance(err, sqlite3.OperationalError) and not any(words in text for words in _LASTING):
+            raise TransientError(message) from err
+        raise StoreUnavailable(message) from err

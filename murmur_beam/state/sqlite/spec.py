@@ -1,0 +1,96 @@
+"""What a pipeline carries, and a worker opens."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from murmur_beam.clock import Clock
+from murmur_beam.errors import ConfigurationError, StoreUnavailable
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import Schema
+from murmur_beam.state.sqlite import file, records
+from murmur_beam.state.sqlite.store import SqliteStore
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class SqliteSpec:
+    """One table of a SQLite file.
+
+    Args:
+        path: the file. A relative one is taken from the folder in which the spec is made, not where it is opened.
+        table: letters, digits and underscores, not starting with a digit; upper and lower case are the same.
+        dedup_retention: for how long a redelivered event is recognised in rows that never expire; None: for ever.
+            The rows of a window with a retention keep their markers as long as they take events.
+        clock: what decides about expiry.
+
+    Raises:
+        ConfigurationError: an argument that cannot be used.
+    """
+
+    path: str
+    table: str = field(default="murmur", compare=False)
+    dedup_retention: timedelta | None = None
+    clock: Clock = field(default_factory=Clock, compare=False)
+    _name: str = field(init=False, repr=False, default="")
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigurationError(
+                "store", "sqlite needs a file; write sqlite:///counts.db or sqlite:////data/counts.db"
+            )
+        if ":memory:" in self.path:
+            raise ConfigurationError(
+                "store", f"{self.path!r} would end with the program; name a file (in a test, write memory://NAME)"
+            )
+        name = self.table.lower()
+        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+            raise ConfigurationError("store", f"table {self.table!r}: use letters, digits and underscores")
+        if name.startswith(("sqlite_", "murmur_")) or name.endswith(("_seen", "_expires", "_at")):
+            raise ConfigurationError("store", f"table {self.table!r}: such names are taken; choose another")
+        if self.dedup_retention is not None and self.dedup_retention <= timedelta(0):
+            raise ConfigurationError("store", f"dedup_retention must be positive, got {self.dedup_retention}")
+        object.__setattr__(self, "path", str(Path(self.path).absolute()))
+        object.__setattr__(self, "_name", name)
+
+    def __str__(self) -> str:
+        return f"sqlite:///{self.path}?table={self.table}"
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The same for all specs of one table."""
+        return "sqlite", os.path.realpath(self.path), self._name
+
+    def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> SqliteStore[V]:
+        """See `StoreSpec.open`."""
+        return SqliteStore(
+            self.path,
+            monoid,
+            table=self.table,
+            granularity=granularity,
+            dedup_retention=self.dedup_retention,
+            clock=self.clock,
+        )
+
+    def recorded_schema(self) -> Schema | None:
+        """See `StoreSpec.recorded_schema`; creates no file."""
+        try:
+            exists = Path(self.path).is_file()
+        except OSError as err:
+            raise StoreUnavailable(f"sqlite {self.path}: {err}") from err
+        if not exists:
+            raise StoreUnavailable(f"sqlite {self.path}: no such file; check the path, or write to it first")
+        with (
+            file.translated(self.path),
+            closing(sqlite3.connect(self.path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None)) as db,
+        ):
+            recorded = records.read(db, self.table, self.path)
+        return None if recorded is None else recorded.schema

@@ -1,0 +1,319 @@
+"""The store: a table, opened. `SqliteStore.merge_updates` is one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, Generic, TypeVar
+
+from murmur_beam.clock import Clock, SteadyClock
+from murmur_beam.errors import MurmurError
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.state.base import GRACE_S, Result, Schema, fingerprint, fold_row, later, only, rows, unreadable
+from murmur_beam.state.sqlite import file, records
+
+V = TypeVar("V")
+
+_COLLECT_EVERY_S = 60.0
+_COLLECT_ROWS = 1_000
+_COLLECT_MARKERS = 20_000
+_PAGE = 1_000
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
+
+
+class SqliteStore(Generic[V]):
+    """One connection to one table of a SQLite file.
+
+    Args:
+        path: the file; created if it is missing, for its owner alone, but not its folder.
+        monoid: how to fold.
+        table: which aggregates of the file; letters, digits and underscores.
+        granularity: bucket length, recorded with the first write.
+        dedup_retention: how long markers of rows that never expire are kept; None: for ever.
+        clock: what decides about expiry.
+
+    Raises:
+        StoreUnavailable: the file cannot be opened or is no SQLite database.
+        SchemaMismatch: the table was made for another monoid, field or granularity.
+        TransientError: another process holds the file for too long.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        monoid: Monoid[V],
+        *,
+        table: str = "murmur",
+        granularity: timedelta | None = None,
+        dedup_retention: timedelta | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.monoid = monoid
+        self._path = path
+        self._table = table
+        # Quoted: a table may be called "order".
+        self._rows, self._seen = f'"{table}"', f'"{table}_seen"'
+        self._dedup_retention = dedup_retention
+        self._clock = clock or Clock()
+        self._steady: SteadyClock | None = None
+        self._next_collect_s = 0.0
+        self._schema = Schema.of(monoid, granularity)
+        self._retention: timedelta | None = None
+        self._is_recorded = False
+        self._lock = threading.Lock()
+        if monoid.native == "sum":
+            self._to_column: Callable[[V], Any] = lambda value: value
+            self._from_column: Callable[[Any], V] = lambda column: column
+        else:
+            self._to_column, self._from_column = monoid.encode, monoid.decode
+        file.make(path)
+        self._file = file.OpenFile(path)
+        with file.translated(path):
+            self._db = sqlite3.connect(path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            with file.translated(path):
+                # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
+                self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
+                self._create()
+            self._file.require_there()
+            self._file.note()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def get(self, key: Key) -> V | None:
+        """See `Store.get`."""
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+        """See `Store.get_many`."""
+        query = (
+            f"SELECT value FROM {self._rows} WHERE entity = ? AND bucket = ? AND (expires_at IS NULL OR expires_at > ?)"
+        )
+        now = self._clock.now()
+        with self._reading():
+            found = [self._db.execute(query, (*key, now)).fetchone() for key in keys]
+        return [None if row is None else self._from_column(row[0]) for row in found]
+
+    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
+        """See `Store.merge_update`."""
+        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        """See `Store.merge_updates`; one transaction, so a failure of the file is the result of every update."""
+        results: list[Result] = [Outcome.MERGED] * len(updates)
+        fingerprints = {u.event_id: fingerprint(u.event_id) for u in updates if u.event_id is not None}
+        try:
+            with self._lock, file.translated(self._path), self._flush():
+                self._record()
+                for key, positions in rows(updates).items():
+                    row_updates = [updates[i] for i in positions]
+                    for i, result in zip(positions, self._merge_row(key, row_updates, fingerprints), strict=True):
+                        results[i] = result
+                self._collect()
+            self._is_recorded = True
+        except MurmurError as err:
+            return [err] * len(updates)
+        return results
+
+    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+        """See `Store.scan`; read page by page, so that a long scan blocks nobody."""
+        query = (
+            f"SELECT entity, bucket, value FROM {self._rows} WHERE (entity, bucket) > (?, ?)"
+            " AND bucket BETWEEN ? AND ? AND (expires_at IS NULL OR expires_at > ?)"
+            f" ORDER BY entity, bucket LIMIT {_PAGE}"
+        )
+        low, high = _LEAST if first is None else first, _GREATEST if last is None else last
+        after = (prefix, _LEAST)
+        while True:
+            with self._reading():
+                page = self._db.execute(query, (*after, low, high, self._clock.now())).fetchall()
+            for entity, bucket, column in page:
+                if not entity.startswith(prefix):
+                    return
+                yield Key(entity, bucket), self._from_column(column)
+            if len(page) < _PAGE:
+                return
+            after = page[-1][:2]
+
+    def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
+        """See `Store.delete`; what is deleted is overwritten in the file as well."""
+        that_one = "" if prefix else " AND entity = :entity"
+        query = (
+            f"SELECT entity, bucket, id FROM {self._rows} WHERE (entity, bucket) > (:entity_after, :bucket_after)"
+            f" AND bucket BETWEEN :low AND :high{that_one} ORDER BY entity, bucket LIMIT {_PAGE}"
+        )
+        wanted: dict[str, Any] = {
+            "entity": entity,
+            "entity_after": entity,
+            "bucket_after": _LEAST,
+            "low": _LEAST if first is None else first,
+            "high": _GREATEST if last is None else last,
+        }
+        deleted = 0
+        while True:
+            with self._lock, file.translated(self._path), self._flush():
+                self._record()
+                page = self._db.execute(query, wanted).fetchall()
+                found = [(row,) for name, _, row in page if (name.startswith(entity) if prefix else name == entity)]
+                self._db.execute("PRAGMA secure_delete=ON")
+                self._db.executemany(f"DELETE FROM {self._rows} WHERE id = ?", found)
+            self._is_recorded = True
+            deleted += len(found)
+            if len(found) < _PAGE:
+                break
+            wanted["entity_after"], wanted["bucket_after"], _ = page[-1]
+        with self._lock, file.translated(self._path):
+            # Or else it would stay in the log for a while; if somebody reads there now, it does.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._file.note()
+        return deleted
+
+    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
+        """See `Store`."""
+        if retention is None:
+            return self._retention
+        if self._retention is None:
+            self._retention, self._is_recorded = retention, False
+        return retention
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, file.translated(self._path):
+            self._file.require_there()
+            yield
+
+    def _create(self) -> None:
+        # First without the write lock, so that a reader does not wait for a writer's flush.
+        if self._read_record() is None:
+            with self._transaction():
+                records.create(self._db, self._table)
+
+    def _read_record(self) -> records.Recorded | None:
+        """What is recorded of the table, which must be what this store was opened for."""
+        recorded = records.read(self._db, self._table, self._path)
+        if recorded is not None:
+            recorded.schema.require(
+                self._schema,
+                f"table {self._table!r} of {self._path}",
+                f"sqlite:///{self._path}?table=NAME",
+            )
+            self._retention = recorded.retention or self._retention
+        return recorded
+
+    def _record(self) -> None:
+        """With the first write, not when it is opened: a pipeline that fails to start must not decide for the next."""
+        if self._is_recorded:
+            return
+        records.upgrade(self._db, self._table)
+        recorded = self._read_record()
+        if recorded is None:
+            records.record(self._db, self._table, self._schema, self._retention)
+        else:
+            field = self._schema.field if recorded.schema.names(self._schema) else None
+            retention = self._retention if recorded.retention is None else None
+            records.amend(self._db, self._table, field=field, retention=retention)
+        if self._steady is None:
+            seen_at = None if recorded is None else recorded.seen_at
+            self._steady = SteadyClock(self._clock, seen_at)
+            if seen_at is None:
+                self._collected()
+
+    def _merge_row(self, key: Key, updates: Sequence[Update], fingerprints: dict[str, bytes]) -> list[Result]:
+        execute = self._db.execute
+        found = execute(
+            f"SELECT id, value, expires_at FROM {self._rows} WHERE entity = ? AND bucket = ?", key
+        ).fetchone()
+        current: V | None = None
+        if found is None:
+            row = execute(f"INSERT INTO {self._rows} (entity, bucket) VALUES (?, ?)", key).lastrowid
+            # SQLite gives the ids of deleted rows out again, and 0.1.0 left the markers of those behind.
+            execute(f"DELETE FROM {self._seen} WHERE row = ?", (row,))
+        else:
+            row = found[0]
+            try:
+                current = self._from_column(found[1])
+            except Exception as err:
+                return [unreadable(self.monoid, key, err)] * len(updates)
+        now = self._clock.now()
+        ttl = updates[-1].ttl
+        # Markers of a row that will expire go with it; only those of a row for ever need an age of their own.
+        at = int(now) if ttl is None and self._dedup_retention is not None else None
+
+        def claim(event_id: str) -> bool:
+            marker = (row, fingerprints[event_id], at)
+            return execute(f"INSERT OR IGNORE INTO {self._seen} VALUES (?, ?, ?)", marker).rowcount == 1
+
+        def unclaim(event_id: str) -> None:
+            execute(f"DELETE FROM {self._seen} WHERE row = ? AND event = ?", (row, fingerprints[event_id]))
+
+        column, results = fold_row(self.monoid, current, updates, claim, unclaim, self._to_column)
+        if Outcome.MERGED in results:
+            expires_at = None if ttl is None else now + ttl.total_seconds()
+            if found is not None:
+                expires_at = later(expires_at, found[2])
+            execute(f"UPDATE {self._rows} SET value = ?, expires_at = ? WHERE id = ?", (column, expires_at, row))
+        elif found is None:
+            execute(f"DELETE FROM {self._rows} WHERE id = ?", (row,))
+        return results
+
+    def _collect(self) -> None:
+        """Delete some of what has expired; the rest follows with the next flushes, so that none takes long."""
+        if self._steady is None or self._clock.monotonic() < self._next_collect_s:
+            return
+        # What is deleted is gone: so not by a clock that may have jumped ahead.
+        now = self._steady.now()
+        execute = self._db.execute
+        expired = execute(
+            f"DELETE FROM {self._rows} WHERE id IN"
+            f" (SELECT id FROM {self._rows} WHERE expires_at <= ? LIMIT {_COLLECT_ROWS})",
+            (now - GRACE_S,),
+        ).rowcount
+        forgotten = 0
+        if self._dedup_retention is not None:
+            forgotten = execute(
+                f"DELETE FROM {self._seen} WHERE (row, event) IN"
+                f" (SELECT row, event FROM {self._seen} WHERE at < ? LIMIT {_COLLECT_MARKERS})",
+                (int(now - self._dedup_retention.total_seconds()),),
+            ).rowcount
+        if expired < _COLLECT_ROWS and forgotten < _COLLECT_MARKERS:
+            self._collected()
+
+    def _collected(self) -> None:
+        self._next_collect_s = self._clock.monotonic() + _COLLECT_EVERY_S
+        records.amend(self._db, self._table, seen_at=self._clock.now())
+
+    @contextmanager
+    def _flush(self) -> Iterator[None]:
+        """A transaction on files that are those that were opened, before and after it."""
+        self._file.require_there()
+        try:
+            self._file.require_whole(self._db)
+            with self._transaction():
+                yield
+        except sqlite3.Error:
+            self._file.require_there()  # if they are not, that is why
+            raise
+        self._file.require_there()
+        self._file.note()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # IMMEDIATE: take the write lock before reading, so that nobody writes between our read and our write.
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise

@@ -1,0 +1,353 @@
+"""Files to read: which there are, by name or by pattern, and their bytes, all of them or an error.
+
+A name that exists is that file, whatever characters it holds; only other names are patterns, and are matched once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import re
+import select
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, BinaryIO
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from murmur_beam.errors import ConfigurationError, MurmurError
+from pipelines.compressed import Damaged, inflate, kind_of, split_name
+from pipelines.console import shown
+from pipelines.quiet_beam import beam  # noqa: F401 - before anything else that imports it
+
+_BUFFER_BYTES = 1 << 18
+_WRITER_S = 10.0
+"""So long may it take until somebody writes to a pipe."""
+_SILENCE_S = 3600.0
+"""So long may a pipe's writer say nothing."""
+_UTF16 = re.compile(rb"\xff\xfe.\0|\xfe\xff\0|\xff\xfe\0\0|\0\0\xfe\xff", re.DOTALL)
+_WILD = re.compile(r"\*\*/?|\*|\?|\[!?\]?[^\]]*\]")
+
+
+def is_remote(path: str) -> bool:
+    """Is it a name for one of Beam's file systems, such as ``gs://bucket/name``? Local ones from `matching` are not."""
+    return "://" in path and not os.path.isabs(path)
+
+
+def matching(patterns: Sequence[str], flag: str = "--input") -> list[str]:
+    """The files that there are, each once, however it is spelt; local ones with their whole path.
+
+    Args:
+        patterns: names and patterns: ``*``, ``?`` and ``[...]`` stay in their folder, ``**`` does not.
+        flag: that they were given with.
+
+    Raises:
+        ConfigurationError: one that names nothing, or something that cannot be read.
+    """
+    found: dict[object, str] = {}
+    for pattern in patterns:
+        for path, identity in _found_by(pattern, flag):
+            found.setdefault(identity, path)
+    return list(found.values())
+
+
+def _found_by(pattern: str, flag: str) -> Iterator[tuple[str, object]]:
+    """Each path, and what it is known by."""
+    try:
+        names = _named(pattern)
+        for path in names:
+            yield path, path if is_remote(path) else _identity(path)
+    except (OSError, ValueError) as err:
+        path = shown(getattr(err, "filename", None) or pattern)
+        raise ConfigurationError(flag, f"{path} cannot be read: {reason(err)}") from err
+    if not names:
+        raise ConfigurationError(flag, f"no file matches '{shown(pattern)}'")
+
+
+def reason(err: Exception) -> str:
+    """What an error says, without the number and the name."""
+    return getattr(err, "strerror", None) or " ".join(str(err).split()) or type(err).__name__
+
+
+def _named(pattern: str) -> list[str]:
+    where = os.path.join(os.getcwd(), pattern)
+    try:
+        os.lstat(where)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        if not _WILD.search(pattern):
+            raise
+    else:
+        return [where]
+    if is_remote(pattern):
+        return _remote(pattern)
+    if not _WILD.search(pattern):
+        return []
+    return sorted(_expanded("/", where.split("/")[1:]))
+
+
+def _remote(pattern: str) -> list[str]:
+    try:
+        return [file.path for file in FileSystems.match([pattern])[0].metadata_list]
+    except Exception as err:  # each file system has errors of its own, with tracebacks in their texts
+        raise ValueError(str(err).strip().splitlines()[-1]) from err
+
+
+def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
+    """All that a pattern matches and that is no folder.
+
+    Args:
+        folder: where it begins.
+        parts: of the pattern, between the slashes.
+
+    Raises:
+        OSError: a folder on the way cannot be listed; what it holds would be missed.
+    """
+    part, rest = parts[0], parts[1:]
+    if "**" in part:
+        whole = _regex("/".join(parts))
+        yield from (path for path in _below(folder, set()) if whole.fullmatch(os.path.relpath(path, folder)))
+    elif not _WILD.search(part):
+        path = os.path.join(folder, part)
+        if rest and os.path.isdir(path):
+            yield from _expanded(path, rest)
+        elif not rest and os.path.lexists(path) and not os.path.isdir(path):
+            yield path
+    else:
+        regex = _regex(part)
+        for entry in _listed(folder):
+            if regex.fullmatch(entry.name):
+                if rest and entry.is_dir():
+                    yield from _expanded(entry.path, rest)
+                elif not rest and not entry.is_dir():
+                    yield entry.path
+
+
+def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """All files below a folder, through links too, but no folder twice."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in _listed(folder):
+        if entry.is_dir():
+            yield from _below(entry.path, seen)
+        else:
+            yield entry.path
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    """As Beam translates a pattern, but that ``**/`` may also stand for no folder at all."""
+    translated, at = "", 0
+    for wild in _WILD.finditer(pattern):
+        token = wild.group()
+        translated += re.escape(pattern[at : wild.start()])
+        at = wild.end()
+        if token[0] == "[":
+            inner = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+            negated = "^" if inner.startswith("!") else "\\" if inner.startswith("^") else ""
+            translated += f"[{negated}{inner.removeprefix('!')}]"
+        else:
+            translated += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}[token]
+    try:
+        return re.compile(translated + re.escape(pattern[at:]), re.DOTALL)
+    except re.error as err:
+        raise ValueError(f"it is no pattern: {err}") from None
+
+
+def _identity(path: str) -> object:
+    """What a file is known by under all its names.
+
+    Raises:
+        OSError: it is nothing that can be read to an end.
+    """
+    status = os.stat(path)
+    problem = _problem(status)
+    if problem is None and not os.access(path, os.R_OK):
+        problem = os.strerror(errno.EACCES)
+    if problem is not None:
+        raise OSError(errno.EINVAL, problem, path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+
+
+def _problem(status: os.stat_result) -> str | None:
+    """Why something is not read; None if it is a file, a pipe, or the device that is always empty."""
+    if stat.S_ISDIR(status.st_mode):
+        return "it is a folder; write FOLDER/* for the files in it"
+    if stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode):
+        return None
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
+        return None
+    return "it is neither a file nor a pipe"
+
+
+def check_encoding(encoding: str, flag: str = "--encoding") -> None:
+    """Check that there is such an encoding of text.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        if isinstance("".encode(encoding), bytes):
+            return
+    except (LookupError, ValueError):
+        pass
+    raise ConfigurationError(flag, f"there is no encoding {encoding!r}; write utf-8, latin-1, cp1252, utf-16 or such")
+
+
+@contextmanager
+def opened(path: str, encoding: str = "utf-8") -> Iterator[BinaryIO]:
+    """The content of a file in UTF-8, decompressed as its name says; for as long as the block lasts.
+
+    Bytes that the encoding has no character for stay as they are, which no UTF-8 has: they spoil their own record.
+
+    Args:
+        path: from `matching`.
+        encoding: of the file.
+
+    Raises:
+        MurmurError: it cannot be read to its end, or is not what its name says. In the block as well.
+    """
+    try:
+        source = _raw(path)
+        with closing(inflate(source, split_name(path)[1])) as content:
+            _check_start(content, encoding)
+            if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+                content = io.BufferedReader(_Transcoded(content, encoding), _BUFFER_BYTES)
+            yield content
+            if isinstance(source, _Regular):
+                source.check_end()
+    except (Damaged, OSError, EOFError, UnicodeError) as err:
+        raise MurmurError(f"{shown(path)}: cannot be read to its end: {reason(err)}") from err
+
+
+def _raw(path: str) -> BinaryIO:
+    """A file's own bytes."""
+    if is_remote(path):
+        try:
+            remote = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        except Exception as err:  # each file system has errors of its own
+            raise Damaged(f"{type(err).__name__}: {reason(err)}") from err
+        return io.BufferedReader(_Remote(remote), _BUFFER_BYTES)
+    # Without this flag a pipe that nobody writes to would be waited for.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(file)
+    problem = _problem(status)
+    if problem is not None:
+        os.close(file)
+        raise Damaged(problem)
+    if stat.S_ISFIFO(status.st_mode):
+        return io.BufferedReader(_Pipe(file), _BUFFER_BYTES)
+    return _Regular(io.FileIO(file), _BUFFER_BYTES)
+
+
+def _check_start(content: BinaryIO, encoding: str) -> None:
+    start = content.peek(1 << 12)[: 1 << 12]  # type: ignore[attr-defined]
+    kind = kind_of(start)
+    if kind is not None:
+        raise Damaged(f"it holds {kind} data, which its name does not say")
+    if _UTF16.match(start) and "16" not in encoding and "32" not in encoding:
+        raise Damaged("it begins with the byte order mark of UTF-16; say so with --encoding utf-16")
+
+
+class _Transcoded(io.RawIOBase):
+    """A text in UTF-8, whatever it was encoded in."""
+
+    def __init__(self, source: BinaryIO, encoding: str) -> None:
+        super().__init__()
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = b"\0"
+        while not self._ready and chunk:
+            chunk = self._source.read(_BUFFER_BYTES)
+            text = self._decoder.decode(chunk, not chunk)
+            self._ready = memoryview(text.encode("utf-8", "surrogateescape"))
+        data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Remote(io.RawIOBase):
+    """A file of one of Beam's file systems, as `io` wants one."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Regular(io.BufferedReader):
+    """A file on a disk."""
+
+    def check_end(self) -> None:
+        """Raise if it has been cut since."""
+        if self.tell() > os.fstat(self.fileno()).st_size:
+            raise Damaged("it became shorter while it was read")
+
+
+class _Pipe(io.RawIOBase):
+    """A pipe whose writer must come, and say something, within a deadline."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self._file = file
+        self._poll = select.poll()
+        self._poll.register(file, select.POLLIN)
+        self._waiting_s = _WRITER_S
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._file)
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        started_s = time.monotonic()
+        while True:
+            event = self._poll.poll(1000 * min(self._waiting_s, _WRITER_S))
+            try:
+                data = os.read(self._file, len(buffer))
+            except BlockingIOError:  # there is somebody who writes, and has not yet
+                if time.monotonic() - started_s > _SILENCE_S:
+                    raise Damaged(f"nothing has come through this pipe for {_SILENCE_S:.0f} s") from None
+                continue
+            if not data and not event:
+                raise Damaged(f"nobody has written to this pipe for {_WRITER_S:.0f} s")
+            buffer[: len(data)] = data
+            return len(data)

@@ -1,0 +1,41 @@
+"""What tests of decoding, fields, times and records share: a message, a row, and a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+
+from murmur_beam import model
+
+UNTIMED = settings(deadline=None)
+"""For properties: a busy machine is no failure."""
+
+UTC = timezone.utc
+WHEN = datetime(2013, 1, 1, 5, 15, tzinfo=UTC)
+WHEN_US = 1_357_017_300_000_000
+BEAM_MIN_US, BEAM_MAX_US = -9_223_372_036_854_775_000, 9_223_372_036_854_775_000
+"""The timestamps by which Beam says "none", in microseconds."""
+
+
+def message(data: Any = b"{}", attributes: Any = (), message_id: Any = "m1", publish_time: Any = WHEN) -> model.Message:
+    """A Pub/Sub message; without attributes unless they are given."""
+    return model.Message(data, {} if attributes == () else attributes, message_id, publish_time, None)
+
+
+class Order(NamedTuple):
+    """A record that is no dict."""
+
+    id: str
+    amount: int
+    customer: Any
+
+
+def attempt(function: Callable[..., Any], error: type[Exception], *arguments: Any) -> Any:
+    """What a function returns, or the one error it may raise."""
+    try:
+        return function(*arguments)
+    except error as err:
+        return err
