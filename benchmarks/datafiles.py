@@ -236,7 +236,8 @@ def plan(held: Held) -> Plan:
     Raises:
         LeftOut: no field will do.
     """
-    names = [name for name in held.names if _can_be_named(name)]
+    # Where a name stands twice nobody can say which of the two is meant.
+    names = [name for name, times in Counter(held.names).items() if times == 1 and _can_be_named(name)]
     columns = {name: [row.get(name) for row in held.rows] for name in names}
     if held.format == "json":
         columns = {name: values for name, values in columns.items() if _of_one_type(values)}
@@ -319,9 +320,6 @@ def named(name: str) -> str:
 def recount(held: Held, made: Plan) -> Recount:
     """What should come out."""
     records = len(held.rows) + held.malformed
-    if held.format == "csv" and len(set(held.names)) < len(held.names):
-        # Which of the two is meant? No record can tell.
-        return Recount({}, None if made.value is None else {}, records, records)
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     counted = summed = 0
