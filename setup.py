@@ -21,7 +21,7 @@ DATAFLOW = [
     "google-cloud-storage>=2.18.2,<4",
     "setuptools>=70.1",
 ]
-BENCH = [*GCP, "matplotlib>=3.7"]
+BENCH = [*GCP, "matplotlib>=3.7", "pandas>=2"]
 TEST = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(

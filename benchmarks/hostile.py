@@ -1,4 +1,4 @@
-"""A million malformed records of 160 kinds, and some of 10 MB: each comes out once, byte for byte, in bounded memory.
+"""A million malformed records of 162 kinds, and some of 10 MB: each comes out once, byte for byte, in bounded memory.
 
     python -m benchmarks.hostile [--records 1000000] [--large 100] [--json]
 

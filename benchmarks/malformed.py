@@ -230,9 +230,13 @@ _BAD_JSON: dict[str, Make] = {
     "before year 1 by its zone": _changed("at", '"0001-01-01T00:00:00+10:00"'),
     "time is NaN": _changed("at", "NaN"),
     "time is infinite": _changed("at", "Infinity"),
-    "Unix time in nanoseconds": _changed("at", "1700000000000000000"),
+    "time of fourteen digits": _changed("at", "20240102030405"),
     "Unix time of 400 digits": _changed("at", "1" + "0" * 400),
 }
+
+
+def _unix_ns(day: date) -> int:
+    return ((day - date(1970, 1, 1)).days * 86_400 + 43_200) * 10**9
 
 
 def _good_json(counted: Counted, **changed: object) -> bytes:
@@ -249,6 +253,7 @@ JSON = Format(
         "good, with a mark first": lambda counted: BOM + _good_json(counted),
         "good, with blanks around": lambda counted: b" \t" + _good_json(counted) + b" \n",
         "good, its value as text": lambda counted: _good_json(counted, n=str(counted.n)),
+        "good, its time in Unix nanoseconds": lambda counted: _good_json(counted, at=_unix_ns(counted.day)),
         "good, all in escapes": lambda counted: json.dumps(json.loads(_good_json(counted))).encode("ascii"),
         "good, with fields of no use": lambda counted: _good_json(counted, other=[None, {"page": "trap"}], ID="trap"),
     },
@@ -324,13 +329,15 @@ _BAD_CSV: dict[str, Make] = {
     "month 13": _cell("at", "2024-13-02T03:04:05Z"),
     "year 0": _cell("at", "0000-01-02T03:04:05Z"),
     "time is NaN": _cell("at", "nan"),
-    "Unix time in nanoseconds": _cell("at", "1700000000000000000"),
+    "time of fourteen digits": _cell("at", "20240102030405"),
 }
 
 
-def _good_csv(counted: Counted, *, header: bytes = HEADER, end: bytes = b"\n", quote: bool = False) -> bytes:
+def _good_csv(
+    counted: Counted, *, header: bytes = HEADER, end: bytes = b"\n", quote: bool = False, at: str | None = None
+) -> bytes:
     event_id, page, day, n = counted
-    fields = (event_id, page, str(n), f"{day}T12:00:00Z")
+    fields = (event_id, page, str(n), at or f"{day}T12:00:00Z")
     return header + end + ",".join(_quoted(field, quote) for field in fields).encode("utf-8")
 
 
@@ -344,6 +351,7 @@ CSV = Format(
     {
         "good": _good_csv,
         "good, with a mark first": lambda counted: BOM + _good_csv(counted),
+        "good, its time in Unix nanoseconds": lambda counted: _good_csv(counted, at=str(_unix_ns(counted.day))),
         "good, all in quotes": lambda counted: _good_csv(counted, quote=True),
         "good, with line ends of two characters": lambda counted: _good_csv(counted, end=b"\r\n") + b"\r\n",
         "good, with a field of three lines": lambda counted: (
