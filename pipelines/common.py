@@ -6,14 +6,14 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.quiet_beam import beam  # isort: split
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.metrics import MetricsFilter
+from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
     PipelineOptions,
@@ -28,6 +28,7 @@ from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import METRICS_NAMESPACE
 from pipelines.compressed import split_name
 from pipelines.console import Progress, shown
+from pipelines.endings import Reasons
 from pipelines.files import is_remote
 from pipelines.letter_files import FLAG, Identity, LetterFile
 
@@ -133,6 +134,7 @@ def run(pipeline: beam.Pipeline) -> dict[str, int]:
     return {counter.key.metric.name: counter.result or 0 for counter in counters}
 
 
+_REASON = "reason: "
 _APPEND_BYTES = 1 << 20
 _TELL_EVERY = 256  # asking the time costs more than counting
 
@@ -213,23 +215,50 @@ def hold_letters(path: str) -> LetterFile | RemoteLetters:
     return RemoteLetters(path) if is_remote(path) else LetterFile(path, new=True)
 
 
-def write_dead_letters(letters: beam.PCollection, file: LetterFile | RemoteLetters) -> None:
+def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | RemoteLetters) -> None:
     """Write dead letters to one JSON Lines file, which `pipelines.replay` reads.
 
     A local one is appended to while the pipeline runs. If a bundle is tried again, its letters stand there twice; a
     replay takes the second for duplicates. A remote one is there as a whole or not at all.
+
+    Args:
+        letters: of all steps that make some. Each is written by a step of its own: to flatten outputs of one stage, Beam's
+            runner in this process would hold all of their elements.
+        file: from `hold_letters`.
     """
+    for i, some in enumerate(letters):
+        _ = some | f"CountReasons{i}" >> beam.ParDo(CountReasons())
+        if isinstance(file, LetterFile):
+            # Workers may run in other folders.
+            path = os.path.abspath(file.path)
+            _ = some | f"WriteDeadLetters{i}" >> beam.ParDo(AppendLetters(path, file.identity))
     if isinstance(file, LetterFile):
-        # Workers may run in other folders.
-        _ = letters | "WriteDeadLetters" >> beam.ParDo(AppendLetters(os.path.abspath(file.path), file.identity))
         return
     # Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
     _ = (
         letters
+        | "Dead" >> beam.Flatten()
         | "DeadLetterToJson" >> beam.Map(lambda letter: ("", DeadLetter.to_json(letter)))
         | "OneFile" >> beam.GroupByKey()
         | "WriteDeadLetters" >> beam.MapTuple(lambda _, lines: _write_lines(file.unfinished, file.path, lines))
     )
+
+
+class CountReasons(beam.DoFn):
+    """Counts why there are dead letters, in Beam's metrics; `reasons_of` finds them."""
+
+    def setup(self) -> None:
+        """Start counting."""
+        self._reasons = Reasons()
+
+    def process(self, letter: DeadLetter) -> None:
+        """Count one letter."""
+        Metrics.counter(METRICS_NAMESPACE, f"{_REASON}{self._reasons.add(letter)}").inc()
+
+
+def reasons_of(counters: Mapping[str, int]) -> Reasons:
+    """What `CountReasons` has counted, out of the counters of `run`."""
+    return Reasons({name.removeprefix(_REASON): n for name, n in counters.items() if name.startswith(_REASON)})
 
 
 class AppendLetters(beam.DoFn):

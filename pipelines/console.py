@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from murmur_beam.dedicated import dedicate
-from murmur_beam.errors import MurmurError
+from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
+from pipelines.endings import INTERRUPTED, MISTAKE, STORE_FAILED
 
 DEAD_LETTERS_HELP = (
     "file for what cannot be merged; must be new or empty; {date} and {time} in its name are filled in (%(default)s)"
@@ -23,6 +24,10 @@ Main = Callable[[Sequence[str] | None], int]
 
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]$", re.DOTALL)
 """What Beam puts behind the text of an error in a step."""
+
+_OF_THE_STORE = (StoreUnavailable, SchemaMismatch, TransientError, RetriesExhausted)
+_WRAPPED = re.compile(rf"(?:[\w.]*\.)?({'|'.join(kind.__name__ for kind in _OF_THE_STORE)}): (.*)", re.DOTALL)
+"""An error of the store that Beam could not raise again as what it was."""
 
 _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 5.0
@@ -43,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line_errors(name: str) -> Callable[[Main], Main]:
-    """Turn a user's mistake into one line on stderr, after the pipeline's name, and exit code 2.
+    """Turn an error into one line on stderr, after the pipeline's name, and the exit code that `endings` says.
 
     An interruption is one line as well. A fault of ours keeps its traceback.
     """
@@ -63,13 +68,17 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
                 return 0
             except (MurmurError, OSError) as err:
                 print(f"{name}: error: {_WHILE_RUNNING.sub('', str(err))}", file=sys.stderr)
-                return 2
+                return STORE_FAILED if isinstance(err, _OF_THE_STORE) else MISTAKE
             except (KeyboardInterrupt, RuntimeError) as err:
                 # Beam wraps the exceptions of its steps.
-                if "KeyboardInterrupt" not in f"{type(err).__name__}: {err}":
+                text = f"{type(err).__name__}: {err}"
+                if "KeyboardInterrupt" in text:
+                    print(f"\n{name}: interrupted; run it again to go on", file=sys.stderr)
+                    return INTERRUPTED
+                if (failed := _WRAPPED.match(str(err))) is None:
                     raise
-                print(f"\n{name}: interrupted; run it again to go on", file=sys.stderr)
-                return 130
+                print(f"{name}: error: {_WHILE_RUNNING.sub('', failed[2])}", file=sys.stderr)
+                return STORE_FAILED
             return code
 
         return wrapped
@@ -96,6 +105,11 @@ class Outcomes(NamedTuple):
         """From the counters of `run`."""
         records = (counters.get(f"{name}:record_{outcome}", 0) for outcome in ("merged", "duplicate", "expired"))
         return cls(*records, counters.get(f"{name}:dead_letter", 0))
+
+    @property
+    def total(self) -> int:
+        """All elements."""
+        return sum(self)
 
     def __str__(self) -> str:
         texts = [f"{self.merged:,} merged", f"{self.duplicate:,} duplicate"]

@@ -29,7 +29,17 @@ from murmur_beam.monoids import Sum
 from murmur_beam.reader import Reader
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
-from pipelines.common import IN_PROCESS_RUNNER, ShowProgress, beam_options, hold_letters, quiet, run, write_dead_letters
+from pipelines import endings
+from pipelines.common import (
+    IN_PROCESS_RUNNER,
+    ShowProgress,
+    beam_options,
+    hold_letters,
+    quiet,
+    reasons_of,
+    run,
+    write_dead_letters,
+)
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, Parser, one_line_errors, program
 from pipelines.letter_files import filled
 
@@ -209,8 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pipeline = beam.Pipeline(options=options)
         flights = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
         merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
-        letters = [merged[measure].dead_letter for measure in MEASURES] | beam.Flatten()
-        write_dead_letters(letters, file)
+        write_dead_letters([merged[measure].dead_letter for measure in MEASURES], file)
         _ = merged["miles"].merged | beam.ParDo(ShowProgress("flights", total))
         counters = run(pipeline)
 
@@ -222,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{measure:<8} {outcome}")
         if any(outcome.dead_letter for outcome in outcomes.values()):
             print(f"dead letters are in {args.dead_letters}; mend the cause, move that file away and run this again")
-        return 1 if args.check and check(reader, path) else 0
+        dead, all_of_them = (sum(of) for of in zip(*((o.dead_letter, o.total) for o in outcomes.values()), strict=True))
+        code = endings.end("flights", dead, all_of_them, reasons_of(counters), endings.Allowance())
+        return 1 if args.check and check(reader, path) else code
 
 
 if __name__ == "__main__":

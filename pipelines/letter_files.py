@@ -111,14 +111,30 @@ class LetterFile:
                 # A writer was killed, or met a full disk, in the middle of a line, whose message comes again.
                 lines = b"\n" + lines
         left = memoryview(lines)
-        while left:
-            try:
-                left = left[os.write(self._file, left) :]
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._file, select.POLLOUT)
-                if not poll.poll(_READER_S * 1_000):
-                    raise OSError(errno.ETIMEDOUT, "the reader of this pipe takes nothing", self.path) from None
+        try:
+            while left:
+                left = left[self._write_some(left) :]
+        except OSError:
+            written = len(lines) - len(left)
+            whole = lines.rfind(b"\n", 0, written) + 1 if self._codec is None else 0
+            self._take_back(written - whole)
+            raise
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._file, data)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(self._file, select.POLLOUT)
+            if not poll.poll(_READER_S * 1_000):
+                raise OSError(errno.ETIMEDOUT, "the reader of this pipe takes nothing", self.path) from None
+            return 0
+
+    def _take_back(self, n_bytes: int) -> None:
+        """Remove so much of what was written last; but not where another writer came behind it."""
+        status = os.fstat(self._file)
+        if n_bytes and stat.S_ISREG(status.st_mode) and os.lseek(self._file, 0, os.SEEK_CUR) == status.st_size:
+            os.ftruncate(self._file, status.st_size - n_bytes)
 
     def sync(self) -> None:
         """Wait until the disk has all of it.

@@ -29,6 +29,7 @@ from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
+from pipelines import endings
 from pipelines.common import (
     ShowProgress,
     beam_options,
@@ -38,6 +39,7 @@ from pipelines.common import (
     on_dataflow,
     only_built,
     quiet,
+    reasons_of,
     run,
     write_dead_letters,
 )
@@ -181,9 +183,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
     arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
+    arguments.add_argument(endings.FLAG, metavar="N|P%", help=endings.HELP)
     add_reading_flags(arguments)
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
+    allowance = endings.Allowance.parse(args.max_dead_letters)
     options = beam_options(beam_arguments)
     places = [("--store", args.store), ("--dead_letters", args.dead_letters)]
     check_dataflow(options, [*places, *(("--input", pattern) for pattern in args.input)], args.cache)
@@ -200,11 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         pipeline = new_pipeline(options)
         records = read(pipeline, paths, reading_of(args, args.decode), name)
         merged = records.read | "MergeRecords" >> MergeRecords(**merge)
-        dead = (merged.dead_letter, records[TOO_LONG]) | "Dead" >> beam.Flatten()
-        write_dead_letters(dead, letters)
+        write_dead_letters([merged.dead_letter, records[TOO_LONG]], letters)
         if not on_dataflow(options):
-            _ = (merged.merged, dead) | "All" >> beam.Flatten() | beam.ParDo(ShowProgress("records"))
-        outcomes = Outcomes.of(name, run(pipeline))
+            _ = records.read | beam.ParDo(ShowProgress("records"))
+        counters = run(pipeline)
+    outcomes = Outcomes.of(name, counters)
     if only_built(options):
         return 0
     print(outcomes)
@@ -216,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, flag) != default
         )
         print(f"dead letters are in {shown(args.dead_letters)}; python -m pipelines.replay{flags} merges them again")
-    return 0
+    return endings.end("merge_files", outcomes.dead_letter, outcomes.total, reasons_of(counters), allowance)
 
 
 if __name__ == "__main__":

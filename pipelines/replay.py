@@ -30,7 +30,8 @@ from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
-from pipelines.common import ShowProgress, beam_options, hold_letters, quiet, run, write_dead_letters
+from pipelines import endings
+from pipelines.common import ShowProgress, beam_options, hold_letters, quiet, reasons_of, run, write_dead_letters
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors, program
 from pipelines.files import matching
 from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
@@ -136,7 +137,7 @@ def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
             f"they are as many as {full[0]} lets in, so there may be letters of {spec.name!r} behind them; "
             f'raise it, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
         )
-    return 0
+    return replayer.end(endings.Allowance.parse(args.max_dead_letters))
 
 
 def only_subscription(topic: str) -> str:
@@ -177,14 +178,15 @@ def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments
         lines = read(pipeline, paths, reading_of(args, "json"), name)
         letters = lines.read | beam.ParDo(ParseLetters(name)).with_outputs(UNREADABLE, main="read")
         merged = letters.read | "MergeRecords" >> MergeRecords(**merge)
-        dead = (merged.dead_letter, letters[UNREADABLE], lines[TOO_LONG]) | "Dead" >> beam.Flatten()
-        write_dead_letters(dead, file)
-        _ = (merged.merged, dead) | "All" >> beam.Flatten() | beam.ParDo(ShowProgress("letters"))
+        write_dead_letters([merged.dead_letter, letters[UNREADABLE], lines[TOO_LONG]], file)
+        _ = lines.read | beam.ParDo(ShowProgress("letters"))
         counters = run(pipeline)
     outcomes = Outcomes.of(name, counters)
     print(outcomes)
-    _report(args, name, outcomes.dead_letter, counters.get(OTHERS, 0), counters.get(UNREADABLE, 0))
-    return 0
+    unreadable = counters.get(UNREADABLE, 0)
+    _report(args, name, outcomes.dead_letter, counters.get(OTHERS, 0), unreadable)
+    dead, total = outcomes.dead_letter + unreadable, outcomes.total + unreadable
+    return endings.end("replay", dead, total, reasons_of(counters), endings.Allowance.parse(args.max_dead_letters))
 
 
 def _report(args: argparse.Namespace, name: str, dead: int, others: int, unreadable: int) -> None:
@@ -211,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="still-dead-letters.jsonl",
         help=f"{DEAD_LETTERS_HELP}; letters from a subscription are appended",
     )
+    arguments.add_argument(endings.FLAG, metavar="N|P%", help=endings.HELP)
     add_reading_flags(arguments.add_argument_group("with --input"))
     arguments.add_argument(
         "--unpickle",
@@ -219,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args, others = arguments.parse_known_args(argv)
     quiet()
+    endings.Allowance.parse(args.max_dead_letters)
     args.dead_letters = filled(args.dead_letters)
     merge = {**merge_arguments(args), "unpickle": args.unpickle}
     if args.input:

@@ -20,6 +20,7 @@ from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import MergeSpec
 from pipelines.console import Outcomes, Progress
+from pipelines.endings import Allowance, Reasons, end
 from pipelines.google_pubsub import one_line
 from pipelines.letters import Letters
 from pipelines.puller import MAX_BYTES, Puller, Received
@@ -108,12 +109,17 @@ class Subscriber:
         self._given_up: list[tuple[str, DeadLetter]] = []
         self._troubles = 0
         self._dead_letters = 0
+        self._reasons = Reasons()
         self._quiet_until_s = 0.0
 
     @property
     def outcomes(self) -> Outcomes:
         """What became of the messages so far."""
         return Outcomes.of(self.name, {**self._tally.counts, f"{self.name}:dead_letter": self._dead_letters})
+
+    def end(self, allowance: Allowance) -> int:
+        """Say why there are dead letters, and whether they are too many; the exit code."""
+        return end(self._who, self._dead_letters, self.outcomes.total, self._reasons, allowance)
 
     def stop(self) -> None:
         """End after the batch at hand. May be called from a signal handler."""
@@ -192,6 +198,9 @@ class Subscriber:
         not_kept = [ack_id for (ack_id, _), failure in zip(dead, failures, strict=True) if failure is not None]
         self._dead_letters += len(dead) - len(not_kept)
         back = set(not_kept)
+        for ack_id, letter in dead:
+            if ack_id not in back:
+                self._reasons.add(letter)
         if len(dead) > len(back):
             self._explain(dead[-1][1], len(dead) - len(back))
         self._puller.ack([ack_id for ack_id, _ in results if ack_id not in back])

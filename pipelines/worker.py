@@ -25,6 +25,7 @@ from typing import NamedTuple
 from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.spec import add_flags, resolve
+from pipelines import endings
 from pipelines.console import Parser, one_line_errors, program
 from pipelines.google_pubsub import full_name, one_line, topic_of
 from pipelines.letter_files import LetterFile, filled
@@ -153,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"({DEAD_LETTERS})",
     )
     parser.add_argument("--dead_letter_topic", metavar="NAME", help="publish it here, as projects/P/topics/T")
+    parser.add_argument(endings.FLAG, metavar="N|P%", help=endings.HELP)
     args = parser.parse_args(argv)
+    allowance = endings.Allowance.parse(args.max_dead_letters)
     args.dead_letters = args.dead_letters and filled(args.dead_letters)
     subscription = full_name("--subscription", args.subscription, args.project)
     how = pulling(args)
@@ -167,10 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     subscriber = Subscriber(spec, subscription, how.max_outstanding, "worker", how.max_outstanding_bytes)
     with closing(subscriber):
         letters = _letters(dead_topic, args.dead_letters)
+        print(f"worker: listening to {subscription}, writing to {spec.store}", file=sys.stderr)
         work(subscriber, letters, how.until_idle)
     if subscriber.outcomes.dead_letter:
         print(f"dead letters are in {_places(letters, dead_topic, args.dead_letters or DEAD_LETTERS)}")
-    return 0
+    return subscriber.end(allowance)
 
 
 def _letters(topic: str | None, path: str | None) -> Letters:

@@ -25,7 +25,7 @@ from pipelines import merge_files, replay
 from pipelines.compressed import CODECS, Damaged, inflate, kind_of, split_name
 from pipelines.files import opened
 
-COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db")
+COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db", "--max_dead_letters=100%")
 LINES = b"".join(json.dumps({"id": f"e{i}", "page": "p"}).encode() + b"\n" for i in range(3_000))
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

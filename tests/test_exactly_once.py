@@ -156,7 +156,7 @@ def merge(
     outputs = pipeline | beam.Create(elements, reshuffle=False) | MergeRecords(**arguments)
     if letters is not None:
         held = hold_letters(str(letters))
-        write_dead_letters(outputs.dead_letter, held)
+        write_dead_letters([outputs.dead_letter], held)
     _ = (outputs.merged, outputs.dead_letter) | beam.Flatten() | beam.ParDo(Tally(name))
     built()
     _tallies[name] = Ran(Counter(), [], {})

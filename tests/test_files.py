@@ -15,7 +15,7 @@ from murmur_beam.reader import Reader
 from pipelines import files, merge_files, replay
 from pipelines.files import check_encoding, matching, opened
 
-COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db")
+COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db", "--max_dead_letters=100%")
 
 HOSTILE = (
     "events[1].jsonl", "events[!a].jsonl", "ev*nts.jsonl", "events?.jsonl", "{a,b}.jsonl", "~.jsonl", "a b.jsonl",

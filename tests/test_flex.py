@@ -55,6 +55,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "on_exhausted": (["dead_letter", "raise"], ["ignore"]),
     "max_attempts": (["1", "30"], ["0", "-1", "x"]),
     "max_record_bytes": (["1", "1000000"], ["0", "16MB"]),
+    "max_dead_letters": (["0", "100", "1%", "0.5%"], ["few", "-1"]),
     "flush_events": (["1", "1000"], ["0", "x"]),
     "flush_rows": (["1", "1000"], ["0", "x"]),
     "flush_bytes": (["1", "1000000"], ["0", "64MB"]),

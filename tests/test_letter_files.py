@@ -21,6 +21,7 @@ from pipelines import flights, merge_files, replay
 from pipelines.letter_files import LetterFile, filled
 
 COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db")
+ANY = "--max_dead_letters=100%"
 AS_ROOT = os.geteuid() == 0
 
 
@@ -54,14 +55,14 @@ def refusal(act: Callable[[], object]) -> str:
 
 def merge(*flags: str) -> int:
     """Merge the files of this folder."""
-    return merge_files.main(["--input=a.jsonl", *COUNT, *flags])
+    return merge_files.main(["--input=a.jsonl", *COUNT, ANY, *flags])
 
 
 def process(*flags: str, code: str = "pass") -> subprocess.Popen[str]:
     """The same in a process of its own."""
     run = f"import sys; {code}; from pipelines import merge_files; sys.exit(merge_files.main(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", run, *COUNT, *flags],
+        [sys.executable, "-c", run, *COUNT, ANY, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -176,7 +177,7 @@ class TestNoFile:
         """With letters and without."""
         os.mknod("null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
         assert merge("--dead_letters=null") == 0
-        flags: Sequence[str] = ("--input=a.jsonl", *COUNT)
+        flags: Sequence[str] = ("--input=a.jsonl", *COUNT, ANY)
         if program is flights:
             Path("f.csv").write_text(
                 "year,month,day,hour,minute,origin,dest,carrier,flight,time_hour,distance\n"
@@ -268,6 +269,8 @@ class TestFullDisk:
         assert line == f"merge_files: error: --dead_letters: {os.getcwd()}/{name}: File too large"
         assert sorted(name for name in os.listdir() if name.startswith("dead")) == [name]
         assert out == ""
+        if name.endswith("jsonl"):
+            assert Path(name).read_text().endswith("}\n"), "no half line stays"
 
     def test_a_worker_gives_the_letters_back(self) -> None:
         """Each with the reason, and goes on once there is room."""

@@ -391,7 +391,7 @@ def test_dead_letters_of_files(run: Run, tmp_path: Path) -> None:
     ]
     Path("clicks.jsonl").write_bytes(b"\r\n".join([*bad[:2], jsonl(*CLICKS).rstrip(), *bad[2:]]))
     ran = run(merge_files, "--input=clicks.jsonl", *FLAGS, "--dead_letters=dead.jsonl", "--name=clicks")
-    assert (ran.code, ran.outcomes) == (0, "3 merged / 0 duplicate / 5 dead-lettered")
+    assert (ran.code, ran.outcomes) == (3, "3 merged / 0 duplicate / 5 dead-lettered")
     assert ran.out.splitlines()[1] == "dead letters are in dead.jsonl; python -m pipelines.replay merges them again"
     letters = letters_in("dead.jsonl")
     assert sorted(letter.payload for letter in letters) == sorted(bad)
@@ -524,7 +524,11 @@ def test_flights_without_a_distance_leave_the_report_whole(run: Run, twin: Path,
     path = tmp_path / "flights.csv"
     path.write_bytes(b"".join([lines[0], *bad]))
     ran = run(flights, "--input", path, "--check")
-    assert (ran.code, ran.err) == (0, "")
+    assert ran.code == 3
+    assert ran.err.splitlines()[:2] == [
+        "flights: 2 dead letters; the commonest reasons:",
+        "  2  value: ValueError: invalid literal for int() with base ...: 'far'",
+    ]
     assert "miles    0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out
 
 
@@ -594,12 +598,12 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
     flags = [*FLAGS, "--window=daily", "--event_time=t"]
     down.fails = lambda update: True
     ran = run(merge_files, "--input=clicks.jsonl", *flags)
-    assert (ran.code, ran.outcomes) == (0, "0 merged / 0 duplicate / 3 dead-lettered")
+    assert (ran.code, ran.outcomes) == (4, "0 merged / 0 duplicate / 3 dead-lettered")
     assert {(letter.stage, letter.attempts) for letter in letters_in("dead-letters.jsonl")} == {("merge", 3)}
     assert state_of(tmp_path / "counts.db", DAY) == {}
 
     ran = run(replay, "--input=dead-letters.jsonl", *flags)
-    assert (ran.code, ran.outcomes) == (0, "0 merged / 0 duplicate / 3 dead-lettered")
+    assert (ran.code, ran.outcomes) == (4, "0 merged / 0 duplicate / 3 dead-lettered")
     assert ran.out.splitlines()[-1] == "what could not be merged is in still-dead-letters.jsonl"
     assert len(letters_in("still-dead-letters.jsonl")) == 3
     Path("still-dead-letters.jsonl").unlink()
@@ -620,7 +624,7 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
     for pipeline, path in ((replay, "dead-letters.jsonl"), (merge_files, "clicks.jsonl")):
         assert run(pipeline, f"--input={path}", *flags, others).outcomes == "0 merged / 3 duplicate / 0 dead-lettered"
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(CLICKS, daily=True)
-    assert not Path("others.jsonl").exists(), "no letters, no file"
+    assert Path("others.jsonl").read_bytes() == b"", "no letters, and the file is not ours to remove"
 
 
 def test_records_that_failed_half_way(run: Run, down: Down, tmp_path: Path) -> None:
@@ -656,7 +660,7 @@ def test_a_bad_value_that_was_mended(run: Run, tmp_path: Path) -> None:
     file = Path("dead-letters.jsonl")
     file.write_text(file.read_text("utf-8").replace(r"\"two\"", "2"), "utf-8")
     ran = run(replay, "--input=dead-letters.jsonl", *FLAGS, "--dead_letters=rest.jsonl")
-    assert (ran.code, ran.outcomes) == (0, "1 merged / 0 duplicate / 1 dead-lettered")
+    assert (ran.code, ran.outcomes) == (3, "1 merged / 0 duplicate / 1 dead-lettered")
     (letter,) = letters_in("rest.jsonl")
     assert letter.payload == jsonl({**CLICKS[2], "n": None}).rstrip()
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS[:2])
@@ -720,7 +724,7 @@ def test_lines_that_are_no_letters(run: Run, tmp_path: Path) -> None:
     Path("dead-letters.jsonl").write_bytes(b"\n".join([*bad, jsonl(letter())]))
     ran = run(replay, "--input=dead-letters.jsonl", *FLAGS)
     assert (ran.code, ran.out.splitlines()) == (
-        0,
+        3,
         [
             "1 merged / 0 duplicate / 0 dead-lettered",
             "5 lines are no dead letters",

@@ -328,7 +328,7 @@ def test_a_store_that_cannot_be_used_ends_it(topic: Topic, run: Run, tmp_path: P
     sent = [b"{", *payloads([event(n) for n in range(10)])]
     topic.publish(*sent)
     ran = run(f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
-    assert ran.mistake == "worker: error: no such table"
+    assert (ran.code, ran.err.splitlines()[-1]) == (4, "worker: error: no such table")
     assert (tmp_path / "dead-letters.jsonl").read_bytes() == b""
     assert sorted(message.data for message in topic.left(len(sent))) == sorted(sent)
 
@@ -424,9 +424,16 @@ def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Pa
     topic.publish(*payloads([event(n) for n in range(50)]))
     ran = run(f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
     assert ran.out.startswith("0 merged / 0 duplicate / 50 dead-lettered\n")
-    lines = [line for line in ran.err.splitlines() if line.startswith("worker: ")]
-    assert len(lines) == 1
-    assert re.fullmatch(r"worker: \d+ messages could not be merged .*: TransientError: the store is on fire", lines[0])
+    listening, *lines, common, reason, failed = ran.err.splitlines()
+    assert listening.startswith(f"worker: listening to {topic.subscription}, writing to sqlite:///")
+    (line,) = [line for line in lines if line.startswith("worker: ")]
+    assert re.fullmatch(r"worker: \d+ messages could not be merged .*: TransientError: the store is on fire", line)
+    assert (common, reason) == (
+        "worker: 50 dead letters; the commonest reasons:",
+        "  50  store: the store is on fire",
+    )
+    assert failed == "worker: error: 50 of 50 records became dead letters: the store failed"
+    assert ran.code == 4
 
 
 def test_without_googles_client(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
