@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
-from decimal import Decimal
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NoReturn, TypeVar
-from unicodedata import category, east_asian_width
+from typing import Any
 
-from murmur_beam import cli_tables
-from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
-from murmur_beam.model import check_entity, is_representable, rfc3339, to_us
+from murmur_beam import __version__, cli_tables
+from murmur_beam.cli_arguments import (
+    Parser,
+    parse_end,
+    parse_entity,
+    parse_n,
+    parse_prefix,
+    parse_span,
+    parse_start,
+    parsed,
+)
+from murmur_beam.cli_output import bars, human, json_value, print_json, print_table
+from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.model import rfc3339, to_us
 from murmur_beam.monoids import by_name, names
-from murmur_beam.monoids.base import Monoid, canonical_json
-from murmur_beam.monoids.timed import Timed
+from murmur_beam.monoids.base import Monoid
 from murmur_beam.reader import Reader
 from murmur_beam.state import StoreSpec, spec_from_uri
-from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import parse_duration, parse_window
-
-T = TypeVar("T")
 
 FOUND, NOTHING, ERROR = 0, 1, 2
 
-_MAX_TEXT = 60
-"""Longest value, in characters, that a person is shown in full."""
 _MAX_EMPTY_ROWS = 200
 """Longest range, in buckets, whose empty buckets are shown too."""
-_BAR = 30
-"""Longest bar, in characters."""
-_BLOCK = 1_000
-"""Rows of a table that are read before the first is printed, to know how wide its columns are."""
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_FLAGS = {"start": "from", "end": "to"}
+"""Flags that are not called as the reader's arguments are."""
 
 _DESCRIPTION = """\
 Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
@@ -49,8 +46,9 @@ _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hol
 _CHECK = "Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written."
 _EPILOG = """\
 times:
-  2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: its
-  midnight in UTC, but after --to the whole of that day. A time stands for the bucket it falls into.
+  2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: the
+  whole of that day, from midnight in UTC; after --from its beginning, after --to and --now its end. A time stands for
+  the bucket it falls into, which is told with the answer.
 
 exit codes:
   0  there was something to show
@@ -58,7 +56,9 @@ exit codes:
   2  an error, told in one line on stderr
 
 --json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and what
-JSON cannot hold is {"base64": ...} of the stored bytes. Times in it are when a bucket begins.
+JSON cannot hold is {"base64": ...} of the stored bytes. Times in it are when a bucket begins. A bucket that begins
+outside the years 1 to 9999 is told by its number, there and elsewhere. On a terminal tables are cut to its width, in
+the middle of long keys; --json and output that goes elsewhere have them whole.
 """
 _TABLES_EPILOG = """\
 Stores outside Bigtable need no table; there is nothing to do for them, and nothing to check.
@@ -77,20 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 found or fine, 1 nothing there or not fine, 2 error.
 
     Raises:
-        SystemExit: after --help, and with 2 for arguments that make no sense.
+        SystemExit: after --help and --version, and with 2 for arguments that make no sense, or none.
     """
-    args = _parser().parse_args(argv)
+    args = _parser().read(sys.argv[1:] if argv is None else argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()
         return code
     except ConfigurationError as err:
-        argument = f"--{err.argument.replace('_', '-')}" if err.argument in args else err.argument
+        flag = _FLAGS.get(err.argument, err.argument).replace("_", "-")
+        argument = f"--{flag}" if err.argument in args else err.argument
         return _complain(f"error: {argument}: {err.problem}", ERROR)
     except MurmurError as err:
         return _complain(f"error: {err}", ERROR)
-    except OverflowError:
-        return _complain("error: there is a time bucket outside the years 1 to 9999", ERROR)
     except BrokenPipeError:
         # Whoever reads our output has seen enough. Python would try again to flush it at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,12 +124,31 @@ def _complain(message: str, code: int) -> int:
 
 
 def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
-    value = reader.get(args.entity, args.at)
+    config = reader.window_config
+    if args.at and config and config.bucket_id(args.at.start) != config.bucket_id(args.at.end):
+        return _get_day(reader, args)
+    at = args.at and args.at.start
+    value = reader.get(args.entity, at)
     if args.json:
-        _print_json(entity=args.entity, bucket=_bucket_of(reader, args.at), value=_json(reader.monoid, value))
+        print_json(entity=args.entity, bucket=at and _json_time(reader, at), value=json_value(reader.monoid, value))
     elif value is not None:
-        print(_human(value))
-    return _exit_code(value is not None, f"for {args.entity!r}" + (" in that bucket" if args.at else ""))
+        # A date is told only where it is not the bucket itself.
+        told = at is not None and not (args.at.is_day and _is_day(reader))
+        print(human(value) + (f"  ({_buckets(reader, at, at)})" if told else ""))
+    return _exit_code(value is not None, f"for {args.entity!r}" + (" in that bucket" if at else ""))
+
+
+def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
+    """Of a date, where it has several buckets."""
+    start, end = args.at
+    found = dict(reader.buckets(args.entity, start, end))
+    value = reader.monoid.fold(found.values())
+    if args.json:
+        _print_json_of_buckets(reader, args, start, end, value if found else None)
+    elif found:
+        n = sum(1 for _ in reader.starts(start, end))
+        print(f"{human(value)}  ({n:,} {_buckets(reader, start, end)})")
+    return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
 def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
@@ -138,15 +156,9 @@ def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
     found = dict(reader.buckets(args.entity, start, end))
     value = reader.monoid.fold(found.values())
     if args.json:
-        _print_json(
-            entity=args.entity,
-            first_bucket=_json_time(start),
-            last_bucket=_json_time(end),
-            value=_json(reader.monoid, value) if found else None,
-        )
+        _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
-        buckets = _time(reader, start) if start == end else f"{_time(reader, start)} to {_time(reader, end)}"
-        print(f"{_human(value)}  (bucket{'s' * (start != end)} {buckets})")
+        print(f"{human(value)}  ({_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
@@ -156,13 +168,9 @@ def _range(reader: Reader[Any], args: argparse.Namespace) -> int:
     found = dict(reader.buckets(args.entity, args.start, args.end))
     total = reader.monoid.fold(found.values())
     if args.json:
-        _print_json(
-            entity=args.entity,
-            first_bucket=_bucket_of(reader, args.start),
-            last_bucket=_bucket_of(reader, args.end),
-            value=_json(reader.monoid, total) if found else None,
-            series=[{"bucket": _json_time(t), "value": _json(reader.monoid, v)} for t, v in found.items()],
-        )
+        monoid = reader.monoid
+        series = [{"bucket": _json_time(reader, t), "value": json_value(monoid, v)} for t, v in found.items()]
+        _print_json_of_buckets(reader, args, args.start, args.end, total if found else None, series=series)
     elif found:
         _print_range(reader, args, found, total)
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
@@ -173,189 +181,105 @@ def _print_range(reader: Reader[Any], args: argparse.Namespace, found: dict[date
     assert config is not None  # or nothing would have been found
     n = config.bucket_id(args.end) - config.bucket_id(args.start) + 1
     if n <= _MAX_EMPTY_ROWS:
-        starts = map(config.bucket_start, config.bucket_range(args.start, args.end))
-        found = {start: found.get(start, reader.monoid.identity) for start in starts}
-    bars = _bars([*found.values()])
-    rows = [(_time(reader, start), value, bar) for (start, value), bar in zip(found.items(), bars, strict=True)]
-    _print_table(("bucket", "value", ""), [*rows, ("total", total, "")])
+        found = {t: found.get(t, reader.monoid.identity) for t in reader.starts(args.start, args.end)}
+    drawn = bars([*found.values()])
+    rows = [(_time(reader, start), value, bar) for (start, value), bar in zip(found.items(), drawn, strict=True)]
+    print_table(("bucket", "value", ""), [*rows, ("total", total, "")])
     if len(rows) < n:
         print(f"({n:,} buckets; the {n - len(rows):,} empty ones are left out)")
 
 
 def _list(reader: Reader[Any], args: argparse.Namespace) -> int:
-    rest = reader.list(args.prefix)
+    if _is_reversed(args):
+        return _complain("error: --to lies before --from", ERROR)
+    rest = reader.list(args.prefix, args.start, args.end)
     first = list(islice(rest, 1))
     rows = chain(first, rest)
     if args.json:
         for entity, value, buckets in rows:
-            _print_json(entity=entity, value=_json(reader.monoid, value), buckets=buckets)
+            print_json(entity=entity, value=json_value(reader.monoid, value), buckets=buckets)
     elif reader.window_config:
-        _print_table(("entity", "value", "buckets"), rows)
+        print_table(("entity", "value", "buckets"), rows)
     else:
-        _print_table(("entity", "value"), (row[:2] for row in rows))
-    return _exit_code(bool(first), f"with prefix {args.prefix!r}" if args.prefix else "")
+        print_table(("entity", "value"), (row[:2] for row in rows))
+    return _exit_code(bool(first), _where(args))
 
 
 def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
-    if args.start and args.end and args.end < args.start:
+    if _is_reversed(args):
         return _complain("error: --to lies before --from", ERROR)
     largest = reader.top(args.n, args.prefix, args.start, args.end)
     if args.json:
-        print(json.dumps([{"entity": entity, "value": _json(reader.monoid, value)} for entity, value in largest]))
+        print(json.dumps([{"entity": entity, "value": json_value(reader.monoid, value)} for entity, value in largest]))
     else:
-        bars = _bars([value for _, value in largest])
-        _print_table(("entity", "value", ""), [(*row, bar) for row, bar in zip(largest, bars, strict=True)])
-    return _exit_code(bool(largest), f"with prefix {args.prefix!r}" if args.prefix else "")
+        drawn = bars([value for _, value in largest])
+        print_table(("entity", "value", ""), [(*row, bar) for row, bar in zip(largest, drawn, strict=True)])
+    return _exit_code(bool(largest), _where(args))
+
+
+def _is_reversed(args: argparse.Namespace) -> bool:
+    return bool(args.start and args.end and args.end < args.start)
+
+
+def _where(args: argparse.Namespace) -> str:
+    prefix = f"with prefix {args.prefix!r}" if args.prefix else ""
+    return f"{prefix} in those buckets".lstrip() if args.start or args.end else prefix
 
 
 def _exit_code(found: bool, where: str) -> int:
     return FOUND if found else _complain(f"nothing is there {where}".rstrip(), NOTHING)
 
 
-# ---- for programs ----
+# ---- buckets ----
 
 
-def _print_json(**document: Any) -> None:
-    print(json.dumps(document))
+def _print_json_of_buckets(
+    reader: Reader[Any], args: argparse.Namespace, start: datetime, end: datetime, value: Any, **more: Any
+) -> None:
+    first, last = _json_time(reader, start), _json_time(reader, end)
+    print_json(entity=args.entity, first_bucket=first, last_bucket=last, value=json_value(reader.monoid, value), **more)
 
 
-def _json(monoid: Monoid[Any], value: Any) -> Any:
-    """What the store's own bytes say, as JSON where they are JSON: so nothing is lost, whatever the monoid."""
-    if value is None:
-        return None
-    if isinstance(value, Timed):
-        return value._asdict()
-    data = monoid.encode(value)
-    with suppress(ValueError):
-        document = json.loads(data)
-        if canonical_json(document).encode("utf-8") == data:
-            return document
-    return {"base64": base64.b64encode(data).decode("ascii")}
-
-
-def _json_time(time: datetime) -> str:
-    return rfc3339(to_us(time))
-
-
-def _bucket_of(reader: Reader[Any], time: datetime | None) -> str | None:
+def _json_time(reader: Reader[Any], time: datetime) -> str | int | None:
+    """When the bucket of a time begins; its number, where that is outside the calendar."""
     config = reader.window_config
-    return _json_time(config.bucket_start(config.bucket_id(time))) if config and time else None
-
-
-# ---- for people ----
-
-
-def _human(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, str):
-        return _printable(value)
-    if isinstance(value, (set, frozenset)):
-        return _human_set(value)
-    if isinstance(value, Timed):
-        us = value.event_time_us
-        when = rfc3339(us).replace(".000000Z", "Z") if is_representable(us) else f"{us:,} us"
-        return f"{'null' if value.value is None else _short(value.value)} at {when}"
+    if config is None:
+        return None
+    bucket = config.bucket_id(time)
     try:
-        text = canonical_json(value)
-    except (TypeError, ValueError):
-        text = str(value)
-    return _printable(text)
-
-
-def _human_set(value: set[Any] | frozenset[Any]) -> str:
-    if not value:
-        return "(empty)"
-    shown: list[str] = []
-    length = 0
-    for item in map(_short, sorted(value, key=lambda item: (type(item).__name__, item))):
-        length += len(item) + 2
-        if length > _MAX_TEXT and shown:
-            return f"{', '.join(shown)}, ... ({len(value):,} items)"
-        shown.append(item)
-    return ", ".join(shown)
-
-
-def _short(value: Any) -> str:
-    text = _human(value)
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... ({len(text):,} characters)"
-
-
-def _printable(text: str) -> str:
-    """Escape what the terminal cannot show, and control characters: a name that came with the data must not move the
-    cursor or clear the screen.
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        return rfc3339(to_us(config.bucket_start(bucket)))
+    except OverflowError:
+        return bucket
 
 
 def _time(reader: Reader[Any], time: datetime) -> str:
-    """When a bucket begins: as short as its length allows, and as --at takes it."""
-    text = _json_time(time).replace(".000000Z", "Z")
+    """The same for people: as short as the bucket's length allows, and as --at takes it."""
+    text = str(_json_time(reader, time)).replace(".000000Z", "Z")
     whole_days = reader.window_config and not reader.window_config.granularity % timedelta(days=1)
     return text.removesuffix("T00:00:00Z") if whole_days else text
 
 
-def _bars(values: Sequence[Any]) -> list[str]:
-    """A bar for each number; none for a single one, which has nothing to be compared with."""
-    if len(values) < 2:
-        return [""] * len(values)
-    numbers = [abs(value) if isinstance(value, (int, float)) else 0 for value in values]
-    largest = max(numbers)
-    # At least one sign for what is not zero; minus signs for what is negative.
-    return [
-        ("-" if number and value < 0 else "#") * (max(1, round(_BAR * (number / largest))) if number else 0)
-        for number, value in zip(numbers, values, strict=True)
-    ]
+def _buckets(reader: Reader[Any], start: datetime, end: datetime) -> str:
+    first, last = _time(reader, start), _time(reader, end)
+    return f"bucket {first}" if first == last else f"buckets {first} to {last}"
 
 
-def _print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print aligned columns, numbers to the right; block by block, so that a long list appears at once."""
-    rows = iter(rows)
-    titles = [header]
-    widths = [0] * len(header)
-    while block := list(islice(rows, _BLOCK)):
-        to_right = [
-            any(isinstance(cell, (int, float, Decimal)) for cell in cells) for cells in zip(*block, strict=True)
-        ]
-        lines = [*titles, *([_human(cell) for cell in row] for row in block)]
-        titles = []
-        widths = [max(w, *map(_width, cells)) for w, cells in zip(widths, zip(*lines, strict=True), strict=True)]
-        for line in lines:
-            padded = []
-            for cell, width, right in zip(line, widths, to_right, strict=True):
-                blanks = " " * (width - _width(cell))
-                padded.append(blanks + cell if right else cell + blanks)
-            print("  ".join(padded).rstrip())
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: East Asian characters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if category(c) in ("Mn", "Me", "Cf") else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+def _is_day(reader: Reader[Any]) -> bool:
+    """Is each bucket one day?"""
+    return reader.window_config is not None and reader.window_config.granularity == timedelta(days=1)
 
 
 # ---- arguments ----
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, like all our errors, instead of the whole usage."""
-        self.exit(ERROR, f"murmur: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     as_is = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="murmur", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=as_is)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(prog="murmur", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=as_is)
+    parser.add_argument("--version", action="version", version=f"murmur {__version__}")
+    add_command = parser.add_commands()
 
     def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Any:
-        sub = commands.add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
+        sub = add_command(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
         sub.add_argument(
             "uri", metavar="URI", help="the store, such as sqlite:///counts.db or bigtable://project/instance/table"
@@ -369,27 +293,29 @@ def _parser() -> argparse.ArgumentParser:
     top = command("top", partial(_on_reader, _top), "Show the entities with the largest aggregates.")
 
     for sub in (get, window, span):
-        sub.add_argument("entity", metavar="ENTITY", type=_parsed(_parse_entity))
-    get.add_argument("--at", metavar="TIME", type=_parsed(_parse_time), help="which bucket (needed if there are any)")
+        sub.add_argument("entity", metavar="ENTITY", type=parsed(parse_entity))
+    get.add_argument(
+        "--at", metavar="TIME", type=parsed(parse_span), help="which bucket, or day (needed if there are any)"
+    )
     window.add_argument(
         "--last",
         metavar="DURATION",
-        type=_parsed(parse_duration),
+        type=parsed(parse_duration),
         required=True,
         help="how far back, such as 7d or 12h, rounded up to whole buckets",
     )
-    window.add_argument("--now", metavar="TIME", type=_parsed(_parse_time), help="the end; default: now")
-    for sub in (span, top):
+    window.add_argument("--now", metavar="TIME", type=parsed(parse_end), help="the end; default: now")
+    for sub in (span, everything, top):
         required = sub is span
         sub.add_argument(
-            "--from", dest="start", metavar="TIME", type=_parsed(_parse_time), required=required, help="first bucket"
+            "--from", dest="start", metavar="TIME", type=parsed(parse_start), required=required, help="first bucket"
         )
         sub.add_argument(
-            "--to", dest="end", metavar="TIME", type=_parsed(_parse_end), required=required, help="last bucket"
+            "--to", dest="end", metavar="TIME", type=parsed(parse_end), required=required, help="last bucket"
         )
-    top.add_argument("-n", metavar="N", type=_parsed(_parse_n), default=10, help="how many; default: 10")
+    top.add_argument("-n", metavar="N", type=parsed(parse_n), default=10, help="how many; default: 10")
     for sub in (everything, top):
-        sub.add_argument("--prefix", type=_parsed(_parse_prefix), default="", help="only entities that start with this")
+        sub.add_argument("--prefix", type=parsed(parse_prefix), default="", help="only entities that start with this")
 
     for sub in (get, window, span, everything, top):
         sub.add_argument("--json", action="store_true", help="one JSON document; list: one a line")
@@ -399,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--window",
             metavar="WINDOW",
-            type=_parsed(parse_window),
+            type=parsed(parse_window),
             help="daily, hourly, minute or a duration such as 15m; default: what the store recorded",
         )
 
@@ -419,64 +345,19 @@ def _add_purpose(sub: argparse.ArgumentParser, monoid: str, window: str, retenti
     sub.add_argument(
         "--window",
         metavar="WINDOW",
-        type=_parsed(parse_window),
+        type=parsed(parse_window),
         help=f"daily, hourly, minute or a duration such as 15m; default: {window}",
     )
     sub.add_argument(
         "--retention",
         metavar="DURATION",
-        type=_parsed(parse_duration),
+        type=parsed(parse_duration),
         help=f"delete a time bucket when it takes no more events, so long after its end; default: {retention}",
     )
     sub.add_argument(
         "--dedup-retention",
         metavar="DURATION",
-        type=_parsed(parse_duration),
+        type=parsed(parse_duration),
         help="without a retention: for how long an event is known that was merged; delivered again after that, it "
         f"counts again; default: {dedup_retention}",
     )
-
-
-def _parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Have argparse show what is wrong; of a plain ValueError it shows the function's name only."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as err:
-            raise argparse.ArgumentTypeError(str(err)) from None
-
-    return convert
-
-
-def _parse_time(text: str) -> datetime:
-    try:
-        if _DATE.fullmatch(text):
-            return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
-        return parse_rfc3339(text)
-    except InvalidRecord as err:
-        raise ValueError(f"{err.problem}; or write a plain date, such as 2026-11-20") from None
-    except ValueError:
-        raise ValueError(f"{text!r} is not a day of the calendar") from None
-
-
-def _parse_end(text: str) -> datetime:
-    time = _parse_time(text)
-    return time + timedelta(days=1, microseconds=-1) if _DATE.fullmatch(text) else time
-
-
-def _parse_entity(text: str) -> str:
-    try:
-        return check_entity(text)
-    except InvalidRecord as err:
-        raise ValueError(err.problem) from None
-
-
-def _parse_prefix(text: str) -> str:
-    return text and _parse_entity(text)
-
-
-def _parse_n(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"{text!r} is not a whole number from 1 on")
-    return int(text)

@@ -27,6 +27,9 @@ NOT_NUMBERS = frozenset(
 )
 """What writers put where a number is missing or is none. No event is known by one."""
 
+_ALWAYS_READABLE = 64 * 1024
+"""Payloads of at most so many bytes are text in a letter's JSON if they can be, for people to read."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -168,14 +171,19 @@ class DeadLetter(NamedTuple):
     failed_at: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``payload`` is text where it is valid UTF-8, else ``payload_base64`` takes its place."""
+        """JSON-ready: ``payload`` is text, or ``payload_base64`` takes its place.
+
+        Base64 is for what is not UTF-8, and above 64 KiB also for what is longer as JSON text: a control character
+        takes six bytes there.
+        """
         row = self._asdict()
         row["attributes"] = dict(self.attributes)
         row["keys"] = list(self.keys)
         row["failed_keys"] = list(self.failed_keys)
-        try:
-            row["payload"] = self.payload.decode("utf-8")
-        except UnicodeDecodeError:
+        text = _readable(self.payload)
+        if text is not None:
+            row["payload"] = text
+        else:
             del row["payload"]
             row["payload_base64"] = base64.b64encode(self.payload).decode("ascii")
         return row
@@ -253,6 +261,17 @@ def plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         return value.item()
     return value
+
+
+def _readable(payload: bytes) -> str | None:
+    """The payload as a text of JSON; None if base64 is better."""
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if len(payload) <= _ALWAYS_READABLE:
+        return text
+    return text if len(json.dumps(text, ensure_ascii=False).encode("utf-8")) <= -(-len(payload) // 3) * 4 else None
 
 
 def check_event_id(event_id: object) -> str:

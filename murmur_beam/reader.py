@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from numbers import Number
 from types import TracebackType
@@ -18,6 +18,7 @@ from murmur_beam.windows import WindowConfig
 
 V = TypeVar("V")
 
+_FIRST = datetime.min.replace(tzinfo=timezone.utc)
 _CHUNK = 1_000
 _MAX_GETS = 10_000
 """Longest range, in buckets, that is read key by key; see `Reader._stored`."""
@@ -93,7 +94,7 @@ class Reader(Generic[V]):
             at: any time in the bucket asked for; needed with a window, and to be left out without.
 
         Raises:
-            ConfigurationError: ``at`` is missing, not expected, or has no time zone.
+            ConfigurationError: ``at`` is missing, not expected, has no time zone, or lies outside the years 1 to 9999.
         """
         return self.get_many([entity], at)[0]
 
@@ -125,34 +126,36 @@ class Reader(Generic[V]):
             raise ConfigurationError("last", f"must be positive, got {last}")
         # As `WindowConfig.last_n` does, without listing what may be millions of buckets.
         start = end + 1 + (-last // config.granularity)
-        try:
-            return config.bucket_start(start), config.bucket_start(end)
-        except OverflowError:
-            raise ConfigurationError("last", f"{last} back from {now.isoformat()} is before the year 1") from None
+        if start < config.bucket_id(_FIRST):
+            raise ConfigurationError("last", f"{last} back from {now.isoformat()} is before the year 1")
+        return self._start(start), self._start(end)
 
     def range(self, entity: str, start: datetime, end: datetime) -> V:
         """The buckets from start's to end's combined, both included. The identity if all are empty, or if ``end``
         lies before ``start``.
 
         Raises:
-            ConfigurationError: a time without a time zone.
+            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
             SchemaMismatch: the store has no time buckets.
         """
         return self.monoid.fold(value for _, value in self.buckets(entity, start, end))
 
     def buckets(self, entity: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, V]]:
-        """The buckets of `range` that something was merged into, oldest first: when each begins, and its aggregate."""
-        config = self._config()
+        """The buckets of `range` that something was merged into, oldest first: when each begins, and its aggregate.
+
+        One that began before the year 1 is said to begin with it.
+        """
         first, last = self._bucket("start", start), self._bucket("end", end)
-        return ((config.bucket_start(bucket), value) for bucket, value in self._stored(entity, first, last))
+        return ((self._start(bucket), value) for bucket, value in self._stored(entity, first, last))
 
     def series(self, entity: str, start: datetime, end: datetime) -> list[tuple[datetime, V]]:
         """As `buckets`, with the identity for each empty bucket in between: a list as long as the range is."""
-        config = self._config()
-        first, last = self._bucket("start", start), self._bucket("end", end)
-        found = dict(self._stored(entity, first, last))
-        identity = self.monoid.identity
-        return [(config.bucket_start(bucket), found.get(bucket, identity)) for bucket in range(first, last + 1)]
+        found = dict(self.buckets(entity, start, end))
+        return [(time, found.get(time, self.monoid.identity)) for time in self.starts(start, end)]
+
+    def starts(self, start: datetime, end: datetime) -> Iterator[datetime]:
+        """When each bucket from start's to end's begins, in order, as `buckets` tells it."""
+        return map(self._start, range(self._bucket("start", start), self._bucket("end", end) + 1))
 
     def top(
         self, n: int, prefix: str = "", start: datetime | None = None, end: datetime | None = None
@@ -166,18 +169,29 @@ class Reader(Generic[V]):
 
         Raises:
             SchemaMismatch: the aggregates are not numbers, or there are times but the store has no time buckets.
-            ConfigurationError: a time without a time zone.
+            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
         """
-        first = None if start is None else self._bucket("start", start)
-        last = None if end is None else self._bucket("end", end)
-        totals = ((entity, self._number(entity, value)) for entity, value, _ in self._totals(prefix, first, last))
+        totals = ((entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end))
         largest: Any = heapq.nlargest(n, totals, key=lambda item: item[1])
         return list(largest)
 
     # Last in the class: below it, `list` in an annotation would mean this method.
-    def list(self, prefix: str = "") -> Iterator[tuple[str, V, int]]:
-        """Each entity that starts with ``prefix``, in order: its name, all its buckets combined, and how many."""
-        return self._totals(prefix, None, None)
+    def list(
+        self, prefix: str = "", start: datetime | None = None, end: datetime | None = None
+    ) -> Iterator[tuple[str, V, int]]:
+        """Each entity that starts with ``prefix``, in order: its name, its buckets combined, and how many.
+
+        Args:
+            prefix: only entities that start with it.
+            start, end: combine only the buckets from start's to end's; None: open.
+
+        Raises:
+            SchemaMismatch: there are times but the store has no time buckets.
+            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
+        """
+        first = None if start is None else self._bucket("start", start)
+        last = None if end is None else self._bucket("end", end)
+        return self._totals(prefix, first, last)
 
     def _config(self) -> WindowConfig:
         if self.window_config is None:
@@ -189,6 +203,13 @@ class Reader(Generic[V]):
             return self._config().bucket_id(time)
         except InvalidRecord as err:
             raise ConfigurationError(argument, err.problem) from None
+
+    def _start(self, bucket: int) -> datetime:
+        """When a bucket begins that some time of the calendar falls into."""
+        try:
+            return self._config().bucket_start(bucket)
+        except OverflowError:
+            return _FIRST
 
     def _stored(self, entity: str, first: int, last: int) -> Iterator[tuple[int, V]]:
         """The buckets that hold something, in order.

@@ -210,8 +210,7 @@ def hold_letters(path: str) -> LetterFile | RemoteLetters:
     Raises:
         ConfigurationError: it cannot be written to, or holds letters already.
     """
-    # Workers may run in other folders.
-    return RemoteLetters(path) if is_remote(path) else LetterFile(os.path.abspath(path), new=True)
+    return RemoteLetters(path) if is_remote(path) else LetterFile(path, new=True)
 
 
 def write_dead_letters(letters: beam.PCollection, file: LetterFile | RemoteLetters) -> None:
@@ -221,7 +220,8 @@ def write_dead_letters(letters: beam.PCollection, file: LetterFile | RemoteLette
     replay takes the second for duplicates. A remote one is there as a whole or not at all.
     """
     if isinstance(file, LetterFile):
-        _ = letters | "WriteDeadLetters" >> beam.ParDo(AppendLetters(file.path, file.identity))
+        # Workers may run in other folders.
+        _ = letters | "WriteDeadLetters" >> beam.ParDo(AppendLetters(os.path.abspath(file.path), file.identity))
         return
     # Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
     _ = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any, Protocol
 
@@ -14,6 +14,12 @@ from pipelines.letter_files import LetterFile
 __all__ = ["LetterFile", "LetterTopic", "Letters", "attributes_of"]
 
 _PUBLISH_S = 30.0
+MAX_MESSAGE_BYTES = 10_000_000
+"""Data and attributes of one message; Pub/Sub counts the request around it too."""
+_AROUND_BYTES = 1_000
+"""More than a request takes for the name of the topic and for lengths."""
+_ATTRIBUTE_BYTES = 1_024
+"""Longest value of an attribute that Pub/Sub takes."""
 
 
 class Letters(Protocol):
@@ -30,8 +36,20 @@ class Letters(Protocol):
 
 
 def attributes_of(letter: DeadLetter) -> dict[str, str]:
-    """Of the message that carries a letter, to filter by."""
-    return {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
+    """Of the message that carries a letter, to filter by; cut where Pub/Sub would refuse the message."""
+    values = {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
+    return {name: _cut(value) for name, value in values.items()}
+
+
+def message_of(letter: DeadLetter, max_bytes: int) -> tuple[bytes, dict[str, str]] | None:
+    """Data and attributes of the message that carries a letter; None if they are larger than that."""
+    data, attributes = DeadLetter.to_json(letter).encode("utf-8"), attributes_of(letter)
+    n_bytes = len(data) + sum(len(f"{name}{value}".encode()) for name, value in attributes.items())
+    return (data, attributes) if n_bytes + _AROUND_BYTES <= max_bytes else None
+
+
+def _cut(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace")[:_ATTRIBUTE_BYTES].decode("utf-8", "ignore")
 
 
 class LetterTopic:
@@ -39,14 +57,24 @@ class LetterTopic:
 
     Args:
         topic: as ``projects/P/topics/T``.
+        overflow: keeps the letters that the topic does not take and never will: those larger than
+            `MAX_MESSAGE_BYTES`, and what Pub/Sub calls an invalid argument, as one that breaks the topic's schema.
+        told: is called with the reason when the first such letter comes.
+
+    Attributes:
+        overflowed: letters that ``overflow`` has kept.
 
     Raises:
         ConfigurationError: it does not exist, or Pub/Sub cannot be asked.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, overflow: Letters, told: Callable[[Exception], None]) -> None:
         pubsub = client_library()
+        self.overflowed = 0
         self._topic = topic
+        self._overflow = overflow
+        self._told = told
+        self._refusals = 0
         with asking("--dead_letter_topic", topic):
             options = pubsub.types.PublisherOptions(retry=retrying(_PUBLISH_S), timeout=_PUBLISH_S)
             self._client = pubsub.PublisherClient(publisher_options=options)
@@ -54,24 +82,41 @@ class LetterTopic:
             self._client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Publish them and wait until Pub/Sub has them."""
-        return [_failure(one) for one in [self._publish(letter) for letter in letters]]
+        """Publish them and wait until Pub/Sub has them; the disk has those that it does not take."""
+        failures = [_failure(one) for one in [self._publish(letter) for letter in letters]]
+        refused = {i: err for i, err in enumerate(failures) if err is not None and _is_refusal(err)}
+        if refused:
+            if not self._refusals:
+                self._told(next(iter(refused.values())))
+            self._refusals += len(refused)
+            for i, failure in zip(refused, self._overflow.keep([letters[i] for i in refused]), strict=True):
+                failures[i] = failure
+                self.overflowed += failure is None
+        return failures
 
     def close(self) -> None:
         """Close the connection."""
         self._client.stop()
         self._client.transport.close()
+        self._overflow.close()
 
     def _publish(self, letter: DeadLetter) -> Any:
         """A future, or the error that there is at once."""
+        message = message_of(letter, MAX_MESSAGE_BYTES)
+        if message is None:
+            return ValueError(f"larger than a message may be, {MAX_MESSAGE_BYTES:,} bytes")
+        data, attributes = message
         try:
-            return self._client.publish(
-                self._topic,
-                letter.to_json().encode("utf-8"),
-                **attributes_of(letter),
-            )
-        except Exception as err:  # larger than a message may be
+            return self._client.publish(self._topic, data, **attributes)
+        except Exception as err:  # the client refuses some messages by itself
             return err
+
+
+def _is_refusal(err: Exception) -> bool:
+    """Is the message at fault, so that waiting does not help?"""
+    from google.api_core.exceptions import InvalidArgument
+
+    return isinstance(err, (ValueError, TypeError, InvalidArgument))
 
 
 def _failure(sent: Any) -> Exception | None:

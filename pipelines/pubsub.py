@@ -5,6 +5,9 @@
 
 A streaming pipeline for runners such as Dataflow. Beam's local runner acknowledges messages before it processes them,
 so on one machine `pipelines.worker` is the one that loses none.
+
+A dead letter that is too large for ``--dead_letter_topic`` goes into the folder of ``--dead_letters``, from where
+`pipelines.replay` merges it as from any.
 """
 
 from __future__ import annotations
@@ -26,27 +29,41 @@ from typing import Any
 from pipelines.quiet_beam import beam  # isort: split
 
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import GoogleCloudOptions, StandardOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.pvalue import TaggedOutput
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER, beam_options, check_dataflow, new_pipeline, quiet, tell_job
+from pipelines.common import IN_PROCESS_RUNNER, beam_options, check_dataflow, new_pipeline, on_dataflow, quiet, tell_job
 from pipelines.console import one_line_errors, program
-from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name
-from pipelines.letters import attributes_of
+from pipelines.google_pubsub import ANSWER_S, asking, client_library, full_name, topic_of
+from pipelines.letters import message_of
 from pipelines.merge_files import parser
-from pipelines.messages import merge_arguments
+from pipelines.messages import TOPIC_HELP, check_not_read, merge_arguments, needs_source, with_source
 
 LOCAL_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 """The one runner in this process that reads Pub/Sub. Newer versions of ``DirectRunner`` end there too, after they have
 tried to download another one that cannot."""
 
 
-class WriteLetters(beam.DoFn):
-    """Writes the dead letters of each bundle to a JSON Lines file of their own, which is whole before the bundle ends.
+DEAD_LETTERS = "dead-letters"
+"""Folder for letters too large for their topic: here, or on Dataflow below ``--temp_location``."""
 
-    If the bundle is then tried again, its letters stand in two files; a replay takes the second for duplicates.
+MAX_SINK_BYTES = 6_900_000
+"""Of a message that Beam writes. Pub/Sub takes 10 MB, but Dataflow's own writer refuses more than 7 MB, and then tries
+the bundle again for ever."""
+
+_TOO_LARGE = "too_large"
+_FILE_BYTES = 64 * 1024 * 1024
+"""From so many on a bundle's letters go to a file before it ends."""
+
+
+class WriteLetters(beam.DoFn):
+    """Writes the dead letters of each bundle to JSON Lines files of their own, which are whole before the bundle ends.
+
+    There is one for each 64 MiB. If the bundle is then tried again, its letters stand in two files; a replay takes the
+    second for duplicates.
 
     Args:
         folder: where; local or any that Beam can write to.
@@ -58,11 +75,17 @@ class WriteLetters(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Forget the letters of a bundle that failed."""
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
+        self._bytes = 0
 
     def process(self, letter: DeadLetter) -> None:
         """Keep one."""
-        self._lines.append(DeadLetter.to_json(letter))
+        line = f"{DeadLetter.to_json(letter)}\n".encode()
+        self._lines.append(line)
+        self._bytes += len(line)
+        if self._bytes >= _FILE_BYTES:
+            self.finish_bundle()
+            self.start_bundle()
 
     def finish_bundle(self) -> None:
         """Write all under another name first, so that nobody reads half a file."""
@@ -70,8 +93,20 @@ class WriteLetters(beam.DoFn):
             name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex}.jsonl"
             path = FileSystems.join(self._folder, name)
             with FileSystems.create(f"{path}.part") as file:
-                file.write("".join(f"{line}\n" for line in self._lines).encode("utf-8"))
+                for line in self._lines:
+                    file.write(line)
             FileSystems.rename([f"{path}.part"], [path])
+
+
+class LetterToMessage(beam.DoFn):
+    """The message that carries a letter; what is too large for one comes out as it is, tagged ``too_large``."""
+
+    def process(self, letter: DeadLetter) -> Iterator[Any]:
+        """Make one."""
+        from apache_beam.io.gcp.pubsub import PubsubMessage
+
+        message = message_of(letter, MAX_SINK_BYTES)
+        yield TaggedOutput(_TOO_LARGE, letter) if message is None else PubsubMessage(*message)
 
 
 def build(
@@ -82,14 +117,14 @@ def build(
     dead_letter_topic: str | None = None,
     dead_letters: str | None = None,
 ) -> None:
-    """The steps: read, merge, and write what cannot be merged to a topic or else into a folder.
+    """The steps: read, merge, and write what cannot be merged to a topic or into a folder.
 
     Args:
         pipeline: to add them to.
         subscription: as ``projects/P/subscriptions/S``.
         merge: arguments of `MergeRecords`.
         dead_letter_topic: as ``projects/P/topics/T``.
-        dead_letters: a folder.
+        dead_letters: a folder; beside a topic for what is larger than `MAX_SINK_BYTES`, by default `overflow_folder`.
 
     Raises:
         ConfigurationError: an argument that is wrong.
@@ -97,21 +132,55 @@ def build(
     # Here, since Beam's module warns on the screen about each Google client that is not installed.
     from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub, WriteToPubSub
 
-    def message(letter: DeadLetter) -> PubsubMessage:
-        return PubsubMessage(DeadLetter.to_json(letter).encode("utf-8"), attributes_of(letter))
-
+    check_places(dead_letter_topic, dead_letters)
+    folder = dead_letters or overflow_folder(pipeline.options)
     with _naming("--subscription"):
         read = ReadFromPubSub(subscription=subscription, with_attributes=True)
     merged = pipeline | "ReadFromPubSub" >> read | "MergeRecords" >> MergeRecords(**merge)
+    letters = merged.dead_letter
     if dead_letter_topic is not None:
         with _naming("--dead_letter_topic"):
             write = WriteToPubSub(dead_letter_topic, with_attributes=True)
-        messages = merged.dead_letter | "DeadLetterToMessage" >> beam.Map(message).with_output_types(PubsubMessage)
-        _ = messages | "WriteDeadLetters" >> write
-    elif dead_letters is not None:
-        _ = merged.dead_letter | "WriteDeadLetters" >> beam.ParDo(WriteLetters(dead_letters))
-    else:
+        made = letters | "DeadLetterToMessage" >> beam.ParDo(LetterToMessage()).with_outputs(
+            _TOO_LARGE, main="messages"
+        )
+        made.messages.element_type, made[_TOO_LARGE].element_type = PubsubMessage, DeadLetter
+        _ = made.messages | "WriteDeadLetters" >> write
+        letters = made[_TOO_LARGE]
+    label = "WriteDeadLetters" if dead_letter_topic is None else "WriteLargeLetters"
+    _ = letters | label >> beam.ParDo(WriteLetters(folder))
+
+
+def check_places(dead_letter_topic: str | None, dead_letters: str | None) -> None:
+    """Dead letters must have somewhere to go.
+
+    Raises:
+        ConfigurationError: they have not.
+    """
+    if not (dead_letter_topic or dead_letters):
         raise ConfigurationError("--dead_letters", "is missing, and so is --dead_letter_topic; say where they may go")
+
+
+def overflow_folder(options: PipelineOptions) -> str:
+    """Where letters too large for their topic go unless said otherwise.
+
+    Raises:
+        ConfigurationError: on Dataflow without ``--temp_location``; elsewhere if the folder cannot be made here.
+    """
+    if not on_dataflow(options):
+        there = os.path.exists(DEAD_LETTERS)
+        if os.path.isfile(DEAD_LETTERS) or not os.access(DEAD_LETTERS if there else os.curdir, os.W_OK):
+            raise ConfigurationError(
+                "--dead_letters",
+                f"is missing, and {DEAD_LETTERS} here can be no folder for letters too large for --dead_letter_topic",
+            )
+        return DEAD_LETTERS
+    temp_location = options.view_as(GoogleCloudOptions).temp_location
+    if not temp_location:
+        raise ConfigurationError(
+            "--dead_letters", "is missing, and so is --temp_location, for letters too large for --dead_letter_topic"
+        )
+    return FileSystems.join(temp_location, DEAD_LETTERS)
 
 
 @contextmanager
@@ -128,19 +197,12 @@ def check_names(subscription: str, dead_letter_topic: str | None) -> None:
     Raises:
         ConfigurationError: one does not exist, or cannot be asked for, or the letters would come back as messages.
     """
-    pubsub_v1 = client_library()
-    how: dict[str, Any] = {"retry": None, "timeout": ANSWER_S}
-    topic = None
-    with asking("--subscription", subscription), pubsub_v1.SubscriberClient() as subscriber:
-        topic = subscriber.get_subscription(subscription=subscription, **how).topic
+    topic = topic_of(subscription)
     if dead_letter_topic is None:
         return
-    if dead_letter_topic == topic:
-        raise ConfigurationError(
-            "--dead_letter_topic", "is the topic that is read; each dead letter would come back for ever"
-        )
-    with asking("--dead_letter_topic", dead_letter_topic), pubsub_v1.PublisherClient() as publisher:
-        publisher.get_topic(topic=dead_letter_topic, **how)
+    check_not_read(dead_letter_topic, topic)
+    with asking("--dead_letter_topic", dead_letter_topic), client_library().PublisherClient() as client:
+        client.get_topic(topic=dead_letter_topic, retry=None, timeout=ANSWER_S)
 
 
 def check_folder(folder: str) -> None:
@@ -203,9 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge messages until it is told to stop."""
     arguments = parser("pubsub", "Fold the messages of a Pub/Sub subscription into state, each event exactly once.")
     arguments.add_argument("--subscription", required=True, metavar="NAME", help="projects/P/subscriptions/S")
-    where = arguments.add_mutually_exclusive_group(required=True)
-    where.add_argument("--dead_letter_topic", metavar="NAME", help="projects/P/topics/T for what cannot be merged")
-    where.add_argument("--dead_letters", metavar="FOLDER", help="or a folder for it, in JSON Lines files")
+    arguments.add_argument("--topic", metavar="NAME", help=TOPIC_HELP)
+    arguments.add_argument("--dead_letter_topic", metavar="NAME", help="projects/P/topics/T for what cannot be merged")
+    arguments.add_argument(
+        "--dead_letters",
+        metavar="FOLDER",
+        help="a folder for it, in JSON Lines files; with --dead_letter_topic for what is too large for a message (then "
+        f"{DEAD_LETTERS}, on Dataflow below --temp_location)",
+    )
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
     # Logs whatever a bundle raises, each time it is tried.
@@ -216,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard.streaming = True
     local = standard.runner in (IN_PROCESS_RUNNER, "DirectRunner", LOCAL_RUNNER)
     check_dataflow(options, [("--store", args.store), ("--dead_letters", args.dead_letters)], args.cache)
+    check_places(args.dead_letter_topic, args.dead_letters)
     merge = merge_arguments(args)
     if args.dead_letters and os.path.isfile(args.dead_letters):
         raise ConfigurationError("--dead_letters", f"{args.dead_letters} is a file; name a folder")
@@ -226,11 +294,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         standard.runner = LOCAL_RUNNER
     project = options.view_as(GoogleCloudOptions).project
     subscription = full_name("--subscription", args.subscription, project)
-    topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, project)
+    topic = args.topic and full_name("--topic", args.topic, project)
+    dead_topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, project)
+    if needs_source(merge) and topic is None:
+        topic = topic_of(subscription)
+    check_not_read(dead_topic, topic)
+    merge = with_source(merge, topic, subscription)
     pipeline = new_pipeline(options)
-    build(pipeline, subscription, merge, dead_letter_topic=topic, dead_letters=args.dead_letters)
+    build(pipeline, subscription, merge, dead_letter_topic=dead_topic, dead_letters=args.dead_letters)
     if local:
-        check_names(subscription, topic)
+        check_names(subscription, dead_topic)
         print(
             "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash "
             "loses those in between; python -m pipelines.worker does not",

@@ -17,10 +17,22 @@ from typing import Any, NamedTuple
 
 from murmur_beam import retry
 from murmur_beam.errors import MurmurError
-from murmur_beam.merger import Message
+from murmur_beam.merger import Message, size_of
 from murmur_beam.model import from_us
 from murmur_beam.processor import Config
-from pipelines.google_pubsub import ANSWER_S, asking, client_library, cured_by_waiting, one_line, retrying
+from pipelines.google_pubsub import (
+    ANSWER_S,
+    asking,
+    client_library,
+    cured_by_waiting,
+    one_line,
+    retrying,
+    subscriber_client,
+)
+from pipelines.outstanding import Outstanding
+
+MAX_BYTES = 100_000_000
+"""Of the messages that may be here without an acknowledgement, unless said otherwise."""
 
 _REQUESTS = 3
 """Pub/Sub seldom answers with as many as are asked for, so one request at a time would be slow."""
@@ -48,27 +60,32 @@ class Puller:
         max_outstanding: messages that may be here without an acknowledgement.
         config: how long to wait after a failed request.
         who: the program's name, for what it says on stderr.
+        max_outstanding_bytes: data and attributes of those messages, as far as `Outstanding` can keep to it.
 
     Raises:
         MurmurError: google-cloud-pubsub is missing, the subscription does not exist, or Pub/Sub cannot be asked.
     """
 
-    def __init__(self, subscription: str, max_outstanding: int, config: Config, who: str) -> None:
+    def __init__(
+        self,
+        subscription: str,
+        max_outstanding: int,
+        config: Config,
+        who: str,
+        max_outstanding_bytes: int = MAX_BYTES,
+    ) -> None:
         self._pubsub = client_library()
         self._subscription = subscription
-        self._max_outstanding = max_outstanding
         self._config = config
         self._who = who
-        self.topic: str | None = None
-        """Where the messages come from, if we may know."""
         # The shortest there is, for those who may read a subscription but not look at it.
         self._ack_deadline_s = 10
         with asking("--subscription", subscription):
-            self._client = self._pubsub.SubscriberClient()
+            self._client = subscriber_client()
         try:
             with asking("--subscription", subscription):
                 found = self._client.get_subscription(subscription=subscription, retry=None, timeout=ANSWER_S)
-                self.topic, self._ack_deadline_s = found.topic, found.ack_deadline_seconds
+                self._ack_deadline_s = found.ack_deadline_seconds
         except BaseException:
             self._client.close()
             raise
@@ -78,8 +95,7 @@ class Puller:
         self._requests: dict[Any, int] = {}
         self._not_before_s = 0.0
         self._troubles = 0
-        self._lock = threading.Lock()
-        self._leases: dict[str, float] = {}
+        self._outstanding = Outstanding(max_outstanding, max_outstanding_bytes)
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep_leases, name="keep-leases", daemon=True)
         self._keeper.start()
@@ -92,7 +108,7 @@ class Puller:
         """
         self._ask()
         if not self._ready:
-            if not self._requests and len(self._leases) < self._max_outstanding:
+            if not self._requests and self._outstanding.room(0) > 0:
                 until_asking_s = max(self._not_before_s - time.monotonic(), 0.0)
                 timeout_s = until_asking_s if timeout_s is None else min(timeout_s, until_asking_s)
             with suppress(queue.Empty):
@@ -124,19 +140,16 @@ class Puller:
         for request in self._requests:
             request.cancel()
         self._keeper.join()
-        with self._lock:
-            left = list(self._leases)
-        self.nack(left)
+        self.nack(self._outstanding.older_than(0.0))
         self._client.close()
 
     def _ask(self) -> None:
         if time.monotonic() < self._not_before_s:
             return
         while len(self._requests) < _REQUESTS:
-            room = self._max_outstanding - len(self._leases) - sum(self._requests.values())
-            if room < 1:
+            n = min(self._outstanding.room(sum(self._requests.values())), _MOST)
+            if n < 1:
                 return
-            n = min(room, _MOST)
             request = self._client.transport.pull.future(
                 self._pubsub.types.PullRequest(subscription=self._subscription, max_messages=n),
                 timeout=_PULL_S,
@@ -150,9 +163,7 @@ class Puller:
         try:
             response = request.result()
             received = [_received(each) for each in type(response).pb(response).received_messages]
-            now_s = time.monotonic()
-            with self._lock:
-                self._leases.update((each.ack_id, now_s) for each in received)
+            self._outstanding.add([(each.ack_id, size_of(each.message)) for each in received])
         except Exception as err:
             self._answers.put((request, [], err))
         else:
@@ -190,9 +201,7 @@ class Puller:
                 )
             except GoogleAPIError as err:
                 print(f"{self._who}: {len(some):,} messages will come again: {one_line(err)}", file=sys.stderr)
-            with self._lock:
-                for ack_id in some:
-                    self._leases.pop(ack_id, None)
+            self._outstanding.drop(some)
 
     def _keep_leases(self) -> None:
         """Ask for more time, thrice before it runs out, as long as a message is here."""
@@ -200,8 +209,7 @@ class Puller:
 
         interval_s = self._ack_deadline_s / 3
         while not self._closing.wait(interval_s):
-            with self._lock:
-                old = [ack_id for ack_id, since_s in self._leases.items() if time.monotonic() - since_s > interval_s]
+            old = self._outstanding.older_than(interval_s)
             for start in range(0, len(old), _MOST):
                 # If it cannot be asked for, the messages come again and are duplicates.
                 with suppress(GoogleAPIError):

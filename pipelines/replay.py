@@ -26,6 +26,7 @@ from apache_beam.pvalue import TaggedOutput
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.extract import Known
+from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
 from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
@@ -89,6 +90,8 @@ class Replayer(Subscriber):
     what = "letters"
     others = 0
     """Letters of other pipelines."""
+    others_bytes = 0
+    """Of their messages."""
     unreadable = 0
     """Messages that are no dead letters."""
 
@@ -103,6 +106,7 @@ class Replayer(Subscriber):
             return False
         if letter.pipeline != self.name:
             self.others += 1
+            self.others_bytes += size_of(received.message)
             return False
         return self.merge(received, letter)
 
@@ -113,15 +117,23 @@ def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
         name = full_name("--subscription", args.subscription, args.project)
     else:
         name = only_subscription(full_name("--topic", args.topic, args.project))
-    max_outstanding, until_idle = pulling(args)
+    how = pulling(args)
     spec = resolve(merge)
     spec.check_stores()
-    with closing(Replayer(spec, name, max_outstanding, "replay")) as replayer:
-        work(replayer, LetterFile(args.dead_letters), until_idle)
+    with closing(Replayer(spec, name, how.max_outstanding, "replay", how.max_outstanding_bytes)) as replayer:
+        work(replayer, LetterFile(args.dead_letters), how.until_idle)
     _report(args, spec.name, replayer.outcomes.dead_letter, replayer.others, replayer.unreadable)
-    if replayer.others >= max_outstanding:
+    full = [
+        flag
+        for flag, here, limit in (
+            ("--max_outstanding", replayer.others, how.max_outstanding),
+            ("--max_outstanding_bytes", replayer.others_bytes, how.max_outstanding_bytes),
+        )
+        if here >= limit
+    ]
+    if full:
         print(
-            f"they are as many as --max_outstanding lets in, so there may be letters of {spec.name!r} behind them; "
+            f"they are as many as {full[0]} lets in, so there may be letters of {spec.name!r} behind them; "
             f'raise it, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
         )
     return 0

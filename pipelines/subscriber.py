@@ -22,7 +22,7 @@ from murmur_beam.spec import MergeSpec
 from pipelines.console import Outcomes, Progress
 from pipelines.google_pubsub import one_line
 from pipelines.letters import Letters
-from pipelines.puller import Puller, Received
+from pipelines.puller import MAX_BYTES, Puller, Received
 
 _QUIET_S = 5.0
 
@@ -71,6 +71,7 @@ class Subscriber:
         subscription: as ``projects/P/subscriptions/S``.
         max_outstanding: messages that may be here without an acknowledgement.
         who: the program's name, for what it says on stderr.
+        max_outstanding_bytes: of those messages, as far as `Puller` can keep to it.
 
     Raises:
         MurmurError: a store cannot be opened, the subscription does not exist, or Pub/Sub cannot be asked.
@@ -79,14 +80,21 @@ class Subscriber:
     what = "messages"
     """Plural of what is counted on the screen."""
 
-    def __init__(self, spec: MergeSpec, subscription: str, max_outstanding: int, who: str) -> None:
+    def __init__(
+        self,
+        spec: MergeSpec,
+        subscription: str,
+        max_outstanding: int,
+        who: str,
+        max_outstanding_bytes: int = MAX_BYTES,
+    ) -> None:
         self.name = spec.name
         """Of the pipeline."""
         self.returned = 0
         """Messages that went back to Pub/Sub because of a failure."""
         self._config = spec.config
         self._who = who
-        self._puller = Puller(subscription, max_outstanding, spec.config, who)
+        self._puller = Puller(subscription, max_outstanding, spec.config, who, max_outstanding_bytes)
         self._tally = Tally()
         try:
             self._merger: Merger[str] = Merger(spec, self._tally)
@@ -101,11 +109,6 @@ class Subscriber:
         self._troubles = 0
         self._dead_letters = 0
         self._quiet_until_s = 0.0
-
-    @property
-    def topic(self) -> str | None:
-        """Where the messages come from, if we may know."""
-        return self._puller.topic
 
     @property
     def outcomes(self) -> Outcomes:

@@ -18,7 +18,7 @@ from parsing import parse
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids import names
 from murmur_beam.spec import from_flags, resolve
-from pipelines import messages
+from pipelines import messages, pubsub
 
 ROOT = Path(__file__).parent.parent
 FLEX = ROOT / "flex"
@@ -29,7 +29,6 @@ LEFT_OUT = {
     "pubsub": {
         "help": "no flag of a job",
         "cache": "a copy of the counts lives in one process, and nobody reads it in a worker's",
-        "dead_letters": "one of two flags is needed, which a template cannot say; the topic is the one",
     },
     "merge_files": {
         "help": "no flag of a job",
@@ -41,6 +40,7 @@ LEFT_OUT = {
 EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "subscription": (["projects/p/subscriptions/s"], ["s", "projects/p/topics/s"]),
     "dead_letter_topic": (["projects/p/topics/t"], ["t", "projects/p/subscriptions/t"]),
+    "topic": (["projects/p/topics/t"], ["t", "projects/p/subscriptions/t"]),
     "input": (["gs://b/x*.csv", "gs://b/1.json|gs://b/2.json"], ["x.csv", "gs://b/x|y", "/x"]),
     "dead_letters": (["gs://b/dead.jsonl"], ["dead.jsonl", "gs://b/", "gs://b/dead/"]),
     "store": (["bigtable://p/i/t", "bigtable://p/i/t?app_profile=a&shards=8"], ["sqlite:///x.db", "bigtable://p/i"]),
@@ -96,6 +96,7 @@ def usable(pipeline: str, values: dict[str, str]) -> bool:
     try:
         flags = parse(f"pipelines.{pipeline}", argv_of(values)).flags
         if pipeline == "pubsub":
+            pubsub.check_places(flags.dead_letter_topic, flags.dead_letters)
             messages.merge_arguments(flags)
         else:
             resolve({"event_id": "id", **from_flags(flags)})

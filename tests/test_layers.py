@@ -64,7 +64,9 @@ MAY_IMPORT = {
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",
     "reader": LIBRARY,
-    "cli": f"{LIBRARY} reader cli_tables",
+    "cli": f"{LIBRARY} reader __init__ cli_arguments cli_output cli_tables",
+    "cli_arguments": LIBRARY,
+    "cli_output": LIBRARY,
     "cli_tables": f"{LIBRARY} state.bigtable.*",
     "__main__": "cli",
     "__init__": f"{LIBRARY} reader transforms",

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -83,7 +83,7 @@ class Burst:
 
     def __init__(self, timeout_s: float) -> None:
         self.overdue = False
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._calls: list[Call] = []
 
     def add(self, call: Call) -> None:
@@ -91,7 +91,7 @@ class Burst:
         self._calls.append(call)
 
     def __enter__(self) -> Burst:
-        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._give_up)
+        self._timer = asyncio.get_running_loop().call_later(self.timeout_s, self._give_up)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -123,7 +123,7 @@ class Connection:
         self.name = f"projects/{project}/instances/{instance}/tables/{table}"
         self.app_profile = app_profile or ""
         self._where = where
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
@@ -149,6 +149,11 @@ class Connection:
             wire.READ_ROWS,
             request_serializer=wire.Read.SerializeToString,
             response_deserializer=wire.ReadResponse.FromString,
+        )
+        self._sample = self._channel.unary_stream(
+            wire.SAMPLE_ROW_KEYS,
+            request_serializer=wire.Sample.SerializeToString,
+            response_deserializer=wire.SampleResponse.FromString,
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
         self._metadata = _Metadata(("x-goog-request-params", route))
@@ -196,7 +201,7 @@ class Connection:
             request: what to write.
             burst: whose deadline it has; None: one of its own.
         """
-        timeout_s = self._timeout_s if burst is None else None
+        timeout_s = self.timeout_s if burst is None else None
         call: Call = self._check_and_mutate(request, timeout=timeout_s, metadata=self._metadata)
         if burst is not None:
             burst.add(call)
@@ -204,17 +209,17 @@ class Connection:
 
     def burst(self) -> Burst:
         """For commits that are sent together."""
-        return Burst(self._timeout_s)
+        return Burst(self.timeout_s)
 
     def overdue(self) -> Exception:
         """That a deadline has passed, as it is said of a request with one of its own."""
-        return self._error(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {self._timeout_s:g} s")
+        return self._error(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {self.timeout_s:g} s")
 
     async def mutate(self, request: bytes, n: int) -> dict[int, Exception]:
         """Send a request of ``n`` entries from `wire.bulk`; the errors of those that failed, by their positions."""
         failed: dict[int, Exception] = {}
         answered = 0
-        async for answer in self._mutate(request, timeout=self._timeout_s, metadata=self._metadata):
+        async for answer in self._mutate(request, timeout=self.timeout_s, metadata=self._metadata):
             answered += len(answer.entries)
             for entry in answer.entries:
                 if entry.status.code:
@@ -231,13 +236,13 @@ class Connection:
             request: which rows.
             persist: try again within the deadline, where nobody else would.
         """
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self.timeout_s
         wait_s = 0.05
         while True:
             assembler = RowAssembler()
             try:
                 left_s = max(deadline - time.monotonic(), 0.0)
-                async for answer in self._read_rows(request, timeout=left_s, metadata=self._metadata):
+                async for answer in self.answers(request, left_s):
                     assembler.take(answer.chunks)
                 return assembler.rows
             except grpc.aio.AioRpcError as err:
@@ -247,6 +252,17 @@ class Connection:
                     raise
             await asyncio.sleep(wait_s)
             wait_s *= 2
+
+    def answers(self, request: Any, timeout_s: float) -> AsyncIterator[Any]:
+        """Send a `wire.Read`; each answer as it comes, with some chunks of rows."""
+        answers: AsyncIterator[Any] = self._read_rows(request, timeout=timeout_s, metadata=self._metadata)
+        return answers
+
+    async def sample_row_keys(self) -> list[tuple[bytes, int]]:
+        """Keys that divide the table into pieces of like size, in order, each with how many bytes come before it."""
+        request = wire.Sample(table_name=self.name, app_profile_id=self.app_profile)
+        answers = self._sample(request, timeout=self.timeout_s, metadata=self._metadata)
+        return [(answer.row_key, answer.offset_bytes) async for answer in answers]
 
     def translated(self, err: Exception) -> Exception:
         """An error of the client as one of ours; another one as it is."""

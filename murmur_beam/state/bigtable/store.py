@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import groupby
 from typing import Generic, TypeVar
 
 import grpc
@@ -24,7 +25,7 @@ from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.groups import Flush, Group
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
 from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
-from murmur_beam.state.bigtable.reading import Row
+from murmur_beam.state.bigtable.scanning import Scan
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
 from murmur_beam.state.bigtable.sums import ROWS_PER_READ, Sums
@@ -34,6 +35,7 @@ V = TypeVar("V")
 _log = logging.getLogger(__name__)
 
 _MICROSECOND = timedelta(microseconds=1)
+_LAST_US = (2**63 - 1) // 1000 * 1000
 _LONG = timedelta(days=1_000_000)
 
 
@@ -165,31 +167,26 @@ class BigtableStore(Generic[V]):
         return [self._live(found.get(key, [])) for key in keys]
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
-        """See `Store.scan`."""
+        """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
         self._connection.run(self._check())
-        start = entity_prefix(prefix) or AFTER_SCHEMA
-        current: Key | None = None
-        shards: list[Value] = []
-        for row in self._pages(start, successor(entity_prefix(prefix))):
-            key, _ = parse_row_key(row.key)
+        start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
+        family = wire.AGG if self._cells.sums else wire.STATE
+        between_us = self._between_us(first, last)
+        rows = Scan(self._connection, start, end, lambda request: wire.only_results(request, family, between_us))
+        for key, shards in groupby(rows, key=lambda row: parse_row_key(row.key)[0]):
+            # Buckets before 1970 share a timestamp, as do those of one millisecond.
             if (first is not None and key.bucket < first) or (last is not None and key.bucket > last):
                 continue
-            if key != current:
-                if current is not None and (value := self._live(shards)) is not None:
-                    yield current, value
-                current, shards = key, []
-            shards.append(self._cells.value_of(row))
-        if current is not None and (value := self._live(shards)) is not None:
-            yield current, value
+            if (value := self._live([self._cells.value_of(row) for row in shards])) is not None:
+                yield key, value
 
-    def _pages(self, start: bytes, end: bytes | None) -> Iterator[Row]:
-        while True:
-            request = wire.read_range(self._connection, start, end, ROWS_PER_READ)
-            page = self._connection.run(self._connection.read(wire.only_values(request)))
-            yield from page
-            if len(page) < ROWS_PER_READ:
-                return
-            start = page[-1].key + b"\x00"
+    def _between_us(self, first: int | None, last: int | None) -> tuple[int, int] | None:
+        """Which timestamps the values of these buckets have, for `wire.only_results`."""
+        if not self._granularity_us or (first is None and last is None):
+            return None
+        start_us = 0 if first is None else self._cells.start_us(first)
+        end_us = 0 if last is None else self._cells.start_us(last) + 1000
+        return min(start_us, _LAST_US), min(end_us, _LAST_US)
 
     def _live(self, shards: Sequence[Value]) -> V | None:
         """The shards of a key combined; None where there are none, or the last to expire has done so."""

@@ -16,15 +16,20 @@ from google.cloud.bigtable_v2.types import (
     MutateRowsResponse,
     ReadRowsRequest,
     ReadRowsResponse,
+    SampleRowKeysRequest,
+    SampleRowKeysResponse,
 )
 
 CommitResponse: Any = CheckAndMutateRowResponse.pb()
 BulkResponse: Any = MutateRowsResponse.pb()
 Read: Any = ReadRowsRequest.pb()
 ReadResponse: Any = ReadRowsResponse.pb()
+Sample: Any = SampleRowKeysRequest.pb()
+SampleResponse: Any = SampleRowKeysResponse.pb()
 CHECK_AND_MUTATE = "/google.bigtable.v2.Bigtable/CheckAndMutateRow"
 MUTATE_ROWS = "/google.bigtable.v2.Bigtable/MutateRows"
 READ_ROWS = "/google.bigtable.v2.Bigtable/ReadRows"
+SAMPLE_ROW_KEYS = "/google.bigtable.v2.Bigtable/SampleRowKeys"
 
 AGG, DEDUP, STATE, META = "agg", "dedup", "state", "meta"
 VALUE, VERSION, EXPIRY = b"v", b"n", b"x"
@@ -57,6 +62,37 @@ def only_values(request: Any) -> Any:
     """Of each row the aggregate and what belongs to it, without the events."""
     _values(request.filter)
     return request
+
+
+def only_results(request: Any, family: str, between_us: tuple[int, int] | None = None) -> Any:
+    """Of each row the value and when it expires, and no more.
+
+    Args:
+        request: gets the filter.
+        family: that values are in.
+        between_us: only rows whose value has a timestamp from the first of these times on, before the second (0: no
+            end); microseconds. Other cells of a row have other timestamps, so they are not asked.
+    """
+    row_filter = request.filter
+    if between_us is not None:
+        # The condition first: what comes before it would be done for rows that are not wanted, too.
+        wanted = row_filter.condition.predicate_filter.chain.filters
+        _only_column(wanted.add(), family, VALUE)
+        times = wanted.add().timestamp_range_filter
+        times.start_timestamp_micros, times.end_timestamp_micros = between_us
+        row_filter = row_filter.condition.true_filter
+    chain = row_filter.chain.filters
+    either = chain.add().interleave.filters
+    _only_column(either.add(), family, VALUE)
+    _only_column(either.add(), STATE, EXPIRY)
+    chain.add().cells_per_column_limit_filter = 1
+    return request
+
+
+def _only_column(row_filter: Any, family: str, qualifier: bytes) -> None:
+    column = row_filter.column_range_filter
+    column.family_name = family
+    column.start_qualifier_closed = column.end_qualifier_closed = qualifier
 
 
 def only_news(request: Any, version: int) -> Any:

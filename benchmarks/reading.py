@@ -1,0 +1,270 @@
+"""What the server sends for a question about many keys: about an hour it must be the rows of that hour alone.
+
+    python -m benchmarks.reading [--rows 28576] [--hours 24] [--turns 5] [--json]
+
+One table on the Bigtable emulator holds so many rows, each an hour of a page. Each question is asked in turn, again and
+again, so that a machine that is busy for a moment is so for all of them; its answer is checked. Rows and bytes are
+counted in the server's answers. "One stream" reads the same without dividing the table. The exit code is 1 if the hour
+takes more than a fifth of the rows that the whole table takes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+from benchmarks.harness import (
+    Bar,
+    Inexact,
+    bars_table,
+    environment,
+    machine,
+    needing_extra,
+    print_table,
+    say,
+    tidy,
+)
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.model import Key, Update
+from murmur_beam.monoids import Count
+from murmur_beam.reader import Reader
+from murmur_beam.state.base import Schema
+from murmur_beam.testing import emulators
+from murmur_beam.windows import hourly
+from pipelines.console import Parser, one_line_errors
+
+BAR = 0.2
+START = datetime(2026, 11, 21, tzinfo=timezone.utc)
+TOP = 10
+FLUSH = 5_000
+
+
+class Sent(NamedTuple):
+    """What one question took.
+
+    Attributes:
+        rows: in the server's answers.
+        size: of these, bytes.
+        seconds: from the question to the last of the answer.
+    """
+
+    rows: int
+    size: int
+    seconds: float
+
+
+class Question(NamedTuple):
+    """One that is asked.
+
+    Attributes:
+        text: for people.
+        ask: the answer.
+        expected: what it should be.
+        divided: is the table read in several pieces?
+    """
+
+    text: str
+    ask: Callable[[], Any]
+    expected: Any
+    divided: bool = True
+
+
+def questions(reader: Reader[int], rows: int, hours: int) -> list[Question]:
+    """About a table that `fill` has filled."""
+    hour = START + timedelta(hours=hours // 2)
+
+    def largest(totals: dict[str, int]) -> list[tuple[str, int]]:
+        return sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:TOP]
+
+    total: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    of_hour: dict[str, int] = {}
+    for page, at, delta in _cells(rows, hours):
+        total[page] = total.get(page, 0) + delta
+        counts[page] = counts.get(page, 0) + 1
+        if at == hours // 2:
+            of_hour[page] = delta
+    listed = [(page, value, counts[page]) for page, value in total.items()]
+    listed_hour = [(page, value, 1) for page, value in of_hour.items()]
+    asked = []
+    for divided in (True, False):
+        asked += [
+            Question("top, whole table", lambda: reader.top(TOP), largest(total), divided),
+            Question("top, one hour", lambda: reader.top(TOP, "", hour, hour), largest(of_hour), divided),
+            Question("list, whole table", lambda: [*reader.list()], listed, divided),
+            Question("list, one hour", lambda: [*reader.list("", hour, hour)], listed_hour, divided),
+        ]
+    return asked
+
+
+def _cells(rows: int, hours: int) -> Iterator[tuple[str, int, int]]:
+    """Page, hour and count of each row, in the order of keys."""
+    for i in range(rows):
+        page, at = divmod(i, hours)
+        yield f"page/{page:06}", at, 1 + (page * 7 + at) % 97
+
+
+def fill(store: Any, rows: int, hours: int) -> None:
+    """Write the rows, each with one event."""
+    first = hourly().bucket_id(START)
+    updates = [Update(Key(page, first + at), delta, f"{page}/{at}") for page, at, delta in _cells(rows, hours)]
+    for begin in range(0, rows, FLUSH):
+        say(f"{begin:,} of {rows:,} rows written")
+        store.merge_updates(updates[begin : begin + FLUSH])
+
+
+@contextmanager
+def _one_stream() -> Iterator[None]:
+    from murmur_beam.state.bigtable import scanning
+
+    before = scanning.PIECE_BYTES
+    scanning.PIECE_BYTES = sys.maxsize
+    try:
+        yield
+    finally:
+        scanning.PIECE_BYTES = before
+
+
+def ask(question: Question) -> Sent:
+    """Ask once, and count.
+
+    Raises:
+        Inexact: the answer is wrong.
+    """
+    from murmur_beam.state.bigtable.connection import Connection
+
+    real = Connection.answers
+    rows = size = 0
+
+    async def counting(self: Connection, *args: Any) -> AsyncIterator[Any]:
+        nonlocal rows, size
+        async for answer in real(self, *args):
+            rows += sum(chunk.commit_row for chunk in answer.chunks)
+            size += answer.ByteSize()
+            yield answer
+
+    Connection.answers = counting  # type: ignore[method-assign]
+    try:
+        started_s = time.perf_counter()
+        if question.divided:
+            answer = question.ask()
+        else:
+            with _one_stream():
+                answer = question.ask()
+        seconds = time.perf_counter() - started_s
+    finally:
+        Connection.answers = real  # type: ignore[method-assign]
+    if answer != question.expected:
+        raise Inexact(f"{question.text}: a wrong answer, {answer!r:.80} ...")
+    return Sent(rows, size, seconds)
+
+
+def name(question: Question) -> str:
+    """With how it reads."""
+    return question.text + ("" if question.divided else ", one stream")
+
+
+def bars(sent: dict[str, Sequence[Sent]]) -> list[Bar]:
+    """The ratio that has a bar, and those that are only shown."""
+    hour, whole = sent["top, one hour"], sent["top, whole table"]
+    streams = [
+        Bar(f"seconds, {text}, divided / one stream", _ratios(sent[text], sent[f"{text}, one stream"]), None)
+        for text in ("top, whole table", "top, one hour")
+    ]
+    return [
+        Bar(
+            "rows sent, one hour / whole table", [a.rows / b.rows for a, b in zip(hour, whole, strict=True)], BAR, False
+        ),
+        Bar("seconds, one hour / whole table", _ratios(hour, whole), None),
+        *streams,
+    ]
+
+
+def _ratios(some: Sequence[Sent], others: Sequence[Sent]) -> list[float]:
+    return [one.seconds / other.seconds for one, other in zip(some, others, strict=True)]
+
+
+@one_line_errors("reading")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if the bar is missed."""
+    with needing_extra():
+        from murmur_beam.state.bigtable import BigtableSpec, tables
+
+    parser = Parser(prog="python -m benchmarks.reading", description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=28_576, metavar="N", help="of the table (%(default)s)")
+    parser.add_argument("--hours", type=int, default=24, metavar="N", help="that they are spread over (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of all questions (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    for option in ("rows", "hours", "turns"):
+        if getattr(args, option) < 1:
+            raise ConfigurationError(f"--{option}", f"must be at least 1, got {getattr(args, option)}")
+    if args.rows < args.hours:
+        raise ConfigurationError("--rows", f"must be at least as many as --hours, {args.hours}, got {args.rows}")
+
+    what = machine()
+    sent: dict[str, list[Sent]] = {}
+    with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
+        spec = BigtableSpec("benchmark", "instance", "reading")
+        granularity = hourly().granularity
+        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
+        with Reader(spec.open(Count(), granularity), hourly()) as reader:
+            fill(reader.store, args.rows, args.hours)
+            asked = questions(reader, args.rows, args.hours)
+            for turn in range(args.turns):
+                say(f"turn {turn + 1} of {args.turns}")
+                for question in asked:
+                    sent.setdefault(name(question), []).append(ask(question))
+        say("")
+    made = bars(sent)
+    missed = any(bar.holds is False for bar in made)
+    if args.json:
+        document = {
+            "rows": args.rows,
+            "hours": args.hours,
+            "turns": args.turns,
+            "machine": what,
+            "questions": [
+                {
+                    "question": text,
+                    "rows_sent": statistics.median(one.rows for one in turns),
+                    "bytes_sent": statistics.median(one.size for one in turns),
+                    "seconds": round(statistics.median(one.seconds for one in turns), 4),
+                }
+                for text, turns in sent.items()
+            ],
+            "bars": [bar.to_dict() for bar in made],
+        }
+        print(json.dumps(document, indent=2))
+        return int(missed)
+    print(f"{args.rows:,} rows in {args.hours} hours, medians of {args.turns} turns; {what}\n")
+    print_table(
+        [
+            ["question", "rows sent", "bytes sent", "seconds", "of turns"],
+            *(
+                [
+                    text,
+                    f"{statistics.median(one.rows for one in turns):,.0f}",
+                    f"{statistics.median(one.size for one in turns):,.0f}",
+                    f"{statistics.median(one.seconds for one in turns):.2f}",
+                    f"{min(one.seconds for one in turns):.2f} .. {max(one.seconds for one in turns):.2f}",
+                ]
+                for text, turns in sent.items()
+            ),
+        ]
+    )
+    print()
+    print_table(bars_table(made))
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""How the ``murmur`` command shows values: aligned tables for people, JSON without loss for programs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from itertools import islice
+from typing import Any, NamedTuple
+from unicodedata import category, east_asian_width
+
+from murmur_beam.model import is_representable, rfc3339
+from murmur_beam.monoids.base import Monoid, canonical_json
+from murmur_beam.monoids.timed import Timed
+
+_MAX_TEXT = 60
+"""Longest value, in characters, that a person is shown in full."""
+_BAR, _LEAST_BAR = 30, 10
+"""Longest bar, and the longest where there is little room, in characters."""
+_LEAST_TEXT = 12
+"""So much of a text is shown however narrow the terminal is."""
+_BLOCK = 1_000
+"""Rows of a table that are read before the first is printed, to know how wide its columns are."""
+_GAP = "  "
+_CUT = "..."
+
+
+# ---- for programs ----
+
+
+def print_json(**document: Any) -> None:
+    """One line."""
+    print(json.dumps(document))
+
+
+def json_value(monoid: Monoid[Any], value: Any) -> Any:
+    """What the store's own bytes say, as JSON where they are JSON: so nothing is lost, whatever the monoid."""
+    if value is None:
+        return None
+    if isinstance(value, Timed):
+        return {name: part for name, part in value._asdict().items() if name != "ns" or part}
+    data = monoid.encode(value)
+    with suppress(ValueError):
+        document = json.loads(data)
+        if canonical_json(document).encode("utf-8") == data:
+            return document
+    return {"base64": base64.b64encode(data).decode("ascii")}
+
+
+# ---- for people ----
+
+
+def human(value: Any) -> str:
+    """A value on one line; a long set or text is cut short."""
+    if value is None:
+        return "-"
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, str):
+        return _printable(value)
+    if isinstance(value, (set, frozenset)):
+        return _human_set(value)
+    if isinstance(value, Timed):
+        us = value.event_time_us
+        when = rfc3339(us) if is_representable(us) else f"{us:,} us"
+        when = when.replace("Z", f"{value.ns:03}Z") if value.ns else when.replace(".000000Z", "Z")
+        return f"{'null' if value.value is None else _short(value.value)} at {when}"
+    try:
+        text = canonical_json(value)
+    except (TypeError, ValueError):
+        text = str(value)
+    return _printable(text)
+
+
+def _human_set(value: set[Any] | frozenset[Any]) -> str:
+    if not value:
+        return "(empty)"
+    shown: list[str] = []
+    length = 0
+    for item in map(_short, sorted(value, key=lambda item: (type(item).__name__, item))):
+        length += len(item) + 2
+        if length > _MAX_TEXT and shown:
+            return f"{', '.join(shown)}, ... ({len(value):,} items)"
+        shown.append(item)
+    return ", ".join(shown)
+
+
+def _short(value: Any) -> str:
+    text = human(value)
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... ({len(text):,} characters)"
+
+
+def _printable(text: str) -> str:
+    """Escape what the terminal cannot show, and control characters: a name that came with the data must not move the
+    cursor or clear the screen.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Bar(NamedTuple):
+    """A bar of a diagram.
+
+    Attributes:
+        share: of the longest one, from -1 to 1.
+    """
+
+    share: float
+
+    def drawn(self, longest: int) -> str:
+        """At least one sign for what is not zero; minus signs for what is negative."""
+        if not self.share:
+            return ""
+        return ("-" if self.share < 0 else "#") * max(1, round(longest * abs(self.share)))
+
+
+def bars(values: Sequence[Any]) -> list[Bar]:
+    """A bar for each number; none for a single one, which has nothing to be compared with."""
+    numbers = [value if isinstance(value, (int, float)) and len(values) > 1 else 0 for value in values]
+    largest = max(map(abs, numbers), default=0) or 1
+    return [Bar(number / largest) for number in numbers]
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print aligned columns, numbers to the right; block by block, so that a long list appears at once.
+
+    On a terminal a line is no longer than that is wide: bars give way first, then texts, which are cut. Numbers never
+    are, and nothing is where the output goes elsewhere.
+    """
+    rows = iter(rows)
+    titles = [[*header]]
+    natural = [0] * len(header)
+    limit = columns()
+    while block := list(islice(rows, _BLOCK)):
+        is_number, is_bar = (
+            [any(isinstance(cell, kinds) for cell in cells) for cells in zip(*block, strict=True)]
+            for kinds in ((int, float, Decimal), Bar)
+        )
+        lines = [*titles, *([_cell(cell) for cell in row] for row in block)]
+        titles = []
+        natural = [max(w, *map(_width, cells)) for w, cells in zip(natural, zip(*lines, strict=True), strict=True)]
+        widths = natural if limit is None else _fitting(natural, is_number, is_bar, limit)
+        for n, line in enumerate(lines, len(block) - len(lines)):
+            padded = []
+            for i, (text, width) in enumerate(zip(line, widths, strict=True)):
+                if n >= 0 and isinstance(block[n][i], Bar):
+                    text = block[n][i].drawn(width)
+                elif not is_number[i]:
+                    text = _cut(text, width)
+                blanks = " " * (width - _width(text))
+                padded.append(blanks + text if is_number[i] else text + blanks)
+            print(_GAP.join(padded).rstrip())
+
+
+def columns() -> int | None:
+    """How wide the terminal is that output goes to; None: it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _cell(value: Any) -> str:
+    return value.drawn(_BAR) if isinstance(value, Bar) else human(value)
+
+
+def _fitting(natural: Sequence[int], is_number: Sequence[bool], is_bar: Sequence[bool], limit: int) -> list[int]:
+    """How wide the columns are where all together have so much room."""
+    widths = [*natural]
+    over = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
+    for i, bar in enumerate(is_bar):
+        if bar and over > 0:
+            less = min(over, max(0, widths[i] - _LEAST_BAR))
+            widths[i], over = widths[i] - less, over - less
+    texts = [i for i, other in enumerate(map(max, is_number, is_bar)) if not other]
+    while over > 0 and texts and max(widths[i] for i in texts) > _LEAST_TEXT:
+        widest = max(texts, key=widths.__getitem__)
+        widths[widest] -= 1
+        over -= 1
+    return widths
+
+
+def _cut(text: str, width: int) -> str:
+    """A text that is too wide, without its middle: keys that begin alike often end differently."""
+    if _width(text) <= width:
+        return text
+    room = width - len(_CUT)
+    left, right = 0, len(text)
+    while left < right and _width(text[: left + 1]) <= room - room // 2:
+        left += 1
+    while right > left and _width(text[right - 1 :]) <= room // 2:
+        right -= 1
+    while right < len(text) and not _width(text[right]):  # a mark without its letter
+        right += 1
+    return text[:left] + _CUT + text[right:]
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: East Asian characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if category(c) in ("Mn", "Me", "Cf") else 2 if east_asian_width(c) in "WF" else 1 for c in text)
