@@ -166,11 +166,11 @@ def delimiter_of(text: str) -> str:
 
 def _hold_csv(text: str, encoding: str) -> Held:
     delimiter = delimiter_of(text)
-    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
-    if len(rows) < 2:
+    rows = [row for row in _strictly(text, delimiter) if row is None or row]
+    if len(rows) < 2 or rows[0] is None:
         raise LeftOut("no records")
-    names, *records = rows
-    whole = [record for record in records if len(record) == len(names)]
+    names, records = rows[0], rows[1:]
+    whole = [record for record in records if record is not None and len(record) == len(names)]
     if len(whole) < len(records) / 2 or sum(map(_is_number, names)) > len(names) / 2:
         raise LeftOut("no line of names")
     by = "csv"
@@ -178,6 +178,19 @@ def _hold_csv(text: str, encoding: str) -> Held:
         whole, by = _by_pandas(text, delimiter), "pandas"
     made = [dict(zip(names, record, strict=True)) for record in whole]
     return Held("csv", encoding, delimiter, tuple(names), made, len(records) - len(whole), by)
+
+
+def _strictly(text: str, delimiter: str) -> Iterator[list[str] | None]:
+    """The records; None for one with text behind a closing quote, or a quote that stays open, of which no two readers
+    make the same."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            yield next(reader)
+        except csv.Error:
+            yield None
+        except StopIteration:
+            return
 
 
 def _by_pandas(text: str, delimiter: str) -> list[list[str]]:

@@ -90,6 +90,12 @@ def test_records_of_another_length_are_counted() -> None:
     assert (held.by, [row["id"] for row in held.rows], held.malformed) == ("csv", ["1", "3", "5"], 2)
 
 
+def test_records_with_text_behind_a_quote_are_malformed() -> None:
+    """Readers that take them do not agree on what they say."""
+    held = hold("a.csv", b'id,name\n1,"T. \\"Eddie\\" Tolan"\n2,"Jim"\n3,"Jo""e"\n')
+    assert ([row["name"] for row in held.rows], held.malformed, held.by) == (["Jim", 'Jo"e'], 1, "csv")
+
+
 def test_a_mark_is_no_part_of_the_first_name() -> None:
     """As spreadsheets write it."""
     assert hold("a.csv", b"\xef\xbb\xbfid,page\n1,p\n").names == ("id", "page")
@@ -289,6 +295,7 @@ def test_archives_are_found_by_the_names_of_their_packages(tmp_path: Path) -> No
         ("flowers.csv.bz2", bz2.compress(FLOWERS)),
         ("caf\xe9.tsv", "id\tpage\n1\tcaf\xe9\n2\tcaf\xe9\n3\tth\xe9\n".encode("latin-1")),
         ("array.json", json.dumps([{"id": i, "page": f"p{i % 2}", "n": i} for i in range(9)]).encode()),
+        ("quotes.csv", b'id,page\n1,"p \\"x\\" y"\n2,"p"\n3,"p"\n'),
         ("ragged.csv", b"id,page\n1,p\n2\n3,p\n4,q\n"),
         ("twice.csv", b"no,page,page,n\n1,p,q,1\n2,p,q,1\n"),
     ],
