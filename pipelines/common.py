@@ -222,7 +222,7 @@ def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | R
     replay takes the second for duplicates. A remote one is there as a whole or not at all.
 
     Args:
-        letters: of all steps that make some. Each is written by a step of its own: to flatten outputs of one stage, Beam's
+        letters: of all steps that make some. Each is written by a step of its own: to flatten them, Beam's
             runner in this process would hold all of their elements.
         file: from `hold_letters`.
     """
