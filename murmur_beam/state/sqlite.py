@@ -77,6 +77,8 @@ class SqliteStore(Generic[V]):
         self._dedup_retention = dedup_retention
         self._clock = clock or Clock()
         self._next_collect = 0.0
+        if granularity is not None and granularity // _MICROSECOND >= 2**63:
+            raise ConfigurationError("window", f"a bucket of {granularity} is longer than SQLite can record")
         self._schema = Schema(monoid.name, granularity)
         self._schema_is_recorded = False
         self._lock = threading.Lock()
