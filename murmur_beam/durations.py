@@ -14,13 +14,14 @@ def parse_duration(text: str) -> timedelta:
     Raises:
         ValueError: anything else.
     """
-    match = re.fullmatch(r"(\d+)(ms|[smhdw])", text.strip())
+    match = re.fullmatch(r"0*(\d+)(ms|[smhdw])", text.strip(), re.ASCII)
     if not match:
-        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
+        raise ValueError(f"{text!r:.80} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
     try:
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        # Python would refuse some thousands of digits in words of its own; so many are too many in any unit.
+        return timedelta(**{_UNITS[match[2]]: int(match[1][:20])})
     except OverflowError:
-        raise ValueError(f"{text!r} is too long a duration") from None
+        raise ValueError(f"{text!r:.80} is too long a duration") from None
 
 
 def format_duration(duration: timedelta) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import emulators
 import pytest
+from commands import Murmur
 from hypothesis import settings
 
 from murmur_beam.monoids.sum import Sum
@@ -44,6 +45,12 @@ def clock() -> FakeClock:
 def store(clock: FakeClock) -> MemoryStore[int]:
     """An empty store of sums."""
     return MemoryStore(Sum(), clock)
+
+
+@pytest.fixture
+def murmur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Murmur:
+    """Runs the command ``murmur`` on a file of this test's own."""
+    return Murmur(tmp_path, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,14 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from commands import Murmur
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,61 +24,13 @@ from murmur_beam import cli
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Custom, Sum, Timed, by_name, names
 from murmur_beam.monoids.base import Monoid, canonical_json
-from murmur_beam.processor import defaults, merge_many
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
-from murmur_beam.windows import WindowConfig, daily, hourly, minute
+from murmur_beam.windows import daily, hourly, minute
 
 START = datetime(2026, 11, 14, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
-
-
-class Ran(NamedTuple):
-    """What a run gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Murmur:
-    """Runs the command on a file of its own.
-
-    Attributes:
-        uri: the file's default table.
-    """
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.path = folder / "counts.db"
-        self.uri = f"sqlite:///{self.path}"
-        self._capsys = capsys
-
-    def fill(
-        self,
-        records: Iterable[tuple[str, datetime, Any]],
-        monoid: Monoid[Any] | None = None,
-        window: WindowConfig | None = None,
-    ) -> None:
-        """Merge (entity, time, value) into the file."""
-        store = SqliteSpec(str(self.path)).open(monoid or Sum(), window.granularity if window else None)
-        for entity, time, value in records:
-            merge_many(defaults(), "test", None, time, [entity], value, store, None, window)
-        store.close()
-
-    def __call__(self, command: str, *args: str, uri: str | None = None) -> Ran:
-        """Run it in this process."""
-        self._capsys.readouterr()
-        return Ran(cli.main([command, uri or self.uri, *args]), *self._capsys.readouterr())
-
-    def json(self, command: str, *args: str) -> Any:
-        """What --json prints."""
-        return json.loads(self(command, *args, "--json").out)
-
-
-@pytest.fixture
-def murmur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Murmur:
-    return Murmur(tmp_path, capsys)
 
 
 def environment() -> dict[str, str]:

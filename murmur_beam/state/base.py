@@ -49,7 +49,10 @@ written, or delivered again, some time later; its marker must still be there."""
 
 def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
     """How long after its start a bucket must be kept: until it takes no more events, and `GRACE_S` more."""
-    return granularity + retention + timedelta(seconds=GRACE_S)
+    try:
+        return granularity + retention + timedelta(seconds=GRACE_S)
+    except OverflowError:
+        return timedelta.max
 
 
 class Store(Protocol[V]):

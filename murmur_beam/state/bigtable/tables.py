@@ -26,6 +26,9 @@ from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_meta
 from murmur_beam.state.bigtable.settings import Settings
 
+_LONGEST_AGE = timedelta(seconds=315_576_000_000)
+"""What a rule of garbage collection can say: 10,000 years."""
+
 OK, WRONG, NOT_CHECKED = "ok", "wrong", "not checked"
 
 
@@ -82,6 +85,8 @@ def purpose(schema: Schema, retention: timedelta | None = None, dedup_retention:
     for name, value in (("retention", retention), ("dedup_retention", dedup_retention)):
         if value is not None and value <= timedelta(0):
             raise ConfigurationError(name, "must be positive, such as 90d")
+        if value is not None and bucket_lifetime(schema.granularity or timedelta(0), value) > _LONGEST_AGE:
+            raise ConfigurationError(name, f"{value} is longer than Bigtable keeps ages; leave it out to keep all")
     if retention is None:
         return Meta(schema, marker_age=dedup_retention)
     if schema.granularity is None:
