@@ -98,15 +98,14 @@ class WriteLetters(beam.DoFn):
             FileSystems.rename([f"{path}.part"], [path])
 
 
-class LetterToMessage(beam.DoFn):
-    """The message that carries a letter; what is too large for one comes out as it is, tagged ``too_large``."""
+class SplitLetters(beam.DoFn):
+    """Data and attributes of the message that carries a letter; a letter too large for one comes out as it is, tagged
+    ``too_large``."""
 
     def process(self, letter: DeadLetter) -> Iterator[Any]:
-        """Make one."""
-        from apache_beam.io.gcp.pubsub import PubsubMessage
-
+        """Weigh one."""
         message = message_of(letter, MAX_SINK_BYTES)
-        yield TaggedOutput(_TOO_LARGE, letter) if message is None else PubsubMessage(*message)
+        yield TaggedOutput(_TOO_LARGE, letter) if message is None else message
 
 
 def build(
@@ -130,25 +129,40 @@ def build(
         ConfigurationError: an argument that is wrong.
     """
     # Here, since Beam's module warns on the screen about each Google client that is not installed.
-    from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub, WriteToPubSub
+    from apache_beam.io.gcp.pubsub import ReadFromPubSub
 
     check_places(dead_letter_topic, dead_letters)
     folder = dead_letters or overflow_folder(pipeline.options)
     with _naming("--subscription"):
         read = ReadFromPubSub(subscription=subscription, with_attributes=True)
     merged = pipeline | "ReadFromPubSub" >> read | "MergeRecords" >> MergeRecords(**merge)
-    letters = merged.dead_letter
-    if dead_letter_topic is not None:
-        with _naming("--dead_letter_topic"):
-            write = WriteToPubSub(dead_letter_topic, with_attributes=True)
-        made = letters | "DeadLetterToMessage" >> beam.ParDo(LetterToMessage()).with_outputs(
-            _TOO_LARGE, main="messages"
-        )
-        made.messages.element_type, made[_TOO_LARGE].element_type = PubsubMessage, DeadLetter
-        _ = made.messages | "WriteDeadLetters" >> write
-        letters = made[_TOO_LARGE]
-    label = "WriteDeadLetters" if dead_letter_topic is None else "WriteLargeLetters"
-    _ = letters | label >> beam.ParDo(WriteLetters(folder))
+    if dead_letter_topic is None:
+        _ = merged.dead_letter | "WriteDeadLetters" >> beam.ParDo(WriteLetters(folder))
+    else:
+        publish(merged.dead_letter, dead_letter_topic, folder)
+
+
+def publish(letters: beam.PCollection, topic: str, folder: str) -> None:
+    """Write dead letters to a topic, and into a folder those that are larger than `MAX_SINK_BYTES`.
+
+    Args:
+        letters: of `MergeRecords`.
+        topic: as ``projects/P/topics/T``.
+        folder: for `WriteLetters`.
+
+    Raises:
+        ConfigurationError: the topic has no such name.
+    """
+    from apache_beam.io.gcp.pubsub import PubsubMessage, WriteToPubSub
+
+    with _naming("--dead_letter_topic"):
+        write = WriteToPubSub(topic, with_attributes=True)
+    split = letters | "SplitLetters" >> beam.ParDo(SplitLetters()).with_outputs(_TOO_LARGE, main="messages")
+    split[_TOO_LARGE].element_type = DeadLetter
+    convert = beam.MapTuple(lambda data, attributes: PubsubMessage(data, attributes))
+    messages = split.messages | "DeadLetterToMessage" >> convert.with_output_types(PubsubMessage)
+    _ = messages | "WriteDeadLetters" >> write
+    _ = split[_TOO_LARGE] | "WriteLargeLetters" >> beam.ParDo(WriteLetters(folder))
 
 
 def check_places(dead_letter_topic: str | None, dead_letters: str | None) -> None:
@@ -180,7 +194,7 @@ def overflow_folder(options: PipelineOptions) -> str:
         raise ConfigurationError(
             "--dead_letters", "is missing, and so is --temp_location, for letters too large for --dead_letter_topic"
         )
-    return FileSystems.join(temp_location, DEAD_LETTERS)
+    return f"{temp_location.rstrip('/')}/{DEAD_LETTERS}"
 
 
 @contextmanager

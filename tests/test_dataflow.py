@@ -310,12 +310,20 @@ class TestTheJobOfPubsub:
 
     def test_dead_letters_go_to_the_topic(self, to_topic: Launched) -> None:
         """Dataflow's own write gets what the output dead_letter was made into."""
-        merge, to_message = step(to_topic.pipeline, "MergeRecords"), step(to_topic.pipeline, "DeadLetterToMessage")
-        assert only(to_message.inputs) == merge.outputs["dead_letter"]
+        merge, split = step(to_topic.pipeline, "MergeRecords"), step(to_topic.pipeline, "SplitLetters")
+        to_message = step(to_topic.pipeline, "DeadLetterToMessage")
+        assert only(split.inputs) == merge.outputs["dead_letter"]
+        assert only(to_message.inputs) == split.outputs["None"]
         assert only(to_message.outputs) == only(step(to_topic.pipeline, "WriteDeadLetters").inputs)
         write = step(to_topic.pipeline, "WriteDeadLetters/ParDo(_PubSubWriteDoFn)")
         assert write.spec.urn == "beam:transform:pubsub_write:v1"
         assert proto.PubSubWritePayload.FromString(write.spec.payload) == proto.PubSubWritePayload(topic=TOPIC)
+
+    def test_dead_letters_too_large_for_a_message_go_below_the_temporary_location(self, to_topic: Launched) -> None:
+        """Dataflow's own write would refuse them, and try the bundle again for ever."""
+        write = step(to_topic.pipeline, "WriteLargeLetters")
+        assert only(write.inputs) == step(to_topic.pipeline, "SplitLetters").outputs["too_large"]
+        assert unpickled(write)._folder == "gs://my-bucket/tmp/dead-letters"
 
     def test_dead_letters_go_to_a_folder(self, to_folder: Launched) -> None:
         """The step that writes files gets the output dead_letter itself."""
@@ -429,8 +437,10 @@ STEPS = {
         "DeadLetterToMessage",
         MERGE_STEP,
         *READ,
+        "SplitLetters/ParDo(SplitLetters)",
         "WriteDeadLetters/ParDo(_PubSubWriteDoFn)",
         "WriteDeadLetters/ToProtobufX",
+        "WriteLargeLetters",
     ],
     "folder": [MERGE_STEP, *READ, "WriteDeadLetters"],
     "files": [
@@ -663,7 +673,11 @@ class TestOnAWorker:
     @pytest.mark.parametrize(
         ("argv", "ours"),
         [
-            pytest.param(TOPIC_JOB, {"DeadLetterToMessage": "CallableWrapperDoFn"}, id="topic"),
+            pytest.param(
+                TOPIC_JOB,
+                {"DeadLetterToMessage": "CallableWrapperDoFn", "WriteLargeLetters": "WriteLetters"},
+                id="topic",
+            ),
             pytest.param(FOLDER_JOB, {"WriteDeadLetters": "WriteLetters"}, id="folder"),
             pytest.param(FILES_JOB, {"Read": "ReadRecords", "DeadLetterToJson": "CallableWrapperDoFn"}, id="files"),
         ],

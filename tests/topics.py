@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import emulators
 from google.cloud import pubsub_v1
 
+from pipelines.google_pubsub import subscriber_client
+
 TIMEOUT_S = 60.0
 _names = itertools.count()
 
@@ -42,7 +44,7 @@ class Topic(NamedTuple):
         """
         messages: list[Any] = []
         deadline = time.monotonic() + TIMEOUT_S
-        with pubsub_v1.SubscriberClient() as client:
+        with subscriber_client() as client:  # which takes answers of any size
             while True:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # of return_immediately, which is just right
