@@ -79,8 +79,7 @@ class SqliteStore(Generic[V]):
                 # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
                 self._create()
-            self._file.require_there()
-            self._file.note()
+                self._file.watch(self._db)
         except BaseException:
             self._db.close()
             raise
