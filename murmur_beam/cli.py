@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import Any, NoReturn, TypeVar
 from unicodedata import category, east_asian_width
 
-from murmur_beam import cli_tables
+from murmur_beam import cli_delete, cli_tables
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
 from murmur_beam.extract import parse_rfc3339
 from murmur_beam.model import check_entity, is_representable, rfc3339, to_us
@@ -44,7 +44,8 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 _DESCRIPTION = """\
 Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
-No aggregate is ever written. Only create-table changes anything: the table, and what is recorded of its purpose."""
+No aggregate is ever written. Only create-table changes a table and what is recorded of its purpose, and only delete
+and reset take anything out of one."""
 _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
 _CHECK = "Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written."
 _EPILOG = """\
@@ -391,7 +392,12 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (everything, top):
         sub.add_argument("--prefix", type=_parsed(_parse_prefix), default="", help="only entities that start with this")
 
-    for sub in (get, window, span, everything, top):
+    delete = command("delete", partial(_on_reader, cli_delete.delete), cli_delete.DELETE, cli_delete.EPILOG)
+    cli_delete.add_delete(delete, _parsed(_parse_entity), _parsed(_parse_time), _parsed(_parse_end))
+    reset = command("reset", partial(_on_reader, cli_delete.reset), cli_delete.RESET, cli_delete.EPILOG)
+    cli_delete.add_yes(reset)
+
+    for sub in (get, window, span, everything, top, delete, reset):
         sub.add_argument("--json", action="store_true", help="one JSON document; list: one a line")
         sub.add_argument(
             "--monoid", metavar="NAME", help="package.module:attribute of your own; default: what the store recorded"

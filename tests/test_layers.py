@@ -60,7 +60,8 @@ MAY_IMPORT = {
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",
     "reader": LIBRARY,
-    "cli": f"{LIBRARY} reader cli_tables",
+    "cli": f"{LIBRARY} reader cli_delete cli_tables",
+    "cli_delete": f"{LIBRARY} reader",
     "cli_tables": f"{LIBRARY} state.bigtable.*",
     "__main__": "cli",
     "__init__": f"{LIBRARY} reader transforms",
