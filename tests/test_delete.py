@@ -1,5 +1,5 @@
-"""Deleting: with SQL, by ``murmur delete`` and ``murmur reset``, and beside whoever writes. What every store must do is in
-the contract of stores."""
+"""Deleting: with SQL, by ``murmur delete`` and ``murmur reset``, and beside whoever writes. What every store must do is
+in the contract of stores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -262,7 +262,7 @@ ALL = {(entity, day) for entity in ("a", "ab", "b") for day in range(3)}
 
 
 @pytest.fixture
-def murmur(spec: StoreSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Murmur]:
+def murmur(spec: StoreSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Murmur:
     if isinstance(spec, BigtableSpec) and spec.shards:
         pytest.skip("the same as without shards")
     return Murmur(spec, capsys, monkeypatch)
