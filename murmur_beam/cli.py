@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from murmur_beam import __version__, cli_tables
+from murmur_beam import __version__, cli_delete, cli_tables
 from murmur_beam.cli_arguments import (
     Parser,
     parse_end,
@@ -41,7 +41,8 @@ _FLAGS = {"start": "from", "end": "to"}
 
 _DESCRIPTION = """\
 Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
-No aggregate is ever written. Only create-table changes anything: the table, and what is recorded of its purpose."""
+No aggregate is ever written. Only create-table changes a table and what is recorded of its purpose, and only delete
+and reset take anything out of one."""
 _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
 _CHECK = "Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written."
 _EPILOG = """\
@@ -319,7 +320,12 @@ def _parser() -> Parser:
     for sub in (everything, top):
         sub.add_argument("--prefix", type=parsed(parse_prefix), default="", help="only entities that start with this")
 
-    for sub in (get, window, span, everything, top):
+    delete = command("delete", partial(_on_reader, cli_delete.delete), cli_delete.DELETE, cli_delete.EPILOG)
+    cli_delete.add_delete(delete, parsed(parse_entity), parsed(parse_start), parsed(parse_end))
+    reset = command("reset", partial(_on_reader, cli_delete.reset), cli_delete.RESET, cli_delete.EPILOG)
+    cli_delete.add_yes(reset)
+
+    for sub in (get, window, span, everything, top, delete, reset):
         sub.add_argument("--json", action="store_true", help="one JSON document; list: one a line")
         sub.add_argument(
             "--monoid", metavar="NAME", help="package.module:attribute of your own; default: what the store recorded"

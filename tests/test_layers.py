@@ -64,8 +64,9 @@ MAY_IMPORT = {
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",
     "reader": LIBRARY,
-    "cli": f"{LIBRARY} reader __init__ cli_arguments cli_output cli_tables",
+    "cli": f"{LIBRARY} reader __init__ cli_arguments cli_delete cli_output cli_tables",
     "cli_arguments": LIBRARY,
+    "cli_delete": f"{LIBRARY} reader",
     "cli_output": LIBRARY,
     "cli_tables": f"{LIBRARY} state.bigtable.*",
     "__main__": "cli",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import NamedTuple
 
 from murmur_beam.errors import StoreUnavailable, TransientError
@@ -20,6 +21,8 @@ from murmur_beam.errors import StoreUnavailable, TransientError
 LOCK_TIMEOUT_S = 30.0
 """How long one flush waits for another process's flush before it counts as a failed try."""
 
+_HEADER_BYTES = 100
+_MAGIC = b"SQLite format 3\0"
 _PARTS = ("", "-wal", "-shm")
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 # The content is read through at most so often that this takes a hundredth of the time.
@@ -43,6 +46,15 @@ class _Shape(NamedTuple):
     size: int
     modified_ns: int
     wal_size: int
+
+
+class _Header(NamedTuple):
+    """What the file's first page says, as it is on the disk: none of it ever gets less, but for the pages by VACUUM."""
+
+    schema_cookie: int
+    change_counter: int
+    pages: int
+    page_bytes: int
 
 
 def make(path: str) -> None:
@@ -74,9 +86,22 @@ class OpenFile:
         self.path = path
         self._known: dict[str, tuple[int, int]] = {}
         self._shape = _Shape(0, 0, 0)
+        self._header: _Header | None = None
         self._data_version = 0
+        self._descriptor: int | None = None
         self._next_check_s = 0.0
-        self.require_there()
+        self._identify("")
+
+    def watch(self, db: sqlite3.Connection) -> None:
+        """SQLite has opened the files, and read from them: from now on they must stay what they are.
+
+        Raises:
+            StoreUnavailable: the database is another one already.
+        """
+        for part in _PARTS:
+            self._identify(part)
+        self._data_version = self._version_of(db)
+        self.note()
 
     def require_there(self) -> None:
         """Check that the files are those that were opened.
@@ -84,23 +109,24 @@ class OpenFile:
         Raises:
             StoreUnavailable: one was removed, moved or replaced.
         """
-        for part in _PARTS:
-            known = self._known.get(part)
-            try:
-                found = os.stat(self.path + part)
-            except FileNotFoundError:
-                if known is not None or not part:
-                    raise StoreUnavailable(self._gone(part)) from None
-                continue
-            except OSError as err:
-                raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
-            if known is None:  # SQLite makes the others when it needs them
-                self._known[part] = found.st_dev, found.st_ino
-            elif known != (found.st_dev, found.st_ino):
-                raise StoreUnavailable(
-                    f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is "
-                    "not in it. Stop all that write to it, make sure that this is the file you want, and start again"
-                )
+        for part in self._known:
+            self._identify(part)
+
+    def _identify(self, part: str) -> None:
+        try:
+            found = os.stat(self.path + part)
+        except FileNotFoundError:
+            if part in self._known or not part:
+                raise StoreUnavailable(self._gone(part)) from None
+            return  # there is no log where the file system cannot have one
+        except OSError as err:
+            raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
+        identity = found.st_dev, found.st_ino
+        if self._known.setdefault(part, identity) != identity:
+            raise StoreUnavailable(
+                f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is not "
+                "in it. Stop all that write to it, make sure that this is the file you want, and start again"
+            )
 
     def require_whole(self, db: sqlite3.Connection) -> None:
         """Check that nobody but SQLite has written to the files, as far as that shows, and that they can be read.
@@ -114,18 +140,26 @@ class OpenFile:
         shape = self._look()
         if shape == self._shape:
             return
-        shrunk = shape.size < self._shape.size or shape.wal_size < self._shape.wal_size
-        (version,) = db.execute("PRAGMA data_version").fetchone()
+        header = self._read_header()
+        if header is not None and self._header is not None and _is_older(header, self._header):
+            raise StoreUnavailable(self._damaged("an older copy is in its place"))
+        shrunk = shape.size < self._shape.size
+        if shrunk and header is not None and shape.size < header.pages * header.page_bytes:
+            raise StoreUnavailable(self._damaged("some of its pages are missing"))
+        shrunk = shrunk or shape.wal_size < self._shape.wal_size
+        version = self._version_of(db)
         # Where other connections have committed, one of them has written to the file as well.
         touched = version == self._data_version and shape[:2] != self._shape[:2]
-        self._data_version = version
         if shrunk or (touched and time.monotonic() >= self._next_check_s):
             self._check_content()
-        self._shape = shape
+        self._data_version = version
 
     def note(self) -> None:
         """Keep in mind what the files look like after a write of ours."""
-        self._shape = self._look()
+        shape = self._look()
+        if shape[:2] != self._shape[:2]:
+            self._header = self._read_header()
+        self._shape = shape
 
     def _look(self) -> _Shape:
         try:
@@ -137,6 +171,38 @@ class OpenFile:
         except OSError:
             wal_size = 0
         return _Shape(main.st_size, main.st_mtime_ns, wal_size)
+
+    @staticmethod
+    def _version_of(db: sqlite3.Connection) -> int:
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    def _read_header(self) -> _Header | None:
+        """By SQLite's own descriptor; None where that cannot be found.
+
+        Raises:
+            StoreUnavailable: that is no database any more.
+        """
+        if self._descriptor is None or not self._is_ours(self._descriptor):
+            self._descriptor = next(filter(self._is_ours, _descriptors()), None)
+        if self._descriptor is None:
+            return None
+        data = os.pread(self._descriptor, _HEADER_BYTES, 0)
+        if not data and self._header is None:
+            return None  # nothing was written to it yet
+        if len(data) < _HEADER_BYTES or not data.startswith(_MAGIC):
+            raise StoreUnavailable(self._damaged("it is no database any more"))
+        counter, pages = struct.unpack_from(">II", data, 24)
+        (cookie,) = struct.unpack_from(">I", data, 40)
+        (page_bytes,) = struct.unpack_from(">H", data, 16)
+        return _Header(cookie, counter, pages, 65_536 if page_bytes == 1 else page_bytes)
+
+    def _is_ours(self, descriptor: int) -> bool:
+        try:
+            found = os.fstat(descriptor)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._known[""]
 
     def _check_content(self) -> None:
         """Read all of the file, as somebody does who has none of it in a cache."""
@@ -152,12 +218,15 @@ class OpenFile:
         except sqlite3.Error as err:
             problem = str(err)
         if problem:
-            raise StoreUnavailable(
-                f"sqlite {self.path}: was cut short or overwritten while it was open ({problem}). Stop all that write "
-                "to it, restore it from a backup, and start again"
-            )
+            raise StoreUnavailable(self._damaged(problem))
         took_s = time.monotonic() - started_s
         self._next_check_s = time.monotonic() + _REST_AFTER_CHECK * took_s
+
+    def _damaged(self, problem: str) -> str:
+        return (
+            f"sqlite {self.path}: was cut short or overwritten while it was open ({problem}). Stop all that write to "
+            "it, restore it from a backup, and start again"
+        )
 
     def _gone(self, part: str) -> str:
         lost = "" if not part else "; what it held may be lost"
@@ -165,6 +234,18 @@ class OpenFile:
             f"sqlite {self.path}{part}: was removed or moved while it was open{lost}. Stop all that write to it, "
             "put it back with its -wal and -shm files, or restore a backup, and start again"
         )
+
+
+def _is_older(header: _Header, than: _Header) -> bool:
+    if header.schema_cookie != than.schema_cookie:
+        return header.schema_cookie < than.schema_cookie
+    return header.change_counter < than.change_counter or header.pages < than.pages
+
+
+def _descriptors() -> Iterator[int]:
+    """Those that this process has open, where the system tells."""
+    with suppress(OSError):
+        yield from map(int, os.listdir("/dev/fd"))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from murmur_beam.clock import Clock, SteadyClock
-from murmur_beam.errors import MurmurError
+from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import GRACE_S, Result, Schema, fingerprint, fold_row, later, only, rows, unreadable
@@ -61,6 +61,8 @@ class SqliteStore(Generic[V]):
         self._clock = clock or Clock()
         self._steady: SteadyClock | None = None
         self._next_collect_s = 0.0
+        if granularity is not None and granularity // timedelta(microseconds=1) > _GREATEST:
+            raise ConfigurationError("window", f"a bucket of {granularity} is longer than SQLite can record")
         self._schema = Schema.of(monoid, granularity)
         self._retention: timedelta | None = None
         self._is_recorded = False
@@ -79,8 +81,7 @@ class SqliteStore(Generic[V]):
                 # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
                 self._create()
-            self._file.require_there()
-            self._file.note()
+                self._file.watch(self._db)
         except BaseException:
             self._db.close()
             raise
