@@ -118,7 +118,7 @@ LETTER = DeadLetter(
         (Shape(7), 0),
         (Moody(), 0),
     ],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" object at ")[0],
 )
 def test_what_counts_as_its_bytes(element: Any, size: int) -> None:
     """Bytes, text, messages and letters by what they carry; other elements are not measured, and nothing raises."""
