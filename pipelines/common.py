@@ -175,17 +175,18 @@ class RemoteLetters:
 
     Args:
         path: of the file.
+        tried: write an empty file beside it now, to see whether that is allowed.
 
     Raises:
         ConfigurationError: there is such a file already, and it is not empty: it may hold the only copy of what an
             earlier run gave up. Or it cannot be written.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, tried: bool) -> None:
         self.path = path
         try:
             found = FileSystems.match([path])[0].metadata_list
-            if not found:
+            if tried and not found:
                 FileSystems.create(self.unfinished).close()
                 FileSystems.delete([self.unfinished])
         except Exception as err:  # each file system has errors of its own
@@ -206,13 +207,17 @@ class RemoteLetters:
         """Nothing is open here."""
 
 
-def hold_letters(path: str) -> LetterFile | RemoteLetters:
+def hold_letters(path: str, *, tried: bool = True) -> LetterFile | RemoteLetters:
     """Take hold of the file for dead letters, before there are any; the caller closes it behind the run.
+
+    Args:
+        path: of the file.
+        tried: whether this process is the one that writes a remote file, so that it can be tried here.
 
     Raises:
         ConfigurationError: it cannot be written to, or holds letters already.
     """
-    return RemoteLetters(path) if is_remote(path) else LetterFile(path, new=True)
+    return RemoteLetters(path, tried=tried) if is_remote(path) else LetterFile(path, new=True)
 
 
 def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | RemoteLetters) -> None:

@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--event_time", "a window needs it: records in files carry no time of their own")
     merge: dict[str, Any] = from_flags(args)
     name = args.name or DEFAULT_NAME
-    with closing(hold_letters(args.dead_letters)) as letters:
+    with closing(hold_letters(args.dead_letters, tried=not on_dataflow(options))) as letters:
         pipeline = new_pipeline(options)
         records = read(pipeline, paths, reading_of(args, args.decode), name)
         merged = records.read | "MergeRecords" >> MergeRecords(**merge)
