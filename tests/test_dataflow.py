@@ -400,14 +400,19 @@ class TestTheJobOfMergeFiles:
         (paths,) = (one for one in steps if one.unique_name.startswith("Paths/FlatMap("))
         assert [*unpickled(paths).process(None)] == [b"gs://my-bucket/events/one.jsonl"]
         merge = step(from_files.pipeline, MERGE_STEP)
-        assert only(merge.inputs) == only(step(from_files.pipeline, "Read").outputs)
+        assert only(merge.inputs) == step(from_files.pipeline, "Read").outputs["None"]
 
     def test_both_outputs_are_rows(self, from_files: Launched) -> None:
         """The merge step has the outputs merged and dead_letter; the second is what is written."""
         outputs = step(from_files.pipeline, "MergeRecords").outputs
         assert fields_of(from_files.pipeline, outputs["None"]) == list(MergeResult._fields)
         assert fields_of(from_files.pipeline, outputs["dead_letter"]) == list(DeadLetter._fields)
-        assert only(step(from_files.pipeline, "DeadLetterToJson").inputs) == outputs["dead_letter"]
+        dead = step(from_files.pipeline, "Dead")
+        assert set(dead.inputs.values()) == {
+            outputs["dead_letter"],
+            step(from_files.pipeline, "Read").outputs["too_long"],
+        }
+        assert only(step(from_files.pipeline, "DeadLetterToJson").inputs) == only(dead.outputs)
         assert "DeadLetterToJson" in before(from_files.pipeline, "WriteDeadLetters")
 
     def test_the_workers_package_is_the_wheel(self, from_files: Launched, wheel: Path) -> None:
@@ -444,15 +449,16 @@ STEPS = {
     ],
     "folder": [MERGE_STEP, *READ, "WriteDeadLetters"],
     "files": [
+        "CountReasons0",
+        "CountReasons1",
+        "Dead",
         "DeadLetterToJson",
-        "Match/ParDo(_MatchAllFn)",
         MERGE_STEP,
         "OneFile",
-        "Open/ParDo(_ReadMatchesFn)",
         "Paths/FlatMap(<lambda>)",
         "Paths/Impulse",
         "Paths/Map(decode)",
-        "Read",
+        "Read/ParDo(ReadRecords)",
         "WriteDeadLetters",
     ],
 }
@@ -679,7 +685,11 @@ class TestOnAWorker:
                 id="topic",
             ),
             pytest.param(FOLDER_JOB, {"WriteDeadLetters": "WriteLetters"}, id="folder"),
-            pytest.param(FILES_JOB, {"Read": "ReadRecords", "DeadLetterToJson": "CallableWrapperDoFn"}, id="files"),
+            pytest.param(
+                FILES_JOB,
+                {"Read/ParDo(ReadRecords)": "ReadRecords", "DeadLetterToJson": "CallableWrapperDoFn"},
+                id="files",
+            ),
         ],
     )
     def test_every_step_is_unpickled_and_set_up(
