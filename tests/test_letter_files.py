@@ -265,7 +265,7 @@ class TestFullDisk:
         run = process("--input=bad.jsonl", f"--dead_letters={name}", code=self.LIMIT.format(200_000))
         out, err = run.communicate(timeout=120)
         assert run.returncode == 2
-        (line,) = err.splitlines()
+        *_, line = err.splitlines()
         assert line == f"merge_files: error: --dead_letters: {os.getcwd()}/{name}: File too large"
         assert sorted(name for name in os.listdir() if name.startswith("dead")) == [name]
         assert out == ""

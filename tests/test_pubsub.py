@@ -186,7 +186,7 @@ def test_dead_letters_in_a_folder(
 
     again = [f"--input={folder}/*", "--event_id=message:id", "--event_time=message:publish_time", "--key==mended"]
     still = tmp_path / "still.jsonl"
-    assert replay.main([*again, f"--dead_letters={still}", *flags[:1], "--monoid=count", "--window=daily"]) == 0
+    assert replay.main([*again, f"--dead_letters={still}", *flags[:1], "--monoid=count", "--window=daily"]) == 3
     assert "2 merged / 0 duplicate / 2 dead-lettered" in capsys.readouterr().out
     assert counts(store)["mended", bucket] == 2
 
