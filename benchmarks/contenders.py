@@ -433,7 +433,7 @@ def _taken(outputs: Iterable[Any]) -> int:
 
 def _table(job: Job, monoid: str = "sum") -> BigtableSpec:
     where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
-    tables.create(where, tables.purpose(Schema(monoid, None)))
+    tables.create(where, tables.purpose(Schema(monoid, None, "n")))
     return where
 
 
