@@ -49,6 +49,7 @@ def _put(family: str, qualifier: bytes, at_us: int, value: bytes) -> dict[str, A
 MUTATIONS = st.one_of(
     st.tuples(DATA, TIMES, INT64).map(lambda of: (wire.add(*of), _added(*of))),
     st.tuples(FAMILIES, DATA, TIMES, DATA).map(lambda of: (wire.put(*of), _put(*of))),
+    st.just((wire.DELETE_ROW, {"delete_from_row": {}})),
     FAMILIES.map(lambda family: (wire.clear(family), {"delete_from_family": {"family_name": family}})),
     st.tuples(FAMILIES, DATA).map(
         lambda of: (
@@ -90,11 +91,14 @@ def test_predicates_ask_what_they_should(version: int) -> None:
     column = {
         "column_range_filter": {"family_name": "agg", "start_qualifier_closed": b"n", "end_qualifier_closed": b"n"}
     }
+    names = {"family_name": "meta", "start_qualifier_closed": b"field", "end_qualifier_closed": b"field"}
+    field = {"column_range_filter": names}
     value = {"start_value_closed": version.to_bytes(8, "big"), "end_value_closed": version.to_bytes(8, "big")}
     for predicate, said in (
         (wire.EXISTS, column),
         (wire.at_version(version), {"chain": {"filters": [column, {"value_range_filter": value}]}}),
         (wire.has_family("meta"), {"family_name_regex_filter": "meta"}),
+        (wire.has_column("meta", b"field"), field),
     ):
         made = wire.commit(SimpleNamespace(name="t", app_profile=""), b"key", predicate)
         assert Commit.FromString(made) == Commit(table_name="t", row_key=b"key", predicate_filter=said)

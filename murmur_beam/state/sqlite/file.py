@@ -84,6 +84,7 @@ class OpenFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._paths = {part: path + part for part in _PARTS}
         self._known: dict[str, tuple[int, int]] = {}
         self._shape = _Shape(0, 0, 0)
         self._header: _Header | None = None
@@ -104,38 +105,22 @@ class OpenFile:
         self.note()
 
     def require_there(self) -> None:
-        """Check that the files are those that were opened.
+        """Check that the database is the file that was opened.
 
         Raises:
-            StoreUnavailable: one was removed, moved or replaced.
+            StoreUnavailable: it was removed, moved or replaced.
         """
-        for part in self._known:
-            self._identify(part)
-
-    def _identify(self, part: str) -> None:
-        try:
-            found = os.stat(self.path + part)
-        except FileNotFoundError:
-            if part in self._known or not part:
-                raise StoreUnavailable(self._gone(part)) from None
-            return  # there is no log where the file system cannot have one
-        except OSError as err:
-            raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
-        identity = found.st_dev, found.st_ino
-        if self._known.setdefault(part, identity) != identity:
-            raise StoreUnavailable(
-                f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is not "
-                "in it. Stop all that write to it, make sure that this is the file you want, and start again"
-            )
+        self._identify("")
 
     def require_whole(self, db: sqlite3.Connection) -> None:
-        """Check that nobody but SQLite has written to the files, as far as that shows, and that they can be read.
+        """Check that all files are those that were opened, that nobody but SQLite has written to them, as far as that
+        shows, and that they can be read.
 
         Args:
             db: the open database, in no transaction.
 
         Raises:
-            StoreUnavailable: they cannot.
+            StoreUnavailable: it is not so.
         """
         shape = self._look()
         if shape == self._shape:
@@ -155,22 +140,38 @@ class OpenFile:
         self._data_version = version
 
     def note(self) -> None:
-        """Keep in mind what the files look like after a write of ours."""
+        """Keep in mind what the files look like after a write of ours.
+
+        Raises:
+            StoreUnavailable: one was removed, moved or replaced, so that the write is not in it.
+        """
         shape = self._look()
         if shape[:2] != self._shape[:2]:
             self._header = self._read_header()
         self._shape = shape
 
     def _look(self) -> _Shape:
+        found = {part: self._identify(part) for part in self._known}
+        main, wal = found[""], found.get("-wal")
+        assert main is not None  # or it would have been missed
+        return _Shape(main.st_size, main.st_mtime_ns, wal.st_size if wal is not None else 0)
+
+    def _identify(self, part: str) -> os.stat_result | None:
         try:
-            main = os.stat(self.path)
-        except OSError:
-            raise StoreUnavailable(self._gone("")) from None
-        try:
-            wal_size = os.stat(f"{self.path}-wal").st_size
-        except OSError:
-            wal_size = 0
-        return _Shape(main.st_size, main.st_mtime_ns, wal_size)
+            found = os.stat(self._paths[part])
+        except FileNotFoundError:
+            if part in self._known or not part:
+                raise StoreUnavailable(self._gone(part)) from None
+            return None  # there is no log where the file system cannot have one
+        except OSError as err:
+            raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
+        identity = found.st_dev, found.st_ino
+        if self._known.setdefault(part, identity) != identity:
+            raise StoreUnavailable(
+                f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is not "
+                "in it. Stop all that write to it, make sure that this is the file you want, and start again"
+            )
+        return found
 
     @staticmethod
     def _version_of(db: sqlite3.Connection) -> int:

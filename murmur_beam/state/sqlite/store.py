@@ -296,15 +296,13 @@ class SqliteStore(Generic[V]):
     @contextmanager
     def _flush(self) -> Iterator[None]:
         """A transaction on files that are those that were opened, before and after it."""
-        self._file.require_there()
+        self._file.require_whole(self._db)
         try:
-            self._file.require_whole(self._db)
             with self._transaction():
                 yield
         except sqlite3.Error:
-            self._file.require_there()  # if they are not, that is why
+            self._file.require_whole(self._db)  # if they are not, that is why
             raise
-        self._file.require_there()
         self._file.note()
 
     @contextmanager
