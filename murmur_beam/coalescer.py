@@ -85,10 +85,15 @@ class Coalescer(Generic[T, V]):
         self._started_s = 0.0
         self._beside = 0
         self._bytes = 0
+        # With so many records it is full: fewer by what is held beside them, and none once there are too many bytes.
+        self._full_at = self._max_events
 
     def add(self, record: Fields, token: T, n_bytes: int = 0) -> bool:
         """Buffer a record, whose element carries so many bytes; True says that it is time to flush."""
-        self._bytes += n_bytes
+        if n_bytes:
+            self._bytes += n_bytes
+            if self._bytes >= self._max_bytes:
+                self._full_at = 0
         records = self._records
         if not records and not self._beside:
             self._started_s = self._monotonic()
@@ -96,9 +101,8 @@ class Coalescer(Generic[T, V]):
         self._tokens.append(token)
         self._keys += len(record[2])
         return (
-            len(records) + self._beside >= self._max_events
+            len(records) >= self._full_at
             or (self._keys >= self._count_rows_at and self._count_rows() >= self._max_rows)
-            or self._bytes >= self._max_bytes
             or self._monotonic() - self._started_s >= self._max_age_s
         )
 
@@ -107,12 +111,11 @@ class Coalescer(Generic[T, V]):
         if not self._records and not self._beside:
             self._started_s = self._monotonic()
         self._beside += 1
+        self._full_at -= 1
         self._bytes += n_bytes
-        return (
-            len(self._records) + self._beside >= self._max_events
-            or self._bytes >= self._max_bytes
-            or self._monotonic() - self._started_s >= self._max_age_s
-        )
+        if self._bytes >= self._max_bytes:
+            self._full_at = 0
+        return len(self._records) >= self._full_at or self._monotonic() - self._started_s >= self._max_age_s
 
     def _count_rows(self) -> int:
         """Touched rows; counted only now and then, since they are never more than the keys that were added."""
@@ -147,4 +150,4 @@ class Coalescer(Generic[T, V]):
         self._records, self._tokens = [], []
         self._rows.clear()
         self._rows_of = self._keys = self._beside = self._bytes = 0
-        self._count_rows_at = self._max_rows
+        self._count_rows_at, self._full_at = self._max_rows, self._max_events

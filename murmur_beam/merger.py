@@ -141,7 +141,10 @@ class Merger(Generic[T]):
             self._rejected.append((token, letter))
             return self._coalescer.count_beside(size_of(letter))
         self._elements.append(element)
-        return self._buffer(record, token) if type(element) is dict else self._buffer(record, token, size_of(element))
+        kind = type(element)
+        if kind is dict:
+            return self._buffer(record, token)
+        return self._buffer(record, token, len(element) if kind is bytes else size_of(element))
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Merge what is buffered; token and result of each element, those of a flush behind before the others.
