@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import PipelineResult
 from apache_beam.runners.portability.prism_runner import PrismRunner
 from engines import PRISM
-from test_transforms import FIELDS, Faulty, OnShelf, bad_run, config, event, failing, memory, run, store
+from test_transforms import FIELDS, Faulty, OnShelf, bad_run, config, event, failing, lasting, memory, run, store
 
 from murmur_beam.errors import SchemaMismatch, StoreUnavailable
 from murmur_beam.monoids.base import Monoid
@@ -24,7 +24,7 @@ from murmur_beam.state.base import Store
 from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.store import BigtableStore
 
-__all__ = ["bad_run", "memory", "store"]
+__all__ = ["bad_run", "lasting", "memory", "store"]
 
 RAISES = "a failed pipeline raises the error itself there, and Prism only its text; see below"
 NOT_HERE = {
