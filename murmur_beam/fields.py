@@ -67,7 +67,7 @@ def compile_field(argument: str, field: Field, source: str | None = None) -> Get
     if match := _PREFIX.fullmatch(field):
         return _prefixed(argument, field, match[1], match[2], source)
     if "{" in field or "}" in field:
-        return _or_named(field, _template(argument, field, _joined, source))
+        return _template(argument, field, source)
     return _path(argument, field)
 
 
@@ -141,7 +141,7 @@ def compile_id(field: Field, id_format: str, source: str | None) -> Getter:
     if id_format == PLAIN:
         return compile_field("event_id", field)
     if isinstance(field, str) and not field.startswith("=") and not _PREFIX.fullmatch(field) and "{" in field:
-        return _or_named(field, _template("event_id", field, _kept_apart, source))
+        return _template("event_id", field, source, kept_apart=True)
     return compile_field("event_id", field, source)
 
 
@@ -264,32 +264,42 @@ def _of_message(argument: str, name: str, element: Any) -> Any:
 
 # ---- templates ----
 
-Part = tuple[str, str, Getter | None]
-"""The text before a field, the field's name and its getter; a last one without a field."""
-
-_Join = Callable[[list[Part]], Callable[[list[str]], str]]
-"""Makes, from the parts of a template, the function that puts the texts of its fields between them."""
+Part = tuple[str, str, Getter]
+"""The text before a field, the field's name and its getter."""
 
 
-def _template(argument: str, template: str, join: _Join, source: str | None) -> Getter:
-    parts = _parts(argument, template, source)
-    fill = join(parts)
+def _template(argument: str, template: str, source: str | None, *, kept_apart: bool = False) -> Getter:
+    """The field of just that name where the record has one, or else the text that the template makes of it."""
+    parts, tail = _parts(argument, template, source)
+    fields = [(*part, *escape) for part, escape in zip(parts, _escapes(parts, kept_apart), strict=True)]
+    is_id = argument == "event_id"
 
-    def get(record: Any, element: Any) -> str:
-        texts = []
-        for _, name, find in parts:
-            if find is not None:
-                text = _scalar_text(argument, name, find(record, element))
-                if not text:
-                    # Events that lack the same field would pass for one event, or for one key.
-                    raise InvalidRecord(argument, f"field {name!r} is empty")
-                texts.append(text)
-        return fill(texts)
+    def get(record: Any, element: Any) -> Any:
+        if type(record) is dict:
+            if template in record:
+                return record[template]
+        elif (found := _lookup(record, template)) is not _MISSING:
+            return found
+        pieces = []
+        for literal, name, find, escape, ends_with, table in fields:
+            text = find(record, element)
+            if type(text) is not str or (is_id and text in NOT_NUMBERS):
+                text = _scalar_text(argument, name, text)
+            if not text:
+                # Events that lack the same field would pass for one event, or for one key.
+                raise InvalidRecord(argument, f"field {name!r} is empty")
+            if table is not None and (escape in text or (ends_with and ends_with in text)):
+                text = text.translate(table)
+            pieces.append(literal)
+            pieces.append(text)
+        pieces.append(tail)
+        return "".join(pieces)
 
     return get
 
 
-def _parts(argument: str, template: str, source: str | None) -> list[Part]:
+def _parts(argument: str, template: str, source: str | None) -> tuple[list[Part], str]:
+    """The parts of a template, and the text behind the last one."""
     parts: list[Part] = []
     literal = ""
     end = 0
@@ -311,43 +321,23 @@ def _parts(argument: str, template: str, source: str | None) -> list[Part]:
         else:
             parts.append((literal, token[1], compile_field(argument, token[1], source)))
             literal = ""
-    return [*parts, (literal + template[end:], "", None)]
+    return parts, literal + template[end:]
 
 
-def _joined(parts: list[Part]) -> Callable[[list[str]], str]:
-    """Put the parts one behind the other."""
-    literals = [literal for literal, _, _ in parts]
+def _escapes(parts: list[Part], kept_apart: bool) -> list[tuple[str, str, dict[int, str] | None]]:
+    """For each part the escape, the character that ends the part, and how both are written within it.
 
-    def fill(texts: list[str]) -> str:
-        return "".join([piece for pair in zip(literals, [*texts, ""], strict=True) for piece in pair])
-
-    return fill
-
-
-def _kept_apart(parts: list[Part]) -> Callable[[list[str]], str]:
-    """Put the parts together so that other parts never make the same text.
-
-    Of each part but the last, what is read from left to right ends at the first character of the text behind it.
+    So other parts never make the same text: from left to right, each ends at the first character of the text behind
+    it. The last one needs no escape. Parts without a text between them get one, in ``parts``.
     """
-    literals = [parts[0][0]]
-    tables: list[dict[int, str]] = []
-    for literal, _, _ in parts[1:-1]:
+    escapes: list[tuple[str, str, dict[int, str] | None]] = []
+    for i in range(len(parts) - 1) if kept_apart else ():
+        literal, name, find = parts[i + 1]
         # Where the text behind begins with the escape itself, another one is taken.
         escape = "~" if literal.startswith("%") else "%"
-        tables.append({ord(c): _escaped(c, escape) for c in (escape, *literal[:1])})
-        literals.append(literal or f"{escape}.")
-    tables.append({})
-    literals.append(parts[-1][0])
-    special = [{chr(code) for code in table} for table in tables]
-
-    def fill(texts: list[str]) -> str:
-        pieces = [literals[0]]
-        for text, table, characters, literal in zip(texts, tables, special, literals[1:], strict=True):
-            pieces.append(text if characters.isdisjoint(text) else text.translate(table))
-            pieces.append(literal)
-        return "".join(pieces)
-
-    return fill
+        escapes.append((escape, literal[:1], {ord(c): _escaped(c, escape) for c in (escape, *literal[:1])}))
+        parts[i + 1] = (literal or f"{escape}.", name, find)
+    return [*escapes, *[("", "", None)] * (len(parts) - len(escapes))]
 
 
 def _escaped(character: str, escape: str) -> str:
@@ -355,7 +345,8 @@ def _escaped(character: str, escape: str) -> str:
 
 
 def _scalar_text(argument: str, field: Any, value: Any) -> str:
-    value = plain(value)
+    if type(value) is not str:
+        value = plain(value)
     if isinstance(value, str):
         if argument == "event_id" and value in NOT_NUMBERS:
             raise InvalidRecord(argument, f"field {field!r} is {value!r}, which says that there is none")
