@@ -88,7 +88,9 @@ def event_time_us(value: Any) -> int:
     Raises:
         InvalidRecord: not a time, without a zone, or outside the years 1 to 9999.
     """
-    # The common form, which Python reads ten times as fast as the rest of this module.
+    # The common forms, which Python reads ten times as fast as the rest of this module.
+    if type(value) is datetime:
+        return to_us(value)
     if type(value) is str and len(value) in (20, 24, 27) and value[10] == "T" and value[-1] == "Z":
         try:
             since = datetime.fromisoformat(value[:-1]) - _NAIVE_EPOCH

@@ -25,6 +25,19 @@ _PAGE = 1_000
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 
 
+class _Statements:
+    """What a flush executes, put together once: SQLite knows a statement again by its text."""
+
+    def __init__(self, rows: str, seen: str) -> None:
+        self.find = f"SELECT id, value, expires_at FROM {rows} WHERE entity = ? AND bucket = ?"
+        self.insert = f"INSERT INTO {rows} (entity, bucket) VALUES (?, ?)"
+        self.update = f"UPDATE {rows} SET value = ?, expires_at = ? WHERE id = ?"
+        self.delete = f"DELETE FROM {rows} WHERE id = ?"
+        self.claim = f"INSERT OR IGNORE INTO {seen} VALUES (?, ?, ?)"
+        self.unclaim = f"DELETE FROM {seen} WHERE row = ? AND event = ?"
+        self.forget = f"DELETE FROM {seen} WHERE row = ?"
+
+
 class SqliteStore(Generic[V]):
     """One connection to one table of a SQLite file.
 
@@ -57,6 +70,7 @@ class SqliteStore(Generic[V]):
         self._table = table
         # Quoted: a table may be called "order".
         self._rows, self._seen = f'"{table}"', f'"{table}_seen"'
+        self._statements = _Statements(self._rows, self._seen)
         self._dedup_retention = dedup_retention
         self._clock = clock or Clock()
         self._steady: SteadyClock | None = None
@@ -162,7 +176,7 @@ class SqliteStore(Generic[V]):
                 page = self._db.execute(query, wanted).fetchall()
                 found = [(row,) for name, _, row in page if (name.startswith(entity) if prefix else name == entity)]
                 self._db.execute("PRAGMA secure_delete=ON")
-                self._db.executemany(f"DELETE FROM {self._rows} WHERE id = ?", found)
+                self._db.executemany(self._statements.delete, found)
             self._is_recorded = True
             deleted += len(found)
             if len(found) < _PAGE:
@@ -230,15 +244,13 @@ class SqliteStore(Generic[V]):
                 self._collected()
 
     def _merge_row(self, key: Key, updates: Sequence[Update], fingerprints: dict[str, bytes]) -> list[Result]:
-        execute = self._db.execute
-        found = execute(
-            f"SELECT id, value, expires_at FROM {self._rows} WHERE entity = ? AND bucket = ?", key
-        ).fetchone()
+        execute, statements = self._db.execute, self._statements
+        found = execute(statements.find, key).fetchone()
         current: V | None = None
         if found is None:
-            row = execute(f"INSERT INTO {self._rows} (entity, bucket) VALUES (?, ?)", key).lastrowid
+            row = execute(statements.insert, key).lastrowid
             # SQLite gives the ids of deleted rows out again, and 0.1.0 left the markers of those behind.
-            execute(f"DELETE FROM {self._seen} WHERE row = ?", (row,))
+            execute(statements.forget, (row,))
         else:
             row = found[0]
             try:
@@ -249,22 +261,22 @@ class SqliteStore(Generic[V]):
         ttl = updates[-1].ttl
         # Markers of a row that will expire go with it; only those of a row for ever need an age of their own.
         at = int(now) if ttl is None and self._dedup_retention is not None else None
+        claims, unclaims = statements.claim, statements.unclaim
 
         def claim(event_id: str) -> bool:
-            marker = (row, fingerprints[event_id], at)
-            return execute(f"INSERT OR IGNORE INTO {self._seen} VALUES (?, ?, ?)", marker).rowcount == 1
+            return execute(claims, (row, fingerprints[event_id], at)).rowcount == 1
 
         def unclaim(event_id: str) -> None:
-            execute(f"DELETE FROM {self._seen} WHERE row = ? AND event = ?", (row, fingerprints[event_id]))
+            execute(unclaims, (row, fingerprints[event_id]))
 
         column, results = fold_row(self.monoid, current, updates, claim, unclaim, self._to_column)
         if Outcome.MERGED in results:
             expires_at = None if ttl is None else now + ttl.total_seconds()
             if found is not None:
                 expires_at = later(expires_at, found[2])
-            execute(f"UPDATE {self._rows} SET value = ?, expires_at = ? WHERE id = ?", (column, expires_at, row))
+            execute(statements.update, (column, expires_at, row))
         elif found is None:
-            execute(f"DELETE FROM {self._rows} WHERE id = ?", (row,))
+            execute(statements.delete, (row,))
         return results
 
     def _collect(self) -> None:
