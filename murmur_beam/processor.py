@@ -231,30 +231,35 @@ def merge_many(
         `Outcome.MERGED`, `Outcome.DUPLICATE` or `Outcome.EXPIRED`; a driver acknowledges all three.
 
     Raises:
-        RetriesExhausted: every try of at least one key was used up. The other keys keep their writes.
+        RetriesExhausted: every try of at least one key was used up. The other keys keep their writes. Counted as
+            ``NAME:dead_letter``, since the caller has to put the record by.
         PermanentError: a key, the delta, the event's id or time, or the store is unusable; its ``keys`` names the
-            entities that failed.
+            entities that failed. Counted as ``NAME:dead_letter`` too, unless the store is to blame (`StoreUnavailable`,
+            `SchemaMismatch`).
         MergeCancelled: ``cancel`` was set during a wait.
     """
-    if isinstance(keys, str):
-        raise InvalidRecord("key", f"expected a list of strings, got one string: {keys!r:.80}")
-    entities = list(keys)
+    entities = [keys] if isinstance(keys, str) else list(keys)
     if not entities:
         return Outcome.MERGED
     need_id = needs_event_id(cfg, store.monoid)
     try:
+        if isinstance(keys, str):
+            raise InvalidRecord("key", f"expected a list of strings, got one string: {keys!r:.80}")
         record = make_record(store.monoid, event_id, to_us(event_time), entities, delta, need_id=need_id)
     except PermanentError as err:
         cfg.recorder.record_error(pipeline_name, err)
+        cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
         err.keys = tuple(dict.fromkeys(entity for entity in entities if isinstance(entity, str)))
         raise
     (result,) = merge_records(cfg, pipeline_name, [record], store, cache, window, cancel=cancel)
     if result.outcome is not None:
         return result.outcome
+    # A store that cannot be used as configured is no fault of the record, and is not counted as a dead letter.
+    if not isinstance(result.error, (StoreUnavailable, SchemaMismatch)):
+        cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
     if isinstance(result.error, PermanentError):
         result.error.keys = result.failed
         raise result.error
-    cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
     raise RetriesExhausted(pipeline_name, record.event_id, result.failed, result.attempts) from result.error
 
 

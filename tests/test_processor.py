@@ -648,10 +648,12 @@ class TestPartialFailure:
         """Of several keys' errors the one that makes a driver stop is told, whichever came first."""
         faults = {"a": BUSY, "b": PermanentError("overflow"), "c": unusable}
         for keys in (["a", "b", "c"], ["c", "b", "a"]):
+            cfg = config(clock, max_attempts=1)
             with pytest.raises(type(unusable)) as failed:
-                merge(config(clock), FaultyStore(store, lambda u: faults[u.key.entity]), keys)
+                merge(cfg, FaultyStore(store, lambda u: faults[u.key.entity]), keys)
             assert failed.value is unusable
             assert failed.value.keys == tuple(keys)
+            assert events(cfg) == {}, "no fault of the record"
         with pytest.raises(PermanentError, match="overflow"):
             merge(config(clock), FaultyStore(store, lambda u: faults[u.key.entity]), ["a", "b"])
 
@@ -666,7 +668,7 @@ class TestPartialFailure:
         assert denied.keys == ("b",)
         assert (len(spy.calls), clock.waits) == (1, [])
         assert values(store, "a", "b") == [1, None]
-        assert events(cfg) == {"p": 1}
+        assert events(cfg) == {"p": 1, "p:dead_letter": 1}
         assert errors(cfg) == {"p": 1}
 
     def test_a_permanent_error_of_the_whole_flush_is_raised_straight_away(
@@ -738,8 +740,9 @@ class TestInvalidRecords:
         """The error names the field; nothing was written, claimed or waited for."""
         spy, deduper = Spy(store), Deduper()
         with pytest.raises(InvalidRecord) as failed:
-            merge(config(clock, dedup=deduper), spy, **changes)
+            merge(cfg := config(clock, dedup=deduper), spy, **changes)
         assert failed.value.field == field
+        assert events(cfg) == {"p:dead_letter": 1}
         assert (spy.calls, deduper.calls, clock.waits) == ([], [], [])
 
     def test_an_invalid_record_names_its_keys_and_is_recorded(self, clock: FakeClock, store: MemoryStore[int]) -> None:
@@ -749,7 +752,7 @@ class TestInvalidRecords:
             merge(cfg, store, ["b", "a", "b"], delta="much")
         assert failed.value.keys == ("b", "a")
         assert errors(cfg) == {"p": 1}
-        assert events(cfg) == {}
+        assert events(cfg) == {"p:dead_letter": 1}
 
     def test_an_integer_event_id_is_its_decimal_text(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """7 and "7" are the same event: databases give numbers, message attributes give text."""
