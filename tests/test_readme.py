@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import gzip
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
+from murmur_beam import Count, MergeRecords
+from pipelines import merge_files
 from pipelines.common import IN_PROCESS_RUNNER
 
 ROOT = Path(__file__).parent.parent
@@ -24,16 +28,30 @@ def test_every_python_example_has_its_output_beside_it() -> None:
     assert len(EXAMPLES) == README.count("```python\n") >= 2
 
 
-@pytest.mark.parametrize(("code", "output"), EXAMPLES)
-def test_example(code: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An example prints what stands under it."""
+def test_all_of_it_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From top to bottom, as somebody pastes it: each example prints what stands under it, and no two of them want
+    different things of one store."""
     monkeypatch.chdir(tmp_path)
     # The examples name no runner, and Beam's default would look for a binary on the network.
     monkeypatch.setattr(StandardOptions, "DEFAULT_RUNNER", IN_PROCESS_RUNNER)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    events = [{"id": f"e{n}", "page": "ab"[n % 2]} for n in range(10)]
+    (one_line,) = re.findall(r"^```\nevents \| (MergeRecords\(.*\))\n```", README, re.MULTILINE)
+    (flags,) = re.findall(r"^(--murmur_.*)$", README, re.MULTILINE)
+    (of_files,) = re.findall(r"python -m pipelines\.merge_files ([^`]*)`", README)
+
+    with beam.Pipeline() as p:
+        _ = p | beam.Create(events) | eval(one_line, {"MergeRecords": MergeRecords, "Count": Count})
+    for code, output in EXAMPLES:
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert printed.getvalue() == output
+        assert capsys.readouterr().out == output
+    with beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as p:
+        _ = p | beam.Create(events) | MergeRecords()
+    with gzip.open("events-1.jsonl.gz", "wt") as file:
+        file.writelines(f"{json.dumps(event)}\n" for event in events)
+    assert merge_files.main(shlex.split(of_files)) == 0
+    assert "0 merged / 10 duplicate / 0 dead-lettered" in capsys.readouterr().out, "the third time that they come"
 
 
 def test_the_commands_are_one_line_each_and_make_their_own_environment() -> None:
