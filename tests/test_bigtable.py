@@ -17,6 +17,8 @@ import emulators
 import grpc
 import pytest
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
+from google.cloud.bigtable_admin_v2 import BigtableTableAdminClient
+from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import Scenario, scenarios
@@ -644,6 +646,20 @@ def test_a_table_that_is_missing_is_one_readable_error() -> None:
         text = str(caught.value)
         assert text.startswith(f"{uri}: NOT_FOUND: table ")
         assert text.endswith(f"; make the table with: murmur create-table '{uri}' --monoid max{window}")
+
+
+def test_a_table_that_is_dropped_under_a_writer(bigtable_host: str) -> None:
+    """Nothing is merged after it, be it in rows that the writer knows or in new ones."""
+    spec = new_spec(bigtable_host)
+    with closing(spec.open(Sum())) as store:
+        assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
+        admin = BigtableTableAdminClient(
+            transport=BigtableTableAdminGrpcTransport(channel=grpc.insecure_channel(bigtable_host))
+        )
+        admin.delete_table(name=f"projects/{spec.project}/instances/{spec.instance}/tables/{spec.table}")
+        for key in (A, Key("new")):
+            with pytest.raises(StoreUnavailable, match="NOT_FOUND: table .* not found"):
+                store.merge_update(key, 1, event_id="2")
 
 
 def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPatch, bigtable_host: str) -> None:
