@@ -22,7 +22,7 @@ from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.imported import load
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
-from murmur_beam.state import Schema, StoreSpec, spec_from_uri
+from murmur_beam.state import Schema, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import UNITS, TimeFormat
@@ -368,7 +368,7 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         value = getattr(flags, dest)
         if value is not None:
             given[dest.removeprefix(prefix)] = value
-    _require_lasting(given.get("store"), f"--{prefix}store")
+    require_lasting(given.get("store"), f"--{prefix}store")
     arguments = {name: given[name] for name in _ARGUMENTS if name in given and name != "key"}
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
@@ -389,14 +389,6 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         with _named_as_flag(f"--{prefix}flush_"):
             arguments["flush"] = FlushLimits(**flush)
     return arguments
-
-
-def _require_lasting(store: object, flag: str) -> None:
-    """Programs that are configured by flags end, and what they have acknowledged does not come again."""
-    if isinstance(store, str) and store.lower().startswith("memory:"):
-        raise ConfigurationError(
-            flag, f"{store} ends with the program, and all that was merged with it; write sqlite:///counts.db, say"
-        )
 
 
 def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:

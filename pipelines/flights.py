@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import StandardOptions
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids import Sum
 from murmur_beam.reader import Reader
+from murmur_beam.state import require_lasting
 from murmur_beam.transforms import MergeRecords
 from murmur_beam.windows import daily
 from pipelines import endings
@@ -202,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="recompute every number from the file, and compare")
     args, beam_arguments = parser.parse_known_args(argv)
     quiet()
+    require_lasting(args.state, "--state")
     args.dead_letters = filled(args.dead_letters)
     path = args.input or str(shipped_data())
     if not Path(path).is_file():

@@ -658,7 +658,7 @@ def test_a_table_that_is_dropped_under_a_writer(bigtable_host: str) -> None:
         )
         admin.delete_table(name=f"projects/{spec.project}/instances/{spec.instance}/tables/{spec.table}")
         for key in (A, Key("new")):
-            with pytest.raises(StoreUnavailable, match="NOT_FOUND: table .* not found"):
+            with pytest.raises(StoreUnavailable, match=r"NOT_FOUND: table .* not found"):
                 store.merge_update(key, 1, event_id="2")
 
 

@@ -9,7 +9,18 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.state.base import Cache, Result, Schema, Store, StoreSpec
 
-__all__ = ["Cache", "Key", "Outcome", "Result", "Schema", "Store", "StoreSpec", "Update", "spec_from_uri"]
+__all__ = [
+    "Cache",
+    "Key",
+    "Outcome",
+    "Result",
+    "Schema",
+    "Store",
+    "StoreSpec",
+    "Update",
+    "require_lasting",
+    "spec_from_uri",
+]
 
 # Each module has from_uri(SplitResult) -> StoreSpec, and is imported only when its scheme is used.
 _SCHEMES = {
@@ -42,3 +53,20 @@ def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:
             argument, f"{parts.scheme}:// takes a package that is not here ({err}); pip install 'murmur-beam[gcp]'"
         ) from err
     return spec
+
+
+def require_lasting(store: object, argument: str) -> None:
+    """Refuse what ends with the program: programs that are configured by flags do end, and what they have acknowledged
+    does not come again.
+
+    Args:
+        store: a URI; anything else was made in Python, and is taken.
+        argument: as which it was given.
+
+    Raises:
+        ConfigurationError: the URI of a store in memory.
+    """
+    if isinstance(store, str) and store.lower().startswith("memory:"):
+        raise ConfigurationError(
+            argument, f"{store} ends with the program, and all that was merged with it; write sqlite:///counts.db, say"
+        )
