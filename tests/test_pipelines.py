@@ -276,7 +276,7 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
         (["--input", "few.csv", "--state", "sqlite:///no/folder.db"], "flights: error: store: "),
         (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is no option of this pipeline"),
     ],
-    ids=["no input", "bad archive", "bad state", "no folder", "unknown flag"],
+    ids=["no input", "in memory", "bad archive", "bad state", "no folder", "unknown flag"],
 )
 def test_flights_mistakes(run: Run, tmp_path: Path, argv: Sequence[str], message: str) -> None:
     """A user's mistake must end in one line that names it, and exit code 2."""
