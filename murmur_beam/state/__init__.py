@@ -21,17 +21,6 @@ __all__ = [
     "require_lasting",
     "spec_from_uri",
 ]
-    "Cache",
-    "Key",
-    "Outcome",
-    "Result",
-    "Schema",
-    "Store",
-    "StoreSpec",
-    "Update",
-    "require_lasting",
-    "spec_from_uri",
-]
 
 # Each module has from_uri(SplitResult) -> StoreSpec, and is imported only when its scheme is used.
 _SCHEMES = {
