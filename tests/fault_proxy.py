@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.cloud.bigtable_v2.types import (
@@ -51,6 +51,10 @@ class Fault(enum.Enum):
     """UNAVAILABLE, after it was written. Of a stream of answers the last is missing."""
     EXPIRE = enum.auto()
     """DEADLINE_EXCEEDED, after it was written. Of a stream of answers the last is missing."""
+    EXHAUST_AFTER = enum.auto()
+    """RESOURCE_EXHAUSTED, after it was written. Of a stream of answers the last is missing."""
+    TWICE = enum.auto()
+    """Done twice, as by a proxy that tries again; the second answer is given."""
     CUT_AFTER = enum.auto()
     """The connection is reset, after it was written."""
     STRAGGLE = enum.auto()
@@ -60,7 +64,7 @@ class Fault(enum.Enum):
 
 
 BEFORE = frozenset({Fault.REFUSE, Fault.EXHAUST, Fault.CUT})
-AFTER = frozenset({Fault.LOSE, Fault.EXPIRE, Fault.CUT_AFTER})
+AFTER = frozenset({Fault.LOSE, Fault.EXPIRE, Fault.EXHAUST_AFTER, Fault.CUT_AFTER})
 
 _CODES = {
     Fault.REFUSE: grpc.StatusCode.UNAVAILABLE,
@@ -68,6 +72,7 @@ _CODES = {
     Fault.CUT: grpc.StatusCode.UNAVAILABLE,
     Fault.LOSE: grpc.StatusCode.UNAVAILABLE,
     Fault.EXPIRE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Fault.EXHAUST_AFTER: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Fault.CUT_AFTER: grpc.StatusCode.UNAVAILABLE,
     Fault.STRAGGLE: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -117,7 +122,8 @@ class Counts:
         straggled: failed by the plan, and passed on late.
         straggled_committed: of those, the ones that have written something.
         delayed: answered late.
-        refused: writes to rows that may not be written.
+        twice: done twice.
+        refused: writes to rows that may not be written, and what `FaultProxy.live` has answered.
         broken: given up by the client or ended with their connection, so that nobody knows.
     """
 
@@ -128,6 +134,7 @@ class Counts:
     straggled: int = 0
     straggled_committed: int = 0
     delayed: int = 0
+    twice: int = 0
     refused: int = 0
     broken: int = 0
 
@@ -137,10 +144,17 @@ class Counts:
         return self.before + self.after + self.straggled
 
 
+class Refusal(NamedTuple):
+    """How a request fails."""
+
+    code: grpc.StatusCode
+    text: str
+
+
 class FaultProxy:
     """A context manager; within it clients may come to `address`.
 
-    ``plan`` and ``refused_rows`` may be changed at any time.
+    ``plan``, ``refused_rows`` and ``live`` may be changed at any time.
 
     Args:
         upstream: ``host:port`` of the emulator.
@@ -150,12 +164,15 @@ class FaultProxy:
         address: ``host:port`` for clients, always the same.
         counts: by method, such as ``CheckAndMutateRow``.
         refused_rows: writes to row keys that contain one of these fail with the code, each time.
+        live: what the service says of a request, given its method and bytes, where the emulator would say something
+            else; None passes it on.
     """
 
     def __init__(self, upstream: str, plan: Plan | None = None) -> None:
         self.plan = plan
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self.refused_rows: Mapping[bytes, grpc.StatusCode] = {}
+        self.live: Callable[[str, bytes], Refusal | bytes | None] = lambda method, request: None
         self._upstream = upstream
         self._relay = _Relay()
         self.address = f"127.0.0.1:{self._relay.port}"
@@ -190,6 +207,11 @@ class FaultProxy:
         one, other = self.counts[CHECK_AND_MUTATE], self.counts[MUTATE_ROWS]
         return Counts(**{name: vars(one)[name] + vars(other)[name] for name in vars(one)})
 
+    @property
+    def connections(self) -> int:
+        """How many connections clients have now."""
+        return self._relay.connections
+
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -223,6 +245,13 @@ class FaultProxy:
         method = path.removeprefix(_SERVICE)
         count = self.counts[method]
         count.requests += 1
+        said = self.live(method, request)
+        if said is not None:
+            count.refused += 1
+            if isinstance(said, Refusal):
+                await context.abort(*said)
+            yield said
+            return
         plan = self.plan
         fault = None if plan is None else plan.draw(method)
         if fault in BEFORE:
@@ -238,6 +267,9 @@ class FaultProxy:
             if plan is not None and fault is Fault.DELAY:
                 count.delayed += 1
                 await asyncio.sleep(plan.late_s)
+            if fault is Fault.TWICE:
+                count.twice += 1
+                await self._pass_unless_refused(method, request, context)
             answers = await self._pass_unless_refused(method, request, context)
         except asyncio.CancelledError:
             count.broken += 1
@@ -371,6 +403,10 @@ class _Relay:
     async def close(self) -> None:
         await self.down()
         self._held.close()
+
+    @property
+    def connections(self) -> int:
+        return len(self._clients)
 
     def cut(self, peer: str) -> None:
         """Reset the client whose requests come to the gRPC server as those of ``ipv4:127.0.0.1:PORT``."""

@@ -15,7 +15,18 @@ from typing import Any
 import emulators
 import grpc
 import pytest
-from fault_proxy import AFTER, BEFORE, CHECK_AND_MUTATE, MUTATE_ROWS, READ_ROWS, Counts, Fault, FaultProxy, Plan
+from fault_proxy import (
+    AFTER,
+    BEFORE,
+    CHECK_AND_MUTATE,
+    MUTATE_ROWS,
+    READ_ROWS,
+    Counts,
+    Fault,
+    FaultProxy,
+    Plan,
+    Refusal,
+)
 from google.cloud.bigtable_v2.types import (
     CheckAndMutateRowRequest,
     CheckAndMutateRowResponse,
@@ -31,6 +42,7 @@ CODES = {
     Fault.CUT: grpc.StatusCode.UNAVAILABLE,
     Fault.LOSE: grpc.StatusCode.UNAVAILABLE,
     Fault.EXPIRE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Fault.EXHAUST_AFTER: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Fault.CUT_AFTER: grpc.StatusCode.UNAVAILABLE,
 }
 by_name = attrgetter("name")
@@ -200,6 +212,27 @@ def test_a_delay_changes_nothing_else(proxy: FaultProxy, client: Client, direct:
     assert time.monotonic() - started_s >= 0.2
     assert direct.read() == {b"a"}
     assert proxy.total() == Counts(requests=1, delayed=1)
+
+
+@pytest.mark.parametrize("method", [CHECK_AND_MUTATE, MUTATE_ROWS])
+def test_a_request_may_be_done_twice(proxy: FaultProxy, client: Client, direct: Client, method: str) -> None:
+    """The client sees one answer; the emulator two requests, of which a condition lets only the first write."""
+    proxy.plan = Plan({Fault.TWICE: 1.0})
+    client.write(method, b"a")
+    assert direct.read() == {b"a"}
+    assert proxy.total() == Counts(requests=1, twice=1)
+
+
+def test_what_the_live_service_says_comes_before_the_emulator(
+    proxy: FaultProxy, client: Client, direct: Client
+) -> None:
+    """An error with its code, an answer of its own, or None for what passes."""
+    said = {CHECK_AND_MUTATE: Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no"), MUTATE_ROWS: b""}
+    proxy.live = lambda method, request: said.get(method)
+    assert code_of(lambda: client.write(CHECK_AND_MUTATE, b"a")) is grpc.StatusCode.FAILED_PRECONDITION
+    assert client.write(MUTATE_ROWS, b"b") == {}
+    assert client.read() == direct.read() == set()
+    assert proxy.total() == Counts(requests=2, refused=2)
 
 
 @pytest.mark.parametrize("fault", sorted(BEFORE | AFTER, key=by_name), ids=by_name)
