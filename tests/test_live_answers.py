@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -45,7 +46,7 @@ MOST_BYTES = 524_288
 """The service refuses larger ReadRows requests."""
 
 N = 200
-RECORDS = [{"id": str(i), "k": f"k{i % 40}"} for i in range(N)]
+RECORDS: list[dict[str, Any]] = [{"id": str(i), "k": f"k{i % 40}"} for i in range(N)]
 ONCE, PLAIN = Config(dedup=AtomicDedup()), Config(dedup=NoDedup())
 
 
@@ -118,7 +119,11 @@ def _keep(letter: DeadLetter) -> None:
     _letters.append(letter)
 
 
-def merge(spec: BigtableSpec, config: Config, records: Sequence[dict[str, str]] = RECORDS) -> Counter[str]:
+def _one(record: dict[str, Any]) -> int:
+    return 1
+
+
+def merge(spec: BigtableSpec, config: Config, records: Sequence[dict[str, Any]] = RECORDS) -> Counter[str]:
     """Run a pipeline of one `MergeRecords`; its counters. Dead letters come to ``_letters``."""
     _letters.clear()
     pipeline = beam.Pipeline(options=beam_options([]))
@@ -126,7 +131,7 @@ def merge(spec: BigtableSpec, config: Config, records: Sequence[dict[str, str]] 
     outputs = (
         pipeline
         | beam.Create(records, reshuffle=False)
-        | MergeRecords("test", key="k", value=None, monoid=Sum(), store=spec, config=config, **event_id)
+        | MergeRecords("test", key="k", value=_one, store=spec, config=config, **event_id)
     )
     _ = outputs.dead_letter | beam.Map(_keep)
     return Counter(run(pipeline))
@@ -202,7 +207,7 @@ class TestTheTableIsAtFault:
         """What is refused for every record is no record's fault; the message leads to the command that shows more."""
         spec = new_spec(bigtable_host)
         proxy.live = live
-        with pytest.raises(Exception, match="StoreUnavailable") as caught:
+        with pytest.raises(Exception, match="bigtable://") as caught:
             merge(spec, config)
         assert says in str(caught.value)
         assert f"see: murmur check '{spec}'" in str(caught.value)
@@ -295,7 +300,7 @@ class TestARowIsAtFault:
         proxy.live = watched
         assert merge(spec, ONCE)["test:record_merged"] == N - 5
         assert [letter.error_message.rpartition(": ")[2][:6] for letter in _letters] == ["Row is"] * 5
-        assert {letter.failed_keys for letter in _letters} == {("k7",)}
+        assert {tuple(letter.failed_keys) for letter in _letters} == {("k7",)}
         assert sum(asked) == 1
 
     def test_a_row_that_is_too_large_to_read(self, bigtable_host: str, proxy: FaultProxy) -> None:
@@ -473,12 +478,14 @@ class TestLimits:
     ) -> None:
         """One carries at most 100 requests at a time; all are used."""
         spec = new_spec(bigtable_host, max_in_flight=max_in_flight)
-        before = proxy.connections
         with closing(spec.open(Sum())) as store:
             updates = [Update(Key(f"k{i}"), 1, "1") for i in range(400)]
             assert set(store.merge_updates(updates)) == {Outcome.MERGED}
             assert set(store.get_many([update.key for update in updates])) == {1}
-            assert proxy.connections - before == channels
+            deadline = time.monotonic() + 10
+            while proxy.connections != channels:  # those of an earlier store end a moment later
+                assert time.monotonic() < deadline, proxy.connections
+                time.sleep(0.01)
 
 
 def test_row_keys_of_the_longest_kind_fit() -> None:
