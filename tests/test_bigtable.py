@@ -388,7 +388,7 @@ def test_an_overloaded_server_is_given_time(bigtable_host: str) -> None:
         (result,) = store.merge_updates([Update(A, 1, "2")])
         assert isinstance(result, TransientError)
         assert "RESOURCE_EXHAUSTED" in str(result)
-        assert 30 <= sum(clock.waits[9:]) <= 35
+        assert 15 <= sum(clock.waits[9:]) <= 20
         line.refuse.clear()
         line.lose, line.unread = [UNAVAILABLE], [exhausted]
         assert store.merge_update(A, 1, event_id="2") is Outcome.MERGED
@@ -414,9 +414,9 @@ def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: st
         )
         (result,) = store.merge_updates([Update(A, 100, "x")])
         assert isinstance(result, TransientError)
-        assert "written by others for 30" in str(result)
-        assert line.commits == 30
-        assert other.get(A) == 30
+        assert "written by others for 15 s" in str(result)
+        assert 8 <= line.commits <= 15, "with waits between them"
+        assert other.get(A) == line.commits
 
 
 def test_a_conflict_costs_one_read_and_one_more_write(bigtable_host: str) -> None:

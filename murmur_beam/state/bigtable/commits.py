@@ -24,7 +24,7 @@ from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, expiry, int64
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
-from murmur_beam.state.bigtable.groups import Flush, Group, pieces
+from murmur_beam.state.bigtable.groups import Flush, Group, joined, pieces
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
 from murmur_beam.state.bigtable.reading import Row
@@ -41,7 +41,7 @@ WARN_ROW_BYTES = 50 * 2**20
 """Rows work best below 100 MB; past this size somebody should know."""
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
-_DUPLICATE = Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
+_MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
 _EVENTS_PER_COMMIT = 50_000
 _ROWS_PER_READ = 128
 _READS = 4
@@ -52,6 +52,8 @@ _SURE = 8
 # Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
 # that happened all the same are told to be duplicates.
 _MAX_SENT = 32
+# Waits of those who meet at a row that many write: longer with each meeting, and shorter again with each commit.
+_CROWD_S, _CROWD_MOST_S, _CROWD_STEPS = 0.004, 0.5, 8
 
 
 class _Plan(NamedTuple):
@@ -107,16 +109,22 @@ class _Turn:
         unmet: the row was not at the version it was known at.
     """
 
-    __slots__ = ("answer", "attempt", "failure", "group", "has_row", "plan", "row", "unmet")
+    __slots__ = ("answer", "attempt", "failure", "flush", "group", "has_row", "plan", "row", "unmet")
 
-    def __init__(self, group: Group, row: KnownRow) -> None:
+    def __init__(self, group: Group, row: KnownRow, flush: Flush) -> None:
         self.group = group
         self.row = row
+        self.flush = flush
         self.has_row = self.unmet = False
         self.plan: _Plan | None = None
         self.attempt: _Attempt | None = None
         self.answer: Call | None = None
         self.failure: Exception | None = None
+
+    @property
+    def contended(self) -> bool:
+        """Has somebody else written the row, or is about to?"""
+        return self.unmet or not self.has_row or self.row.crowded > 0
 
 
 class Commits(Generic[V]):
@@ -145,7 +153,9 @@ class Commits(Generic[V]):
     async def merge(self, groups: Sequence[Group], flush: Flush) -> None:
         """Merge the updates of many rows; what becomes of them goes to ``flush.results``."""
         flush.results.sizes = {"row_bytes": 0, "journal_bytes": 0}
-        parts = self._parts(list(pieces(groups, _EVENTS_PER_COMMIT)))
+        groups = list(pieces(groups, _EVENTS_PER_COMMIT))
+        flush.begin(groups)
+        parts = self._parts(groups)
 
         async def work() -> None:
             for part in parts:
@@ -193,27 +203,34 @@ class Commits(Generic[V]):
 
         async def work() -> None:
             while some := list(islice(queue, burst)):
-                async with self._sender.in_flight:
-                    await self._merge_some(some, flush)
+                turns = [_Turn(group, self.rows.borrow(group.encoded), flush) for group in some]
+                try:
+                    await self._merge_some(turns)
+                finally:
+                    for turn in turns:
+                        self._end(turn)
+                        self.rows.give_back(turn.row)
 
         await asyncio.gather(*(work() for _ in range(min(-(-len(groups) // burst), self._settings.max_in_flight))))
 
-    async def _merge_some(self, groups: Sequence[Group], flush: Flush) -> None:
-        """Send a first try for each group, all at once; then take care of those that take more."""
-        deadline = self._sender.deadline()
-        turns = [_Turn(group, self.rows.borrow(group.encoded)) for group in groups]
-        try:
-            now_us = self._now_us()
-            with self.connection.burst() as burst:
-                for turn in turns:
-                    self._begin(turn, burst, now_us, flush)
-                rest = [turn for turn in turns if not await self._succeeds(turn, burst, flush)]
-            if rest:
-                await asyncio.gather(*(self._settle(turn, deadline, flush) for turn in rest))
-        finally:
-            for turn in turns:
-                self._end(turn)
-                self.rows.give_back(turn.row)
+    async def _merge_some(self, turns: Sequence[_Turn]) -> None:
+        """Send a first try for each, all at once; then take care of those that take more."""
+        gate = self._sender.gate
+        async with self._sender.in_flight:
+            probes = await gate.enter()
+            burst = self.connection.burst()
+            try:
+                now_us = self._now_us()
+                with burst:
+                    for turn in turns:
+                        self._begin(turn, burst, now_us)
+                    rest = [turn for turn in turns if not await self._succeeds(turn, burst)]
+            finally:
+                gate.leave(probes, burst.answered)
+            contended = [turn for turn in rest if turn.contended]
+            await asyncio.gather(*(self._settle(turn) for turn in rest if not turn.contended))
+        # These wait for others, and not for the server: they keep nobody from being sent.
+        await asyncio.gather(*(self._settle(turn) for turn in contended))
 
     def _end(self, turn: _Turn) -> None:
         """Let others have the row."""
@@ -225,20 +242,20 @@ class Commits(Generic[V]):
             turn.has_row = False
             turn.row.release()
 
-    def _begin(self, turn: _Turn, burst: Burst, now_us: int, flush: Flush) -> None:
+    def _begin(self, turn: _Turn, burst: Burst, now_us: int) -> None:
         if turn.row.try_acquire():
             turn.has_row = True
             if self._reads_first(turn):
                 return
             try:
-                turn.plan = self._plan(turn.row, turn.group, flush)
+                turn.plan = self._plan(turn)
             except Exception:
                 return  # the second time, on its own, it hurts no other
             if turn.plan.writes and not turn.plan.packs(turn.row):
                 turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [], now_us)
                 turn.answer = self.connection.commit(turn.attempt.request, burst)
 
-    async def _succeeds(self, turn: _Turn, burst: Burst, flush: Flush) -> bool:
+    async def _succeeds(self, turn: _Turn, burst: Burst) -> bool:
         """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
         if plan is None or (attempt is None and (plan.writes or plan.fails)):
@@ -247,6 +264,7 @@ class Commits(Generic[V]):
             try:
                 met = await turn.answer
             except Exception as err:
+                burst.heard = True
                 turn.answer, turn.failure = None, err
                 return False
             except asyncio.CancelledError:
@@ -254,63 +272,115 @@ class Commits(Generic[V]):
                     raise
                 turn.answer, turn.failure = None, self.connection.overdue()
                 return False
+            burst.heard = True
             turn.answer = None
             if met != (turn.row.version > 0):
                 turn.unmet = True
                 return False
-            self._committed(turn.row, plan, attempt, flush.results)
-        self._tell(turn.row, turn.group, plan, flush)
+            self._committed(turn.row, plan, attempt, turn.flush.results)
+        self._tell(turn, plan)
         self._end(turn)
         return True
 
-    async def _settle(self, turn: _Turn, deadline: float, flush: Flush) -> None:
+    async def _settle(self, turn: _Turn) -> None:
         """Go on from where the first try has ended."""
+        others: dict[asyncio.Future[bool], _Turn] = {}
+        if not turn.has_row:
+            if not await turn.row.acquire(turn):
+                return
+            turn.has_row = True
+            others = self._others(turn)
         try:
-            if not turn.has_row:
-                await turn.row.acquire()
-                turn.has_row = True
-            self._tell(turn.row, turn.group, await self._merge_row(turn, deadline, flush), flush)
-        except Exception as err:
-            error = self.connection.translated(err)
-            flush.results.put(turn.group.positions, [error] * len(turn.group.positions))
+            await (self._settle_together(turn, others) if others else self._settle_alone(turn))
+        except BaseException:
+            # Interrupted, which those others are not.
+            turn.row.waiting = {**others, **(turn.row.waiting or {})}
+            raise
         self._end(turn)
 
-    async def _merge_row(self, turn: _Turn, deadline: float, flush: Flush) -> _Plan:
+    async def _settle_alone(self, turn: _Turn) -> None:
+        try:
+            self._tell(turn, await self._merge_row(turn))
+        except Exception as err:
+            turn.flush.fail(turn.group, self.connection.translated(err))
+
+    def _others(self, turn: _Turn) -> dict[asyncio.Future[bool], _Turn]:
+        """What others wait to merge into this row as well: as much of it as one commit may bring in."""
+        waiting = turn.row.waiting or {}
+        events = len(turn.group.positions)
+        others = {}
+        for theirs, other in list(waiting.items()):
+            if other is None or theirs.done():
+                continue
+            events += len(other.group.positions)
+            if events > _EVENTS_PER_COMMIT:
+                break
+            others[theirs] = other
+            del waiting[theirs]
+        return others
+
+    async def _settle_together(self, turn: _Turn, others: dict[asyncio.Future[bool], _Turn]) -> None:
+        """Merge what several flushes have for a row in one commit, and give each its part of the results."""
+        turns = [turn, *others.values()]
+        flush, group = joined([(each.flush, each.group) for each in turns])
+        flush.results.sizes = turn.flush.results.sizes
+        flush.results.counts = turn.flush.results.counts
+        whole = _Turn(group, turn.row, flush)
+        whole.has_row = True
+        await self._settle_alone(whole)
+        start = 0
+        for theirs, each in zip([None, *others], turns, strict=True):
+            results = flush.results[start : start + len(each.group.positions)]
+            start += len(results)
+            if theirs is None or not theirs.done():
+                each.flush.settle(each.group, results)
+                if theirs is not None:
+                    theirs.set_result(False)
+            else:
+                # It would not wait any longer, and will be told when the events come again.
+                prints = {
+                    each.flush.prints[i] for i, r in zip(each.group.positions, results, strict=True) if r is _MERGED
+                }
+                turn.row.owed = (turn.row.owed or set()).union(filter(None, prints))
+
+    async def _merge_row(self, turn: _Turn) -> _Plan:
         """Try until it is done; what was done."""
-        group, row = turn.group, turn.row
+        group, row, flush = turn.group, turn.row, turn.flush
         plan, attempt = turn.plan, turn.attempt
         verified = False
         if self._reads_first(turn):
-            await self._refresh(group, row, flush.results)
+            await self._wait_and_refresh(turn)
         while True:
             if plan is None:
-                plan = self._plan(row, group, flush)
+                plan = self._plan(turn)
             if not plan.writes:
                 if verified or not plan.fails:
                     return plan
                 # Nothing will be written that could fail if the row has changed: so look.
-                await self._refresh(group, row, flush.results)
+                await self._refresh(turn)
                 verified = True
             else:
                 if attempt is None:
-                    columns = await self._to_pack(group, row, deadline, flush.results) if plan.packs(row) else []
+                    columns = await self._to_pack(turn) if plan.packs(row) else []
                     attempt = self._attempt(row, group, plan, columns, self._now_us())
-                if await self._commit(turn, plan, attempt, deadline, flush):
+                if await self._commit(turn, plan, attempt):
+                    row.crowded = max(row.crowded - 1, 0)
                     return plan
-                if self._sender.overdue(deadline):
+                if self._sender.overdue(flush.deadline):
                     raise TransientError(
                         f"{self._settings}: {_named(group.encoded)} was written by others for "
-                        f"{self._settings.patience_s} s; spread its events with shards=N"
+                        f"{self._settings.patience_s:g} s; spread its events with shards=N"
                     )
             plan = attempt = None
 
     @staticmethod
     def _reads_first(turn: _Turn) -> bool:
-        return not turn.row.read and len(turn.group.positions) > _READ_FIRST
+        return (not turn.row.read and len(turn.group.positions) > _READ_FIRST) or turn.row.crowded > 0
 
     # ---- planning ----
 
-    def _plan(self, row: KnownRow, group: Group, flush: Flush) -> _Plan:
+    def _plan(self, turn: _Turn) -> _Plan:
+        row, group, flush = turn.row, turn.group, turn.flush
         updates, prints = flush.updates, flush.prints
         has: Callable[[Any], bool] | None = row.has if row.events else None
         # Duplicates come by the bundle; where an event is new, that is soon found out.
@@ -378,15 +448,12 @@ class Commits(Generic[V]):
 
     # ---- committing ----
 
-    async def _to_pack(
-        self, group: Group, row: KnownRow, deadline: float, flushed: Flushed
-    ) -> list[tuple[bytes, bytes]]:
+    async def _to_pack(self, turn: _Turn) -> list[tuple[bytes, bytes]]:
         """The row's oldest small columns, just as they are at the version that is known; none if it has another."""
-        query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.packed)
+        row = turn.row
         found: list[Row] = []
         with suppress(Exception):  # packing can wait; the commit is not to fail for it
-            found = await self._sender.send(functools.partial(self.connection.read, query, persist=False), deadline)
-        flushed.counts["rows_read"] += 1
+            found = await self._read_news(turn, row.packed)
         columns, version = [], 0
         for family, qualifier, _, data in found[0].cells if found else ():
             if family == wire.DEDUP and known.is_small(data):
@@ -413,16 +480,16 @@ class Commits(Generic[V]):
         request = self._request(group, row, step, marker, columns, plan, now_us)
         return _new(_Attempt, (version, marker, packed, request))
 
-    async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt, deadline: float, flush: Flush) -> bool:
+    async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt) -> bool:
         """Try to write; False if the row was not as it was known, and now is."""
-        group, row = turn.group, turn.row
+        row = turn.row
         version = row.version
         try:
             if turn.unmet:
                 met = version == 0
             else:
                 call = functools.partial(self.connection.commit, attempt.request)
-                met = await self._sender.send(call, deadline, turn.failure)
+                met = await self._sender.send(call, turn.flush.deadline, turn.failure)
         except BaseException as err:
             if isinstance(err, Exception) and isinstance(self.connection.translated(err), PermanentError):
                 row.forget()
@@ -430,18 +497,20 @@ class Commits(Generic[V]):
             self._sent(row, plan, attempt)
             if not isinstance(err, Exception):
                 raise
-            await self._refresh(group, row, flush.results)
+            await self._refresh(turn)
             if row.version == version:
                 raise
             return False
         finally:
             turn.failure, turn.unmet = None, False
         if met == (version > 0):
-            self._committed(row, plan, attempt, flush.results)
+            self._committed(row, plan, attempt, turn.flush.results)
             return True
         if not row.read:
             self._cold = min(self._cold + 1, _SURE)
-        await self._refresh(group, row, flush.results)
+        else:
+            row.crowded = min(row.crowded + 1, _CROWD_STEPS)
+        await self._wait_and_refresh(turn)
         return False
 
     @staticmethod
@@ -495,19 +564,32 @@ class Commits(Generic[V]):
 
     # ---- reading ----
 
-    async def _refresh(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
+    async def _wait_and_refresh(self, turn: _Turn) -> None:
+        """Where many write the row, those that try at once meet again."""
+        if turn.row.crowded > 1:
+            longest_s = min(_CROWD_MOST_S, _CROWD_S * (2.0 ** (turn.row.crowded - 1) - 1))
+            await self._clock.sleep(self._clock.uniform(0.0, longest_s))
+        await self._refresh(turn)
+
+    async def _refresh(self, turn: _Turn) -> None:
         """Bring what is known of a row up to date.
 
         Raises:
             Exception: it cannot be read; what is known stays as it was.
         """
-        deadline = self._sender.deadline()
+        row = turn.row
         while True:
-            query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.version)
-            found = await self._sender.send(functools.partial(self.connection.read, query, persist=False), deadline)
-            flushed.counts["rows_read"] += 1
-            if self._take(row, group.encoded, found[0] if found else None, flushed):
+            found = await self._read_news(turn, row.version)
+            if self._take(row, turn.group.encoded, found[0] if found else None, turn.flush.results):
                 return
+
+    async def _read_news(self, turn: _Turn, version: int) -> list[Row]:
+        """The row with the events of all commits after a version."""
+        query = wire.only_news(wire.read_rows(self.connection, [turn.group.encoded]), version)
+        read = functools.partial(self.connection.read, query, persist=False)
+        found = await self._sender.send(read, turn.flush.deadline)
+        turn.flush.results.counts["rows_read"] += 1
+        return found
 
     async def _read_cold(self, groups: Sequence[Group], flushed: Flushed) -> None:
         """Read the rows of which nothing is known, in one request."""
@@ -571,19 +653,18 @@ class Commits(Generic[V]):
                 if marker in found:
                     row.owed = (row.owed or set()).union(split(journal))
 
-    def _tell(self, row: KnownRow, group: Group, plan: _Plan, flush: Flush) -> None:
+    def _tell(self, turn: _Turn, plan: _Plan) -> None:
         """Give out the results; an event that a write of ours without an answer brought in was merged, and is no
         duplicate."""
+        row, group, flush = turn.row, turn.group, turn.flush
         self._measure(group, row, flush.results)
         results = plan.results
-        if results is None:
-            return
-        if row.owed:
+        if results is not None and row.owed:
             for n, i in enumerate(group.positions):
                 if results[n] is _DUPLICATE and flush.prints[i] in row.owed:
                     row.owed.discard(flush.prints[i])
                     results[n] = Outcome.MERGED
-        flush.results.put(group.positions, results)
+        flush.settle(group, results)
 
     def _measure(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
         value_bytes = 8 if self._cells.sums else len(row.column or b"")

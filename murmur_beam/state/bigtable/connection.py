@@ -79,10 +79,11 @@ class Burst:
 
     Attributes:
         overdue: has it passed? Then all have been cancelled that had no answer.
+        heard: has any of them had an answer?
     """
 
     def __init__(self, timeout_s: float) -> None:
-        self.overdue = False
+        self.overdue = self.heard = False
         self.timeout_s = timeout_s
         self._calls: list[Call] = []
 
@@ -98,6 +99,11 @@ class Burst:
         self._timer.cancel()
         if error[0] is not None:
             self._cancel()
+
+    @property
+    def answered(self) -> bool | None:
+        """Does the server answer? None: that is not known."""
+        return True if self.heard else False if self.overdue else None
 
     def _give_up(self) -> None:
         self.overdue = True

@@ -43,7 +43,11 @@ class KnownRow:
         packed: no small column is of this version, or an earlier one.
         sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
-        users: flushes that hold the row, or wait for its lock.
+        crowded: how much others have written it lately: one up with each commit that came second, one down with each
+            that did not.
+        users: flushes that hold the row, or wait for it.
+        waiting: what those wait for that want the row while another one has it, in order, and what they want to do with
+            it; None: nobody does.
         weighed: events that `KnownRows` has counted.
     """
 
@@ -51,9 +55,9 @@ class KnownRow:
     # Python's garbage collector to walk over again and again. Dicts of bytes are not among those.
     __slots__ = (
         "_held",
-        "_lock",
         "_seen",
         "column",
+        "crowded",
         "events",
         "expires_us",
         "journal_bytes",
@@ -65,13 +69,14 @@ class KnownRow:
         "users",
         "value",
         "version",
+        "waiting",
         "weighed",
     )
 
     def __init__(self) -> None:
-        self.users = self.weighed = 0
+        self.users = self.weighed = self.crowded = 0
         self._held = False
-        self._lock: asyncio.Lock | None = None
+        self.waiting: dict[asyncio.Future[bool], Any] | None = None
         self.sent: dict[bytes, tuple[int, bytes]] | None = None
         self.owed: set[bytes] | None = None
         self.forget()
@@ -98,27 +103,43 @@ class KnownRow:
         self._held = True
         return True
 
-    async def acquire(self) -> None:
-        """Have the row for oneself, as soon as those before have released it."""
+    async def acquire(self, turn: Any = None) -> bool:
+        """Have the row for oneself, as soon as those before have released it.
+
+        Args:
+            turn: what is to be done with it; whoever has the row may do that as well. None: nobody else can.
+
+        Returns:
+            False if somebody else has done it, and the row is not ours.
+        """
         if self.try_acquire():
-            return
-        # Only a row that two want at once needs a lock; the first of them has had it all the time.
-        if self._lock is None:
-            self._lock = asyncio.Lock()
-            await self._lock.acquire()
-        await self._lock.acquire()
+            return True
+        ours = asyncio.get_running_loop().create_future()
+        self.waiting = self.waiting or {}
+        self.waiting[ours] = turn
+        try:
+            return bool(await ours)
+        except asyncio.CancelledError:
+            if ours.cancelled():
+                self.waiting.pop(ours, None)
+            elif ours.result():  # it became ours in the same moment
+                self.release()
+            raise
 
     def release(self) -> None:
         """Let the next one have it."""
-        if self._lock is None:
-            self._held = False
-        else:
-            self._lock.release()
+        while self.waiting:
+            theirs = next(iter(self.waiting))
+            del self.waiting[theirs]
+            if not theirs.done():
+                theirs.set_result(True)
+                return
+        self._held = False
 
     def unused(self) -> None:
         """Nobody has it, or waits for it."""
         self._held = False
-        self._lock = None
+        self.waiting = None
 
     @property
     def has(self) -> Callable[[bytes], bool]:

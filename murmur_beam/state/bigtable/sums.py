@@ -40,6 +40,7 @@ class Sums:
 
     async def add(self, groups: Sequence[Group], flush: Flush) -> None:
         """Merge the updates of many rows. A request whose answer is lost is tried again, and may count twice."""
+        flush.begin(groups)
         limit = min(ROWS_PER_READ, MAX_MUTATIONS // _MUTATIONS_PER_SUM)
         some = [groups[start : start + limit] for start in range(0, len(groups), limit)]
         await asyncio.gather(*(self._add_some(chunk, flush) for chunk in some))
@@ -57,7 +58,7 @@ class Sums:
             except Exception as err:
                 error = self.connection.translated(err)
                 for group in groups:
-                    flush.results.put(group.positions, [error] * len(group.positions))
+                    flush.fail(group, error)
 
     async def _add_to(self, groups: Sequence[Group], flush: Flush) -> None:
         entries: list[tuple[bytes, list[bytes]]] = []
@@ -69,8 +70,9 @@ class Sums:
             value, results = fold_row(
                 cells.monoid, before.value, updates, lambda _: True, lambda _: None, cells.encoded
             )
-            flush.results.put(group.positions, results)
-            if Outcome.MERGED in results:
+            if Outcome.MERGED not in results:
+                flush.settle(group, results)
+            else:
                 expires_us = cells.expires_us(before.value is not None, before.expires_us, updates[-1].ttl)
                 at_us = cells.start_us(group.bucket)
                 changes = cells.changes(at_us, before.value, value, before.expires_us, expires_us)
@@ -79,11 +81,12 @@ class Sums:
         if not planned:
             return
         request = wire.bulk(self.connection, entries)
-        failed = await self._sender.send(lambda: self.connection.mutate(request, len(entries)), self._sender.deadline())
+        failed = await self._sender.send(lambda: self.connection.mutate(request, len(entries)), flush.deadline)
         for i, (group, total, results) in enumerate(planned):
             if i in failed:
-                flush.results.put(group.positions, [failed[i] if r is Outcome.MERGED else r for r in results])
+                flush.settle(group, [failed[i] if r is Outcome.MERGED else r for r in results])
             else:
+                flush.settle(group, results)
                 self._known[group.encoded] = total
         while len(self._known) > self._max_known:
             self._known.popitem(last=False)
