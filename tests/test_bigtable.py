@@ -688,7 +688,8 @@ def test_a_server_that_does_not_answer_is_a_transient_error(
             results = store.merge_updates(updates)
             assert [type(result) for result in results] == [TransientError] * 40
             assert {str(result) for result in results} == {f"{spec}: DEADLINE_EXCEEDED: no answer within 0.5 s"}
-            assert proxy.counts[CHECK_AND_MUTATE].broken == 40  # nothing of them is under way
+            counts = proxy.counts[CHECK_AND_MUTATE]
+            assert counts.broken == counts.delayed >= 16, "nothing of them is under way"
             proxy.plan = None
             assert store.merge_updates(updates) == [Outcome.MERGED] * 40
 

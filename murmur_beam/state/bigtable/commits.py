@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable.cells import Cells, expiry, int64
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.groups import Flush, Group, joined, pieces
 from murmur_beam.state.bigtable.keys import parse_row_key
-from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
+from murmur_beam.state.bigtable.known import KnownRow, KnownRows, Waiter, split
 from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
@@ -99,22 +99,29 @@ class _Attempt(NamedTuple):
     request: bytes
 
 
-class _Turn:
+class _Turn(Waiter):
     """A group with its row, and how far the first try has come.
 
     Attributes:
+        group, flush: what is merged: its own, or with those of others behind it.
+        others: of other flushes, which are merged with it.
         has_row: does nobody else have it?
         plan, attempt, answer: what is done; None where it is not.
         failure: why there is no answer.
         unmet: the row was not at the version it was known at.
     """
 
-    __slots__ = ("answer", "attempt", "failure", "flush", "group", "has_row", "plan", "row", "unmet")
+    __slots__ = (
+        "answer", "attempt", "failure", "flush", "group", "has_row", "others", "own", "plan", "row", "unmet"
+    )  # fmt: skip
 
     def __init__(self, group: Group, row: KnownRow, flush: Flush) -> None:
+        super().__init__()
+        self.own = flush, group
         self.group = group
-        self.row = row
         self.flush = flush
+        self.row = row
+        self.others: list[_Turn] = []
         self.has_row = self.unmet = False
         self.plan: _Plan | None = None
         self.attempt: _Attempt | None = None
@@ -125,6 +132,58 @@ class _Turn:
     def contended(self) -> bool:
         """Has somebody else written the row, or is about to?"""
         return self.unmet or not self.has_row or self.row.crowded > 0
+
+    def join(self) -> None:
+        """The row is ours: take what others wait to merge into it, as much as one commit may bring in."""
+        self.has_row = True
+        self.row.unwant(self)
+        events = len(self.group.positions)
+        for other in list(self.row.waiting or ()):
+            if not isinstance(other, _Turn) or other.flush.over:
+                continue
+            events += len(other.group.positions)
+            if events > _EVENTS_PER_COMMIT:
+                break
+            self.row.unwant(other)
+            other.adopted = True
+            self.others.append(other)
+        if self.others:
+            self.flush, self.group = joined([each.own for each in (self, *self.others)])
+            own, _ = self.own
+            self.flush.results.counts, self.flush.results.sizes = own.results.counts, own.results.sizes
+
+    def leave(self) -> None:
+        """Let others have the row; and their own back, if they were not told what became of it."""
+        if self.has_row:
+            self.has_row = False
+            for other in self.others:
+                other.adopted = False
+                if not (other.done or other.flush.over):
+                    self.row.want(other)
+            self.others = []
+            self.flush, self.group = self.own
+            self.row.release()
+
+    def give(self, results: Sequence[Result] | None) -> None:
+        """Give each flush its part of the results; None: all are merged."""
+        if not self.others:
+            self.flush.settle(self.group, results)
+            return
+        results = results or self.flush.results
+        start = 0
+        for each in (self, *self.others):
+            flush, group = each.own
+            some = results[start : start + len(group.positions)]
+            start += len(some)
+            if not flush.over:
+                flush.settle(group, some)
+            else:
+                # It would not wait any longer, and will be told when the events come again.
+                merged = [flush.prints[i] for i, r in zip(group.positions, some, strict=True) if r is _MERGED]
+                self.row.owed = (self.row.owed or set()).union(filter(None, merged))
+            if each is not self:
+                each.done = True
+                each.tell()
 
 
 class Commits(Generic[V]):
@@ -144,6 +203,7 @@ class Commits(Generic[V]):
         self._sender = sender
         self._cells = cells
         self._commits = 0
+        self._settling = 0
         self._writer = os.urandom(8)
         self._chance = random.Random()
         self._warned: set[bytes] = set()
@@ -173,7 +233,7 @@ class Commits(Generic[V]):
                 continue
             row = self.rows.borrow(encoded)
             try:
-                await row.acquire()
+                await row.acquire(Waiter())
                 row.forget()
                 row.release()
             finally:
@@ -198,20 +258,26 @@ class Commits(Generic[V]):
                 self.rows.give_back(row)
 
     async def _settle_all(self, groups: Sequence[Group], flush: Flush) -> None:
-        queue = iter(groups)
+        turns = [_Turn(group, self.rows.borrow(group.encoded), flush) for group in groups]
+        queue = iter(turns)
         burst = self._sender.burst
 
         async def work() -> None:
             while some := list(islice(queue, burst)):
-                turns = [_Turn(group, self.rows.borrow(group.encoded), flush) for group in some]
-                try:
-                    await self._merge_some(turns)
-                finally:
-                    for turn in turns:
-                        self._end(turn)
-                        self.rows.give_back(turn.row)
+                await self._merge_some(some)
 
-        await asyncio.gather(*(work() for _ in range(min(-(-len(groups) // burst), self._settings.max_in_flight))))
+        self._settling += 1
+        if self._settling > 1:
+            for turn in turns:
+                turn.row.want(turn)
+        try:
+            await asyncio.gather(*(work() for _ in range(min(-(-len(turns) // burst), self._settings.max_in_flight))))
+        finally:
+            self._settling -= 1
+            for turn in turns:
+                self._end(turn)
+                turn.row.unwant(turn)
+                self.rows.give_back(turn.row)
 
     async def _merge_some(self, turns: Sequence[_Turn]) -> None:
         """Send a first try for each, all at once; then take care of those that take more."""
@@ -238,28 +304,28 @@ class Commits(Generic[V]):
             assert turn.plan is not None
             assert turn.attempt is not None
             self._sent(turn.row, turn.plan, turn.attempt)
-        if turn.has_row:
-            turn.has_row = False
-            turn.row.release()
+            turn.answer = None
+        turn.leave()
 
     def _begin(self, turn: _Turn, burst: Burst, now_us: int) -> None:
-        if turn.row.try_acquire():
-            turn.has_row = True
-            if self._reads_first(turn):
-                return
-            try:
-                turn.plan = self._plan(turn)
-            except Exception:
-                return  # the second time, on its own, it hurts no other
-            if turn.plan.writes and not turn.plan.packs(turn.row):
-                turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [], now_us)
-                turn.answer = self.connection.commit(turn.attempt.request, burst)
+        if turn.adopted or turn.done or not turn.row.try_acquire():
+            return
+        turn.join()
+        if self._reads_first(turn):
+            return
+        try:
+            turn.plan = self._plan(turn)
+        except Exception:
+            return  # the second time, on its own, it hurts no other
+        if turn.plan.writes and not turn.plan.packs(turn.row):
+            turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [], now_us)
+            turn.answer = self.connection.commit(turn.attempt.request, burst)
 
     async def _succeeds(self, turn: _Turn, burst: Burst) -> bool:
         """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
         if plan is None or (attempt is None and (plan.writes or plan.fails)):
-            return False
+            return turn.done
         if turn.answer is not None and attempt is not None:
             try:
                 met = await turn.answer
@@ -279,69 +345,20 @@ class Commits(Generic[V]):
                 return False
             self._committed(turn.row, plan, attempt, turn.flush.results)
         self._tell(turn, plan)
-        self._end(turn)
+        turn.leave()
         return True
 
     async def _settle(self, turn: _Turn) -> None:
         """Go on from where the first try has ended."""
-        others: dict[asyncio.Future[bool], _Turn] = {}
         if not turn.has_row:
             if not await turn.row.acquire(turn):
                 return
-            turn.has_row = True
-            others = self._others(turn)
-        try:
-            await (self._settle_together(turn, others) if others else self._settle_alone(turn))
-        except BaseException:
-            # Interrupted, which those others are not.
-            turn.row.waiting = {**others, **(turn.row.waiting or {})}
-            raise
-        self._end(turn)
-
-    async def _settle_alone(self, turn: _Turn) -> None:
+            turn.join()
         try:
             self._tell(turn, await self._merge_row(turn))
         except Exception as err:
-            turn.flush.fail(turn.group, self.connection.translated(err))
-
-    def _others(self, turn: _Turn) -> dict[asyncio.Future[bool], _Turn]:
-        """What others wait to merge into this row as well: as much of it as one commit may bring in."""
-        waiting = turn.row.waiting or {}
-        events = len(turn.group.positions)
-        others = {}
-        for theirs, other in list(waiting.items()):
-            if other is None or theirs.done():
-                continue
-            events += len(other.group.positions)
-            if events > _EVENTS_PER_COMMIT:
-                break
-            others[theirs] = other
-            del waiting[theirs]
-        return others
-
-    async def _settle_together(self, turn: _Turn, others: dict[asyncio.Future[bool], _Turn]) -> None:
-        """Merge what several flushes have for a row in one commit, and give each its part of the results."""
-        turns = [turn, *others.values()]
-        flush, group = joined([(each.flush, each.group) for each in turns])
-        flush.results.sizes = turn.flush.results.sizes
-        flush.results.counts = turn.flush.results.counts
-        whole = _Turn(group, turn.row, flush)
-        whole.has_row = True
-        await self._settle_alone(whole)
-        start = 0
-        for theirs, each in zip([None, *others], turns, strict=True):
-            results = flush.results[start : start + len(each.group.positions)]
-            start += len(results)
-            if theirs is None or not theirs.done():
-                each.flush.settle(each.group, results)
-                if theirs is not None:
-                    theirs.set_result(False)
-            else:
-                # It would not wait any longer, and will be told when the events come again.
-                prints = {
-                    each.flush.prints[i] for i, r in zip(each.group.positions, results, strict=True) if r is _MERGED
-                }
-                turn.row.owed = (turn.row.owed or set()).union(filter(None, prints))
+            turn.give([self.connection.translated(err)] * len(turn.group.positions))
+        turn.leave()
 
     async def _merge_row(self, turn: _Turn) -> _Plan:
         """Try until it is done; what was done."""
@@ -664,7 +681,7 @@ class Commits(Generic[V]):
                 if results[n] is _DUPLICATE and flush.prints[i] in row.owed:
                     row.owed.discard(flush.prints[i])
                     results[n] = Outcome.MERGED
-        flush.settle(group, results)
+        turn.give(results)
 
     def _measure(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
         value_bytes = 8 if self._cells.sums else len(row.column or b"")

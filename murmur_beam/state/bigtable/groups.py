@@ -33,6 +33,7 @@ class Flush:
     Attributes:
         results: of the updates; merged, unless something else is put there.
         deadline: until when it goes on, by the monotonic clock.
+        over: does nobody wait for its results any more?
         unsettled: groups whose results are not known yet, by the identity of each.
     """
 
@@ -42,6 +43,7 @@ class Flush:
         self.all_marked = all_marked
         self.results = Flushed([Outcome.MERGED] * len(updates))
         self.deadline = math.inf
+        self.over = False
         self.unsettled: dict[int, Group] = {}
 
     def begin(self, groups: Iterable[Group]) -> None:

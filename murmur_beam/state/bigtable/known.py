@@ -31,6 +31,29 @@ _NUMBER_TO = 4
 _BITS = 24
 
 
+class Waiter:
+    """Somebody who wants to do something with a row, or is content if somebody else does it with his own.
+
+    Attributes:
+        adopted: somebody else does it now.
+        done: somebody else has done it.
+        handed: where it is told that the row is ours, or that it is done; None as long as nobody looks there.
+    """
+
+    __slots__ = ("adopted", "done", "handed")
+
+    def __init__(self) -> None:
+        self.adopted = self.done = False
+        self.handed: asyncio.Future[None] | None = None
+
+    def tell(self) -> bool:
+        """Tell what has become of it; False if nobody looks."""
+        if self.handed is None or self.handed.done():
+            return False
+        self.handed.set_result(None)
+        return True
+
+
 class KnownRow:
     """One row; exact as long as the row's version is ``version``.
 
@@ -46,8 +69,7 @@ class KnownRow:
         crowded: how much others have written it lately: one up with each commit that came second, one down with each
             that did not.
         users: flushes that hold the row, or wait for it.
-        waiting: what those wait for that want the row while another one has it, in order, and what they want to do with
-            it; None: nobody does.
+        waiting: those who want it, in order; None: nobody does.
         weighed: events that `KnownRows` has counted.
     """
 
@@ -76,7 +98,7 @@ class KnownRow:
     def __init__(self) -> None:
         self.users = self.weighed = self.crowded = 0
         self._held = False
-        self.waiting: dict[asyncio.Future[bool], Any] | None = None
+        self.waiting: dict[Waiter, None] | None = None
         self.sent: dict[bytes, tuple[int, bytes]] | None = None
         self.owed: set[bytes] | None = None
         self.forget()
@@ -103,36 +125,40 @@ class KnownRow:
         self._held = True
         return True
 
-    async def acquire(self, turn: Any = None) -> bool:
-        """Have the row for oneself, as soon as those before have released it.
-
-        Args:
-            turn: what is to be done with it; whoever has the row may do that as well. None: nobody else can.
-
-        Returns:
-            False if somebody else has done it, and the row is not ours.
-        """
-        if self.try_acquire():
-            return True
-        ours = asyncio.get_running_loop().create_future()
+    def want(self, waiter: Waiter) -> None:
+        """Let others know, who may do it as well when they have the row."""
         self.waiting = self.waiting or {}
-        self.waiting[ours] = turn
-        try:
-            return bool(await ours)
-        except asyncio.CancelledError:
-            if ours.cancelled():
-                self.waiting.pop(ours, None)
-            elif ours.result():  # it became ours in the same moment
-                self.release()
-            raise
+        self.waiting[waiter] = None
+
+    def unwant(self, waiter: Waiter) -> None:
+        """It is not wanted any more, or is ours already."""
+        if self.waiting:
+            self.waiting.pop(waiter, None)
+
+    async def acquire(self, waiter: Waiter) -> bool:
+        """Have the row for oneself, as soon as those before have released it; False if somebody else has done what it
+        was wanted for."""
+        if not (waiter.adopted or waiter.done):
+            if self.try_acquire():
+                self.unwant(waiter)
+                return True
+            self.want(waiter)
+        if not waiter.done:
+            waiter.handed = asyncio.get_running_loop().create_future()
+            try:
+                await waiter.handed
+            except asyncio.CancelledError:
+                if not (waiter.handed.cancelled() or waiter.done):  # it became ours in the same moment
+                    self.release()
+                self.unwant(waiter)
+                raise
+        return not waiter.done
 
     def release(self) -> None:
-        """Let the next one have it."""
-        while self.waiting:
-            theirs = next(iter(self.waiting))
-            del self.waiting[theirs]
-            if not theirs.done():
-                theirs.set_result(True)
+        """Let the next one have it who cannot go on without."""
+        for waiter in self.waiting or ():
+            if waiter.tell():
+                self.unwant(waiter)
                 return
         self._held = False
 

@@ -218,7 +218,10 @@ class BigtableStore(Generic[V]):
             await self._check()
             flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
             flush.deadline = deadline
-            await self._merge_groups(flush, groups)
+            try:
+                await self._merge_groups(flush, groups)
+            finally:
+                flush.over = True
         if flush is None:
             raise self._late()
         if flush.unsettled:
