@@ -6,6 +6,7 @@ windows here, acknowledgements there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -81,13 +82,19 @@ class Merger(Generic[T]):
         spec: from `murmur_beam.spec.resolve`; its stores are opened here, one for each process.
         recorder: gets the counts, in place of the recorder in the spec; of a flush behind from the other thread.
         message: makes the driver's kind of message from a dead letter that holds one.
+        cancel: set it, from any thread, and what fails is not tried again: the flush raises `MergeCancelled`, whose
+            elements are to be delivered again.
 
     Raises:
         MurmurError: a store cannot be opened.
     """
 
     def __init__(
-        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = message_of
+        self,
+        spec: MergeSpec,
+        recorder: RecordCounter,
+        message: Callable[[DeadLetter], Any] = message_of,
+        cancel: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._recorder = recorder
@@ -113,7 +120,7 @@ class Merger(Generic[T]):
         # A cache is a store with one method more, and `check_stores` has seen to it that it has that.
         cache: Any = self._leases[1].store if spec.cache is not None else None
         self._coalescer: Coalescer[T, Any] = Coalescer(
-            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush
+            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush, cancel
         )
         self._behind = getattr(self._leases[0].store, "waits_for_network", False)
         self._buffer = self._coalescer.add
@@ -155,6 +162,7 @@ class Merger(Generic[T]):
             StoreUnavailable, SchemaMismatch: the store cannot be used as configured, which is no fault of any record,
                 so that none becomes a dead letter.
             RetriesExhausted: all tries of a record were used up, and the spec says ``on_exhausted="raise"``.
+            MergeCancelled: ``cancel`` is set, and not all could be merged at once.
         """
         batch = self._take()
         before = self._settle()

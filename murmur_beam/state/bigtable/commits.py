@@ -24,11 +24,11 @@ from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, expiry, int64
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
-from murmur_beam.state.bigtable.groups import Flush, Group, joined, pieces
+from murmur_beam.state.bigtable.groups import EVENTS_PER_COMMIT, Flush, Group, joined
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, Waiter, split
 from murmur_beam.state.bigtable.reading import Row
-from murmur_beam.state.bigtable.sending import Sender
+from murmur_beam.state.bigtable.sending import Sender, all_of
 from murmur_beam.state.bigtable.settings import Settings
 
 V = TypeVar("V")
@@ -42,7 +42,6 @@ WARN_ROW_BYTES = 50 * 2**20
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
 _MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
-_EVENTS_PER_COMMIT = 50_000
 _ROWS_PER_READ = 128
 _READS = 4
 _FIRST_ROWS = 16
@@ -142,7 +141,7 @@ class _Turn(Waiter):
             if not isinstance(other, _Turn) or other.flush.over:
                 continue
             events += len(other.group.positions)
-            if events > _EVENTS_PER_COMMIT:
+            if events > EVENTS_PER_COMMIT:
                 break
             self.row.unwant(other)
             other.adopted = True
@@ -213,8 +212,6 @@ class Commits(Generic[V]):
     async def merge(self, groups: Sequence[Group], flush: Flush) -> None:
         """Merge the updates of many rows; what becomes of them goes to ``flush.results``."""
         flush.results.sizes = {"row_bytes": 0, "journal_bytes": 0}
-        groups = list(pieces(groups, _EVENTS_PER_COMMIT))
-        flush.begin(groups)
         parts = self._parts(groups)
 
         async def work() -> None:
@@ -224,7 +221,7 @@ class Commits(Generic[V]):
                 else:
                     await self._read_and_settle(part, flush)
 
-        await asyncio.gather(*(work() for _ in range(min(len(groups), _READS))))
+        await all_of([work() for _ in range(1 if self._cold == -_SURE else min(len(groups), _READS))])
 
     async def forget(self, rows: Sequence[bytes]) -> None:
         """These were deleted, so that what is known of them is not true any more."""
@@ -271,7 +268,7 @@ class Commits(Generic[V]):
             for turn in turns:
                 turn.row.want(turn)
         try:
-            await asyncio.gather(*(work() for _ in range(min(-(-len(turns) // burst), self._settings.max_in_flight))))
+            await all_of([work() for _ in range(min(-(-len(turns) // burst), self._settings.max_in_flight))])
         finally:
             self._settling -= 1
             for turn in turns:
@@ -294,17 +291,18 @@ class Commits(Generic[V]):
             finally:
                 gate.leave(probes, burst.answered)
             contended = [turn for turn in rest if turn.contended]
-            await asyncio.gather(*(self._settle(turn) for turn in rest if not turn.contended))
+            await all_of([self._settle(turn) for turn in rest if not turn.contended])
         # These wait for others, and not for the server: they keep nobody from being sent.
-        await asyncio.gather(*(self._settle(turn) for turn in contended))
+        await all_of([self._settle(turn) for turn in contended])
 
     def _end(self, turn: _Turn) -> None:
         """Let others have the row."""
-        if turn.answer is not None:  # interrupted while it was under way
+        if turn.answer is not None or turn.failure is not None or turn.unmet:
+            # Interrupted before it was found out whether it has happened.
             assert turn.plan is not None
             assert turn.attempt is not None
             self._sent(turn.row, turn.plan, turn.attempt)
-            turn.answer = None
+            turn.answer, turn.failure, turn.unmet = None, None, False
         turn.leave()
 
     def _begin(self, turn: _Turn, burst: Burst, now_us: int) -> None:

@@ -12,6 +12,7 @@ from murmur_beam.state.base import Flushed, Result, fingerprint
 from murmur_beam.state.bigtable.keys import row_key
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
+EVENTS_PER_COMMIT = 50_000
 
 
 class Group(NamedTuple):
@@ -121,7 +122,7 @@ def flush_of(updates: Sequence[Update], shards: int, marks: bool) -> tuple[Flush
     return flush, groups
 
 
-def pieces(groups: Iterable[Group], size: int) -> Iterator[Group]:
+def pieces(groups: Iterable[Group], size: int = EVENTS_PER_COMMIT) -> Iterator[Group]:
     """The groups; several in the place of one that has more updates than ``size``."""
     for group in groups:
         if len(group.positions) <= size:

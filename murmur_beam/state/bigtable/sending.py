@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -167,3 +167,16 @@ class Sender:
         finally:
             self.gate.leave(probes, answered)
         return result
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait until all have ended, also when one of them fails or this is cancelled; then raise what the first has.
+
+    There is no task where there is only one, as with small flushes.
+    """
+    if len(work) == 1:
+        await work[0]
+    elif work:
+        for failure in await asyncio.gather(*work, return_exceptions=True):
+            if failure is not None:
+                raise failure

@@ -22,7 +22,7 @@ from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
 from murmur_beam.state.bigtable.commits import Commits
 from murmur_beam.state.bigtable.connection import status_of
 from murmur_beam.state.bigtable.deleting import delete_rows
-from murmur_beam.state.bigtable.groups import Flush, Group, flush_of
+from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
 from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.scanning import Scan
@@ -243,11 +243,13 @@ class BigtableStore(Generic[V]):
         adds: list[Group] = []
         if self._cells.sums:
             adds = [group for group in groups if not flush.marked(group)]
+            groups = [group for group in groups if flush.marked(group)] if adds else groups
+        commits = list(pieces(groups))
+        flush.begin([*adds, *commits])
         if adds:
             await self._sums.add(adds, flush)
-            groups = [group for group in groups if flush.marked(group)]
-        if groups:
-            await self._commits.merge(groups, flush)
+        if commits:
+            await self._commits.merge(commits, flush)
 
     def _require_kept(self, bucket_age: timedelta, group: Group, updates: Sequence[Update]) -> None:
         """A pipeline that was built while the table could not be asked is found out here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.cells import Cells, Value
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.groups import Flush, Group
-from murmur_beam.state.bigtable.sending import Sender
+from murmur_beam.state.bigtable.sending import Sender, all_of
 
 ROWS_PER_READ = 1_000
 MAX_MUTATIONS = 100_000
@@ -40,10 +39,9 @@ class Sums:
 
     async def add(self, groups: Sequence[Group], flush: Flush) -> None:
         """Merge the updates of many rows. A request whose answer is lost is tried again, and may count twice."""
-        flush.begin(groups)
         limit = min(ROWS_PER_READ, MAX_MUTATIONS // _MUTATIONS_PER_SUM)
         some = [groups[start : start + limit] for start in range(0, len(groups), limit)]
-        await asyncio.gather(*(self._add_some(chunk, flush) for chunk in some))
+        await all_of([self._add_some(chunk, flush) for chunk in some])
 
     def forget(self, rows: Sequence[bytes]) -> None:
         """These were deleted."""
