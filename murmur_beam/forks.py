@@ -1,5 +1,5 @@
-"""Forks: a child has none of its parent's threads. What one of them had locked stays locked there for ever, what one had
-half done stays half done, and an open SQLite file or gRPC channel is of no use, but can harm the parent's.
+"""Forks: a child has none of its parent's threads. What one of them had locked stays locked there for ever, what one
+had half done stays half done, and an open SQLite file or gRPC channel is of no use, but can harm the parent's.
 """
 
 from __future__ import annotations

@@ -186,8 +186,8 @@ class MemoryStore(Generic[V]):
                 raise StoreUnavailable("memory: the store is closed; open it again")
             if state.torn:
                 raise StoreUnavailable(
-                    "memory: another thread was in the middle of a flush when this process was forked, so that its copy "
-                    "is torn; fork before anything is merged, or start processes with spawn or forkserver"
+                    "memory: another thread was in the middle of a flush when this process was forked, so that its "
+                    "copy is torn; fork before anything is merged, or start processes with spawn or forkserver"
                 )
             yield state
 

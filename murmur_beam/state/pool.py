@@ -1,7 +1,7 @@
 """One open store for each spec and process, however many users it has: clients and files are opened once.
 
-A child of a fork has its own copy of the shares, each as good as it was: what stands behind a store is opened anew there,
-or refused, by the store itself.
+A child of a fork has its own copy of the shares, each as good as it was: what stands behind a store is opened anew
+there, or refused, by the store itself.
 """
 
 from __future__ import annotations

@@ -202,8 +202,8 @@ class SqliteStore(Generic[V]):
             self._let_go()
 
     def let_go(self) -> None:
-        """See `forks.Holder`. SQLite's locks are the process's: a child has none of them, and takes no new ones on a file
-        that it has inherited open. So it is closed before, and both open it when they need it."""
+        """See `forks.Holder`. SQLite's locks are the process's: a child has none of them, and takes no new ones on a
+        file that it has inherited open. So it is closed before, and both open it when they need it."""
         with suppress(sqlite3.Error):
             self._let_go()
 
@@ -221,8 +221,9 @@ class SqliteStore(Generic[V]):
         """Open the file, or again the one that was open before, with the lock held."""
         if any(path == os.path.realpath(self._path) for path, _ in _inherited):
             raise StoreUnavailable(
-                f"sqlite {self._path}: another thread was at work on it when this process was forked, and SQLite has then "
-                "no safe way to open it here; fork before anything is merged, or start processes with spawn or forkserver"
+                f"sqlite {self._path}: another thread was at work on it when this process was forked, and SQLite has "
+                "then no safe way to open it here; fork before anything is merged, or start processes with spawn or "
+                "forkserver"
             )
         self._db = sqlite3.connect(
             self._path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
