@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from multiprocessing.connection import Connection
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -565,6 +566,8 @@ def _child(spec: StoreSpec, store: Store[Any], situation: str, number: int) -> i
         assert refused == 1 if situation == "closed" else refused in (0, 2)
         store.close()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
