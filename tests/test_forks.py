@@ -85,15 +85,16 @@ class Merging:
 """
 
 
-def run(uri: str, code: str, *, main: str = "") -> str:
+def run(uri: str, code: str, *, main: str = "", grpc_handlers: str = "false") -> str:
     """What a process prints that forks; it must end well, and soon.
 
     Args:
         uri: of its store.
         code: what it does, with `PRELUDE` before it.
         main: a file to write it to; processes that are started by spawn or forkserver read it.
+        grpc_handlers: are gRPC's own handlers of forks in use? They may crash a child whose parent is at work.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRPC_ENABLE_FORK_SUPPORT": grpc_handlers}
     arguments = ["-c", PRELUDE + code]
     if main:
         Path(main).write_text(PRELUDE + code, encoding="utf-8")
@@ -225,8 +226,8 @@ class TestBigtable:
 store = spec.open(Sum())
 store.merge_update(A, 1, event_id="1")
 def work():
-    for call in (lambda: store.merge_update(A, 1), lambda: store.get(A), lambda: spec.open(Sum()), spec.recorded_schema):
-        print(refusal(call))
+    for use in (lambda: store.merge_update(A, 1), lambda: store.get(A), lambda: spec.open(Sum()), spec.recorded_schema):
+        print(refusal(use))
     store.close()
     sys.stdout.flush()
 def nested():
@@ -244,7 +245,8 @@ store.close()
             assert "Close all Bigtable stores before the fork" in each
             assert "spawn or forkserver" in each
 
-    def test_children_of_a_parent_that_has_closed_all_open_their_own(self, bigtable: str) -> None:
+    @pytest.mark.parametrize("grpc_handlers", ["false", "true"])
+    def test_children_of_a_parent_that_has_closed_all_open_their_own(self, bigtable: str, grpc_handlers: str) -> None:
         """Right after the close, even where an error of it is still held; and the parent opens it again."""
         code = """
 for turn in range(5):
@@ -260,9 +262,10 @@ for turn in range(5):
     wait(fork(work, sys.exit))
 assert spec.open(Sum()).get(A) == 10
 """
-        run(bigtable, code)
+        run(bigtable, code, grpc_handlers=grpc_handlers)
 
-    def test_a_parent_that_has_opened_nothing(self, bigtable: str) -> None:
+    @pytest.mark.parametrize("grpc_handlers", ["false", "true"])
+    def test_a_parent_that_has_opened_nothing(self, bigtable: str, grpc_handlers: str) -> None:
         """Two children at once, as workers of a server that has loaded the application first."""
         code = """
 def work(i):
@@ -273,15 +276,11 @@ for child in [fork(lambda: work(i), sys.exit) for i in range(2)]:
     wait(child)
 assert spec.open(Sum()).get(A) == 2
 """
-        run(bigtable, code)
+        run(bigtable, code, grpc_handlers=grpc_handlers)
 
     @pytest.mark.parametrize("leave", ["os._exit", "sys.exit"])
-    def test_children_that_end_do_not_hurt_the_parent(
-        self, bigtable: str, leave: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """However they end, also when they drop all that they have inherited. Without gRPC's handlers of forks, which
-        themselves sometimes crash a child whose parent is at work."""
-        monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
+    def test_children_that_end_do_not_hurt_the_parent(self, bigtable: str, leave: str) -> None:
+        """However they end, also when they drop all that they have inherited."""
         code = f"""
 store = spec.open(Sum())
 def work():
@@ -378,7 +377,7 @@ class Counts(InMemory):
     def count(self, name, n):
         self.record_events(name, n)
 
-merger = Merger(resolve(name="test", key="k", event_id="i", monoid="count", store=uri), Counts())
+merger = Merger(resolve(dict(name="test", key="k", event_id="i", monoid="count", store=uri)), Counts())
 def add(i):
     merger.add({"k": "a", "i": str(i)}, 0, i)
 def entities(results):
@@ -388,7 +387,7 @@ def entities(results):
 
 @pytest.mark.parametrize("when", ["buffered", "under way"])
 def test_a_merger_is_empty_in_a_child(any_store: str, when: str) -> None:
-    """What its parent had buffered or begun comes out there, and not twice; the child goes on with elements of its own."""
+    """What its parent had buffered or begun comes out there, and not twice; the child goes on with its own."""
     code = f"""{MERGER}
 add(1)
 if {when!r} == "under way":
