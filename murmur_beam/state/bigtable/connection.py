@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -217,6 +219,8 @@ class Connection:
                     f"{self._where}: the store was closed while it was in use; some of this may have been written: "
                     "open it again and repeat it, with the same event ids"
                 )
+            # Whoever keeps the error would keep the request, and with it gRPC's threads beyond the end of the channel.
+            traceback.clear_frames(err.__traceback__)
             raise error from err
         except BaseException:  # an interruption of this thread must not leave the work going on
             running.cancel()
@@ -243,6 +247,7 @@ class Connection:
         self._loop.close()
         # With the last channel in a process gRPC ends its threads; only then may the process be forked.
         vars(self).pop("_channel", None)
+        gc.collect()  # requests that have failed are in cycles
         _open.discard(self)
 
     async def _shut_down(self) -> None:
