@@ -7,12 +7,14 @@ windows here, acknowledgements there.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
+from murmur_beam import forks
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.dedicated import put_aside
@@ -76,7 +78,8 @@ class Merger(Generic[T]):
 
     Elements may be dead letters of an earlier run: of those only the keys that had failed are merged. Each element has
     a token: whatever its driver needs to hand the result on. Belongs to one thread, and has one more of its own where a
-    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on.
+    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on. In a child of a fork it is
+    empty: what was buffered or under way is its parent's to merge.
 
     Args:
         spec: from `murmur_beam.spec.resolve`; its stores are opened here, one for each process.
@@ -126,6 +129,7 @@ class Merger(Generic[T]):
         self._buffer = self._coalescer.add
         self._elements: list[Any] = []
         self._rejected: list[tuple[T, DeadLetter]] = []
+        _mergers.add(self)
         put_aside()
 
     def add(self, element: Any, timestamp_us: int, token: T) -> bool:
@@ -201,6 +205,11 @@ class Merger(Generic[T]):
         for lease in self._leases:
             lease.release()
 
+    def begin_anew(self) -> None:
+        """In a child of a fork, which has neither the thread nor a right to what it works at."""
+        self._take()
+        self._thread = self._under_way = None
+
     def _take(self) -> _Batch[T]:
         records, tokens = self._coalescer.take()
         batch = _Batch(self._elements, tokens, records, self._rejected)
@@ -266,3 +275,14 @@ class Merger(Generic[T]):
         name = self._spec.name
         self._recorder.record_event(f"{name}:dead_letter")
         return write_letter(element, name, failure, int(self._spec.config.clock.now() * 1_000_000))
+
+
+_mergers: weakref.WeakSet[Merger[Any]] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for merger in list(_mergers):
+        merger.begin_anew()
+
+
+forks.in_each_child(_in_child)

@@ -65,8 +65,10 @@ class TestBigtableStore(StoreContract):
     """``bigtable://`` keeps the contract."""
 
     @pytest.fixture(autouse=True)
-    def _host(self, bigtable_host: str) -> None:
+    def _host(self, bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.host = bigtable_host
+        # For processes that fork: gRPC's own handlers may crash a child whose parent is at work.
+        monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return new_spec(self.host, clock=clock)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 from google.api_core import exceptions as api_errors
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcAsyncIOTransport
 
-from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
+from murmur_beam.errors import MurmurError, PermanentError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.reading import Row, RowAssembler
 
@@ -44,6 +47,13 @@ _REFUSED = {
 }
 # The emulator's codes say less than its texts.
 _CLEAR_TEXTS = ("unknown family", "non-aggregate cell")
+
+# How long closing asks tasks to end again that go on when they are cancelled.
+_CLOSE_S = 10.0
+_ASK_AGAIN_S = 0.1
+
+# All that are open, and in a child those that were when it was forked: to give up a channel there would wait for ever.
+_open: set[Connection] = set()
 
 
 class _Metadata(grpc.aio.Metadata):  # type: ignore[misc]
@@ -114,13 +124,26 @@ class Burst:
             call.cancel()
 
 
+class _Channel(NamedTuple):
+    """A channel, with what it can be asked."""
+
+    channel: grpc.aio.Channel
+    check_and_mutate: Any
+    mutate: Any
+    read_rows: Any
+    sample: Any
+
+
 class Connection:
-    """A table's channel. `run` is for any thread; all else is for coroutines that it runs.
+    """A table's channel. `run` and `close` are for any thread; all else is for coroutines that are run.
 
     Args:
         project, instance, table, app_profile: where; None is the instance's default profile.
         timeout_s: deadline of each request, seconds.
         where: the table as the user calls it, for messages.
+
+    Raises:
+        StoreUnavailable: this process was forked from one that had a connection open, so that gRPC does not work here.
     """
 
     def __init__(
@@ -130,7 +153,13 @@ class Connection:
         self.app_profile = app_profile or ""
         self._where = where
         self.timeout_s = timeout_s
+        self._pid = os.getpid()
         self._closed = False
+        self._lock = threading.Lock()
+        self._running: set[Future[Any]] = set()
+        if any(other._pid != self._pid for other in list(_open)):
+            raise self._forked()
+        _open.add(self)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
         self._thread.start()
@@ -144,22 +173,25 @@ class Connection:
         # The official client's channel, with its credentials, but none of its methods: these cost several times as much
         # as the request, do not retry writes either, and cannot read a row beyond 4 MB from an emulator.
         emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
-        self._channel: grpc.aio.Channel = (
+        channel: grpc.aio.Channel = (
             grpc.aio.insecure_channel(emulator, options=_OPTIONS)
             if emulator
             else BigtableGrpcAsyncIOTransport.create_channel(options=_OPTIONS)
         )
-        self._check_and_mutate = self._channel.unary_unary(wire.CHECK_AND_MUTATE, response_deserializer=wire.was_met)
-        self._mutate = self._channel.unary_stream(wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString)
-        self._read_rows = self._channel.unary_stream(
-            wire.READ_ROWS,
-            request_serializer=wire.Read.SerializeToString,
-            response_deserializer=wire.ReadResponse.FromString,
-        )
-        self._sample = self._channel.unary_stream(
-            wire.SAMPLE_ROW_KEYS,
-            request_serializer=wire.Sample.SerializeToString,
-            response_deserializer=wire.SampleResponse.FromString,
+        self._channel = _Channel(
+            channel,
+            channel.unary_unary(wire.CHECK_AND_MUTATE, response_deserializer=wire.was_met),
+            channel.unary_stream(wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString),
+            channel.unary_stream(
+                wire.READ_ROWS,
+                request_serializer=wire.Read.SerializeToString,
+                response_deserializer=wire.ReadResponse.FromString,
+            ),
+            channel.unary_stream(
+                wire.SAMPLE_ROW_KEYS,
+                request_serializer=wire.Sample.SerializeToString,
+                response_deserializer=wire.SampleResponse.FromString,
+            ),
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
         self._metadata = _Metadata(("x-goog-request-params", route))
@@ -168,37 +200,77 @@ class Connection:
         """Run on the loop and wait; the client's errors come out as ours.
 
         Raises:
-            StoreUnavailable: the table cannot be used: it is missing, or not ours to use.
+            StoreUnavailable: the table cannot be used: it is missing, or not ours to use. Or the connection is closed,
+                was closed meanwhile, or was opened by the process that this one was forked from.
             PermanentError: the request is one that can never succeed.
             TransientError: any other failure of the server or the network.
         """
-        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        running: Future[T] | None = None
+        refusal = self._forked() if self._pid != os.getpid() else None
+        if refusal is None:
+            # Whatever is begun under the lock before closing begins is cancelled by it, and nothing is begun after it.
+            with self._lock:
+                if not self._closed:
+                    running = asyncio.run_coroutine_threadsafe(work, self._loop)
+                    self._running.add(running)
+        if running is None:
+            work.close()
+            raise refusal or StoreUnavailable(f"{self._where}: the store is closed; open it again")
         try:
             return running.result()
         except Exception as err:
-            raise self.translated(err) from err
+            error = self.translated(err)
+            if self._closed and not isinstance(error, MurmurError):
+                error = StoreUnavailable(
+                    f"{self._where}: the store was closed while it was in use; some of this may have been written: "
+                    "open it again and repeat it, with the same event ids"
+                )
+            # Whoever keeps the error would keep the request, and with it gRPC's threads beyond the end of the channel.
+            traceback.clear_frames(err.__traceback__)
+            raise error from err
         except BaseException:  # an interruption of this thread must not leave the work going on
             running.cancel()
             raise
+        finally:
+            self._running.discard(running)
 
     def close(self) -> None:
-        """Close the channel, end the thread; a second call does nothing."""
-        if self._closed:
+        """Close the channel, end the thread; whatever is under way ends with an error. A second call does nothing.
+
+        In a child of a fork it does nothing at all: what was open before is the parent's.
+        """
+        if self._pid != os.getpid():
             return
-        self._closed = True
-
-        async def shut_down() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            if hasattr(self, "_channel"):
-                await self._channel.close()
-
-        asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        for running in list(self._running):
+            running.cancel()  # it went on although it was cancelled
         self._loop.close()
+        # With the last channel in a process gRPC ends its threads; only then may the process be forked.
+        vars(self).pop("_channel", None)
+        gc.collect()  # requests that have failed are in cycles
+        _open.discard(self)
+
+    async def _shut_down(self) -> None:
+        deadline = self._loop.time() + _CLOSE_S
+        while (others := asyncio.all_tasks() - {asyncio.current_task()}) and self._loop.time() < deadline:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=_ASK_AGAIN_S)
+        if hasattr(self, "_channel"):
+            await self._channel.channel.close()
+
+    def _forked(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._where}: cannot be used in this process, which was forked from one that had Bigtable open: gRPC "
+            "does not work after that. Close all Bigtable stores before the fork and open them in the children, or "
+            "start processes with spawn or forkserver (multiprocessing), or without --preload (gunicorn)"
+        )
 
     def commit(self, request: bytes, burst: Burst | None = None) -> Call:
         """Send a request from `wire.commit`, at once; was the predicate met?
@@ -208,7 +280,7 @@ class Connection:
             burst: whose deadline it has; None: one of its own.
         """
         timeout_s = self.timeout_s if burst is None else None
-        call: Call = self._check_and_mutate(request, timeout=timeout_s, metadata=self._metadata)
+        call: Call = self._channel.check_and_mutate(request, timeout=timeout_s, metadata=self._metadata)
         if burst is not None:
             burst.add(call)
         return call
@@ -225,7 +297,7 @@ class Connection:
         """Send a request of ``n`` entries from `wire.bulk`; the errors of those that failed, by their positions."""
         failed: dict[int, Exception] = {}
         answered = 0
-        async for answer in self._mutate(request, timeout=self.timeout_s, metadata=self._metadata):
+        async for answer in self._channel.mutate(request, timeout=self.timeout_s, metadata=self._metadata):
             answered += len(answer.entries)
             for entry in answer.entries:
                 if entry.status.code:
@@ -261,13 +333,13 @@ class Connection:
 
     def answers(self, request: Any, timeout_s: float) -> AsyncIterator[Any]:
         """Send a `wire.Read`; each answer as it comes, with some chunks of rows."""
-        answers: AsyncIterator[Any] = self._read_rows(request, timeout=timeout_s, metadata=self._metadata)
+        answers: AsyncIterator[Any] = self._channel.read_rows(request, timeout=timeout_s, metadata=self._metadata)
         return answers
 
     async def sample_row_keys(self) -> list[tuple[bytes, int]]:
         """Keys that divide the table into pieces of like size, in order, each with how many bytes come before it."""
         request = wire.Sample(table_name=self.name, app_profile_id=self.app_profile)
-        answers = self._sample(request, timeout=self.timeout_s, metadata=self._metadata)
+        answers = self._channel.sample(request, timeout=self.timeout_s, metadata=self._metadata)
         return [(answer.row_key, answer.offset_bytes) async for answer in answers]
 
     def translated(self, err: Exception) -> Exception:
