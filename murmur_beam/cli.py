@@ -339,7 +339,11 @@ def _parser() -> Parser:
 
     create = command("create-table", partial(_on_table, cli_tables.create_table), _CREATE_TABLE, _TABLES_EPILOG)
     create.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    create.add_argument("--yes", action="store_true", help="go on though a shorter retention deletes data")
+    create.add_argument(
+        "--yes",
+        action="store_true",
+        help="go on though a shorter retention deletes data, or a longer one lets clusters differ for a while",
+    )
     _add_purpose(create, "sum", "no window", "never", "for ever")
     check = command("check", partial(_on_table, cli_tables.check), _CHECK, _TABLES_EPILOG)
     _add_purpose(check, *["what the table recorded"] * 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ def create_table(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) 
 
     schema = Schema(monoid or "sum", args.window.granularity if args.window else None)
     meta = tables.purpose(schema, args.retention, args.dedup_retention)
-    steps = tables.plan(where, meta) if args.dry_run else tables.create(where, meta, yes=args.yes)
+    steps = tables.plan(where, meta) if args.dry_run else tables.create(where, meta, yes=args.yes, say=_say)
     if args.json:
         _print_json(store=str(where), dry_run=args.dry_run, steps=[step._asdict() for step in steps])
         return DONE
@@ -105,6 +106,10 @@ def _no_table(spec: StoreSpec, args: argparse.Namespace, **document: Any) -> int
     else:
         print(f"{args.uri}: needs no table to be made; the first write makes what it needs")
     return DONE
+
+
+def _say(text: str) -> None:
+    print(f"murmur: {text}", file=sys.stderr, flush=True)
 
 
 def _print_json(**document: Any) -> None:

@@ -553,7 +553,7 @@ def test_packing_loses_no_event(
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row's events are split, so that a cell of fingerprints stays small."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.commits._EVENTS_PER_COMMIT", 10)
+    monkeypatch.setattr("murmur_beam.state.bigtable.groups.EVENTS_PER_COMMIT", 10)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         updates = [Update(A, 1, str(i % 25)) for i in range(50)]

@@ -17,12 +17,20 @@ from google.cloud.bigtable_admin_v2.services.bigtable_instance_admin.transports 
     BigtableInstanceAdminGrpcTransport,
 )
 from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
-from google.cloud.bigtable_admin_v2.types import AppProfile, ColumnFamily, GcRule, ModifyColumnFamiliesRequest, Type
+from google.cloud.bigtable_admin_v2.types import (
+    AppProfile,
+    ColumnFamily,
+    GcRule,
+    GetTableRequest,
+    ModifyColumnFamiliesRequest,
+    Type,
+)
 from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 
 from murmur_beam.durations import spell_duration
-from murmur_beam.errors import StoreUnavailable, TransientError
+from murmur_beam.errors import ConfigurationError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.connection import is_creating
 from murmur_beam.state.bigtable.settings import Settings
 
 NO_PROFILES = AppProfile()
@@ -30,6 +38,7 @@ NO_PROFILES = AppProfile()
 
 _READ_TIMEOUT_S = 30.0
 _MAKE_TIMEOUT_S = 300.0
+_RELAXED = "Cannot relax"
 _DENIED = (api_errors.Forbidden, api_errors.Unauthorized)
 _Gc: Any = GcRule  # which alone of these messages has no types
 
@@ -123,16 +132,45 @@ class Admin:
                 timeout=_MAKE_TIMEOUT_S,
             )
 
-    def modify(self, added: dict[str, Rule], changed: dict[str, Rule]) -> None:
-        """Add some families, and give others another rule, all at once."""
+    def clusters(self) -> list[str]:
+        """The clusters that have the table; an emulator has none, and nor has a table that is not there."""
+        view = TableMessage.View.REPLICATION_VIEW
+        with self._explained("roles/bigtable.user"):
+            try:
+                table = self._tables.get_table(
+                    request=GetTableRequest(name=self._name, view=view), retry=None, timeout=_READ_TIMEOUT_S
+                )
+            except api_errors.NotFound:
+                return []
+        return sorted(table.cluster_states)
+
+    def modify(self, added: dict[str, Rule], changed: dict[str, Rule], *, force: bool = False) -> None:
+        """Add some families, and give others another rule, all at once.
+
+        Args:
+            added, changed: rules by family.
+            force: do so though the service warns of it.
+
+        Raises:
+            ConfigurationError: it warns, and there is no ``force``; nothing was changed.
+        """
         one = ModifyColumnFamiliesRequest.Modification
         modifications = [one(id=name, create=_message(name, rule)) for name, rule in added.items()]
         modifications += [one(id=name, update=ColumnFamily(gc_rule=_gc(rule))) for name, rule in changed.items()]
-        if modifications:
-            with self._explained("roles/bigtable.admin"):
-                self._tables.modify_column_families(
-                    name=self._name, modifications=modifications, timeout=_MAKE_TIMEOUT_S
-                )
+        if not modifications:
+            return
+        request = ModifyColumnFamiliesRequest(name=self._name, modifications=modifications, ignore_warnings=force)
+        with self._explained("roles/bigtable.admin"):
+            try:
+                self._tables.modify_column_families(request=request, timeout=_MAKE_TIMEOUT_S)
+            except api_errors.FailedPrecondition as err:
+                if force or _RELAXED not in err.message:
+                    raise
+                raise ConfigurationError(
+                    "yes",
+                    f"is needed to keep data for longer on several clusters ({err.message}): each collects on its own, "
+                    "so for up to a week one may still take what another keeps, and readers see either",
+                ) from err
 
     def app_profile(self) -> AppProfile | None:
         """The profile that the URI names, or the instance's default; None if there is no such profile."""
@@ -156,6 +194,9 @@ class Admin:
             raise StoreUnavailable(f"{self._where}: {err.message}; it takes a role such as {role}") from err
         except api_errors.AlreadyExists as err:
             raise TransientError(f"{self._where}: somebody else is making the table; try again") from err
+        except api_errors.FailedPrecondition as err:
+            kind = TransientError if is_creating(err) else StoreUnavailable
+            raise kind(f"{self._where}: {err}") from err
         except (api_errors.ServerError, api_errors.TooManyRequests, api_errors.RetryError) as err:
             raise TransientError(f"{self._where}: {err.message}") from err
         except (api_errors.GoogleAPICallError, GoogleAuthError) as err:

@@ -28,6 +28,7 @@ from murmur_beam.state.bigtable.groups import EVENTS_PER_COMMIT, Flush, Group, j
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, Waiter, split
 from murmur_beam.state.bigtable.reading import Row
+from murmur_beam.state.bigtable.refusals import Refusals, commit_nothing, read_nothing
 from murmur_beam.state.bigtable.sending import Sender, all_of
 from murmur_beam.state.bigtable.settings import Settings
 
@@ -200,6 +201,8 @@ class Commits(Generic[V]):
         self._settings = settings
         self._clock = settings.clock
         self._sender = sender
+        self._commit_refusals = Refusals(settings, connection, sender, commit_nothing)
+        self._read_refusals = Refusals(settings, connection, sender, read_nothing)
         self._cells = cells
         self._commits = 0
         self._settling = 0
@@ -301,7 +304,7 @@ class Commits(Generic[V]):
             # Interrupted before it was found out whether it has happened.
             assert turn.plan is not None
             assert turn.attempt is not None
-            self._sent(turn.row, turn.plan, turn.attempt)
+            self._sent(turn.row, turn.plan, turn.attempt, answered=turn.unmet)
             turn.answer, turn.failure, turn.unmet = None, None, False
         turn.leave()
 
@@ -504,7 +507,7 @@ class Commits(Generic[V]):
                 met = version == 0
             else:
                 call = functools.partial(self.connection.commit, attempt.request)
-                met = await self._sender.send(call, turn.flush.deadline, turn.failure)
+                met = await self._commit_refusals.send(call, turn.flush.deadline, turn.failure)
         except BaseException as err:
             if isinstance(err, Exception) and isinstance(self.connection.translated(err), PermanentError):
                 row.forget()
@@ -525,14 +528,16 @@ class Commits(Generic[V]):
             self._cold = min(self._cold + 1, _SURE)
         else:
             row.crowded = min(row.crowded + 1, _CROWD_STEPS)
+        # It may have been done all the same: by a try before the one that was answered, whoever made that.
+        self._sent(row, plan, attempt, answered=True)
         await self._wait_and_refresh(turn)
         return False
 
     @staticmethod
-    def _sent(row: KnownRow, plan: _Plan, attempt: _Attempt) -> None:
+    def _sent(row: KnownRow, plan: _Plan, attempt: _Attempt, *, answered: bool = False) -> None:
         """It may have happened, or may yet happen: the row will know."""
         row.sent = row.sent or {}
-        row.sent[attempt.marker] = row.version, plan.journal
+        row.sent[attempt.marker] = row.version, plan.journal, answered
         if len(row.sent) > _MAX_SENT:
             del row.sent[next(iter(row.sent))]
 
@@ -602,19 +607,20 @@ class Commits(Generic[V]):
         """The row with the events of all commits after a version."""
         query = wire.only_news(wire.read_rows(self.connection, [turn.group.encoded]), version)
         read = functools.partial(self.connection.read, query, persist=False)
-        found = await self._sender.send(read, turn.flush.deadline)
+        found = await self._read_refusals.send(read, turn.flush.deadline)
         turn.flush.results.counts["rows_read"] += 1
         return found
 
     async def _read_cold(self, groups: Sequence[Group], flushed: Flushed) -> None:
-        """Read the rows of which nothing is known, in one request."""
+        """Read the rows of which nothing is known, in as few requests as may be."""
         cold = {group.encoded: row for group in groups if not (row := self.rows[group.encoded]).read}
         if not cold:
             return
+        found: list[Row] = []
         try:
-            found = await self.connection.read(
-                wire.only_news(wire.read_rows(self.connection, list(cold)), 0), persist=False
-            )
+            for some in wire.batches(list(cold), _ROWS_PER_READ):
+                query = wire.only_news(wire.read_rows(self.connection, some), 0)
+                found += await self.connection.read(query, persist=False)
         except Exception:
             # Each row will be tried, and read, on its own; what is wrong shows there.
             return
@@ -659,14 +665,16 @@ class Commits(Generic[V]):
         return True
 
     def _resolve(self, row: KnownRow, found: Container[bytes], flushed: Flushed) -> None:
-        """Settle what was sent without an answer: once the row has another version it has happened, or never will."""
+        """Settle what was sent: once the row has another version it has happened, or never will."""
         sent = row.sent or {}
-        for marker, (version, journal) in list(sent.items()):
+        for marker, (version, journal, answered) in list(sent.items()):
             if version != row.version:
                 del sent[marker]
-                flushed.counts["ambiguous_resolved"] += 1
+                if not answered or marker in found:  # else just a conflict, as it was said to be
+                    flushed.counts["ambiguous_resolved"] += 1
                 if marker in found:
                     row.owed = (row.owed or set()).union(split(journal))
+        row.sent = sent or None
 
     def _tell(self, turn: _Turn, plan: _Plan) -> None:
         """Give out the results; an event that a write of ours without an answer brought in was merged, and is no

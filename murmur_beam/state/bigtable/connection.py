@@ -1,16 +1,17 @@
-"""One channel to a table, on an event loop of its own."""
+"""The channels to a table, on an event loop of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.api_core import exceptions as api_errors
@@ -31,6 +32,8 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Else all channels of a process to one address share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 # What the whole table, or who may use it, is to blame for, and what a single request is.
@@ -45,8 +48,10 @@ _REFUSED = {
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.OUT_OF_RANGE,
 }
-# The emulator's codes say less than its texts.
-_CLEAR_TEXTS = ("unknown family", "non-aggregate cell")
+# What is wrong with a family is wrong with the table, whatever code it has: the emulator's, and the service's.
+_FAMILY_TEXTS = ("unknown family", "non-aggregate cell", "column family type mismatch", "column family not found")
+_CREATING = "currently being created"
+_NO_TRANSACTIONS = "not allowed by this app profile"
 
 # How long closing asks tasks to end again that go on when they are cancelled.
 _CLOSE_S = 10.0
@@ -86,15 +91,17 @@ class Burst:
 
     Args:
         timeout_s: the deadline, seconds from the beginning of the statement.
+        send: sends one, on the channel that all of them take: so the server is woken up once.
 
     Attributes:
         overdue: has it passed? Then all have been cancelled that had no answer.
         heard: has any of them had an answer?
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, send: Callable[..., Call]) -> None:
         self.overdue = self.heard = False
         self.timeout_s = timeout_s
+        self.send = send
         self._calls: list[Call] = []
 
     def add(self, call: Call) -> None:
@@ -124,34 +131,73 @@ class Burst:
             call.cancel()
 
 
-class _Channel(NamedTuple):
-    """A channel, with what it can be asked."""
+class _Channels:
+    """Some channels to the same place, each a connection of its own; its methods by turns.
 
-    channel: grpc.aio.Channel
-    check_and_mutate: Any
-    mutate: Any
-    read_rows: Any
-    sample: Any
+    Args:
+        channels: at least one.
+    """
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel]) -> None:
+        self._channels = channels
+        self.check_and_mutate = itertools.cycle(
+            [each.unary_unary(wire.CHECK_AND_MUTATE, response_deserializer=wire.was_met) for each in channels]
+        )
+        self.mutate = itertools.cycle(
+            [
+                each.unary_stream(wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString)
+                for each in channels
+            ]
+        )
+        self.read_rows = itertools.cycle(
+            [
+                each.unary_stream(
+                    wire.READ_ROWS,
+                    request_serializer=wire.Read.SerializeToString,
+                    response_deserializer=wire.ReadResponse.FromString,
+                )
+                for each in channels
+            ]
+        )
+        self.sample = channels[0].unary_stream(
+            wire.SAMPLE_ROW_KEYS,
+            request_serializer=wire.Sample.SerializeToString,
+            response_deserializer=wire.SampleResponse.FromString,
+        )
+
+    async def close(self) -> None:
+        """Close them all."""
+        for each in self._channels:
+            await each.close()
 
 
 class Connection:
-    """A table's channel. `run` and `close` are for any thread; all else is for coroutines that are run.
+    """A table's channels. `run` and `close` are for any thread; all else is for coroutines that are run.
 
     Args:
         project, instance, table, app_profile: where; None is the instance's default profile.
         timeout_s: deadline of each request, seconds.
         where: the table as the user calls it, for messages.
+        channels: how many connections requests are spread over; each carries at most 100 at a time.
 
     Raises:
         StoreUnavailable: this process was forked from one that had a connection open, so that gRPC does not work here.
     """
 
     def __init__(
-        self, project: str, instance: str, table: str, app_profile: str | None, timeout_s: float, where: str
+        self,
+        project: str,
+        instance: str,
+        table: str,
+        app_profile: str | None,
+        timeout_s: float,
+        where: str,
+        channels: int = 1,
     ) -> None:
         self.name = f"projects/{project}/instances/{instance}/tables/{table}"
         self.app_profile = app_profile or ""
         self._where = where
+        self._n_channels = channels
         self.timeout_s = timeout_s
         self._pid = os.getpid()
         self._closed = False
@@ -173,25 +219,13 @@ class Connection:
         # The official client's channel, with its credentials, but none of its methods: these cost several times as much
         # as the request, do not retry writes either, and cannot read a row beyond 4 MB from an emulator.
         emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
-        channel: grpc.aio.Channel = (
-            grpc.aio.insecure_channel(emulator, options=_OPTIONS)
-            if emulator
-            else BigtableGrpcAsyncIOTransport.create_channel(options=_OPTIONS)
-        )
-        self._channel = _Channel(
-            channel,
-            channel.unary_unary(wire.CHECK_AND_MUTATE, response_deserializer=wire.was_met),
-            channel.unary_stream(wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString),
-            channel.unary_stream(
-                wire.READ_ROWS,
-                request_serializer=wire.Read.SerializeToString,
-                response_deserializer=wire.ReadResponse.FromString,
-            ),
-            channel.unary_stream(
-                wire.SAMPLE_ROW_KEYS,
-                request_serializer=wire.Sample.SerializeToString,
-                response_deserializer=wire.SampleResponse.FromString,
-            ),
+        self._channel = _Channels(
+            [
+                grpc.aio.insecure_channel(emulator, options=_OPTIONS)
+                if emulator
+                else BigtableGrpcAsyncIOTransport.create_channel(options=_OPTIONS)
+                for _ in range(self._n_channels)
+            ]
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
         self._metadata = _Metadata(("x-goog-request-params", route))
@@ -263,7 +297,7 @@ class Connection:
                 task.cancel()
             await asyncio.wait(others, timeout=_ASK_AGAIN_S)
         if hasattr(self, "_channel"):
-            await self._channel.channel.close()
+            await self._channel.close()
 
     def _forked(self) -> StoreUnavailable:
         return StoreUnavailable(
@@ -279,15 +313,16 @@ class Connection:
             request: what to write.
             burst: whose deadline it has; None: one of its own.
         """
-        timeout_s = self.timeout_s if burst is None else None
-        call: Call = self._channel.check_and_mutate(request, timeout=timeout_s, metadata=self._metadata)
-        if burst is not None:
-            burst.add(call)
+        if burst is None:
+            call: Call = next(self._channel.check_and_mutate)(request, timeout=self.timeout_s, metadata=self._metadata)
+            return call
+        call = burst.send(request, metadata=self._metadata)
+        burst.add(call)
         return call
 
     def burst(self) -> Burst:
         """For commits that are sent together."""
-        return Burst(self.timeout_s)
+        return Burst(self.timeout_s, next(self._channel.check_and_mutate))
 
     def overdue(self) -> Exception:
         """That a deadline has passed, as it is said of a request with one of its own."""
@@ -297,7 +332,7 @@ class Connection:
         """Send a request of ``n`` entries from `wire.bulk`; the errors of those that failed, by their positions."""
         failed: dict[int, Exception] = {}
         answered = 0
-        async for answer in self._channel.mutate(request, timeout=self.timeout_s, metadata=self._metadata):
+        async for answer in next(self._channel.mutate)(request, timeout=self.timeout_s, metadata=self._metadata):
             answered += len(answer.entries)
             for entry in answer.entries:
                 if entry.status.code:
@@ -333,7 +368,8 @@ class Connection:
 
     def answers(self, request: Any, timeout_s: float) -> AsyncIterator[Any]:
         """Send a `wire.Read`; each answer as it comes, with some chunks of rows."""
-        answers: AsyncIterator[Any] = self._channel.read_rows(request, timeout=timeout_s, metadata=self._metadata)
+        send = next(self._channel.read_rows)
+        answers: AsyncIterator[Any] = send(request, timeout=timeout_s, metadata=self._metadata)
         return answers
 
     async def sample_row_keys(self) -> list[tuple[bytes, int]]:
@@ -354,13 +390,32 @@ class Connection:
 
     def _error(self, code: grpc.StatusCode | None, text: str) -> Exception:
         message = f"{self._where}: {getattr(code, 'name', 'error')}: {text}"
+        advice = f"; see: murmur check '{self._where}'"
         vague = code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
-        if code in _UNUSABLE or (vague and any(clear in text for clear in _CLEAR_TEXTS)):
-            hint = "" if code is grpc.StatusCode.NOT_FOUND else f"; see: murmur check '{self._where}'"
-            return StoreUnavailable(message + hint)
+        if any(clear in text.lower() for clear in _FAMILY_TEXTS) and (code in _UNUSABLE or code in _REFUSED or vague):
+            return StoreUnavailable(f"{message}; a column family is missing, or is not of the type it must be{advice}")
+        if code in _UNUSABLE:
+            return StoreUnavailable(message + ("" if code is grpc.StatusCode.NOT_FOUND else advice))
+        if code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text:
+            return StoreUnavailable(
+                f"{message} ({self.app_profile or 'default'}): a commit takes one that routes to a single cluster and "
+                f"allows single-row transactions; name it in the URI, ?app_profile=NAME{advice}"
+            )
+        if code is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in text:
+            return TransientError(message)
         return PermanentError(message) if code in _REFUSED else TransientError(message)
 
 
 def status_of(err: BaseException | None) -> grpc.StatusCode | None:
     """What gRPC said, whichever layer of the client raised it."""
     return err.code() if isinstance(err, grpc.aio.AioRpcError) else getattr(err, "grpc_status_code", None)
+
+
+def is_creating(err: BaseException | None) -> bool:
+    """Does the service say that the table is still being created?"""
+    return status_of(err) is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in str(err)
+
+
+def is_refusal(err: Exception) -> bool:
+    """Is an error, `Connection.translated`, about the request, as far as it says?"""
+    return type(err) is PermanentError

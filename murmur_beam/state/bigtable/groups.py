@@ -122,8 +122,9 @@ def flush_of(updates: Sequence[Update], shards: int, marks: bool) -> tuple[Flush
     return flush, groups
 
 
-def pieces(groups: Iterable[Group], size: int = EVENTS_PER_COMMIT) -> Iterator[Group]:
-    """The groups; several in the place of one that has more updates than ``size``."""
+def pieces(groups: Iterable[Group]) -> Iterator[Group]:
+    """The groups; several in the place of one that has more updates than one commit may bring in."""
+    size = EVENTS_PER_COMMIT
     for group in groups:
         if len(group.positions) <= size:
             yield group

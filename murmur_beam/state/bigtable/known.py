@@ -64,7 +64,8 @@ class KnownRow:
         journal_bytes: what they take in the row.
         small: columns of at most `SMALL_EVENTS`, as far as is known; others may have packed some.
         packed: no small column is of this version, or an earlier one.
-        sent: commits whose answers got lost, by their columns: the version each was made for, and its events.
+        sent: commits that may have happened although nobody was told, by their columns: the version each was made for,
+            its events, and whether it was answered that somebody else had been first.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
         crowded: how much others have written it lately: one up with each commit that came second, one down with each
             that did not.
@@ -99,7 +100,7 @@ class KnownRow:
         self.users = self.weighed = self.crowded = 0
         self._held = False
         self.waiting: dict[Waiter, None] | None = None
-        self.sent: dict[bytes, tuple[int, bytes]] | None = None
+        self.sent: dict[bytes, tuple[int, bytes, bool]] | None = None
         self.owed: set[bytes] | None = None
         self.forget()
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import grpc
 
+from murmur_beam.errors import StoreUnavailable
 from murmur_beam.retry import ceiling_s
-from murmur_beam.state.bigtable.connection import status_of
+from murmur_beam.state.bigtable.connection import is_creating, status_of
 from murmur_beam.state.bigtable.settings import Settings
 
 T = TypeVar("T")
@@ -111,6 +112,7 @@ class Sender:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._clock = settings.clock
         self._patience_s = settings.patience_s
         # Requests one after the other, as each gets its turn, wake the server up for each, and us for each answer.
@@ -133,12 +135,16 @@ class Sender:
         return self._clock.monotonic() >= deadline
 
     async def send(self, call: Callable[[], Awaitable[T]], deadline: float, failure: Exception | None = None) -> T:
-        """Call, and again for as long as the server says that it has too much to do.
+        """Call, and again for as long as the server says that it has too much to do, or is still creating the table.
 
         Args:
             call: makes the request.
             deadline: until when to try again.
             failure: of a first try that has been made.
+
+        Raises:
+            StoreUnavailable: the table is still not there.
+            Exception: what the last try has raised.
         """
         attempt = 0
         async with self._singles:
@@ -148,7 +154,11 @@ class Sender:
                         return await self._send(call)
                     except Exception as err:
                         failure = err
-                if status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
+                if is_creating(failure):
+                    if self.overdue(deadline):  # more tries would end in dead letters
+                        text = f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
+                        raise StoreUnavailable(text) from failure
+                elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
                     raise failure
                 failure = None
                 attempt += 1

@@ -9,6 +9,9 @@ from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.state.bigtable.connection import Connection
 
+_REQUESTS_PER_CHANNEL = 64
+"""A connection carries 100 requests at a time, and does best with fewer; beyond that they would wait in the client."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,4 +64,12 @@ class Settings:
 
     def connect(self) -> Connection:
         """A client of the table; to be closed."""
-        return Connection(self.project, self.instance, self.table, self.app_profile, self.timeout_s, str(self))
+        return Connection(
+            self.project,
+            self.instance,
+            self.table,
+            self.app_profile,
+            self.timeout_s,
+            str(self),
+            channels=max(1, -(-self.max_in_flight // _REQUESTS_PER_CHANNEL)),
+        )

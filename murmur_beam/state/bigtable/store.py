@@ -66,7 +66,7 @@ class BigtableStore(Generic[V]):
         self._connection = spec.connect()
         self._sender = Sender(spec)
         self._commits = Commits(spec, self._connection, self._sender, self._cells)
-        self._sums = Sums(self._connection, self._sender, self._cells, spec.max_known_events)
+        self._sums = Sums(spec, self._connection, self._sender, self._cells)
         try:
             self._connection.run(self._check())
         except TransientError as err:
@@ -162,9 +162,8 @@ class BigtableStore(Generic[V]):
             await self._check()
             wanted = {row_key(key, shard): key for key in keys for shard in range(self._shards)}
             found: dict[Key, list[Value]] = {}
-            encoded = list(wanted)
-            for start in range(0, len(encoded), ROWS_PER_READ):
-                request = wire.read_rows(self._connection, encoded[start : start + ROWS_PER_READ])
+            for some in wire.batches(list(wanted), ROWS_PER_READ):
+                request = wire.read_rows(self._connection, some)
                 for row in await self._connection.read(wire.only_values(request)):
                     found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
             return [self._live(found.get(key, [])) for key in keys]
@@ -215,7 +214,8 @@ class BigtableStore(Generic[V]):
         deadline = self._sender.deadline()
         flush: Flush | None = None
         with self._sender.patience():
-            await self._check()
+            if not self._checked:
+                await self._sender.send(self._check, deadline)
             flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
             flush.deadline = deadline
             try:

@@ -12,12 +12,17 @@ from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.cells import Cells, Value
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.groups import Flush, Group
+from murmur_beam.state.bigtable.refusals import Refusals, add_nothing, read_nothing
 from murmur_beam.state.bigtable.sending import Sender, all_of
+from murmur_beam.state.bigtable.settings import Settings
 
 ROWS_PER_READ = 1_000
 MAX_MUTATIONS = 100_000
 """Bigtable's limit of a request."""
 _MUTATIONS_PER_SUM = 3
+
+_Entry = tuple[bytes, Sequence[bytes]]
+"""A row, and what is done to it."""
 
 
 class Sums:
@@ -25,16 +30,18 @@ class Sums:
     happens.
 
     Args:
-        connection, sender: to the table.
+        settings: which table, and how many sums are remembered.
+        connection, sender: to it.
         cells: what it holds.
-        max_known: sums that are remembered.
     """
 
-    def __init__(self, connection: Connection, sender: Sender, cells: Cells[Any], max_known: int) -> None:
+    def __init__(self, settings: Settings, connection: Connection, sender: Sender, cells: Cells[Any]) -> None:
         self.connection = connection
         self._sender = sender
+        self._write_refusals = Refusals(settings, connection, sender, add_nothing)
+        self._read_refusals = Refusals(settings, connection, sender, read_nothing)
         self._cells = cells
-        self._max_known = max_known
+        self._max_known = settings.max_known_events
         self._known: OrderedDict[bytes, Value] = OrderedDict()
 
     async def add(self, groups: Sequence[Group], flush: Flush) -> None:
@@ -51,15 +58,18 @@ class Sums:
     async def _add_some(self, groups: Sequence[Group], flush: Flush) -> None:
         async with self._sender.in_flight:
             try:
-                await self._read([group.encoded for group in groups])
-                await self._add_to(groups, flush)
+                unread = await self._read([group.encoded for group in groups], flush.deadline)
+                for group in groups:
+                    if group.encoded in unread:
+                        flush.fail(group, unread[group.encoded])
+                await self._add_to([group for group in groups if group.encoded not in unread], flush)
             except Exception as err:
                 error = self.connection.translated(err)
                 for group in groups:
                     flush.fail(group, error)
 
     async def _add_to(self, groups: Sequence[Group], flush: Flush) -> None:
-        entries: list[tuple[bytes, list[bytes]]] = []
+        entries: list[_Entry] = []
         planned: list[tuple[Group, Value, list[Result]]] = []
         cells = self._cells
         for group in groups:
@@ -78,8 +88,7 @@ class Sums:
                 planned.append((group, Value(value, expires_us), results))
         if not planned:
             return
-        request = wire.bulk(self.connection, entries)
-        failed = await self._sender.send(lambda: self.connection.mutate(request, len(entries)), flush.deadline)
+        failed = await self._write_refusals.send_many(self._write, entries, flush.deadline)
         for i, (group, total, results) in enumerate(planned):
             if i in failed:
                 flush.settle(group, [failed[i] if r is Outcome.MERGED else r for r in results])
@@ -89,15 +98,24 @@ class Sums:
         while len(self._known) > self._max_known:
             self._known.popitem(last=False)
 
-    async def _read(self, encoded: Sequence[bytes]) -> None:
-        """Know the sums as they were not long ago."""
+    async def _write(self, entries: Sequence[_Entry]) -> dict[int, Exception]:
+        return await self.connection.mutate(wire.bulk(self.connection, entries), len(entries))
+
+    async def _read(self, encoded: Sequence[bytes], deadline: float) -> dict[bytes, Exception]:
+        """Know the sums as they were not long ago; why some cannot be known, by row."""
         unknown = [one for one in encoded if one not in self._known]
         for one in encoded:
             if one in self._known:
                 self._known.move_to_end(one)
-        if not unknown:
-            return
-        request = wire.only_values(wire.read_rows(self.connection, unknown))
+        unread: dict[bytes, Exception] = {}
+        for some in wire.batches(unknown, ROWS_PER_READ):
+            failed = await self._read_refusals.send_many(self._read_some, some, deadline)
+            unread |= {some[i]: error for i, error in failed.items()}
+        return unread
+
+    async def _read_some(self, encoded: Sequence[bytes]) -> dict[int, Exception]:
+        request = wire.only_values(wire.read_rows(self.connection, encoded))
         found = {row.key: row for row in await self.connection.read(request)}
-        for one in unknown:
+        for one in encoded:
             self._known[one] = self._cells.value_of(found[one]) if one in found else Value(None, None)
+        return {}

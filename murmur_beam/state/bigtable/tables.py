@@ -7,29 +7,34 @@ may do so only when a bucket takes no more events: by then the aggregate and wha
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.auth.exceptions import GoogleAuthError
 
 from murmur_beam.durations import format_duration, spell_duration
-from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable
+from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.state.base import Schema, bucket_lifetime
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin, Family, Rule
-from murmur_beam.state.bigtable.connection import Connection
-from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+from murmur_beam.state.bigtable.connection import Connection, is_creating
 from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_meta
+from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
 
 _LONGEST_AGE = timedelta(seconds=315_576_000_000)
 """What a rule of garbage collection can say: 10,000 years."""
 
-OK, WRONG, NOT_CHECKED = "ok", "wrong", "not checked"
+_CREATING_S = 300.0
+"""How long to wait for the service to create a table."""
+
+OK, WRONG, WARNING, NOT_CHECKED = "ok", "wrong", "warning", "not checked"
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -53,7 +58,7 @@ class Finding(NamedTuple):
 
     Attributes:
         subject: what.
-        status: ``ok``, ``wrong`` or ``not checked``.
+        status: ``ok``, ``wrong``, ``warning`` or ``not checked``.
         text: what is wrong with it, or what it is.
         remedy: a command that mends it; empty if there is none.
     """
@@ -136,25 +141,32 @@ def plan(where: Settings, meta: Meta) -> list[Step]:
         return _steps(where, found, _filled(where, found, meta))
 
 
-def create(where: Settings, meta: Meta, *, yes: bool = False) -> list[Step]:
+def create(
+    where: Settings, meta: Meta, *, yes: bool = False, say: Callable[[str], None] = lambda text: None
+) -> list[Step]:
     """Make the table, or make one that is there fit for this purpose; a second call finds nothing to do.
 
     Args:
         where: which table.
         meta: what for; see `purpose`.
-        yes: may garbage collection take what it keeps now?
+        yes: may garbage collection take what it keeps now, and clusters differ for a while in what they keep?
+        say: is told what takes long, and what to know of the table.
 
     Returns:
         What was done.
 
     Raises:
-        ConfigurationError: something would be deleted, and ``yes`` is not given; nothing was done.
+        ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; nothing was done.
         SchemaMismatch: the table holds something else.
         StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it.
-        TransientError: the service does not answer.
+        TransientError: the service does not answer, or the table is still being created after five minutes.
     """
+
+    def created(work: Callable[[], T]) -> T:
+        return _once_created(where, work, say)
+
     with Admin(where) as admin:
-        found = _look(where, admin)
+        found = created(lambda: _look(where, admin))
         meta = _filled(where, found, meta)
         steps = _steps(where, found, meta)
         if not yes and any(step.deletes for step in steps):
@@ -169,15 +181,17 @@ def create(where: Settings, meta: Meta, *, yes: bool = False) -> list[Step]:
             if found.families is None:
                 admin.create(_missing({}, meta))
             else:
-                admin.modify(_missing(found.families, meta), _changed(found.families, meta))
+                admin.modify(_missing(found.families, meta), _changed(found.families, meta), force=yes)
 
         # At no moment may the table keep less than is recorded, which is what pipelines go by.
         if found.meta is not None and _keeps_less(meta, found.meta):
-            _record(where, meta)
-            shape()
+            created(lambda: _record(where, meta))
+            created(shape)
         elif steps:
-            shape()
-            _record(where, meta)
+            created(shape)
+            created(lambda: _record(where, meta))
+        if len(clusters := admin.clusters()) > 1:
+            say(f"{where} is on {_failover_text(clusters)}")
     return steps
 
 
@@ -214,9 +228,42 @@ def check(
         wanted = _filled(where, found, wanted)
         if not findings:
             findings += _check_table(where, found, wanted, said=monoid is not None or granularity is not None)
+            if found.families is not None and len(clusters := admin.clusters()) > 1:
+                findings.append(Finding("clusters", WARNING, _failover_text(clusters)))
             if found.families is not None and wire.META in found.families:
                 findings.append(_check_access(where))
         return [*findings, _check_app_profile(where, admin)]
+
+
+def _once_created(where: Settings, work: Callable[[], T], say: Callable[[str], None]) -> T:
+    """Do it, and again for as long as the service says that it is still creating the table.
+
+    Raises:
+        TransientError: it has said so for too long.
+    """
+    clock = where.clock
+    began_s = clock.monotonic()
+    wait_s = 0.5
+    while True:
+        try:
+            return work()
+        except TransientError as err:
+            so_far_s = clock.monotonic() - began_s
+            if not is_creating(err.__cause__):
+                raise
+            if so_far_s >= _CREATING_S:
+                raise TransientError(f"{where} is still being created after {so_far_s:.0f} s; run this again") from err
+            say(f"{where} is being created; waiting, {so_far_s:.0f} of at most {_CREATING_S:.0f} s so far")
+        clock.wait(wait_s)
+        wait_s = min(2 * wait_s, 10.0)
+
+
+def _failover_text(clusters: list[str]) -> str:
+    return (
+        f"{len(clusters)} clusters ({', '.join(clusters)}): commits go to one of them; if another takes over before it "
+        "has them all, events that are delivered again count twice, and stay so: let replication catch up first "
+        "(docs/operations.md)"
+    )
 
 
 # ---- what is there, and what is to be done ----
@@ -370,15 +417,10 @@ def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> It
 def _check_access(where: Settings) -> Finding:
     try:
         with _data(where) as connection:
-            connection.run(_ask_for_nothing(connection))
+            connection.run(commit_nothing(connection))
     except PermanentError as err:
         return Finding("writing", WRONG, str(err))
     return Finding("writing", OK)
-
-
-async def _ask_for_nothing(connection: Connection) -> None:
-    """Ask for all that a commit needs, without ever writing."""
-    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.NEVER, if_met=[wire.clear(wire.META)]))
 
 
 def _check_app_profile(where: Settings, admin: Admin) -> Finding:

@@ -7,7 +7,7 @@ client's own classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +31,10 @@ MUTATE_ROWS = "/google.bigtable.v2.Bigtable/MutateRows"
 READ_ROWS = "/google.bigtable.v2.Bigtable/ReadRows"
 SAMPLE_ROW_KEYS = "/google.bigtable.v2.Bigtable/SampleRowKeys"
 
+MAX_READ_BYTES = 500 * 2**10
+"""Row keys of one read; the service refuses requests of more than 512 KiB in all."""
+_AROUND_KEY = 3
+
 AGG, DEDUP, STATE, META = "agg", "dedup", "state", "meta"
 VALUE, VERSION, EXPIRY = b"v", b"n", b"x"
 
@@ -47,6 +51,18 @@ def read_rows(connection: Any, keys: Sequence[bytes]) -> Any:
     request = Read(table_name=connection.name, app_profile_id=connection.app_profile)
     request.rows.row_keys.extend(keys)
     return request
+
+
+def batches(keys: Sequence[bytes], most: int) -> Iterator[Sequence[bytes]]:
+    """The keys of rows, as many at a time as one read may ask for: at most so many, and of `MAX_READ_BYTES`."""
+    start = n_bytes = 0
+    for i, key in enumerate(keys):
+        n_bytes += len(key) + _AROUND_KEY
+        if i - start == most or n_bytes > MAX_READ_BYTES:
+            yield keys[start:i]
+            start, n_bytes = i, len(key) + _AROUND_KEY
+    if start < len(keys):
+        yield keys[start:]
 
 
 def read_range(connection: Any, start: bytes, end: bytes | None, limit: int) -> Any:
