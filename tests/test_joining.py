@@ -17,10 +17,11 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 
-from murmur_beam.errors import TransientError
+from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.monoids import SetUnion, Sum
+from murmur_beam.monoids import Max, SetUnion, Sum
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore
+from murmur_beam.state.bigtable.keys import row_key
 
 MERGED, DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
 WAIT_S = 60.0
@@ -118,6 +119,46 @@ def test_an_update_that_cannot_be_merged_hurts_no_other_flush(bigtable_host: str
         assert kinds == {"Outcome": 1, "Overflow": 3}
         assert results[4:] == [[MERGED]] * 12
         assert store.get(Key("row")) == 2**62 + 12
+
+
+class Unreadable(Max):
+    """Writes a value that it cannot read again."""
+
+    name = "unreadable"
+
+    def decode(self, data: bytes) -> Any:
+        """See `Monoid.decode`."""
+        value = super().decode(data)
+        if value == 13:
+            raise ValueError("13")
+        return value
+
+
+def test_a_value_that_could_not_be_read_again_hurts_no_other_flush(proxy: FaultProxy, bigtable_host: str) -> None:
+    """Its flush alone has the error, whoever makes the commit that they share."""
+    with closing(new_spec(bigtable_host).open(Unreadable())) as store:
+        store.merge_update(Key("row"), 1)
+        proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[CHECK_AND_MUTATE], late_s=0.3)
+        results = at_once(store, [[Update(Key("row"), 13 if n == 5 else n)] for n in range(12)])
+        bad = results.pop(5)
+        assert results == [[MERGED]] * 11
+        # Once the row has a greater value, 13 changes nothing, and hurts nobody.
+        assert isinstance(bad[0], PermanentError) or bad == [MERGED]
+        assert store.get(Key("row")) == 11
+
+
+def test_a_row_that_was_crowded_is_quick_again(bigtable_host: str) -> None:
+    """Also where only duplicates come."""
+    spec = new_spec(bigtable_host)
+    with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
+        for n in range(40):
+            for each in (store, other):
+                each.merge_update(Key("row"), 1, event_id=f"{n}")
+        row = store._commits.rows[row_key(Key("row"))]
+        row.crowded = 8
+        for _ in range(8):
+            assert store.merge_update(Key("row"), 1, event_id="1") is DUPLICATE
+        assert row.crowded == 0
 
 
 def test_monoids_that_need_no_marker_share_commits_too(bigtable_host: str) -> None:

@@ -152,16 +152,21 @@ class _Turn(Waiter):
             own, _ = self.own
             self.flush.results.counts, self.flush.results.sizes = own.results.counts, own.results.sizes
 
+    def part(self) -> None:
+        """Let others have their own back, if they were not told what became of it."""
+        for other in self.others:
+            other.adopted = False
+            if not (other.done or other.flush.over):
+                self.row.want(other)
+        self.others = []
+        self.flush, self.group = self.own
+        self.plan = self.attempt = None
+
     def leave(self) -> None:
-        """Let others have the row; and their own back, if they were not told what became of it."""
+        """Let others have the row."""
         if self.has_row:
             self.has_row = False
-            for other in self.others:
-                other.adopted = False
-                if not (other.done or other.flush.over):
-                    self.row.want(other)
-            self.others = []
-            self.flush, self.group = self.own
+            self.part()
             self.row.release()
 
     def give(self, results: Sequence[Result] | None) -> None:
@@ -358,7 +363,12 @@ class Commits(Generic[V]):
         try:
             self._tell(turn, await self._merge_row(turn))
         except Exception as err:
-            turn.give([self.connection.translated(err)] * len(turn.group.positions))
+            error = self.connection.translated(err)
+            if turn.others and isinstance(error, PermanentError):
+                turn.part()  # it may be the fault of one of them
+                await self._settle(turn)
+                return
+            turn.give([error] * len(turn.group.positions))
         turn.leave()
 
     async def _merge_row(self, turn: _Turn) -> _Plan:
@@ -373,6 +383,7 @@ class Commits(Generic[V]):
                 plan = self._plan(turn)
             if not plan.writes:
                 if verified or not plan.fails:
+                    row.crowded = max(row.crowded - 1, 0)
                     return plan
                 # Nothing will be written that could fail if the row has changed: so look.
                 await self._refresh(turn)
