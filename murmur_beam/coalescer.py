@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,7 +66,9 @@ class Coalescer(Generic[T, V]):
         cache: Cache[V] | None = None,
         window: WindowConfig | None = None,
         limits: FlushLimits | None = None,
+        cancel: threading.Event | None = None,
     ) -> None:
+        self._cancel = cancel
         self._cfg = cfg
         self._name = pipeline_name
         self._store = store
@@ -137,11 +140,17 @@ class Coalescer(Generic[T, V]):
         return taken
 
     def merge(self, records: Sequence[Fields]) -> list[RecordResult]:
-        """Merge what was taken; the result of each."""
+        """Merge what was taken; the result of each.
+
+        Raises:
+            MergeCancelled: ``cancel`` was set, and not all has merged at the first try.
+        """
         if not records:
             return []
         started_s = self._monotonic()
-        results = merge_records(self._cfg, self._name, records, self._store, self._cache, self._window)
+        results = merge_records(
+            self._cfg, self._name, records, self._store, self._cache, self._window, cancel=self._cancel
+        )
         self._cfg.recorder.record_batch(self._name, "flush", len(records), self._monotonic() - started_s)
         return results
 

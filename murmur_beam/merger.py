@@ -6,12 +6,15 @@ windows here, acknowledgements there.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
+from murmur_beam import forks
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.dedicated import put_aside
@@ -75,19 +78,26 @@ class Merger(Generic[T]):
 
     Elements may be dead letters of an earlier run: of those only the keys that had failed are merged. Each element has
     a token: whatever its driver needs to hand the result on. Belongs to one thread, and has one more of its own where a
-    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on.
+    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on. In a child of a fork it is
+    empty: what was buffered or under way is its parent's to merge.
 
     Args:
         spec: from `murmur_beam.spec.resolve`; its stores are opened here, one for each process.
         recorder: gets the counts, in place of the recorder in the spec; of a flush behind from the other thread.
         message: makes the driver's kind of message from a dead letter that holds one.
+        cancel: set it, from any thread, and what fails is not tried again: the flush raises `MergeCancelled`, whose
+            elements are to be delivered again.
 
     Raises:
         MurmurError: a store cannot be opened.
     """
 
     def __init__(
-        self, spec: MergeSpec, recorder: RecordCounter, message: Callable[[DeadLetter], Any] = message_of
+        self,
+        spec: MergeSpec,
+        recorder: RecordCounter,
+        message: Callable[[DeadLetter], Any] = message_of,
+        cancel: threading.Event | None = None,
     ) -> None:
         self._spec = spec
         self._recorder = recorder
@@ -113,12 +123,13 @@ class Merger(Generic[T]):
         # A cache is a store with one method more, and `check_stores` has seen to it that it has that.
         cache: Any = self._leases[1].store if spec.cache is not None else None
         self._coalescer: Coalescer[T, Any] = Coalescer(
-            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush
+            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush, cancel
         )
         self._behind = getattr(self._leases[0].store, "waits_for_network", False)
         self._buffer = self._coalescer.add
         self._elements: list[Any] = []
         self._rejected: list[tuple[T, DeadLetter]] = []
+        _mergers.add(self)
         put_aside()
 
     def add(self, element: Any, timestamp_us: int, token: T) -> bool:
@@ -155,6 +166,7 @@ class Merger(Generic[T]):
             StoreUnavailable, SchemaMismatch: the store cannot be used as configured, which is no fault of any record,
                 so that none becomes a dead letter.
             RetriesExhausted: all tries of a record were used up, and the spec says ``on_exhausted="raise"``.
+            MergeCancelled: ``cancel`` is set, and not all could be merged at once.
         """
         batch = self._take()
         before = self._settle()
@@ -192,6 +204,11 @@ class Merger(Generic[T]):
             self._thread.shutdown()
         for lease in self._leases:
             lease.release()
+
+    def begin_anew(self) -> None:
+        """In a child of a fork, which has neither the thread nor a right to what it works at."""
+        self._take()
+        self._thread = self._under_way = None
 
     def _take(self) -> _Batch[T]:
         records, tokens = self._coalescer.take()
@@ -258,3 +275,14 @@ class Merger(Generic[T]):
         name = self._spec.name
         self._recorder.record_event(f"{name}:dead_letter")
         return write_letter(element, name, failure, int(self._spec.config.clock.now() * 1_000_000))
+
+
+_mergers: weakref.WeakSet[Merger[Any]] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for merger in list(_mergers):
+        merger.begin_anew()
+
+
+forks.in_each_child(_in_child)

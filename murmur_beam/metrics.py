@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from murmur_beam import forks
 
 MAX_SAMPLES = 10_000
 """Latencies that `InMemory` keeps of each operation: percentiles are over the newest of these."""
@@ -104,7 +105,7 @@ class InMemory:
     """Keeps everything in this process; for tests and for drivers that print a summary. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
         self._events: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
         self._last_error: dict[str, BaseException] = {}

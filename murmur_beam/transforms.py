@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -19,6 +18,7 @@ from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.utils.windowed_value import WindowedValue
 
+from murmur_beam import forks
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import MESSAGE_ID, Field
@@ -303,7 +303,7 @@ class BeamRecorder:
     def __init__(self, also: Recorder) -> None:
         self._also = None if isinstance(also, Noop) else also
         self._also_sizes = also if isinstance(also, SizeRecorder) else None
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
         self._counts: Counter[str] = Counter()
         self._samples: defaultdict[str, list[int]] = defaultdict(list)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -15,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from murmur_beam import retry
-from murmur_beam.errors import RetriesExhausted
+from murmur_beam.errors import MergeCancelled, RetriesExhausted
 from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import MergeSpec
@@ -97,8 +98,9 @@ class Subscriber:
         self._who = who
         self._puller = Puller(subscription, max_outstanding, spec.config, who, max_outstanding_bytes)
         self._tally = Tally()
+        self._cancel = threading.Event()
         try:
-            self._merger: Merger[str] = Merger(spec, self._tally)
+            self._merger: Merger[str] = Merger(spec, self._tally, cancel=self._cancel)
         except BaseException:
             self._puller.close()
             raise
@@ -122,8 +124,9 @@ class Subscriber:
         return end(self._who, self._dead_letters, self.outcomes.total, self._reasons, allowance)
 
     def stop(self) -> None:
-        """End after the batch at hand. May be called from a signal handler."""
+        """End after the batch at hand, of which nothing is tried again. May be called from a signal handler."""
         self._stopping = True
+        self._cancel.set()
         self._stops.put(None)
         self._puller.wake()
 
@@ -191,7 +194,7 @@ class Subscriber:
         """Merge the batch, hand on its dead letters, then acknowledge; what went wrong, if anything did."""
         try:
             results = [*self._given_up, *self._merger.flush()]
-        except RetriesExhausted as err:
+        except (RetriesExhausted, MergeCancelled) as err:
             return self._return(self._batch, err)
         dead = [(ack_id, result) for ack_id, result in results if isinstance(result, DeadLetter)]
         failures = letters.keep([letter for _, letter in dead]) if dead else []

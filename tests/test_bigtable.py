@@ -65,8 +65,10 @@ class TestBigtableStore(StoreContract):
     """``bigtable://`` keeps the contract."""
 
     @pytest.fixture(autouse=True)
-    def _host(self, bigtable_host: str) -> None:
+    def _host(self, bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.host = bigtable_host
+        # For processes that fork: gRPC's own handlers may crash a child whose parent is at work.
+        monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return new_spec(self.host, clock=clock)
@@ -388,7 +390,7 @@ def test_an_overloaded_server_is_given_time(bigtable_host: str) -> None:
         (result,) = store.merge_updates([Update(A, 1, "2")])
         assert isinstance(result, TransientError)
         assert "RESOURCE_EXHAUSTED" in str(result)
-        assert 30 <= sum(clock.waits[9:]) <= 35
+        assert 15 <= sum(clock.waits[9:]) <= 20
         line.refuse.clear()
         line.lose, line.unread = [UNAVAILABLE], [exhausted]
         assert store.merge_update(A, 1, event_id="2") is Outcome.MERGED
@@ -414,9 +416,9 @@ def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: st
         )
         (result,) = store.merge_updates([Update(A, 100, "x")])
         assert isinstance(result, TransientError)
-        assert "written by others for 30" in str(result)
-        assert line.commits == 30
-        assert other.get(A) == 30
+        assert "written by others for 15 s" in str(result)
+        assert 8 <= line.commits <= 15, "with waits between them"
+        assert other.get(A) == line.commits
 
 
 def test_a_conflict_costs_one_read_and_one_more_write(bigtable_host: str) -> None:
@@ -438,13 +440,13 @@ def test_a_request_that_is_refused_for_good_is_permanent(bigtable_host: str) -> 
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         for code, kind in (("INVALID_ARGUMENT", PermanentError), ("PERMISSION_DENIED", StoreUnavailable)):
-            # Again, once it is clear that the table takes others like it.
+            # Twice: after the first time the table is asked whether it takes others like it.
             line.refuse = [grpc.StatusCode[code], None, grpc.StatusCode[code]]
             bad, good = store.merge_updates([Update(A, 1, "1"), Update(Key("b"), 1, code)])
+            line.refuse.clear()
             assert type(bad) is kind
             assert f"{code}: as told" in str(bad)
             assert good is Outcome.MERGED
-        line.refuse.clear()
         assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
 
 
@@ -553,7 +555,7 @@ def test_packing_loses_no_event(
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row's events are split, so that a cell of fingerprints stays small."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.commits._EVENTS_PER_COMMIT", 10)
+    monkeypatch.setattr("murmur_beam.state.bigtable.groups.EVENTS_PER_COMMIT", 10)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         updates = [Update(A, 1, str(i % 25)) for i in range(50)]
@@ -690,7 +692,8 @@ def test_a_server_that_does_not_answer_is_a_transient_error(
             results = store.merge_updates(updates)
             assert [type(result) for result in results] == [TransientError] * 40
             assert {str(result) for result in results} == {f"{spec}: DEADLINE_EXCEEDED: no answer within 0.5 s"}
-            assert proxy.counts[CHECK_AND_MUTATE].broken == 40  # nothing of them is under way
+            counts = proxy.counts[CHECK_AND_MUTATE]
+            assert counts.broken == counts.delayed >= 16, "nothing of them is under way"
             proxy.plan = None
             assert store.merge_updates(updates) == [Outcome.MERGED] * 40
 

@@ -29,7 +29,7 @@ from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Count
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, commits, sending, tables
-from murmur_beam.state.bigtable.groups import Flush
+from murmur_beam.state.bigtable.groups import flush_of
 from murmur_beam.state.bigtable.keys import parse_row_key
 
 ROOT = Path(__file__).parents[1]
@@ -491,9 +491,9 @@ def test_the_recipe_groups_by_the_store_s_rows(monkeypatch: pytest.MonkeyPatch) 
     """What it groups by must be what decides about the row, or a row has several workers."""
     names, _, _ = recipe(monkeypatch)
     updates = [Update(Key(event["page"]), 1, event["id"]) for event in names["events"]]
-    flush = Flush(updates, names["SHARDS"], marks=True)
-    assert len(flush.groups) > names["SHARDS"]
-    for group in flush.groups:
+    _, found = flush_of(updates, names["SHARDS"], marks=True)
+    assert len(found) > names["SHARDS"]
+    for group in found:
         key, shard = parse_row_key(group.encoded)
         groups = {names["with_row"](names["events"][i])[0] for i in group.positions}
         assert groups == {(key.entity, shard)}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # A row: module (below murmur_beam, or in pipelines) -> modules it may import, from the bottom up. "x.*" are the modules
 # in package x, unless a row of their own says otherwise; "x" is the package's own __init__.
-BASICS = "errors model clock durations imported windows metrics monoids.base state.base"
+BASICS = "errors forks model clock durations imported windows metrics monoids.base state.base"
 CORE = f"{BASICS} retry processor"
 LIBRARY = f"{CORE} dedicated coalescer decode fields times extract deadletter spec monoids monoids.* state state.*"
 
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": "",
     "clock": "",
     "dedicated": "",
+    "forks": "",
     "imported": "errors",
     "durations": "",
     "model": "errors",
@@ -41,16 +42,16 @@ MAY_IMPORT = {
     "monoids": "errors imported monoids.*",
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
-    "state.*": "errors model clock durations monoids.base state.base",
+    "state.*": "errors forks model clock durations monoids.base state.base",
     "state.sqlite": "errors durations state.sqlite.*",
-    "state.sqlite.*": "errors model clock durations monoids.base state.base state.sqlite.*",
+    "state.sqlite.*": "errors forks model clock durations monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors state.bigtable.*",
     "state.bigtable.*": "errors model clock durations monoids.base state.base retry windows state.bigtable.*",
     "state": "errors model state.base",
     # The core runs without Beam.
     "retry": "errors clock",
     "windows": "errors model durations",
-    "metrics": "errors model",
+    "metrics": "errors forks model",
     "processor": f"{BASICS} retry",
     "coalescer": CORE,
     # From an element to a record.

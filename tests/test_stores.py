@@ -330,7 +330,7 @@ def test_memory_frees_what_has_expired(clock: FakeClock) -> None:
     store.merge_updates([Update(Key(f"k{i}"), 1, "1", DAY) for i in range(10)])
     clock.time += 2 * DAY.total_seconds()
     store.merge_update(A, 1, event_id="1")
-    assert (len(store._values), len(store._seen), len(store._expires)) == (1, 1, 0)
+    assert [len(held) for held in (store._state.values, store._state.seen, store._state.expires)] == [1, 1, 0]
 
 
 class Unspeakable(Custom[int]):

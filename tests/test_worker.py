@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import emulators
 import pytest
+from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from google.cloud import pubsub_v1
 from topics import TIMEOUT_S, Topic, new_topic
 
@@ -504,6 +505,34 @@ def test_a_signal_ends_it_in_order(topic: Topic, tmp_path: Path) -> None:
             assert process.wait(TIMEOUT_S) == 0, log.read_text()
         assert watch.state() == by_hand(events)
     assert outcomes(log.read_text())[1] == f"{len(events) - merged:,} merged / 0 duplicate / 0 dead-lettered"
+    assert topic.left() == []
+
+
+def test_a_signal_ends_it_in_time_while_the_store_does_not_answer(
+    topic: Topic, bigtable_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the 30 s that Kubernetes grants: nothing is tried again, all goes back, and the next one merges it."""
+    events = [event(n) for n in range(300)]
+    topic.publish(*payloads(events))
+    uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    log, letters = tmp_path / "log", tmp_path / "letters.jsonl"
+    argv = [f"--subscription={topic.subscription}", f"--store={uri}", f"--dead_letters={letters}", *COUNT]
+    Watch(uri).close()  # records what the table is for, which is a conditional write, too
+    with FaultProxy(bigtable_host) as proxy:
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
+        proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[CHECK_AND_MUTATE], late_s=3600.0)
+        with running(log, *argv) as process:
+            wait_until(lambda: proxy.counts[CHECK_AND_MUTATE].requests > 0, process, log)
+            started_s = time.monotonic()
+            process.terminate()
+            assert process.wait(TIMEOUT_S) == 0, log.read_text()
+            assert time.monotonic() - started_s < 25
+    monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", bigtable_host)
+    with running(log, *argv, "--until_idle=12s") as process:
+        assert process.wait(TIMEOUT_S) == 0, log.read_text()
+    with closing(Watch(uri)) as watch:
+        assert watch.state() == by_hand(events)
+    assert letters.read_bytes() == b""
     assert topic.left() == []
 
 

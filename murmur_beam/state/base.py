@@ -57,7 +57,8 @@ def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
 
 class Store(Protocol[V]):
     """Keyed aggregates. With an event id an update folds at most once per (key, event id): value and marker are
-    written together or not at all. Safe for several threads.
+    written together or not at all. Safe for several threads, and for a fork: in a child it opens anew what it has open,
+    or is refused.
 
     One whose ``merge_updates`` mostly waits for others may have an attribute ``waits_for_network = True``: it is then
     called from a thread of its own while the next records are processed. One that records for how long its buckets take
@@ -112,7 +113,11 @@ class Store(Protocol[V]):
         """
 
     def close(self) -> None:
-        """Release connections; a second call does nothing."""
+        """Release connections; a second call does nothing.
+
+        Calls that are under way in other threads end, with their results or a `MurmurError`; later ones are a
+        `MurmurError`.
+        """
 
 
 class Cache(Store[V], Protocol[V]):

@@ -6,16 +6,19 @@ what its pipeline wrote.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import repeat
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import SplitResult
 
+from murmur_beam import forks
 from murmur_beam.clock import Clock, SteadyClock
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later, only
@@ -27,21 +30,43 @@ _COLLECT_EVERY_S = 60.0
 _MERGED = Outcome.MERGED
 
 
+class _State(Generic[V]):
+    """What the stores of one name share. A child of a fork has it as it was between two flushes."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.lock = threading.Lock()
+        self.torn = False
+        self.steady = SteadyClock(clock)
+        self.retention: timedelta | None = None
+        # The garbage collector does not look at dicts of texts, as it does at sets.
+        self.values: dict[_Row, V] = {}
+        self.seen: dict[_Row, dict[str, None]] = {}
+        self.expires: dict[_Row, float] = {}
+        self.next_collect_s = 0.0
+        forks.watch(self)
+
+    def let_go(self) -> None:
+        """Nothing in memory is shared with a child."""
+
+    def be_torn(self) -> None:
+        """See `forks.Holder`."""
+        self.torn = True
+
+
 class MemoryStore(Generic[V]):
     """A dictionary of aggregates behind a lock. Also a `Cache`."""
 
     def __init__(self, monoid: Monoid[V], clock: Clock | None = None) -> None:
         self.monoid = monoid
         self._clock = clock or Clock()
-        self._steady = SteadyClock(self._clock)
-        self._retention: timedelta | None = None
-        self._lock = threading.Lock()
-        self._marks = not monoid.idempotent
-        # The garbage collector does not look at dicts of texts, as it does at sets.
-        self._values: dict[_Row, V] = {}
-        self._seen: dict[_Row, dict[str, None]] = {}
-        self._expires: dict[_Row, float] = {}
-        self._next_collect_s = 0.0
+        self._state: _State[V] = _State(self._clock)
+        self._closed = False
+
+    def share(self) -> MemoryStore[V]:
+        """Another one of the same state, to be closed on its own."""
+        other = copy.copy(self)
+        other._closed = False
+        return other
 
     def get(self, key: Key) -> V | None:
         """See `Store.get`."""
@@ -49,9 +74,9 @@ class MemoryStore(Generic[V]):
 
     def get_many(self, keys: Sequence[Key]) -> list[V | None]:
         """See `Store.get_many`."""
-        with self._lock:
+        with self._in_use() as state:
             now = self._clock.now()
-            return [self._values.get(key) if self._live(key, now) else None for key in keys]
+            return [state.values.get(key) if self._live(key, now) else None for key in keys]
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """See `Store.merge_update`."""
@@ -67,7 +92,7 @@ class MemoryStore(Generic[V]):
                 by_row[key] = [update]
             else:
                 row.append(update)
-        with self._lock:
+        with self._in_use():
             self._collect()
             told = [self._merge_row(key, row) for key, row in by_row.items()]
         if not any(told):
@@ -77,11 +102,12 @@ class MemoryStore(Generic[V]):
 
     def _merge_row(self, key: _Row, updates: list[Update]) -> list[Result] | None:
         """Merge the updates of a row; their results, None if all were merged."""
-        exists = key in self._values
+        state = self._state
+        exists = key in state.values
         if not exists:
             # The garbage collector stops looking at plain tuples, and never at a Key.
             key = key[:]
-        current, seen = self._values.get(key), self._seen.get(key)
+        current, seen = state.values.get(key), state.seen.get(key)
         if seen is None:
             seen = {}
         value, results = fold_row(self.monoid, current, updates, _adder(seen), seen.__delitem__, _as_it_is)
@@ -89,28 +115,29 @@ class MemoryStore(Generic[V]):
         if not merged:
             return results
         if seen:
-            self._seen[key] = seen
-        self._values[key] = value
+            state.seen[key] = seen
+        state.values[key] = value
         self._prolong(key, updates[-1].ttl, exists)
         return None if merged == len(results) else results
 
     def _prolong(self, key: _Row, ttl: timedelta | None, exists: bool) -> None:
         """A row has got events: keep it for so long."""
         expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
+        known = self._state.expires
         if exists:
-            expires = later(expires, self._expires.get(key))
+            expires = later(expires, known.get(key))
         if expires is not None:
-            self._expires[key] = expires
-        elif self._expires:
-            self._expires.pop(key, None)
+            known[key] = expires
+        elif known:
+            known.pop(key, None)
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; a snapshot of the moment of the call."""
-        with self._lock:
+        with self._in_use() as state:
             now = self._clock.now()
             found = [
                 (key, value)
-                for key, value in ((Key(*row), value) for row, value in self._values.items())
+                for key, value in ((Key(*row), value) for row, value in state.values.items())
                 if self._live(key, now)
                 and key.entity.startswith(prefix)
                 and (first is None or key.bucket >= first)
@@ -120,10 +147,10 @@ class MemoryStore(Generic[V]):
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """See `Store.delete`."""
-        with self._lock:
+        with self._in_use() as state:
             found = [
                 row
-                for row in self._values
+                for row in state.values
                 if (row[0].startswith(entity) if prefix else row[0] == entity)
                 and (first is None or row[1] >= first)
                 and (last is None or row[1] <= last)
@@ -134,39 +161,54 @@ class MemoryStore(Generic[V]):
 
     def settle_retention(self, retention: timedelta | None) -> timedelta | None:
         """See `Store`."""
-        self._retention = self._retention or retention
-        return retention or self._retention
+        self._state.retention = self._state.retention or retention
+        return retention or self._state.retention
 
     def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
         """See `Cache.repopulate`."""
         values = source.get_many(keys)
-        with self._lock:
+        with self._in_use() as state:
             for key, value in zip(keys, values, strict=True):
                 if value is None:
-                    self._values.pop(key, None)
+                    state.values.pop(key, None)
                 else:
-                    self._values[key] = value
+                    state.values[key] = value
 
     def close(self) -> None:
-        """Nothing to release: the state lives as long as the process."""
+        """See `Store.close`; the state of a `MemorySpec` lives as long as the process."""
+        self._closed = True
+
+    @contextmanager
+    def _in_use(self) -> Iterator[_State[V]]:
+        state = self._state
+        with state.lock:
+            if self._closed:
+                raise StoreUnavailable("memory: the store is closed; open it again")
+            if state.torn:
+                raise StoreUnavailable(
+                    "memory: another thread was in the middle of a flush when this process was forked, so that its "
+                    "copy is torn; fork before anything is merged, or start processes with spawn or forkserver"
+                )
+            yield state
 
     def _live(self, key: _Row, now: float) -> bool:
-        expires = self._expires.get(key)
+        expires = self._state.expires.get(key)
         return expires is None or now < expires
 
     def _collect(self) -> None:
         """Drop expired rows, looking for them at most once in `_COLLECT_EVERY_S`."""
-        if self._clock.monotonic() < self._next_collect_s:
+        state = self._state
+        if self._clock.monotonic() < state.next_collect_s:
             return
-        self._next_collect_s = self._clock.monotonic() + _COLLECT_EVERY_S
-        now = self._steady.now()
-        for key in [key for key in self._expires if not self._live(key, now - GRACE_S)]:
+        state.next_collect_s = self._clock.monotonic() + _COLLECT_EVERY_S
+        now = state.steady.now()
+        for key in [key for key in state.expires if not self._live(key, now - GRACE_S)]:
             self._forget(key)
 
     def _forget(self, key: _Row) -> None:
-        self._values.pop(key, None)
-        self._seen.pop(key, None)
-        self._expires.pop(key, None)
+        self._state.values.pop(key, None)
+        self._state.seen.pop(key, None)
+        self._state.expires.pop(key, None)
 
 
 def _as_it_is(value: V) -> V:
@@ -198,7 +240,7 @@ class MemorySpec:
     clock: Clock = field(default_factory=Clock, compare=False)
 
     _stores: ClassVar[dict[str, tuple[Schema, MemoryStore[Any]]]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[forks.Lock] = forks.Lock()
 
     def __str__(self) -> str:
         return f"memory://{self.name}"
@@ -211,7 +253,7 @@ class MemorySpec:
             recorded.require(schema, str(self), "memory://NAME")
             if recorded.names(schema):
                 self._stores[self.name] = recorded._replace(field=schema.field), store
-        return store
+        return store.share()
 
     def recorded_schema(self) -> Schema | None:
         """See `StoreSpec.recorded_schema`."""

@@ -1,11 +1,15 @@
-"""One open store for each spec and process, however many users it has: clients and files are opened once."""
+"""One open store for each spec and process, however many users it has: clients and files are opened once.
+
+A child of a fork has its own copy of the shares, each as good as it was: what stands behind a store is opened anew
+there, or refused, by the store itself.
+"""
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from murmur_beam import forks
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import Schema, Store, StoreSpec
 
@@ -15,7 +19,7 @@ class _Use(NamedTuple):
     users: int
 
 
-_lock = threading.Lock()
+_lock = forks.Lock()
 _in_use: dict[tuple[StoreSpec, Schema], _Use] = {}
 
 
@@ -40,8 +44,9 @@ class Lease:
             if self._released:
                 return
             self._released = True
-            use = _in_use.pop(self._key)
+            use = _in_use[self._key]
             if use.users > 1:
                 _in_use[self._key] = use._replace(users=use.users - 1)
                 return
+            del _in_use[self._key]
         use.store.close()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
-from murmur_beam.errors import PermanentError, SchemaMismatch
+from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count, Max, Monoid, SetUnion, Sum
 from murmur_beam.monoids.sum import INT64_MAX
@@ -19,6 +25,7 @@ from murmur_beam.testing.fakes import FakeClock
 
 DAY = timedelta(days=1)
 A, B, C = Key("a"), Key("b"), Key("c")
+_DEADLINE_S = 60.0
 
 
 class StoreContract:
@@ -265,6 +272,86 @@ class StoreContract:
         store.close()
         store.close()
 
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda store: store.merge_update(A, 1, event_id="2"),
+            lambda store: store.merge_update(B, 1),
+            lambda store: store.get(A),
+            lambda store: list(store.scan()),
+            lambda store: store.delete("a"),
+        ],
+    )
+    def test_a_closed_store_says_so(self, use: Callable[[Store[Any]], object]) -> None:
+        """Whatever is asked of it, in words of ours; another one of the same state is not closed with it."""
+        store, other = self.open(), self.open()
+        store.merge_update(A, 1, event_id="1")
+        store.close()
+        with pytest.raises(MurmurError, match="closed"):
+            use(store)
+        assert other.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
+
+    def test_closing_a_store_that_others_merge_through(self) -> None:
+        """Each of them ends, with results or an error of ours; merged again, all is counted once."""
+        tried: list[Update] = []
+        problems: list[BaseException] = []
+
+        def merge(store: Store[Any], name: str, merged: threading.Semaphore) -> None:
+            for n in range(1_000_000):
+                updates = [Update(Key(name), 1, f"{name}/{n}/{i}") for i in range(3)]
+                tried.extend(updates)
+                try:
+                    errors = [result for result in store.merge_updates(updates) if isinstance(result, Exception)]
+                    if errors:
+                        raise errors[0]
+                except MurmurError:
+                    return
+                except BaseException as err:
+                    problems.append(err)
+                    return
+                finally:
+                    merged.release()
+
+        for turn in range(20):
+            store, merged = self.open(), threading.Semaphore(0)
+            threads = [
+                # Daemons, so that one that waits for ever fails this test and does not hold up those after it.
+                threading.Thread(target=merge, args=(store, f"{turn}/{i}", merged), daemon=True)
+                for i in range(32)
+            ]
+            for thread in threads:
+                thread.start()
+            for _ in range(3 * turn):
+                assert merged.acquire(timeout=_DEADLINE_S)
+            store.close()
+            deadline = time.monotonic() + _DEADLINE_S
+            for thread in threads:
+                thread.join(max(deadline - time.monotonic(), 0.0))
+            assert [thread.name for thread in threads if thread.is_alive()] == []
+        assert problems == []
+        store = self.open()
+        assert all(isinstance(result, Outcome) for result in store.merge_updates(tried))
+        assert sum(value for _, value in store.scan()) == len(tried)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+    @pytest.mark.parametrize("situation", ["opened", "used", "merging", "closed"])
+    def test_a_fork(self, situation: str) -> None:
+        """A child opens anew what its parent had open, or says that it cannot; the parent does not notice."""
+        context = multiprocessing.get_context("spawn")
+        mine, theirs = context.Pipe()
+        parent = context.Process(target=_fork_and_merge, args=(self.spec(self.clock), situation, theirs))
+        parent.start()
+        theirs.close()
+        try:
+            assert mine.poll(_DEADLINE_S), "the child or its parent hangs"
+            problem = mine.recv()
+            parent.join(_DEADLINE_S)
+            assert (problem, parent.exitcode) == ("", 0)
+        finally:
+            parent.kill()
+            parent.join()
+            mine.close()
+
     def test_several_threads_count_exactly(self) -> None:
         """Threads that merge overlapping sets of the same events, through one store and through their own."""
         shared = self.open()
@@ -408,3 +495,91 @@ class StoreContract:
         schema = self.made.recorded_schema()
         assert schema is not None
         assert schema[:2] == ("sum", DAY)
+
+
+def _fork_and_merge(spec: StoreSpec, situation: str, answer: Connection) -> None:
+    """Be a process that uses a store and forks; answer with what goes wrong, which may be nothing."""
+    try:
+        _check_fork(spec, situation)
+        answer.send("")
+    except BaseException as err:
+        answer.send(repr(err))
+
+
+def _check_fork(spec: StoreSpec, situation: str) -> None:
+    store: Store[Any] = spec.open(Sum())
+    done = threading.Event()
+    merged = 0
+
+    def merge() -> None:
+        nonlocal merged
+        while not done.is_set():
+            assert store.merge_update(B, 1, event_id=str(merged)) is Outcome.MERGED
+            merged += 1
+
+    thread = threading.Thread(target=merge, daemon=True)
+    if situation != "opened":
+        assert store.merge_update(A, 1, event_id="parent") is Outcome.MERGED
+    if situation == "closed":
+        store.close()
+    if situation == "merging":
+        thread.start()
+    children = [_child(spec, store, situation, i) for i in range(5 if situation == "merging" else 1)]
+    for child in children:
+        _wait_for(child)
+    if situation == "closed":
+        store = spec.open(Sum())
+    expected = Outcome.MERGED if situation == "opened" else Outcome.DUPLICATE
+    assert store.merge_update(A, 1, event_id="parent") is expected
+    assert store.merge_update(A, 1, event_id="parent again") is Outcome.MERGED
+    done.set()
+    if situation == "merging":
+        thread.join(_DEADLINE_S)
+        assert not thread.is_alive()
+    assert store.get(B) == (merged or None)
+    # What children merge is seen where the state is not that of a process.
+    assert store.get(A) in {2, 2 + len(children)}
+    store.close()
+
+
+def _child(spec: StoreSpec, store: Store[Any], situation: str, number: int) -> int:
+    """A child that merges, by the store that it has inherited and by one of its own, or is refused; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        refused = 0
+        try:
+            own = spec.open(Sum())
+            assert own.merge_update(A, 1, event_id=f"child {number}") is Outcome.MERGED
+            if situation != "opened":
+                assert own.merge_update(A, 1, event_id="parent") is Outcome.DUPLICATE
+            own.close()
+        except StoreUnavailable:
+            refused += 1
+        try:
+            assert store.merge_update(A, 1, event_id=f"child {number}") is Outcome.DUPLICATE
+        except StoreUnavailable:
+            refused += 1
+        # By one where the other is: but for a store that was closed, and is.
+        assert refused == 1 if situation == "closed" else refused in (0, 2)
+        store.close()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _wait_for(pid: int) -> None:
+    deadline = time.monotonic() + _DEADLINE_S / 2
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")

@@ -24,12 +24,12 @@ from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, expiry, int64
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
-from murmur_beam.state.bigtable.groups import Flush, Group, pieces
+from murmur_beam.state.bigtable.groups import EVENTS_PER_COMMIT, Flush, Group, joined
 from murmur_beam.state.bigtable.keys import parse_row_key
-from murmur_beam.state.bigtable.known import KnownRow, KnownRows, split
+from murmur_beam.state.bigtable.known import KnownRow, KnownRows, Waiter, split
 from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.refusals import Refusals, commit_nothing, read_nothing
-from murmur_beam.state.bigtable.sending import Sender
+from murmur_beam.state.bigtable.sending import Sender, all_of
 from murmur_beam.state.bigtable.settings import Settings
 
 V = TypeVar("V")
@@ -42,8 +42,7 @@ WARN_ROW_BYTES = 50 * 2**20
 """Rows work best below 100 MB; past this size somebody should know."""
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
-_DUPLICATE = Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
-_EVENTS_PER_COMMIT = 50_000
+_MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again
 _ROWS_PER_READ = 128
 _READS = 4
 _FIRST_ROWS = 16
@@ -53,6 +52,8 @@ _SURE = 8
 # Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
 # that happened all the same are told to be duplicates.
 _MAX_SENT = 32
+# Waits of those who meet at a row that many write: longer with each meeting, and shorter again with each commit.
+_CROWD_S, _CROWD_MOST_S, _CROWD_STEPS = 0.004, 0.5, 8
 
 
 class _Plan(NamedTuple):
@@ -98,26 +99,96 @@ class _Attempt(NamedTuple):
     request: bytes
 
 
-class _Turn:
+class _Turn(Waiter):
     """A group with its row, and how far the first try has come.
 
     Attributes:
+        group, flush: what is merged: its own, or with those of others behind it.
+        others: of other flushes, which are merged with it.
         has_row: does nobody else have it?
         plan, attempt, answer: what is done; None where it is not.
         failure: why there is no answer.
         unmet: the row was not at the version it was known at.
     """
 
-    __slots__ = ("answer", "attempt", "failure", "group", "has_row", "plan", "row", "unmet")
+    __slots__ = (
+        "answer", "attempt", "failure", "flush", "group", "has_row", "others", "own", "plan", "row", "unmet"
+    )  # fmt: skip
 
-    def __init__(self, group: Group, row: KnownRow) -> None:
+    def __init__(self, group: Group, row: KnownRow, flush: Flush) -> None:
+        super().__init__()
+        self.own = flush, group
         self.group = group
+        self.flush = flush
         self.row = row
+        self.others: list[_Turn] = []
         self.has_row = self.unmet = False
         self.plan: _Plan | None = None
         self.attempt: _Attempt | None = None
         self.answer: Call | None = None
         self.failure: Exception | None = None
+
+    @property
+    def contended(self) -> bool:
+        """Has somebody else written the row, or is about to?"""
+        return self.unmet or not self.has_row or self.row.crowded > 0
+
+    def join(self) -> None:
+        """The row is ours: take what others wait to merge into it, as much as one commit may bring in."""
+        self.has_row = True
+        self.row.unwant(self)
+        events = len(self.group.positions)
+        for other in list(self.row.waiting or ()):
+            if not isinstance(other, _Turn) or other.flush.over:
+                continue
+            events += len(other.group.positions)
+            if events > EVENTS_PER_COMMIT:
+                break
+            self.row.unwant(other)
+            other.adopted = True
+            self.others.append(other)
+        if self.others:
+            self.flush, self.group = joined([each.own for each in (self, *self.others)])
+            own, _ = self.own
+            self.flush.results.counts, self.flush.results.sizes = own.results.counts, own.results.sizes
+
+    def part(self) -> None:
+        """Let others have their own back, if they were not told what became of it."""
+        for other in self.others:
+            other.adopted = False
+            if not (other.done or other.flush.over):
+                self.row.want(other)
+        self.others = []
+        self.flush, self.group = self.own
+        self.plan = self.attempt = None
+
+    def leave(self) -> None:
+        """Let others have the row."""
+        if self.has_row:
+            self.has_row = False
+            self.part()
+            self.row.release()
+
+    def give(self, results: Sequence[Result] | None) -> None:
+        """Give each flush its part of the results; None: all are merged."""
+        if not self.others:
+            self.flush.settle(self.group, results)
+            return
+        results = results or self.flush.results
+        start = 0
+        for each in (self, *self.others):
+            flush, group = each.own
+            some = results[start : start + len(group.positions)]
+            start += len(some)
+            if not flush.over:
+                flush.settle(group, some)
+            else:
+                # It would not wait any longer, and will be told when the events come again.
+                merged = [flush.prints[i] for i, r in zip(group.positions, some, strict=True) if r is _MERGED]
+                self.row.owed = (self.row.owed or set()).union(filter(None, merged))
+            if each is not self:
+                each.done = True
+                each.tell()
 
 
 class Commits(Generic[V]):
@@ -139,6 +210,7 @@ class Commits(Generic[V]):
         self._read_refusals = Refusals(settings, connection, sender, read_nothing)
         self._cells = cells
         self._commits = 0
+        self._settling = 0
         self._writer = os.urandom(8)
         self._chance = random.Random()
         self._warned: set[bytes] = set()
@@ -148,7 +220,7 @@ class Commits(Generic[V]):
     async def merge(self, groups: Sequence[Group], flush: Flush) -> None:
         """Merge the updates of many rows; what becomes of them goes to ``flush.results``."""
         flush.results.sizes = {"row_bytes": 0, "journal_bytes": 0}
-        parts = self._parts(list(pieces(groups, _EVENTS_PER_COMMIT)))
+        parts = self._parts(groups)
 
         async def work() -> None:
             for part in parts:
@@ -157,7 +229,7 @@ class Commits(Generic[V]):
                 else:
                     await self._read_and_settle(part, flush)
 
-        await asyncio.gather(*(work() for _ in range(min(len(groups), _READS))))
+        await all_of([work() for _ in range(1 if self._cold == -_SURE else min(len(groups), _READS))])
 
     async def forget(self, rows: Sequence[bytes]) -> None:
         """These were deleted, so that what is known of them is not true any more."""
@@ -166,7 +238,7 @@ class Commits(Generic[V]):
                 continue
             row = self.rows.borrow(encoded)
             try:
-                await row.acquire()
+                await row.acquire(Waiter())
                 row.forget()
                 row.release()
             finally:
@@ -191,65 +263,80 @@ class Commits(Generic[V]):
                 self.rows.give_back(row)
 
     async def _settle_all(self, groups: Sequence[Group], flush: Flush) -> None:
-        queue = iter(groups)
+        turns = [_Turn(group, self.rows.borrow(group.encoded), flush) for group in groups]
+        queue = iter(turns)
         burst = self._sender.burst
 
         async def work() -> None:
             while some := list(islice(queue, burst)):
-                async with self._sender.in_flight:
-                    await self._merge_some(some, flush)
+                await self._merge_some(some)
 
-        await asyncio.gather(*(work() for _ in range(min(-(-len(groups) // burst), self._settings.max_in_flight))))
-
-    async def _merge_some(self, groups: Sequence[Group], flush: Flush) -> None:
-        """Send a first try for each group, all at once; then take care of those that take more."""
-        deadline = self._sender.deadline()
-        turns = [_Turn(group, self.rows.borrow(group.encoded)) for group in groups]
+        self._settling += 1
+        if self._settling > 1:
+            for turn in turns:
+                turn.row.want(turn)
         try:
-            now_us = self._now_us()
-            with self.connection.burst() as burst:
-                for turn in turns:
-                    self._begin(turn, burst, now_us, flush)
-                rest = [turn for turn in turns if not await self._succeeds(turn, burst, flush)]
-            if rest:
-                await asyncio.gather(*(self._settle(turn, deadline, flush) for turn in rest))
+            await all_of([work() for _ in range(min(-(-len(turns) // burst), self._settings.max_in_flight))])
         finally:
+            self._settling -= 1
             for turn in turns:
                 self._end(turn)
+                turn.row.unwant(turn)
                 self.rows.give_back(turn.row)
+
+    async def _merge_some(self, turns: Sequence[_Turn]) -> None:
+        """Send a first try for each, all at once; then take care of those that take more."""
+        gate = self._sender.gate
+        async with self._sender.in_flight:
+            probes = await gate.enter()
+            burst = self.connection.burst()
+            try:
+                now_us = self._now_us()
+                with burst:
+                    for turn in turns:
+                        self._begin(turn, burst, now_us)
+                    rest = [turn for turn in turns if not await self._succeeds(turn, burst)]
+            finally:
+                gate.leave(probes, burst.answered)
+            contended = [turn for turn in rest if turn.contended]
+            await all_of([self._settle(turn) for turn in rest if not turn.contended])
+        # These wait for others, and not for the server: they keep nobody from being sent.
+        await all_of([self._settle(turn) for turn in contended])
 
     def _end(self, turn: _Turn) -> None:
         """Let others have the row."""
-        if turn.answer is not None:  # interrupted while it was under way
+        if turn.answer is not None or turn.failure is not None or turn.unmet:
+            # Interrupted before it was found out whether it has happened.
             assert turn.plan is not None
             assert turn.attempt is not None
-            self._sent(turn.row, turn.plan, turn.attempt)
-        if turn.has_row:
-            turn.has_row = False
-            turn.row.release()
+            self._sent(turn.row, turn.plan, turn.attempt, answered=turn.unmet)
+            turn.answer, turn.failure, turn.unmet = None, None, False
+        turn.leave()
 
-    def _begin(self, turn: _Turn, burst: Burst, now_us: int, flush: Flush) -> None:
-        if turn.row.try_acquire():
-            turn.has_row = True
-            if self._reads_first(turn):
-                return
-            try:
-                turn.plan = self._plan(turn.row, turn.group, flush)
-            except Exception:
-                return  # the second time, on its own, it hurts no other
-            if turn.plan.writes and not turn.plan.packs(turn.row):
-                turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [], now_us)
-                turn.answer = self.connection.commit(turn.attempt.request, burst)
+    def _begin(self, turn: _Turn, burst: Burst, now_us: int) -> None:
+        if turn.adopted or turn.done or not turn.row.try_acquire():
+            return
+        turn.join()
+        if self._reads_first(turn):
+            return
+        try:
+            turn.plan = self._plan(turn)
+        except Exception:
+            return  # the second time, on its own, it hurts no other
+        if turn.plan.writes and not turn.plan.packs(turn.row):
+            turn.attempt = self._attempt(turn.row, turn.group, turn.plan, [], now_us)
+            turn.answer = self.connection.commit(turn.attempt.request, burst)
 
-    async def _succeeds(self, turn: _Turn, burst: Burst, flush: Flush) -> bool:
+    async def _succeeds(self, turn: _Turn, burst: Burst) -> bool:
         """Is that all? Nearly always it is: nothing is new, or the row was as it was known."""
         plan, attempt = turn.plan, turn.attempt
         if plan is None or (attempt is None and (plan.writes or plan.fails)):
-            return False
+            return turn.done
         if turn.answer is not None and attempt is not None:
             try:
                 met = await turn.answer
             except Exception as err:
+                burst.heard = True
                 turn.answer, turn.failure = None, err
                 return False
             except asyncio.CancelledError:
@@ -257,63 +344,72 @@ class Commits(Generic[V]):
                     raise
                 turn.answer, turn.failure = None, self.connection.overdue()
                 return False
+            burst.heard = True
             turn.answer = None
             if met != (turn.row.version > 0):
                 turn.unmet = True
                 return False
-            self._committed(turn.row, plan, attempt, flush.results)
-        self._tell(turn.row, turn.group, plan, flush)
-        self._end(turn)
+            self._committed(turn.row, plan, attempt, turn.flush.results)
+        self._tell(turn, plan)
+        turn.leave()
         return True
 
-    async def _settle(self, turn: _Turn, deadline: float, flush: Flush) -> None:
+    async def _settle(self, turn: _Turn) -> None:
         """Go on from where the first try has ended."""
+        if not turn.has_row:
+            if not await turn.row.acquire(turn):
+                return
+            turn.join()
         try:
-            if not turn.has_row:
-                await turn.row.acquire()
-                turn.has_row = True
-            self._tell(turn.row, turn.group, await self._merge_row(turn, deadline, flush), flush)
+            self._tell(turn, await self._merge_row(turn))
         except Exception as err:
             error = self.connection.translated(err)
-            flush.results.put(turn.group.positions, [error] * len(turn.group.positions))
-        self._end(turn)
+            if turn.others and isinstance(error, PermanentError):
+                turn.part()  # it may be the fault of one of them
+                await self._settle(turn)
+                return
+            turn.give([error] * len(turn.group.positions))
+        turn.leave()
 
-    async def _merge_row(self, turn: _Turn, deadline: float, flush: Flush) -> _Plan:
+    async def _merge_row(self, turn: _Turn) -> _Plan:
         """Try until it is done; what was done."""
-        group, row = turn.group, turn.row
+        group, row, flush = turn.group, turn.row, turn.flush
         plan, attempt = turn.plan, turn.attempt
         verified = False
         if self._reads_first(turn):
-            await self._refresh(group, row, flush.results)
+            await self._wait_and_refresh(turn)
         while True:
             if plan is None:
-                plan = self._plan(row, group, flush)
+                plan = self._plan(turn)
             if not plan.writes:
                 if verified or not plan.fails:
+                    row.crowded = max(row.crowded - 1, 0)
                     return plan
                 # Nothing will be written that could fail if the row has changed: so look.
-                await self._refresh(group, row, flush.results)
+                await self._refresh(turn)
                 verified = True
             else:
                 if attempt is None:
-                    columns = await self._to_pack(group, row, deadline, flush.results) if plan.packs(row) else []
+                    columns = await self._to_pack(turn) if plan.packs(row) else []
                     attempt = self._attempt(row, group, plan, columns, self._now_us())
-                if await self._commit(turn, plan, attempt, deadline, flush):
+                if await self._commit(turn, plan, attempt):
+                    row.crowded = max(row.crowded - 1, 0)
                     return plan
-                if self._sender.overdue(deadline):
+                if self._sender.overdue(flush.deadline):
                     raise TransientError(
                         f"{self._settings}: {_named(group.encoded)} was written by others for "
-                        f"{self._settings.patience_s} s; spread its events with shards=N"
+                        f"{self._settings.patience_s:g} s; spread its events with shards=N"
                     )
             plan = attempt = None
 
     @staticmethod
     def _reads_first(turn: _Turn) -> bool:
-        return not turn.row.read and len(turn.group.positions) > _READ_FIRST
+        return (not turn.row.read and len(turn.group.positions) > _READ_FIRST) or turn.row.crowded > 0
 
     # ---- planning ----
 
-    def _plan(self, row: KnownRow, group: Group, flush: Flush) -> _Plan:
+    def _plan(self, turn: _Turn) -> _Plan:
+        row, group, flush = turn.row, turn.group, turn.flush
         updates, prints = flush.updates, flush.prints
         has: Callable[[Any], bool] | None = row.has if row.events else None
         # Duplicates come by the bundle; where an event is new, that is soon found out.
@@ -381,15 +477,12 @@ class Commits(Generic[V]):
 
     # ---- committing ----
 
-    async def _to_pack(
-        self, group: Group, row: KnownRow, deadline: float, flushed: Flushed
-    ) -> list[tuple[bytes, bytes]]:
+    async def _to_pack(self, turn: _Turn) -> list[tuple[bytes, bytes]]:
         """The row's oldest small columns, just as they are at the version that is known; none if it has another."""
-        query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.packed)
+        row = turn.row
         found: list[Row] = []
         with suppress(Exception):  # packing can wait; the commit is not to fail for it
-            found = await self._sender.send(functools.partial(self.connection.read, query, persist=False), deadline)
-        flushed.counts["rows_read"] += 1
+            found = await self._read_news(turn, row.packed)
         columns, version = [], 0
         for family, qualifier, _, data in found[0].cells if found else ():
             if family == wire.DEDUP and known.is_small(data):
@@ -416,16 +509,16 @@ class Commits(Generic[V]):
         request = self._request(group, row, step, marker, columns, plan, now_us)
         return _new(_Attempt, (version, marker, packed, request))
 
-    async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt, deadline: float, flush: Flush) -> bool:
+    async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt) -> bool:
         """Try to write; False if the row was not as it was known, and now is."""
-        group, row = turn.group, turn.row
+        row = turn.row
         version = row.version
         try:
             if turn.unmet:
                 met = version == 0
             else:
                 call = functools.partial(self.connection.commit, attempt.request)
-                met = await self._commit_refusals.send(call, deadline, turn.failure)
+                met = await self._commit_refusals.send(call, turn.flush.deadline, turn.failure)
         except BaseException as err:
             if isinstance(err, Exception) and isinstance(self.connection.translated(err), PermanentError):
                 row.forget()
@@ -433,20 +526,22 @@ class Commits(Generic[V]):
             self._sent(row, plan, attempt)
             if not isinstance(err, Exception):
                 raise
-            await self._refresh(group, row, flush.results)
+            await self._refresh(turn)
             if row.version == version:
                 raise
             return False
         finally:
             turn.failure, turn.unmet = None, False
         if met == (version > 0):
-            self._committed(row, plan, attempt, flush.results)
+            self._committed(row, plan, attempt, turn.flush.results)
             return True
         if not row.read:
             self._cold = min(self._cold + 1, _SURE)
+        else:
+            row.crowded = min(row.crowded + 1, _CROWD_STEPS)
         # It may have been done all the same: by a try before the one that was answered, whoever made that.
         self._sent(row, plan, attempt, answered=True)
-        await self._refresh(group, row, flush.results)
+        await self._wait_and_refresh(turn)
         return False
 
     @staticmethod
@@ -500,20 +595,32 @@ class Commits(Generic[V]):
 
     # ---- reading ----
 
-    async def _refresh(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
+    async def _wait_and_refresh(self, turn: _Turn) -> None:
+        """Where many write the row, those that try at once meet again."""
+        if turn.row.crowded > 1:
+            longest_s = min(_CROWD_MOST_S, _CROWD_S * (2.0 ** (turn.row.crowded - 1) - 1))
+            await self._clock.sleep(self._clock.uniform(0.0, longest_s))
+        await self._refresh(turn)
+
+    async def _refresh(self, turn: _Turn) -> None:
         """Bring what is known of a row up to date.
 
         Raises:
             Exception: it cannot be read; what is known stays as it was.
         """
-        deadline = self._sender.deadline()
+        row = turn.row
         while True:
-            query = wire.only_news(wire.read_rows(self.connection, [group.encoded]), row.version)
-            read = functools.partial(self.connection.read, query, persist=False)
-            found = await self._read_refusals.send(read, deadline)
-            flushed.counts["rows_read"] += 1
-            if self._take(row, group.encoded, found[0] if found else None, flushed):
+            found = await self._read_news(turn, row.version)
+            if self._take(row, turn.group.encoded, found[0] if found else None, turn.flush.results):
                 return
+
+    async def _read_news(self, turn: _Turn, version: int) -> list[Row]:
+        """The row with the events of all commits after a version."""
+        query = wire.only_news(wire.read_rows(self.connection, [turn.group.encoded]), version)
+        read = functools.partial(self.connection.read, query, persist=False)
+        found = await self._read_refusals.send(read, turn.flush.deadline)
+        turn.flush.results.counts["rows_read"] += 1
+        return found
 
     async def _read_cold(self, groups: Sequence[Group], flushed: Flushed) -> None:
         """Read the rows of which nothing is known, in as few requests as may be."""
@@ -580,19 +687,18 @@ class Commits(Generic[V]):
                     row.owed = (row.owed or set()).union(split(journal))
         row.sent = sent or None
 
-    def _tell(self, row: KnownRow, group: Group, plan: _Plan, flush: Flush) -> None:
+    def _tell(self, turn: _Turn, plan: _Plan) -> None:
         """Give out the results; an event that a write of ours without an answer brought in was merged, and is no
         duplicate."""
+        row, group, flush = turn.row, turn.group, turn.flush
         self._measure(group, row, flush.results)
         results = plan.results
-        if results is None:
-            return
-        if row.owed:
+        if results is not None and row.owed:
             for n, i in enumerate(group.positions):
                 if results[n] is _DUPLICATE and flush.prints[i] in row.owed:
                     row.owed.discard(flush.prints[i])
                     results[n] = Outcome.MERGED
-        flush.results.put(group.positions, results)
+        turn.give(results)
 
     def _measure(self, group: Group, row: KnownRow, flushed: Flushed) -> None:
         value_bytes = 8 if self._cells.sums else len(row.column or b"")

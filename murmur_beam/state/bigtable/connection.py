@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -15,7 +18,7 @@ from google.api_core import exceptions as api_errors
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcAsyncIOTransport
 
-from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
+from murmur_beam.errors import MurmurError, PermanentError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.reading import Row, RowAssembler
 
@@ -49,6 +52,13 @@ _REFUSED = {
 _FAMILY_TEXTS = ("unknown family", "non-aggregate cell", "column family type mismatch", "column family not found")
 _CREATING = "currently being created"
 _NO_TRANSACTIONS = "not allowed by this app profile"
+
+# How long closing asks tasks to end again that go on when they are cancelled.
+_CLOSE_S = 10.0
+_ASK_AGAIN_S = 0.1
+
+# All that are open, and in a child those that were when it was forked: to give up a channel there would wait for ever.
+_open: set[Connection] = set()
 
 
 class _Metadata(grpc.aio.Metadata):  # type: ignore[misc]
@@ -85,10 +95,11 @@ class Burst:
 
     Attributes:
         overdue: has it passed? Then all have been cancelled that had no answer.
+        heard: has any of them had an answer?
     """
 
     def __init__(self, timeout_s: float, send: Callable[..., Call]) -> None:
-        self.overdue = False
+        self.overdue = self.heard = False
         self.timeout_s = timeout_s
         self.send = send
         self._calls: list[Call] = []
@@ -105,6 +116,11 @@ class Burst:
         self._timer.cancel()
         if error[0] is not None:
             self._cancel()
+
+    @property
+    def answered(self) -> bool | None:
+        """Does the server answer? None: that is not known."""
+        return True if self.heard else False if self.overdue else None
 
     def _give_up(self) -> None:
         self.overdue = True
@@ -156,13 +172,16 @@ class _Channels:
 
 
 class Connection:
-    """A table's channels. `run` is for any thread; all else is for coroutines that it runs.
+    """A table's channels. `run` and `close` are for any thread; all else is for coroutines that are run.
 
     Args:
         project, instance, table, app_profile: where; None is the instance's default profile.
         timeout_s: deadline of each request, seconds.
         where: the table as the user calls it, for messages.
         channels: how many connections requests are spread over; each carries at most 100 at a time.
+
+    Raises:
+        StoreUnavailable: this process was forked from one that had a connection open, so that gRPC does not work here.
     """
 
     def __init__(
@@ -180,7 +199,13 @@ class Connection:
         self._where = where
         self._n_channels = channels
         self.timeout_s = timeout_s
+        self._pid = os.getpid()
         self._closed = False
+        self._lock = threading.Lock()
+        self._running: set[Future[Any]] = set()
+        if any(other._pid != self._pid for other in list(_open)):
+            raise self._forked()
+        _open.add(self)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
         self._thread.start()
@@ -209,37 +234,77 @@ class Connection:
         """Run on the loop and wait; the client's errors come out as ours.
 
         Raises:
-            StoreUnavailable: the table cannot be used: it is missing, or not ours to use.
+            StoreUnavailable: the table cannot be used: it is missing, or not ours to use. Or the connection is closed,
+                was closed meanwhile, or was opened by the process that this one was forked from.
             PermanentError: the request is one that can never succeed.
             TransientError: any other failure of the server or the network.
         """
-        running = asyncio.run_coroutine_threadsafe(work, self._loop)
+        running: Future[T] | None = None
+        refusal = self._forked() if self._pid != os.getpid() else None
+        if refusal is None:
+            # Whatever is begun under the lock before closing begins is cancelled by it, and nothing is begun after it.
+            with self._lock:
+                if not self._closed:
+                    running = asyncio.run_coroutine_threadsafe(work, self._loop)
+                    self._running.add(running)
+        if running is None:
+            work.close()
+            raise refusal or StoreUnavailable(f"{self._where}: the store is closed; open it again")
         try:
             return running.result()
         except Exception as err:
-            raise self.translated(err) from err
+            error = self.translated(err)
+            if self._closed and not isinstance(error, MurmurError):
+                error = StoreUnavailable(
+                    f"{self._where}: the store was closed while it was in use; some of this may have been written: "
+                    "open it again and repeat it, with the same event ids"
+                )
+            # Whoever keeps the error would keep the request, and with it gRPC's threads beyond the end of the channel.
+            traceback.clear_frames(err.__traceback__)
+            raise error from err
         except BaseException:  # an interruption of this thread must not leave the work going on
             running.cancel()
             raise
+        finally:
+            self._running.discard(running)
 
     def close(self) -> None:
-        """Close the channel, end the thread; a second call does nothing."""
-        if self._closed:
+        """Close the channel, end the thread; whatever is under way ends with an error. A second call does nothing.
+
+        In a child of a fork it does nothing at all: what was open before is the parent's.
+        """
+        if self._pid != os.getpid():
             return
-        self._closed = True
-
-        async def shut_down() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            if hasattr(self, "_channel"):
-                await self._channel.close()
-
-        asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        for running in list(self._running):
+            running.cancel()  # it went on although it was cancelled
         self._loop.close()
+        # With the last channel in a process gRPC ends its threads; only then may the process be forked.
+        vars(self).pop("_channel", None)
+        gc.collect()  # requests that have failed are in cycles
+        _open.discard(self)
+
+    async def _shut_down(self) -> None:
+        deadline = self._loop.time() + _CLOSE_S
+        while (others := asyncio.all_tasks() - {asyncio.current_task()}) and self._loop.time() < deadline:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=_ASK_AGAIN_S)
+        if hasattr(self, "_channel"):
+            await self._channel.close()
+
+    def _forked(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._where}: cannot be used in this process, which was forked from one that had Bigtable open: gRPC "
+            "does not work after that. Close all Bigtable stores before the fork and open them in the children, or "
+            "start processes with spawn or forkserver (multiprocessing), or without --preload (gunicorn)"
+        )
 
     def commit(self, request: bytes, burst: Burst | None = None) -> Call:
         """Send a request from `wire.commit`, at once; was the predicate met?

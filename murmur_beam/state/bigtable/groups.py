@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.state.base import Flushed, fingerprint
+from murmur_beam.state.base import Flushed, Result, fingerprint
 from murmur_beam.state.bigtable.keys import row_key
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
+EVENTS_PER_COMMIT = 50_000
 
 
 class Group(NamedTuple):
@@ -22,63 +24,107 @@ class Group(NamedTuple):
 
 
 class Flush:
-    """One call of `merge_updates`.
+    """What is merged at once: usually one call of `merge_updates`.
 
     Args:
         updates: in any order.
-        shards: rows of each key; an event belongs to one of them for ever.
-        marks: do updates with an event id leave a fingerprint?
+        prints: fingerprints of the updates; None for one that leaves none.
+        all_marked: does every update leave one?
 
     Attributes:
         results: of the updates; merged, unless something else is put there.
-        prints: fingerprints of the updates; None for one that leaves none.
-        all_marked: does every update leave one?
-        groups: one for each row; updates whose key makes no row are in none, and have their result.
+        deadline: until when it goes on, by the monotonic clock.
+        over: does nobody wait for its results any more?
+        unsettled: groups whose results are not known yet, by the identity of each.
     """
 
-    def __init__(self, updates: Sequence[Update], shards: int, marks: bool) -> None:
+    def __init__(self, updates: Sequence[Update], prints: Sequence[bytes | None], all_marked: bool) -> None:
         self.updates = updates
+        self.prints = prints
+        self.all_marked = all_marked
         self.results = Flushed([Outcome.MERGED] * len(updates))
-        self.prints: list[bytes | None] = []
-        self.all_marked = marks
-        self.groups: list[Group] = []
-        prints: dict[str, bytes] = {}
-        # Positions by shard and key.
-        rows: list[dict[Key, list[int]]] = [{} for _ in range(shards)]
-        its_rows = rows[0]
-        for i, update in enumerate(updates):
-            event_id = update.event_id
-            print_ = None
-            if event_id is None:
-                self.all_marked = False
-            elif marks or shards > 1:
-                print_ = prints.get(event_id)
-                if print_ is None:
-                    print_ = prints[event_id] = fingerprint(event_id)
-            self.prints.append(print_ if marks else None)
-            if shards > 1:
-                its_rows = rows[0 if print_ is None else print_[0] % shards]
-            positions = its_rows.get(update.key)
-            if positions is None:
-                its_rows[update.key] = [i]
-            else:
-                positions.append(i)
-        for shard, its_rows in enumerate(rows):
-            for key, positions in its_rows.items():
-                try:
-                    encoded = row_key(key, shard)
-                except InvalidRecord as err:
-                    self.results.put(positions, [err] * len(positions))
-                else:
-                    self.groups.append(_new(Group, (encoded, key.bucket, positions)))
+        self.deadline = math.inf
+        self.over = False
+        self.unsettled: dict[int, Group] = {}
+
+    def begin(self, groups: Iterable[Group]) -> None:
+        """These are to be merged now."""
+        self.unsettled.update({id(group): group for group in groups})
+
+    def settle(self, group: Group, results: Sequence[Result] | None = None) -> None:
+        """What became of a group's updates; None: all are merged."""
+        self.unsettled.pop(id(group), None)
+        if results is not None:
+            self.results.put(group.positions, results)
+
+    def fail(self, group: Group, error: Exception) -> None:
+        """None of the group's updates could be merged, for the same reason."""
+        self.settle(group, [error] * len(group.positions))
 
     def marked(self, group: Group) -> bool:
         """Does any of the updates leave a fingerprint?"""
         return self.all_marked or any(self.prints[i] is not None for i in group.positions)
 
 
-def pieces(groups: Iterable[Group], size: int) -> Iterator[Group]:
-    """The groups; several in the place of one that has more updates than ``size``."""
+def joined(parts: Sequence[tuple[Flush, Group]]) -> tuple[Flush, Group]:
+    """Groups of one row, of several flushes, as one group of one flush: their updates one after the other."""
+    flushes = [(flush, i) for flush, group in parts for i in group.positions]
+    whole = Flush(
+        [flush.updates[i] for flush, i in flushes],
+        [flush.prints[i] for flush, i in flushes],
+        all(flush.all_marked for flush, _ in parts),
+    )
+    whole.deadline = parts[0][0].deadline
+    return whole, parts[0][1]._replace(positions=range(len(flushes)))
+
+
+def flush_of(updates: Sequence[Update], shards: int, marks: bool) -> tuple[Flush, list[Group]]:
+    """A flush, and its groups: one for each row. Updates whose key makes no row are in none, and have their result.
+
+    Args:
+        updates: in any order.
+        shards: rows of each key; an event belongs to one of them for ever.
+        marks: do updates with an event id leave a fingerprint?
+    """
+    known: dict[str, bytes] = {}
+    prints: list[bytes | None] = []
+    all_marked = marks
+    # Positions by shard and key.
+    rows: list[dict[Key, list[int]]] = [{} for _ in range(shards)]
+    its_rows = rows[0]
+    for i, update in enumerate(updates):
+        event_id = update.event_id
+        print_ = None
+        if event_id is None:
+            all_marked = False
+        elif marks or shards > 1:
+            print_ = known.get(event_id)
+            if print_ is None:
+                print_ = known[event_id] = fingerprint(event_id)
+        prints.append(print_ if marks else None)
+        if shards > 1:
+            its_rows = rows[0 if print_ is None else print_[0] % shards]
+        positions = its_rows.get(update.key)
+        if positions is None:
+            its_rows[update.key] = [i]
+        else:
+            positions.append(i)
+    flush = Flush(updates, prints, all_marked)
+    groups = []
+    for shard, its_rows in enumerate(rows):
+        for key, positions in its_rows.items():
+            try:
+                encoded = row_key(key, shard)
+            except InvalidRecord as err:
+                flush.results.put(positions, [err] * len(positions))
+            else:
+                groups.append(_new(Group, (encoded, key.bucket, positions)))
+    return flush, groups
+
+
+def pieces(groups: Iterable[Group]) -> Iterator[Group]:
+    """The groups; several in the place of one that has more updates than one commit may bring in."""
+    size = EVENTS_PER_COMMIT
     for group in groups:
         if len(group.positions) <= size:
             yield group

@@ -31,6 +31,29 @@ _NUMBER_TO = 4
 _BITS = 24
 
 
+class Waiter:
+    """Somebody who wants to do something with a row, or is content if somebody else does it with his own.
+
+    Attributes:
+        adopted: somebody else does it now.
+        done: somebody else has done it.
+        handed: where it is told that the row is ours, or that it is done; None as long as nobody looks there.
+    """
+
+    __slots__ = ("adopted", "done", "handed")
+
+    def __init__(self) -> None:
+        self.adopted = self.done = False
+        self.handed: asyncio.Future[None] | None = None
+
+    def tell(self) -> bool:
+        """Tell what has become of it; False if nobody looks."""
+        if self.handed is None or self.handed.done():
+            return False
+        self.handed.set_result(None)
+        return True
+
+
 class KnownRow:
     """One row; exact as long as the row's version is ``version``.
 
@@ -44,7 +67,10 @@ class KnownRow:
         sent: commits that may have happened although nobody was told, by their columns: the version each was made for,
             its events, and whether it was answered that somebody else had been first.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
-        users: flushes that hold the row, or wait for its lock.
+        crowded: how much others have written it lately: one up with each commit that came second, one down with each
+            that did not.
+        users: flushes that hold the row, or wait for it.
+        waiting: those who want it, in order; None: nobody does.
         weighed: events that `KnownRows` has counted.
     """
 
@@ -52,9 +78,9 @@ class KnownRow:
     # Python's garbage collector to walk over again and again. Dicts of bytes are not among those.
     __slots__ = (
         "_held",
-        "_lock",
         "_seen",
         "column",
+        "crowded",
         "events",
         "expires_us",
         "journal_bytes",
@@ -66,13 +92,14 @@ class KnownRow:
         "users",
         "value",
         "version",
+        "waiting",
         "weighed",
     )
 
     def __init__(self) -> None:
-        self.users = self.weighed = 0
+        self.users = self.weighed = self.crowded = 0
         self._held = False
-        self._lock: asyncio.Lock | None = None
+        self.waiting: dict[Waiter, None] | None = None
         self.sent: dict[bytes, tuple[int, bytes, bool]] | None = None
         self.owed: set[bytes] | None = None
         self.forget()
@@ -99,27 +126,47 @@ class KnownRow:
         self._held = True
         return True
 
-    async def acquire(self) -> None:
-        """Have the row for oneself, as soon as those before have released it."""
-        if self.try_acquire():
-            return
-        # Only a row that two want at once needs a lock; the first of them has had it all the time.
-        if self._lock is None:
-            self._lock = asyncio.Lock()
-            await self._lock.acquire()
-        await self._lock.acquire()
+    def want(self, waiter: Waiter) -> None:
+        """Let others know, who may do it as well when they have the row."""
+        self.waiting = self.waiting or {}
+        self.waiting[waiter] = None
+
+    def unwant(self, waiter: Waiter) -> None:
+        """It is not wanted any more, or is ours already."""
+        if self.waiting:
+            self.waiting.pop(waiter, None)
+
+    async def acquire(self, waiter: Waiter) -> bool:
+        """Have the row for oneself, as soon as those before have released it; False if somebody else has done what it
+        was wanted for."""
+        if not (waiter.adopted or waiter.done):
+            if self.try_acquire():
+                self.unwant(waiter)
+                return True
+            self.want(waiter)
+        if not waiter.done:
+            waiter.handed = asyncio.get_running_loop().create_future()
+            try:
+                await waiter.handed
+            except asyncio.CancelledError:
+                if not (waiter.handed.cancelled() or waiter.done):  # it became ours in the same moment
+                    self.release()
+                self.unwant(waiter)
+                raise
+        return not waiter.done
 
     def release(self) -> None:
-        """Let the next one have it."""
-        if self._lock is None:
-            self._held = False
-        else:
-            self._lock.release()
+        """Let the next one have it who cannot go on without."""
+        for waiter in self.waiting or ():
+            if waiter.tell():
+                self.unwant(waiter)
+                return
+        self._held = False
 
     def unused(self) -> None:
         """Nobody has it, or waits for it."""
         self._held = False
-        self._lock = None
+        self.waiting = None
 
     @property
     def has(self) -> Callable[[bytes], bool]:

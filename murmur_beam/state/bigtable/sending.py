@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -18,7 +18,85 @@ T = TypeVar("T")
 
 _BURST = 16
 _BURSTS = 4
+_AGAIN_S = 0.1
 _BACKOFF = timedelta(milliseconds=50), timedelta(seconds=5)
+
+
+class Gate:
+    """Lets requests to the server. While it stands still only one, so that this is found out once, and not by each
+    request again; the others wait for what becomes of that one.
+
+    Attributes:
+        silent: was the last request that is known of without any answer?
+    """
+
+    def __init__(self) -> None:
+        self.silent = False
+        self._probing = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def enter(self) -> bool:
+        """Wait until a request may be sent; True if it is the one that shows how the server is.
+
+        After it comes `leave`.
+        """
+        while self.silent:
+            if not self._probing:
+                self._probing = True
+                return True
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        return False
+
+    def leave(self, probes: bool, answered: bool | None) -> None:
+        """Tell what became of a request.
+
+        Args:
+            probes: as `enter` has returned.
+            answered: in whatever way; None: it was not sent, or somebody would not wait.
+        """
+        if answered is not None:
+            self.silent = not answered
+        if probes:
+            self._probing = False
+        if not self.silent or probes:
+            waiting, self._waiting = self._waiting, []
+            for turn in waiting:
+                if not turn.done():
+                    turn.set_result(None)
+
+
+class Patience:
+    """Cancels the running task when its time is over; the end of the ``with`` statement catches that.
+
+    Args:
+        seconds: how long.
+
+    Attributes:
+        over: is it?
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._seconds = seconds
+
+    def __enter__(self) -> Patience:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool:
+        self._timer.cancel()
+        return self.over and kind is asyncio.CancelledError
+
+    def _end(self) -> None:
+        self.over = True
+        self._task.cancel()
+        # Again, if somebody takes that for the end of a request.
+        self._timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._end)
 
 
 class Sender:
@@ -30,6 +108,7 @@ class Sender:
     Attributes:
         burst: so many requests are made, and then sent together.
         in_flight: to be held for each burst.
+        gate: to be passed by each burst.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -39,10 +118,17 @@ class Sender:
         # Requests one after the other, as each gets its turn, wake the server up for each, and us for each answer.
         self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
         self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
+        self.gate = Gate()
+        # Of those that are sent one by one.
+        self._singles = asyncio.Semaphore(settings.max_in_flight)
 
     def deadline(self) -> float:
-        """Until when a flush that begins now goes on trying, by the monotonic clock."""
+        """Until when a flush that begins now goes on, by the monotonic clock."""
         return self._clock.monotonic() + self._patience_s
+
+    def patience(self) -> Patience:
+        """The same for the task that runs, however long it waits for an answer."""
+        return Patience(self._patience_s)
 
     def overdue(self, deadline: float) -> bool:
         """Has it passed?"""
@@ -61,19 +147,46 @@ class Sender:
             Exception: what the last try has raised.
         """
         attempt = 0
-        while True:
-            if failure is None:
-                try:
-                    return await call()
-                except Exception as err:
-                    failure = err
-            if is_creating(failure):
-                if self.overdue(deadline):  # more tries would end in dead letters
-                    text = f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
-                    raise StoreUnavailable(text) from failure
-            elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
+        async with self._singles:
+            while True:
+                if failure is None:
+                    try:
+                        return await self._send(call)
+                    except Exception as err:
+                        failure = err
+                if is_creating(failure):
+                    if self.overdue(deadline):  # more tries would end in dead letters
+                        text = f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
+                        raise StoreUnavailable(text) from failure
+                elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
+                    raise failure
+                failure = None
+                attempt += 1
+                # Waiting here keeps a place of those in flight: so the whole store slows down.
+                await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))
+
+    async def _send(self, call: Callable[[], Awaitable[T]]) -> T:
+        probes = await self.gate.enter()
+        answered: bool | None = None
+        try:
+            result = await call()
+            answered = True
+        except Exception as err:
+            answered = status_of(err) is not grpc.StatusCode.DEADLINE_EXCEEDED
+            raise
+        finally:
+            self.gate.leave(probes, answered)
+        return result
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait until all have ended, also when one of them fails or this is cancelled; then raise what the first has.
+
+    There is no task where there is only one, as with small flushes.
+    """
+    if len(work) == 1:
+        await work[0]
+    elif work:
+        for failure in await asyncio.gather(*work, return_exceptions=True):
+            if failure is not None:
                 raise failure
-            failure = None
-            attempt += 1
-            # Waiting here keeps a place of those in flight: so the whole store slows down.
-            await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))

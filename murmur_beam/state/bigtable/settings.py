@@ -25,8 +25,8 @@ class Settings:
             for ever, so whoever opens it later need not say it; None: that one, or else 1.
         max_in_flight: requests under way at once.
         timeout_s: deadline of one request, seconds.
-        patience_s: how long one flush competes with others for a row, or waits for a server that is overloaded, before
-            that counts as a failed try, seconds.
+        patience_s: how long a flush, or a read of many keys, goes on in all, with all of its requests and their tries.
+            What is not done by then has failed for this time, and is tried again as `Config` says; seconds.
         max_known_events: events whose fingerprints are remembered, so that their rows need no reading; about 15 bytes
             each. A row counts as 60 more.
         clock: what decides about expiry and waits.
@@ -42,7 +42,7 @@ class Settings:
     shards: int | None = None
     max_in_flight: int = 64
     timeout_s: float = 10.0
-    patience_s: float = 30.0
+    patience_s: float = 15.0
     max_known_events: int = 2_000_000
     clock: Clock = field(default_factory=Clock, compare=False)
 

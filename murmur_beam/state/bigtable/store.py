@@ -22,7 +22,7 @@ from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
 from murmur_beam.state.bigtable.commits import Commits
 from murmur_beam.state.bigtable.connection import status_of
 from murmur_beam.state.bigtable.deleting import delete_rows
-from murmur_beam.state.bigtable.groups import Flush, Group
+from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
 from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.scanning import Scan
@@ -155,15 +155,19 @@ class BigtableStore(Generic[V]):
 
     def get_many(self, keys: Sequence[Key]) -> list[V | None]:
         """See `Store.get_many`; the shards of a key are combined."""
-        self._connection.run(self._check())
-        shards = range(self._shards)
-        wanted = {row_key(key, shard): key for key in keys for shard in shards}
-        found: dict[Key, list[Value]] = {}
-        for some in wire.batches(list(wanted), ROWS_PER_READ):
-            request = wire.read_rows(self._connection, some)
-            for row in self._connection.run(self._connection.read(wire.only_values(request))):
-                found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
-        return [self._live(found.get(key, [])) for key in keys]
+        return self._connection.run(self._get_many(keys))
+
+    async def _get_many(self, keys: Sequence[Key]) -> list[V | None]:
+        with self._sender.patience():
+            await self._check()
+            wanted = {row_key(key, shard): key for key in keys for shard in range(self._shards)}
+            found: dict[Key, list[Value]] = {}
+            for some in wire.batches(list(wanted), ROWS_PER_READ):
+                request = wire.read_rows(self._connection, some)
+                for row in await self._connection.read(wire.only_values(request)):
+                    found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
+            return [self._live(found.get(key, [])) for key in keys]
+        raise self._late()
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
@@ -207,22 +211,45 @@ class BigtableStore(Generic[V]):
         return self._connection.run(self._merge(updates))
 
     async def _merge(self, updates: Sequence[Update]) -> list[Result]:
-        if not self._checked:
-            await self._sender.send(self._check, self._sender.deadline())
-        flush = Flush(updates, self._shards, marks=not self.monoid.idempotent)
-        groups = flush.groups
+        deadline = self._sender.deadline()
+        flush: Flush | None = None
+        with self._sender.patience():
+            if not self._checked:
+                await self._sender.send(self._check, deadline)
+            flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
+            flush.deadline = deadline
+            try:
+                await self._merge_groups(flush, groups)
+            finally:
+                flush.over = True
+        if flush is None:
+            raise self._late()
+        if flush.unsettled:
+            late = self._late()
+            for group in list(flush.unsettled.values()):
+                flush.fail(group, late)
+        return flush.results
+
+    def _late(self) -> TransientError:
+        why = "does not answer" if self._sender.gate.silent else "has too much to do, or others write the same rows"
+        return TransientError(
+            f"{self._spec}: not done within {self._spec.patience_s:g} s (patience_s): the server {why}"
+        )
+
+    async def _merge_groups(self, flush: Flush, groups: list[Group]) -> None:
         if self.bucket_age is not None:
             for group in groups:
-                self._require_kept(self.bucket_age, group, updates)
+                self._require_kept(self.bucket_age, group, flush.updates)
         adds: list[Group] = []
         if self._cells.sums:
             adds = [group for group in groups if not flush.marked(group)]
+            groups = [group for group in groups if flush.marked(group)] if adds else groups
+        commits = list(pieces(groups))
+        flush.begin([*adds, *commits])
         if adds:
             await self._sums.add(adds, flush)
-            groups = [group for group in groups if flush.marked(group)]
-        if groups:
-            await self._commits.merge(groups, flush)
-        return flush.results
+        if commits:
+            await self._commits.merge(commits, flush)
 
     def _require_kept(self, bucket_age: timedelta, group: Group, updates: Sequence[Update]) -> None:
         """A pipeline that was built while the table could not be asked is found out here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from murmur_beam.state.bigtable.cells import Cells, Value
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.groups import Flush, Group
 from murmur_beam.state.bigtable.refusals import Refusals, add_nothing, read_nothing
-from murmur_beam.state.bigtable.sending import Sender
+from murmur_beam.state.bigtable.sending import Sender, all_of
 from murmur_beam.state.bigtable.settings import Settings
 
 ROWS_PER_READ = 1_000
@@ -49,7 +48,7 @@ class Sums:
         """Merge the updates of many rows. A request whose answer is lost is tried again, and may count twice."""
         limit = min(ROWS_PER_READ, MAX_MUTATIONS // _MUTATIONS_PER_SUM)
         some = [groups[start : start + limit] for start in range(0, len(groups), limit)]
-        await asyncio.gather(*(self._add_some(chunk, flush) for chunk in some))
+        await all_of([self._add_some(chunk, flush) for chunk in some])
 
     def forget(self, rows: Sequence[bytes]) -> None:
         """These were deleted."""
@@ -59,18 +58,17 @@ class Sums:
     async def _add_some(self, groups: Sequence[Group], flush: Flush) -> None:
         async with self._sender.in_flight:
             try:
-                deadline = self._sender.deadline()
-                unread = await self._read([group.encoded for group in groups], deadline)
+                unread = await self._read([group.encoded for group in groups], flush.deadline)
                 for group in groups:
                     if group.encoded in unread:
-                        flush.results.put(group.positions, [unread[group.encoded]] * len(group.positions))
-                await self._add_to([group for group in groups if group.encoded not in unread], deadline, flush)
+                        flush.fail(group, unread[group.encoded])
+                await self._add_to([group for group in groups if group.encoded not in unread], flush)
             except Exception as err:
                 error = self.connection.translated(err)
                 for group in groups:
-                    flush.results.put(group.positions, [error] * len(group.positions))
+                    flush.fail(group, error)
 
-    async def _add_to(self, groups: Sequence[Group], deadline: float, flush: Flush) -> None:
+    async def _add_to(self, groups: Sequence[Group], flush: Flush) -> None:
         entries: list[_Entry] = []
         planned: list[tuple[Group, Value, list[Result]]] = []
         cells = self._cells
@@ -80,8 +78,9 @@ class Sums:
             value, results = fold_row(
                 cells.monoid, before.value, updates, lambda _: True, lambda _: None, cells.encoded
             )
-            flush.results.put(group.positions, results)
-            if Outcome.MERGED in results:
+            if Outcome.MERGED not in results:
+                flush.settle(group, results)
+            else:
                 expires_us = cells.expires_us(before.value is not None, before.expires_us, updates[-1].ttl)
                 at_us = cells.start_us(group.bucket)
                 changes = cells.changes(at_us, before.value, value, before.expires_us, expires_us)
@@ -89,11 +88,12 @@ class Sums:
                 planned.append((group, Value(value, expires_us), results))
         if not planned:
             return
-        failed = await self._write_refusals.send_many(self._write, entries, deadline)
+        failed = await self._write_refusals.send_many(self._write, entries, flush.deadline)
         for i, (group, total, results) in enumerate(planned):
             if i in failed:
-                flush.results.put(group.positions, [failed[i] if r is Outcome.MERGED else r for r in results])
+                flush.settle(group, [failed[i] if r is Outcome.MERGED else r for r in results])
             else:
+                flush.settle(group, results)
                 self._known[group.encoded] = total
         while len(self._known) > self._max_known:
             self._known.popitem(last=False)

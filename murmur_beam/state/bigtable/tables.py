@@ -156,7 +156,7 @@ def create(
         What was done.
 
     Raises:
-        ConfigurationError: ``yes`` is needed: something would be deleted, or the service warns; nothing was done.
+        ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; nothing was done.
         SchemaMismatch: the table holds something else.
         StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it.
         TransientError: the service does not answer, or the table is still being created after five minutes.

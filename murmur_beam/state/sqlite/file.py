@@ -99,6 +99,9 @@ class OpenFile:
         Raises:
             StoreUnavailable: the database is another one already.
         """
+        # Where it was closed for a fork, SQLite may have removed its log, and made another.
+        self._known = {"": self._known[""]}
+        self._descriptor = None
         for part in _PARTS:
             self._identify(part)
         self._data_version = self._version_of(db)

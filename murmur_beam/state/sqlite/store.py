@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,9 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
+from murmur_beam import forks
 from murmur_beam.clock import Clock, SteadyClock
-from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.errors import ConfigurationError, MurmurError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import GRACE_S, Result, Schema, fingerprint, fold_row, later, only, rows, unreadable
@@ -23,6 +25,9 @@ _COLLECT_ROWS = 1_000
 _COLLECT_MARKERS = 20_000
 _PAGE = 1_000
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
+
+# Files that others were at work on when this process was forked, with their connections, which must not even be closed.
+_inherited: list[tuple[str, Any]] = []
 
 
 class _Statements:
@@ -80,7 +85,8 @@ class SqliteStore(Generic[V]):
         self._schema = Schema.of(monoid, granularity)
         self._retention: timedelta | None = None
         self._is_recorded = False
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        self._closed = False
         if monoid.native == "sum":
             self._to_column: Callable[[V], Any] = lambda value: value
             self._from_column: Callable[[Any], V] = lambda column: column
@@ -88,17 +94,10 @@ class SqliteStore(Generic[V]):
             self._to_column, self._from_column = monoid.encode, monoid.decode
         file.make(path)
         self._file = file.OpenFile(path)
-        with file.translated(path):
-            self._db = sqlite3.connect(path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        try:
-            with file.translated(path):
-                # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
-                self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
-                self._create()
-                self._file.watch(self._db)
-        except BaseException:
-            self._db.close()
-            raise
+        self._is_open = False
+        forks.watch(self)
+        with self.lock, file.translated(path):
+            self._open()
 
     def get(self, key: Key) -> V | None:
         """See `Store.get`."""
@@ -123,7 +122,7 @@ class SqliteStore(Generic[V]):
         results: list[Result] = [Outcome.MERGED] * len(updates)
         fingerprints = {u.event_id: fingerprint(u.event_id) for u in updates if u.event_id is not None}
         try:
-            with self._lock, file.translated(self._path), self._flush():
+            with self._in_use(), self._flush():
                 self._record()
                 for key, positions in rows(updates).items():
                     row_updates = [updates[i] for i in positions]
@@ -171,7 +170,7 @@ class SqliteStore(Generic[V]):
         }
         deleted = 0
         while True:
-            with self._lock, file.translated(self._path), self._flush():
+            with self._in_use(), self._flush():
                 self._record()
                 page = self._db.execute(query, wanted).fetchall()
                 found = [(row,) for name, _, row in page if (name.startswith(entity) if prefix else name == entity)]
@@ -182,7 +181,7 @@ class SqliteStore(Generic[V]):
             if len(found) < _PAGE:
                 break
             wanted["entity_after"], wanted["bucket_after"], _ = page[-1]
-        with self._lock, file.translated(self._path):
+        with self._in_use():
             # Or else it would stay in the log for a while; if somebody reads there now, it does.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._file.note()
@@ -197,13 +196,62 @@ class SqliteStore(Generic[V]):
         return retention
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
+        """Close the file, when nobody is at work on it."""
+        with self.lock:
+            self._closed = True
+            self._let_go()
+
+    def let_go(self) -> None:
+        """See `forks.Holder`. SQLite's locks are the process's: a child has none of them, and takes no new ones on a
+        file that it has inherited open. So it is closed before, and both open it when they need it."""
+        with suppress(sqlite3.Error):
+            self._let_go()
+
+    def be_torn(self) -> None:
+        """See `forks.Holder`."""
+        _inherited.append((os.path.realpath(self._path), getattr(self, "_db", None)))
+        self._is_open = False
+
+    def _let_go(self) -> None:
+        if self._is_open:
+            self._is_open = False
             self._db.close()
+
+    def _open(self) -> None:
+        """Open the file, or again the one that was open before, with the lock held."""
+        if any(path == os.path.realpath(self._path) for path, _ in _inherited):
+            raise StoreUnavailable(
+                f"sqlite {self._path}: another thread was at work on it when this process was forked, and SQLite has "
+                "then no safe way to open it here; fork before anything is merged, or start processes with spawn or "
+                "forkserver"
+            )
+        self._db = sqlite3.connect(
+            self._path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        self._is_open = True
+        try:
+            # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
+            self._create()
+            self._file.watch(self._db)
+        except BaseException:
+            self._let_go()
+            raise
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The file is open, and for this thread alone."""
+        with self.lock, file.translated(self._path):
+            if self._closed:
+                raise StoreUnavailable(f"sqlite {self._path}: the store is closed; open it again")
+            if not self._is_open:
+                self._file.require_there()
+                self._open()
+            yield
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._lock, file.translated(self._path):
+        with self._in_use():
             self._file.require_there()
             yield
 

@@ -1,0 +1,252 @@
+"""What it costs that many write the same rows at once: of one row, and of small bundles of many threads.
+
+    python -m benchmarks.contention [--events 960] [--rounds 3] [--json]
+
+On the Bigtable emulator. Writers of one row are processes with a store each, which merge one event after the other, so
+that each event is a commit; all events are different ones. Bundles are merged by threads that share one store, as on a
+worker. Every count is checked. The exit code is 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
+
+from benchmarks.harness import (
+    Bar,
+    Call,
+    Inexact,
+    bars_table,
+    environment,
+    in_own_process,
+    machine,
+    needing_extra,
+    print_table,
+    say,
+    tidy,
+)
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids import Sum
+from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
+from murmur_beam.state.base import Schema
+from murmur_beam.testing import emulators
+from pipelines.console import Parser, one_line_errors
+
+WRITERS = (1, 8, 32)
+THREADS, BUNDLE, WHOLE, KEYS = 12, 10, 5_000, 200
+BUNDLE_EVENTS = 24_000
+ROW_BAR, SLOWEST_BAR_S, BUNDLE_BAR = 0.15, 5.0, 0.15
+_READY_S = 0.2
+"""From when a writer is ready until it begins, for each writer: they are to begin at the same time."""
+
+
+class Contended(NamedTuple):
+    """What a run took.
+
+    Attributes:
+        rate: events a second.
+        slowest_s: the longest that one call took.
+        requests: conditional writes an event.
+    """
+
+    rate: float
+    slowest_s: float
+    requests: float
+
+
+def _spec(table: str) -> Any:
+    with needing_extra():
+        from murmur_beam.state.bigtable import BigtableSpec
+    return BigtableSpec("benchmark", "instance", table)
+
+
+def _new_table() -> str:
+    from murmur_beam.state.bigtable import tables
+
+    name = f"contention-{uuid.uuid4().hex[:8]}"
+    tables.create(_spec(name), tables.purpose(Schema(Sum().name, None)))
+    return name
+
+
+class _Commits:
+    """Counts the conditional writes of this process."""
+
+    def __init__(self) -> None:
+        from murmur_beam.state.bigtable.connection import Connection
+
+        self.n = 0
+        real = Connection.commit
+
+        def commit(connection: Any, *args: Any) -> Any:
+            self.n += 1
+            return real(connection, *args)
+
+        Connection.commit = commit  # type: ignore[method-assign]
+
+
+def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
+    """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
+    commits = _Commits()
+    with closing(_spec(table).open(Sum())) as store:
+        time.sleep(max(0.0, begin_at - time.time()))
+        began, took = time.time(), []
+        for n in range(events):
+            started_s = time.perf_counter()
+            while (result := store.merge_updates([Update(Key("row"), 1, f"{writer}/{n}")])[0]) is not Outcome.MERGED:
+                if not isinstance(result, Exception):
+                    raise Inexact(f"event {n} of writer {writer}: {result}, though it came once")
+            took.append(time.perf_counter() - started_s)
+        return began, time.time(), took, commits.n
+
+
+def one_row(writers: int, events: int) -> Contended:
+    """Many processes write to one row.
+
+    Raises:
+        Inexact: the count is wrong.
+    """
+    table = _new_table()
+    each = events // writers
+    begin_at = time.time() + 1 + _READY_S * writers
+    with ExitStack() as stack:
+        calls = [stack.enter_context(Call(write_one_row, table, n, each, begin_at)) for n in range(writers)]
+        ran = [call.result() for call in calls]
+    with closing(_spec(table).open(Sum())) as store:
+        if (count := store.get(Key("row"))) != each * writers:
+            raise Inexact(f"{writers} writers of one row: {count} events of {each * writers}")
+    seconds = max(ended for _, ended, _, _ in ran) - min(began for began, _, _, _ in ran)
+    slowest_s = max(max(took) for _, _, took, _ in ran)
+    return Contended(each * writers / seconds, slowest_s, sum(commits for _, _, _, commits in ran) / (each * writers))
+
+
+def merge_bundles(table: str, threads: int, bundle: int) -> Contended:
+    """Threads that share a store merge bundles of events of shared keys.
+
+    Raises:
+        Inexact: a count is wrong.
+    """
+    commits = _Commits()
+    config = Config(dedup=AtomicDedup())
+    records = [
+        make_record(Sum(), f"e{n}", 0, [f"k{n * 7919 % KEYS}"], 1, need_id=True)[:4] for n in range(BUNDLE_EVENTS)
+    ]
+    with closing(_spec(table).open(Sum())) as store:
+
+        def merge(some: Sequence[Any]) -> list[float]:
+            took = []
+            for start in range(0, len(some), bundle):
+                started_s = time.perf_counter()
+                results = merge_records(config, "contention", some[start : start + bundle], store)
+                took.append(time.perf_counter() - started_s)
+                if any(result.outcome is not Outcome.MERGED for result in results):
+                    raise Inexact(f"bundles of {bundle}: not all was merged: {results!r:.80}")
+            return took
+
+        share = len(records) // threads
+        parts = [records[n * share : (n + 1) * share] for n in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            started_s = time.perf_counter()
+            took = [seconds for some in pool.map(merge, parts) for seconds in some]
+            seconds = time.perf_counter() - started_s
+        found = sum(value for _, value in store.scan())
+    if found != share * threads:
+        raise Inexact(f"bundles of {bundle}: {found} events of {share * threads}")
+    return Contended(found / seconds, max(took), commits.n / found)
+
+
+def bars(ran: dict[str, list[Contended]]) -> list[Bar]:
+    """What is to be reached."""
+    alone, many = ran["1 writer of one row"], ran[f"{WRITERS[-1]} writers of one row"]
+    whole, small = ran[_bundles(1, WHOLE)], ran[_bundles(THREADS, BUNDLE)]
+    return [
+        Bar(f"{WRITERS[-1]} writers of one row / 1 writer", _ratios(many, alone), ROW_BAR),
+        Bar(f"slowest event of {WRITERS[-1]} writers", [one.slowest_s for one in many], SLOWEST_BAR_S, False, " s"),
+        Bar(f"{_bundles(THREADS, BUNDLE)} / {_bundles(1, WHOLE)}", _ratios(small, whole), BUNDLE_BAR),
+    ]
+
+
+def _ratios(some: Sequence[Contended], others: Sequence[Contended]) -> list[float]:
+    return [one.rate / other.rate for one, other in zip(some, others, strict=True)]
+
+
+def _bundles(threads: int, bundle: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}, bundles of {bundle:,}"
+
+
+@one_line_errors("contention")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if a bar is missed."""
+    parser = Parser(prog="python -m benchmarks.contention", description=__doc__.split("\n")[0])
+    parser.add_argument("--events", type=int, default=960, metavar="N", help="into the one row (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all runs (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    if args.events < WRITERS[-1]:
+        raise ConfigurationError("--events", f"must be at least {WRITERS[-1]}, an event for each writer")
+    if args.rounds < 1:
+        raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
+
+    what = machine()
+    ran: dict[str, list[Contended]] = {}
+    with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
+        for n in range(args.rounds):
+            for writers in WRITERS:
+                name = f"{writers} writer{'s' * (writers > 1)} of one row"
+                say(f"round {n + 1} of {args.rounds}: {name}")
+                ran.setdefault(name, []).append(one_row(writers, args.events))
+            for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
+                name = _bundles(threads, bundle)
+                say(f"round {n + 1} of {args.rounds}: {name}")
+                ran.setdefault(name, []).append(in_own_process(merge_bundles, _new_table(), threads, bundle))
+    say("")
+    made = bars(ran)
+    missed = any(bar.holds is False for bar in made)
+    if args.json:
+        document = {
+            "machine": what,
+            "rounds": args.rounds,
+            "runs": {
+                name: {
+                    "events_per_s": round(statistics.median(one.rate for one in runs), 1),
+                    "slowest_s": round(max(one.slowest_s for one in runs), 3),
+                    "writes_per_event": round(statistics.median(one.requests for one in runs), 3),
+                }
+                for name, runs in ran.items()
+            },
+            "bars": [bar.to_dict() for bar in made],
+        }
+        print(json.dumps(document, indent=2))
+        return int(missed)
+    print(f"{args.events:,} events into the one row, {BUNDLE_EVENTS:,} in bundles over {KEYS} rows")
+    print(f"medians of {args.rounds} rounds, slowest of all; {what}\n")
+    print_table(
+        [
+            ["run", "events/s", "slowest", "writes/event"],
+            *(
+                [
+                    name,
+                    f"{statistics.median(one.rate for one in runs):,.0f}",
+                    f"{max(one.slowest_s for one in runs):.2f} s",
+                    f"{statistics.median(one.requests for one in runs):.2f}",
+                ]
+                for name, runs in ran.items()
+            ),
+        ]
+    )
+    print()
+    print_table(bars_table(made))
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
