@@ -109,6 +109,7 @@ class Sender:
         burst: so many requests are made, and then sent together.
         in_flight: to be held for each burst.
         gate: to be passed by each burst.
+        creating: is the service still creating the table, by what it said last?
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -119,6 +120,7 @@ class Sender:
         self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
         self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
         self.gate = Gate()
+        self.creating = False
         # Of those that are sent one by one.
         self._singles = asyncio.Semaphore(settings.max_in_flight)
 
@@ -151,19 +153,27 @@ class Sender:
             while True:
                 if failure is None:
                     try:
-                        return await self._send(call)
+                        result = await self._send(call)
+                        self.creating = False
+                        return result
                     except Exception as err:
                         failure = err
-                if is_creating(failure):
-                    if self.overdue(deadline):  # more tries would end in dead letters
-                        text = f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
-                        raise StoreUnavailable(text) from failure
+                self.creating = is_creating(failure)
+                if self.creating:
+                    if self.overdue(deadline):
+                        raise self.not_created() from failure
                 elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
                     raise failure
                 failure = None
                 attempt += 1
                 # Waiting here keeps a place of those in flight: so the whole store slows down.
                 await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))
+
+    def not_created(self) -> StoreUnavailable:
+        """That patience ended while the table was being created: more tries would end in dead letters."""
+        return StoreUnavailable(
+            f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
+        )
 
     async def _send(self, call: Callable[[], Awaitable[T]]) -> T:
         probes = await self.gate.enter()

@@ -230,7 +230,9 @@ class BigtableStore(Generic[V]):
                 flush.fail(group, late)
         return flush.results
 
-    def _late(self) -> TransientError:
+    def _late(self) -> MurmurError:
+        if self._sender.creating:
+            return self._sender.not_created()
         why = "does not answer" if self._sender.gate.silent else "has too much to do, or others write the same rows"
         return TransientError(
             f"{self._spec}: not done within {self._spec.patience_s:g} s (patience_s): the server {why}"
