@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from murmur_beam.errors import StoreUnavailable
+from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.retry import ceiling_s
 from murmur_beam.state.bigtable.connection import is_creating, status_of
 from murmur_beam.state.bigtable.settings import Settings
@@ -119,6 +119,8 @@ class Sender:
         self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
         self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
         self.gate = Gate()
+        # Was that the last that went wrong?
+        self._creating = False
         # Of those that are sent one by one.
         self._singles = asyncio.Semaphore(settings.max_in_flight)
 
@@ -129,6 +131,14 @@ class Sender:
     def patience(self) -> Patience:
         """The same for the task that runs, however long it waits for an answer."""
         return Patience(self._patience_s)
+
+    def late(self) -> MurmurError:
+        """Why something is not done though its time is over: a failed try, unless more of them would be in vain."""
+        within = f"within {self._patience_s:g} s (patience_s)"
+        if self._creating:
+            return StoreUnavailable(f"{self._settings}: the table was still being created {within}; try again later")
+        why = "does not answer" if self.gate.silent else "has too much to do, or others write the same rows"
+        return TransientError(f"{self._settings}: not done {within}: the server {why}")
 
     def overdue(self, deadline: float) -> bool:
         """Has it passed?"""
@@ -151,13 +161,15 @@ class Sender:
             while True:
                 if failure is None:
                     try:
-                        return await self._send(call)
+                        result = await self._send(call)
+                        self._creating = False
+                        return result
                     except Exception as err:
                         failure = err
-                if is_creating(failure):
-                    if self.overdue(deadline):  # more tries would end in dead letters
-                        text = f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
-                        raise StoreUnavailable(text) from failure
+                self._creating = is_creating(failure)
+                if self._creating:
+                    if self.overdue(deadline):
+                        raise self.late() from failure
                 elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
                     raise failure
                 failure = None
