@@ -134,9 +134,11 @@ class Sender:
 
     def late(self) -> MurmurError:
         """Why something is not done though its time is over: a failed try, unless more of them would be in vain."""
-        within = f"within {self._patience_s:g} s (patience_s)"
         if self._creating:
-            return StoreUnavailable(f"{self._settings}: the table was still being created {within}; try again later")
+            return StoreUnavailable(
+                f"{self._settings}: the table was still being created after {self._patience_s:g} s; try again later"
+            )
+        within = f"within {self._patience_s:g} s (patience_s)"
         why = "does not answer" if self.gate.silent else "has too much to do, or others write the same rows"
         return TransientError(f"{self._settings}: not done {within}: the server {why}")
 
