@@ -27,6 +27,7 @@ from google.cloud.bigtable_v2.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from murmur_beam.clock import Clock
 from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
 from murmur_beam.model import DeadLetter, Key, Outcome, Update
 from murmur_beam.monoids import Sum
@@ -245,12 +246,13 @@ class TestTheTableIsAtFault:
         assert proxy.counts[method].refused == 5
 
     @pytest.mark.parametrize("event_id", ["1", None], ids=["commit", "bulk"])
-    @pytest.mark.parametrize("patience_s", [0.5, 3.0, 30.0])
+    @pytest.mark.parametrize("clock", [FakeClock(), Clock()], ids=["its-clock", "its-task"])
     def test_a_table_that_is_created_for_ever(
-        self, bigtable_host: str, proxy: FaultProxy, patience_s: float, event_id: str | None
+        self, bigtable_host: str, proxy: FaultProxy, clock: Clock, event_id: str | None
     ) -> None:
-        """It is given up when patience ends, and even then no record is to blame."""
-        spec = new_spec(bigtable_host, patience_s=patience_s, clock=FakeClock())
+        """It is given up when patience ends, whatever ends it, and even then no record is to blame."""
+        patience_s = 10.0 if isinstance(clock, FakeClock) else 0.3
+        spec = new_spec(bigtable_host, patience_s=patience_s, clock=clock)
         with closing(spec.open(Sum())) as store:
             proxy.live = refusing(PRECONDITION, CREATING, CHECK_AND_MUTATE, MUTATE_ROWS)
             (result,) = store.merge_updates([Update(Key("a"), 1, event_id)])
@@ -348,6 +350,29 @@ class TestNeighbours:
         assert {type(results[i]) for i in bad} == {PermanentError}
         assert proxy.counts[MUTATE_ROWS].requests <= 2 * len(bad) * (n.bit_length() + 1) + 2
         assert total(bigtable_host, spec, monkeypatch) == {f"good {i}": i + 1 for i in range(n) if i not in bad}
+
+    @pytest.mark.parametrize("names", [("good", "bad", "slow"), ("good 1", "good 2", "bad", "slow"), ("bad", "good")])
+    def test_what_was_written_counts_though_patience_ends(
+        self, bigtable_host: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]
+    ) -> None:
+        """While the last parts have no answer, those before are told, so that nobody tries them again."""
+        spec = new_spec(bigtable_host, patience_s=1.0)
+        late = Plan({Fault.DELAY: 1.0}, methods=[MUTATE_ROWS], late_s=30.0)
+        spoil = spoiling(INVALID, "Row is odd", part=b"bad")
+
+        def live(method: str, request: bytes) -> Any:
+            said = spoil(method, request)
+            if method == MUTATE_ROWS and said is None:
+                proxy.plan = late if b"slow" in request else None
+            return said
+
+        with closing(spec.open(Sum())) as store:
+            proxy.live = live
+            results = store.merge_updates([Update(Key(name), 1) for name in names])
+        for name, result in zip(names, results, strict=True):
+            assert (result is Outcome.MERGED) == name.startswith("good")
+        proxy.plan = None
+        assert total(bigtable_host, spec, monkeypatch) == {name: 1 for name in names if name[0] == "g"}
 
     def test_what_is_not_known_to_have_failed_is_not_sent_again(
         self, bigtable_host: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,14 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from google.cloud.bigtable_admin_v2 import BigtableTableAdminClient
 from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
-from google.cloud.bigtable_admin_v2.types import AppProfile, ColumnFamily, GcRule, ModifyColumnFamiliesRequest, Type
+from google.cloud.bigtable_admin_v2.types import (
+    AppProfile,
+    ColumnFamily,
+    GcRule,
+    GetTableRequest,
+    ModifyColumnFamiliesRequest,
+    Type,
+)
 from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 
 from murmur_beam import Count, MergeRecords
@@ -35,6 +42,7 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, tables
 from murmur_beam.state.bigtable.admin import Rule
 from murmur_beam.state.bigtable.meta import Meta, read_meta
+from murmur_beam.testing import FakeClock
 from murmur_beam.windows import WindowConfig, daily, hourly, minute
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -122,15 +130,20 @@ def remedies(findings: list[tables.Finding]) -> set[str]:
     return {finding.remedy for finding in findings if finding.status == tables.WRONG}
 
 
+Answer = grpc.StatusCode | tuple[grpc.StatusCode, str] | bytes | None
+"""A status, alone or with its text, or a message; None is the emulator's own."""
+
+
 class Before:
     """A server before the emulator that gives answers of its own to some methods, and passes all else on.
 
     Attributes:
-        answers: by a method's name: a status to fail with, or the message to answer.
+        answers: by a method's name: a status to fail with, the message to answer, or what tells either for a request,
+            None passing it on.
     """
 
     def __init__(self, behind: str) -> None:
-        self.answers: dict[str, grpc.StatusCode | bytes] = {}
+        self.answers: dict[str, Answer | Callable[[bytes], Answer]] = {}
         self._channel = grpc.insecure_channel(behind)
         self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self])
         self.host = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -142,16 +155,20 @@ class Before:
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         """How to answer a call; gRPC asks this."""
-        answer = self.answers.get(details.method.rpartition("/")[2])
+        told = self.answers.get(details.method.rpartition("/")[2])
 
         def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            (request,) = requests
+            answer = told(request) if callable(told) else told
             if isinstance(answer, grpc.StatusCode):
                 context.abort(answer, "as the test wants it")
+            if isinstance(answer, tuple):
+                context.abort(*answer)
             if answer is not None:
                 yield answer
                 return
             try:
-                yield from self._channel.stream_stream(details.method)(requests)
+                yield from self._channel.stream_stream(details.method)(iter([request]))
             except grpc.RpcError as err:
                 context.abort(err.code(), err.details())
 
@@ -618,6 +635,118 @@ class TestCheck:
         tables.create(where, NINETY_DAYS)
         before.answers["GetAppProfile"] = grpc.StatusCode.NOT_FOUND
         assert wrong(tables.check(where))["app profile counters"].startswith("is missing")
+
+
+class TestTheLiveService:
+    """What it says of tables and the emulator does not."""
+
+    CREATING = grpc.StatusCode.FAILED_PRECONDITION, "Table currently being created"
+    RELAXED = (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "Cannot relax pure age-based GC for a replicated family (agg). Use ignore_warnings.",
+    )
+
+    @pytest.mark.parametrize("method", ["CheckAndMutateRow", "ReadRows", "ModifyColumnFamilies"])
+    @pytest.mark.parametrize("n", [1, 4])
+    def test_a_table_that_is_being_created_is_waited_for(self, before: Before, method: str, n: int) -> None:
+        """And that is said each time."""
+        clock = FakeClock()
+        where = new_where(clock=clock)
+        if method == "ModifyColumnFamilies":
+            make(where, agg=sums())
+        left = [self.CREATING] * n
+        before.answers[method] = lambda request: left.pop() if left else None
+        said: list[str] = []
+        tables.create(where, NINETY_DAYS, say=said.append)
+        assert recorded(where) == NINETY_DAYS
+        assert set(collected(where)) == {"agg", "dedup", "state", "meta"}
+        assert clock.waits == [0.5, 1.0, 2.0, 4.0][:n]
+        assert said[0] == f"{where} is being created; waiting, 0 of at most 300 s so far"
+        assert len(said) == n
+
+    def test_a_second_call_waits_too(self, before: Before) -> None:
+        """The table is there, and cannot be read yet."""
+        where = new_where(clock=FakeClock())
+        tables.create(where, NINETY_DAYS)
+        left = [self.CREATING] * 3
+        before.answers["ReadRows"] = lambda request: left.pop() if left else None
+        assert tables.create(where, NINETY_DAYS) == []
+        assert left == []
+
+    def test_waiting_has_an_end(self, before: Before) -> None:
+        """With the words that it takes to go on."""
+        clock = FakeClock()
+        before.answers["CheckAndMutateRow"] = self.CREATING
+        with pytest.raises(TransientError, match=r"still being created after 3\d\d s; run this again"):
+            tables.create(where := new_where(clock=clock), NINETY_DAYS)
+        assert 300 <= sum(clock.waits) < 320
+        del before.answers["CheckAndMutateRow"]
+        tables.create(where, NINETY_DAYS)
+        assert wrong(tables.check(where)) == {}
+
+    @pytest.mark.parametrize(
+        ("had", "gets"),
+        [
+            pytest.param(tables.purpose(DAILY, 30 * DAY), NINETY_DAYS, id="longer"),
+            pytest.param(NINETY_DAYS, tables.purpose(DAILY), id="for-ever"),
+            pytest.param(
+                tables.purpose(ALL_TIME, None, 7 * DAY), tables.purpose(ALL_TIME, None, 8 * DAY), id="dedup-retention"
+            ),
+        ],
+    )
+    def test_a_longer_retention_on_several_clusters_must_be_allowed(
+        self, before: Before, had: Meta, gets: Meta
+    ) -> None:
+        """Without that nothing is done, and it is told why; with it the service is told to go on."""
+        where = new_where()
+        tables.create(where, had)
+        asked: list[bool] = []
+
+        def modify_families(request: bytes) -> Any:
+            asked.append(ModifyColumnFamiliesRequest.deserialize(request).ignore_warnings)
+            return None if asked[-1] else self.RELAXED
+
+        before.answers["ModifyColumnFamilies"] = modify_families
+        with pytest.raises(ConfigurationError, match=r"^yes: is needed to keep data for longer.*Cannot relax pure age"):
+            tables.create(where, gets)
+        assert recorded(where) == had
+        assert tables.create(where, gets, yes=True)
+        assert (recorded(where), asked) == (gets, [False, True])
+        assert wrong(tables.check(where)) == {}
+
+    def test_another_refusal_is_no_question(self, before: Before) -> None:
+        """What is refused for another reason is so with --yes, too."""
+        where = new_where()
+        tables.create(where, NINETY_DAYS)
+        before.answers["ModifyColumnFamilies"] = grpc.StatusCode.FAILED_PRECONDITION, "Too many families"
+        for yes in (False, True):
+            with pytest.raises(StoreUnavailable, match="Too many families"):
+                tables.create(where, tables.purpose(DAILY, 120 * DAY), yes=yes)
+
+    @pytest.mark.parametrize(
+        ("clusters", "text"),
+        [([], ""), (["c1"], ""), (["c2", "c1"], "2 clusters (c1, c2)"), (["a", "b", "c"], "3 clusters (a, b, c)")],
+        ids=["emulator", "one", "two", "three"],
+    )
+    def test_several_clusters_are_a_warning(self, before: Before, clusters: list[str], text: str) -> None:
+        """Nothing is wrong with them, but a failover may count events twice."""
+        replicated = TableMessage(cluster_states={name: {} for name in clusters})
+
+        def get_table(request: bytes) -> Any:
+            wanted = GetTableRequest.deserialize(request).view
+            return TableMessage.serialize(replicated) if wanted == TableMessage.View.REPLICATION_VIEW else None
+
+        before.answers["GetTable"] = get_table
+        where = new_where()
+        said: list[str] = []
+        tables.create(where, NINETY_DAYS, say=said.append)
+        warnings = [f for f in tables.check(where) if f.status == tables.WARNING]
+        assert wrong(tables.check(where)) == {}
+        assert [f.subject for f in warnings] == ["clusters"] * bool(text)
+        for told in (*said, *(f.text for f in warnings)):
+            assert text in told
+            assert "count twice" in told
+        assert len(said) == bool(text)
 
 
 def merge_spec(where: BigtableSpec, window: WindowConfig | None, **arguments: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from murmur_beam.model import Outcome
 from murmur_beam.state.base import Result, fold_row
@@ -21,8 +21,14 @@ MAX_MUTATIONS = 100_000
 """Bigtable's limit of a request."""
 _MUTATIONS_PER_SUM = 3
 
-_Entry = tuple[bytes, Sequence[bytes]]
-"""A row, and what is done to it."""
+
+class _Sum(NamedTuple):
+    """What is added to a row: how, what its sum is then, and what is told of the updates."""
+
+    group: Group
+    mutations: list[bytes]
+    total: Value
+    results: list[Result]
 
 
 class Sums:
@@ -69,8 +75,7 @@ class Sums:
                     flush.fail(group, error)
 
     async def _add_to(self, groups: Sequence[Group], flush: Flush) -> None:
-        entries: list[_Entry] = []
-        planned: list[tuple[Group, Value, list[Result]]] = []
+        sums: list[_Sum] = []
         cells = self._cells
         for group in groups:
             before = self._known[group.encoded]
@@ -84,22 +89,24 @@ class Sums:
                 expires_us = cells.expires_us(before.value is not None, before.expires_us, updates[-1].ttl)
                 at_us = cells.start_us(group.bucket)
                 changes = cells.changes(at_us, before.value, value, before.expires_us, expires_us)
-                entries.append((group.encoded, [wire.add(wire.VERSION, at_us, 1), *changes]))
-                planned.append((group, Value(value, expires_us), results))
-        if not planned:
-            return
-        failed = await self._write_refusals.send_many(self._write, entries, flush.deadline)
-        for i, (group, total, results) in enumerate(planned):
-            if i in failed:
-                flush.settle(group, [failed[i] if r is Outcome.MERGED else r for r in results])
-            else:
-                flush.settle(group, results)
-                self._known[group.encoded] = total
+                mutations = [wire.add(wire.VERSION, at_us, 1), *changes]
+                sums.append(_Sum(group, mutations, Value(value, expires_us), results))
+
+        async def write(some: Sequence[_Sum]) -> dict[int, Exception]:
+            request = wire.bulk(self.connection, [(one.group.encoded, one.mutations) for one in some])
+            failed = await self.connection.mutate(request, len(some))
+            # At once: what is written must not count as failed because of what comes after it, and so count twice.
+            for i, one in enumerate(some):
+                if i not in failed:
+                    flush.settle(one.group, one.results)
+                    self._known[one.group.encoded] = one.total
+            return failed
+
+        if sums:
+            for i, error in (await self._write_refusals.send_many(write, sums, flush.deadline)).items():
+                flush.settle(sums[i].group, [error if r is Outcome.MERGED else r for r in sums[i].results])
         while len(self._known) > self._max_known:
             self._known.popitem(last=False)
-
-    async def _write(self, entries: Sequence[_Entry]) -> dict[int, Exception]:
-        return await self.connection.mutate(wire.bulk(self.connection, entries), len(entries))
 
     async def _read(self, encoded: Sequence[bytes], deadline: float) -> dict[bytes, Exception]:
         """Know the sums as they were not long ago; why some cannot be known, by row."""
