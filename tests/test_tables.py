@@ -653,7 +653,7 @@ class TestTheLiveService:
         clock = FakeClock()
         where = new_where(clock=clock)
         if method == "ModifyColumnFamilies":
-            make(where, agg=sums())
+            make(where, agg=ColumnFamily(value_type=sums().value_type, gc_rule=GcRule(max_age=KEPT_90)))
         left = [self.CREATING] * n
         before.answers[method] = lambda request: left.pop() if left else None
         said: list[str] = []
