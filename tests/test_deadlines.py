@@ -293,6 +293,6 @@ def test_patience_ends_whatever_goes_on() -> None:
 def test_patience_is_a_setting(bigtable_host: str) -> None:
     """Of the store; what is said names it."""
     with closing(open_store(bigtable_host)) as store:
-        late = str(store._late())
+        late = str(store._sender.late())
     assert f"not done within {PATIENCE_S:g} s (patience_s)" in late
     assert timedelta(seconds=BigtableSpec("p", "i", "t").patience_s) == timedelta(seconds=15)

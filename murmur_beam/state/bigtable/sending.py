@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from murmur_beam.errors import StoreUnavailable
+from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.retry import ceiling_s
 from murmur_beam.state.bigtable.connection import is_creating, status_of
 from murmur_beam.state.bigtable.settings import Settings
@@ -109,7 +109,6 @@ class Sender:
         burst: so many requests are made, and then sent together.
         in_flight: to be held for each burst.
         gate: to be passed by each burst.
-        creating: is the service still creating the table, by what it said last?
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -120,7 +119,8 @@ class Sender:
         self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
         self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
         self.gate = Gate()
-        self.creating = False
+        # Was that the last that went wrong?
+        self._creating = False
         # Of those that are sent one by one.
         self._singles = asyncio.Semaphore(settings.max_in_flight)
 
@@ -131,6 +131,16 @@ class Sender:
     def patience(self) -> Patience:
         """The same for the task that runs, however long it waits for an answer."""
         return Patience(self._patience_s)
+
+    def late(self) -> MurmurError:
+        """Why something is not done though its time is over: a failed try, unless more of them would be in vain."""
+        if self._creating:
+            return StoreUnavailable(
+                f"{self._settings}: the table was still being created after {self._patience_s:g} s; try again later"
+            )
+        within = f"within {self._patience_s:g} s (patience_s)"
+        why = "does not answer" if self.gate.silent else "has too much to do, or others write the same rows"
+        return TransientError(f"{self._settings}: not done {within}: the server {why}")
 
     def overdue(self, deadline: float) -> bool:
         """Has it passed?"""
@@ -154,26 +164,20 @@ class Sender:
                 if failure is None:
                     try:
                         result = await self._send(call)
-                        self.creating = False
+                        self._creating = False
                         return result
                     except Exception as err:
                         failure = err
-                self.creating = is_creating(failure)
-                if self.creating:
+                self._creating = is_creating(failure)
+                if self._creating:
                     if self.overdue(deadline):
-                        raise self.not_created() from failure
+                        raise self.late() from failure
                 elif status_of(failure) is not grpc.StatusCode.RESOURCE_EXHAUSTED or self.overdue(deadline):
                     raise failure
                 failure = None
                 attempt += 1
                 # Waiting here keeps a place of those in flight: so the whole store slows down.
                 await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))
-
-    def not_created(self) -> StoreUnavailable:
-        """That patience ended while the table was being created: more tries would end in dead letters."""
-        return StoreUnavailable(
-            f"{self._settings} is still being created after {self._patience_s:g} s; try again later"
-        )
 
     async def _send(self, call: Callable[[], Awaitable[T]]) -> T:
         probes = await self.gate.enter()

@@ -167,7 +167,7 @@ class BigtableStore(Generic[V]):
                 for row in await self._connection.read(wire.only_values(request)):
                     found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
             return [self._live(found.get(key, [])) for key in keys]
-        raise self._late()
+        raise self._sender.late()
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
@@ -223,20 +223,12 @@ class BigtableStore(Generic[V]):
             finally:
                 flush.over = True
         if flush is None:
-            raise self._late()
+            raise self._sender.late()
         if flush.unsettled:
-            late = self._late()
+            late = self._sender.late()
             for group in list(flush.unsettled.values()):
                 flush.fail(group, late)
         return flush.results
-
-    def _late(self) -> MurmurError:
-        if self._sender.creating:
-            return self._sender.not_created()
-        why = "does not answer" if self._sender.gate.silent else "has too much to do, or others write the same rows"
-        return TransientError(
-            f"{self._spec}: not done within {self._spec.patience_s:g} s (patience_s): the server {why}"
-        )
 
     async def _merge_groups(self, flush: Flush, groups: list[Group]) -> None:
         if self.bucket_age is not None:
