@@ -1,6 +1,6 @@
 """What it costs that many write the same rows at once: of one row, and of small bundles of many threads.
 
-    python -m benchmarks.contention [--events 960] [--rounds 3] [--json]
+    python -m benchmarks.contention [--events 960] [--bundled 24000] [--rounds 3] [--json]
 
 On the Bigtable emulator. Writers of one row are processes with a store each, which merge one event after the other, so
 that each event is a commit; all events are different ones. Bundles are merged by threads that share one store, as on a
@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -24,26 +23,23 @@ from benchmarks.harness import (
     Bar,
     Call,
     Inexact,
-    bars_table,
-    environment,
     in_own_process,
     machine,
+    missed,
     needing_extra,
-    print_table,
+    on_bigtable,
+    print_figures,
     say,
-    tidy,
 )
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
 from murmur_beam.state.base import Schema
-from murmur_beam.testing import emulators
 from pipelines.console import Parser, one_line_errors
 
 WRITERS = (1, 8, 32)
 THREADS, BUNDLE, WHOLE, KEYS = 12, 10, 5_000, 200
-BUNDLE_EVENTS = 24_000
 ROW_BAR, SLOWEST_BAR_S, BUNDLE_BAR = 0.15, 5.0, 0.15
 _READY_S = 0.2
 """From when a writer is ready until it begins, for each writer: they are to begin at the same time."""
@@ -128,7 +124,7 @@ def one_row(writers: int, events: int) -> Contended:
     return Contended(each * writers / seconds, slowest_s, sum(commits for _, _, _, commits in ran) / (each * writers))
 
 
-def merge_bundles(table: str, threads: int, bundle: int) -> Contended:
+def merge_bundles(table: str, events: int, threads: int, bundle: int) -> Contended:
     """Threads that share a store merge bundles of events of shared keys.
 
     Raises:
@@ -136,9 +132,7 @@ def merge_bundles(table: str, threads: int, bundle: int) -> Contended:
     """
     commits = _Commits()
     config = Config(dedup=AtomicDedup())
-    records = [
-        make_record(Sum(), f"e{n}", 0, [f"k{n * 7919 % KEYS}"], 1, need_id=True)[:4] for n in range(BUNDLE_EVENTS)
-    ]
+    records = [make_record(Sum(), f"e{n}", 0, [f"k{n * 7919 % KEYS}"], 1, need_id=True)[:4] for n in range(events)]
     with closing(_spec(table).open(Sum())) as store:
 
         def merge(some: Sequence[Any]) -> list[float]:
@@ -187,18 +181,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
     parser = Parser(prog="python -m benchmarks.contention", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=960, metavar="N", help="into the one row (%(default)s)")
+    parser.add_argument("--bundled", type=int, default=24_000, metavar="N", help="into the others (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     if args.events < WRITERS[-1]:
         raise ConfigurationError("--events", f"must be at least {WRITERS[-1]}, an event for each writer")
+    if args.bundled < THREADS:
+        raise ConfigurationError("--bundled", f"must be at least {THREADS}, an event for each thread")
     if args.rounds < 1:
         raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
 
     what = machine()
     ran: dict[str, list[Contended]] = {}
-    with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
+    with on_bigtable():
         for n in range(args.rounds):
             for writers in WRITERS:
                 name = f"{writers} writer{'s' * (writers > 1)} of one row"
@@ -207,10 +203,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
                 name = _bundles(threads, bundle)
                 say(f"round {n + 1} of {args.rounds}: {name}")
-                ran.setdefault(name, []).append(in_own_process(merge_bundles, _new_table(), threads, bundle))
+                ran.setdefault(name, []).append(
+                    in_own_process(merge_bundles, _new_table(), args.bundled, threads, bundle)
+                )
     say("")
     made = bars(ran)
-    missed = any(bar.holds is False for bar in made)
     if args.json:
         document = {
             "machine": what,
@@ -226,10 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bars": [bar.to_dict() for bar in made],
         }
         print(json.dumps(document, indent=2))
-        return int(missed)
-    print(f"{args.events:,} events into the one row, {BUNDLE_EVENTS:,} in bundles over {KEYS} rows")
+        return missed(made)
+    print(f"{args.events:,} events into the one row, {args.bundled:,} in bundles over {KEYS} rows")
     print(f"medians of {args.rounds} rounds, slowest of all; {what}\n")
-    print_table(
+    print_figures(
         [
             ["run", "events/s", "slowest", "writes/event"],
             *(
@@ -241,11 +238,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ]
                 for name, runs in ran.items()
             ),
-        ]
+        ],
+        made,
     )
-    print()
-    print_table(bars_table(made))
-    return int(missed)
+    return missed(made)
 
 
 if __name__ == "__main__":

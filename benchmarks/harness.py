@@ -9,6 +9,7 @@ import signal
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar, cast
@@ -62,7 +63,7 @@ class Call(Generic[T]):
     """A call that goes on in a process of its own, so that memory and caches are of this call alone.
 
     The process is forked from one that has only imported what the function needs, which is quicker than starting Python
-    anew; its environment is what it was when the first of them was needed. Use it in a ``with`` statement, which kills
+    anew; its environment is what that of this process is now. Use it in a ``with`` statement, which kills
     the process at its end.
 
     Args:
@@ -75,7 +76,7 @@ class Call(Generic[T]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([function.__module__])
         self._answer, sender = context.Pipe(duplex=False)
-        self._process = context.Process(target=_call, args=(sender, function, args), daemon=True)
+        self._process = context.Process(target=_call, args=(sender, dict(os.environ), function, args), daemon=True)
         self._process.start()
         sender.close()
 
@@ -108,7 +109,9 @@ class Call(Generic[T]):
         return cast(T, value)
 
 
-def _call(sender: Any, function: Callable[..., object], args: Sequence[object]) -> None:
+def _call(sender: Any, variables: dict[str, str], function: Callable[..., object], args: Sequence[object]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
     try:
         answer = function(*args), None
     except Exception as err:
@@ -158,6 +161,16 @@ def tidy() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def on_bigtable() -> Iterator[None]:
+    """An emulator of Bigtable that clients of this process, and of those it starts, come to."""
+    from murmur_beam.testing import emulators
+
+    with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
+        yield
 
 
 def say(text: str) -> None:
@@ -228,6 +241,18 @@ def bars_table(bars: Sequence[Bar]) -> list[list[str]]:
         between = f"{min(bar.values):.2f} .. {max(bar.values):.2f}"
         rows.append([bar.text, f"{bar.value:.2f}{bar.unit}", between, wanted, verdict])
     return rows
+
+
+def missed(bars: Sequence[Bar]) -> int:
+    """The exit code: 1 if one is not reached."""
+    return int(any(bar.holds is False for bar in bars))
+
+
+def print_figures(rows: Sequence[Sequence[str]], bars: Sequence[Bar]) -> None:
+    """Print a table of figures, and behind it that of the bars."""
+    print_table(rows)
+    print()
+    print_table(bars_table(bars))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
@@ -23,20 +22,18 @@ from typing import Any, NamedTuple
 from benchmarks.harness import (
     Bar,
     Inexact,
-    bars_table,
-    environment,
     machine,
+    missed,
     needing_extra,
-    print_table,
+    on_bigtable,
+    print_figures,
     say,
-    tidy,
 )
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Count
 from murmur_beam.reader import Reader
 from murmur_beam.state.base import Schema
-from murmur_beam.testing import emulators
 from murmur_beam.windows import hourly
 from pipelines.console import Parser, one_line_errors
 
@@ -211,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     what = machine()
     sent: dict[str, list[Sent]] = {}
-    with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
+    with on_bigtable():
         spec = BigtableSpec("benchmark", "instance", "reading")
         granularity = hourly().granularity
         tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
@@ -225,7 +221,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     sent.setdefault(name(question), []).append(ask(question))
         say("")
     made = bars(sent)
-    missed = any(bar.holds is False for bar in made)
     if args.json:
         document = {
             "rows": args.rows,
@@ -244,9 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bars": [bar.to_dict() for bar in made],
         }
         print(json.dumps(document, indent=2))
-        return int(missed)
+        return missed(made)
     print(f"{args.rows:,} rows in {args.hours} hours, medians of {args.turns} turns; {what}\n")
-    print_table(
+    print_figures(
         [
             ["question", "rows sent", "bytes sent", "seconds", "of turns"],
             *(
@@ -259,11 +254,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ]
                 for text, turns in sent.items()
             ),
-        ]
+        ],
+        made,
     )
-    print()
-    print_table(bars_table(made))
-    return int(missed)
+    return missed(made)
 
 
 if __name__ == "__main__":

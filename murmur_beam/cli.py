@@ -268,7 +268,7 @@ def _buckets(reader: Reader[Any], start: datetime, end: datetime) -> str:
 
 
 def _is_day(reader: Reader[Any]) -> bool:
-    """Is each bucket one day?"""
+    """Tell whether each bucket is one day."""
     return reader.window_config is not None and reader.window_config.granularity == timedelta(days=1)
 
 

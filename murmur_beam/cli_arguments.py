@@ -92,7 +92,7 @@ class Span(NamedTuple):
 
     @property
     def is_day(self) -> bool:
-        """Was it a plain date?"""
+        """Whether it was a plain date."""
         return self.start < self.end
 
 

@@ -119,10 +119,10 @@ def _delete(
 
 
 def _asked(what: str) -> bool:
-    """Ask whoever sits there.
+    """Ask the user on the terminal.
 
     Raises:
-        ConfigurationError: nobody does.
+        ConfigurationError: there is no terminal.
     """
     said = f"{what}, will be deleted for good. Stop what sends their events first: one that comes again counts anew"
     if not sys.stdin.isatty():

@@ -92,7 +92,7 @@ class Coalescer(Generic[T, V]):
         self._full_at = self._max_events
 
     def add(self, record: Fields, token: T, n_bytes: int = 0) -> bool:
-        """Buffer a record, whose element carries so many bytes; True says that it is time to flush."""
+        """Buffer a record; ``n_bytes`` is what its element carries. True says that it is time to flush."""
         if n_bytes:
             self._bytes += n_bytes
             if self._bytes >= self._max_bytes:
@@ -110,7 +110,7 @@ class Coalescer(Generic[T, V]):
         )
 
     def count_beside(self, n_bytes: int) -> bool:
-        """Count an element that makes no record and is held elsewhere; True says that it is time to flush."""
+        """Count an element that makes no record and is held elsewhere. True says that it is time to flush."""
         if not self._records and not self._beside:
             self._started_s = self._monotonic()
         self._beside += 1

@@ -196,7 +196,7 @@ def _repr(element: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    """Can it stand in a letter, whose texts are all UTF-8?"""
+    """Tell whether it can stand in a letter, whose texts are all UTF-8."""
     return isinstance(value, str) and _utf8(value) == value
 
 

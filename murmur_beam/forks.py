@@ -29,11 +29,11 @@ class Holder(Protocol):
         """Close what a child must not inherit; called before a fork, with the lock held."""
 
     def be_torn(self) -> None:
-        """Somebody was at work all the same when this process, a child, was forked."""
+        """Called in a child if a thread of the parent held the lock during the fork."""
 
 
 class Lock:
-    """A lock that is free in a child, whoever held it in the parent. For what no fork can leave half done."""
+    """A lock that is free in each child of a fork. It is for short work that a fork cannot leave half done."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -199,7 +199,7 @@ class Merger(Generic[T]):
             self._under_way = None
 
     def close(self) -> None:
-        """Close the stores, unless somebody else in this process uses them; a flush under way comes to its end."""
+        """Wait for a flush that is under way, then release the stores; the last user in the process closes them."""
         if self._thread is not None:
             self._thread.shutdown()
         for lease in self._leases:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import emulators
 import pytest
@@ -16,6 +17,9 @@ from murmur_beam.monoids.sum import Sum
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock
 from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
+
+if TYPE_CHECKING:
+    from fault_proxy import FaultProxy
 
 # No deadline: these are not tests of speed, and a busy machine must not fail them.
 settings.register_profile("murmur_beam", deadline=None)
@@ -65,6 +69,17 @@ def bigtable_host(run_folder: Path) -> Iterator[str]:
     """``host:port`` of the test run's Bigtable emulator, which clients find by themselves."""
     with emulators.for_tests(BIGTABLE, "BIGTABLE_EMULATOR_HOST", run_folder) as host:
         yield host
+
+
+@pytest.fixture
+def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Before the Bigtable emulator; what clients of this process come to. It passes everything on until it is told
+    otherwise."""
+    from fault_proxy import FaultProxy  # takes a second to import
+
+    with FaultProxy(bigtable_host) as running:
+        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", running.address)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from murmur_beam.testing.emulators import EmulatorMissing, Running, Server, stop
+
+if TYPE_CHECKING:
+    from murmur_beam.state.bigtable import BigtableSpec
 
 PROJECT, INSTANCE = "test-project", "test-instance"
 _numbers = itertools.count()
@@ -98,3 +102,10 @@ def new_table(host: str) -> str:
     with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
         admin.create(rules(purpose(Schema("sum", None))))  # the same for any purpose that keeps all
     return name
+
+
+def new_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own."""
+    from murmur_beam.state.bigtable import BigtableSpec
+
+    return BigtableSpec(PROJECT, INSTANCE, new_table(host), **arguments)

@@ -14,9 +14,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import emulators
 import grpc
 import pytest
+from emulators import new_spec
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from google.cloud.bigtable_admin_v2 import BigtableTableAdminClient
 from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
@@ -55,11 +55,6 @@ from murmur_beam.testing import FakeClock, StoreContract
 from murmur_beam.testing.emulators import bigtable
 
 A = Key("a")
-
-
-def new_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """A table of its own."""
-    return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(host), **arguments)
 
 
 class TestBigtableStore(StoreContract):

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -31,24 +31,9 @@ AT_ONCE_S = 0.7
 """How much longer a call may take on a busy machine."""
 
 
-@pytest.fixture
-def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the emulator; it passes everything on, until it has a plan."""
-    with FaultProxy(bigtable_host) as proxy:
-        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
-        yield proxy
-
-
 def open_store(host: str, **arguments: Any) -> BigtableStore[int]:
     """Of a table of its own, with little patience."""
-    spec = BigtableSpec(
-        emulators.PROJECT,
-        emulators.INSTANCE,
-        emulators.new_table(host),
-        timeout_s=TIMEOUT_S,
-        patience_s=PATIENCE_S,
-        **arguments,
-    )
+    spec = emulators.new_spec(host, timeout_s=TIMEOUT_S, patience_s=PATIENCE_S, **arguments)
     store: BigtableStore[int] = spec.open(Sum())
     return store
 

@@ -46,7 +46,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
         return SqliteSpec(str(tmp_path / "c.db"))
     host = request.getfixturevalue("bigtable_host")
     shards = 4 if request.param == "bigtable-shards" else None
-    return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(host), shards=shards)
+    return emulators.new_spec(host, shards=shards)
 
 
 # ---- with SQL ----

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
@@ -62,14 +62,6 @@ FLAGS = ["--name=test", "--key=k", "--value=v", "--event_id=id"]
 def uri(bigtable_host: str) -> str:
     """A store in an empty table."""
     return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
-
-
-@pytest.fixture
-def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """What clients of this process come to for as long as the test runs."""
-    with FaultProxy(bigtable_host) as running:
-        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", running.address)
-        yield running
 
 
 def state(uri: str) -> dict[str, int]:

@@ -6,38 +6,25 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import emulators
 import pytest
 
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
+from emulators import new_spec
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
+from test_bigtable import Unreadable
 
 from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.monoids import Max, SetUnion, Sum
-from murmur_beam.state.bigtable import BigtableSpec, BigtableStore
+from murmur_beam.monoids import SetUnion, Sum
+from murmur_beam.state.bigtable import BigtableStore
 from murmur_beam.state.bigtable.keys import row_key
 
 MERGED, DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
 WAIT_S = 60.0
-
-
-@pytest.fixture
-def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the emulator; it passes everything on, until it has a plan."""
-    with FaultProxy(bigtable_host) as proxy:
-        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
-        yield proxy
-
-
-def new_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """Of a table of its own."""
-    return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(host), **arguments)
 
 
 def at_once(store: BigtableStore[Any], flushes: list[list[Update]]) -> list[list[Any]]:
@@ -119,19 +106,6 @@ def test_an_update_that_cannot_be_merged_hurts_no_other_flush(bigtable_host: str
         assert kinds == {"Outcome": 1, "Overflow": 3}
         assert results[4:] == [[MERGED]] * 12
         assert store.get(Key("row")) == 2**62 + 12
-
-
-class Unreadable(Max):
-    """Writes a value that it cannot read again."""
-
-    name = "unreadable"
-
-    def decode(self, data: bytes) -> Any:
-        """See `Monoid.decode`."""
-        value = super().decode(data)
-        if value == 13:
-            raise ValueError("13")
-        return value
 
 
 def test_a_value_that_could_not_be_read_again_hurts_no_other_flush(proxy: FaultProxy, bigtable_host: str) -> None:

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -51,18 +51,9 @@ RECORDS: list[dict[str, Any]] = [{"id": str(i), "k": f"k{i % 40}"} for i in rang
 ONCE, PLAIN = Config(dedup=AtomicDedup()), Config(dedup=NoDedup())
 
 
-@pytest.fixture
-def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """What clients of this process come to for as long as the test runs."""
-    with FaultProxy(bigtable_host) as running:
-        monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", running.address)
-        yield running
-
-
 def new_spec(host: str, **arguments: Any) -> BigtableSpec:
     """A table that was made for sums, through an app profile."""
-    name = emulators.new_table(host)
-    spec = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, name, app_profile="counters", **arguments)
+    spec = emulators.new_spec(host, app_profile="counters", **arguments)
     spec.open(Sum()).close()  # which records that
     return spec
 

@@ -48,7 +48,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
     if request.param == "sqlite":
         return SqliteSpec(str(tmp_path / "c.db"))
     host = request.getfixturevalue("bigtable_host")
-    return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(host))
+    return emulators.new_spec(host)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ class TestTablesOfRelease010:
         made: StoreSpec = SqliteSpec(str(tmp_path / "c.db"))
         if request.param == "bigtable":
             host = request.getfixturevalue("bigtable_host")
-            made = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(host))
+            made = emulators.new_spec(host)
         with closing(made.open(Count())) as store:
             store.merge_update(A, 1, event_id="1")
         of_release_0_1_0(made, Count())

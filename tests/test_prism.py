@@ -21,7 +21,6 @@ from test_transforms import FIELDS, Faulty, OnShelf, bad_run, config, event, fai
 from murmur_beam.errors import SchemaMismatch, StoreUnavailable
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import Store
-from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.store import BigtableStore
 
 __all__ = ["bad_run", "lasting", "memory", "store"]
@@ -72,7 +71,7 @@ def _on_prism(prism_host: str, bigtable_host: str, tmp_path_factory: pytest.Temp
     def open_in_table(spec: OnShelf, monoid: Monoid[Any], granularity: timedelta | None = None) -> Store[Any]:
         opened: Any = open_there(spec, monoid, granularity)
         if type(opened) is Faulty and opened.ledger.store not in tables:
-            table = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(bigtable_host))
+            table = emulators.new_spec(bigtable_host)
             opened.ledger.store = table.open(monoid, granularity)
             tables.append(opened.ledger.store)
         return opened

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import SetUnion
-from murmur_beam.state.bigtable import BigtableSpec
 from murmur_beam.state.bigtable.reading import Cell, Row, RowAssembler
 
 Chunk: Any = ReadRowsResponse.CellChunk.pb()
@@ -69,7 +68,7 @@ def test_rows_come_out_as_they_went_in(rows: dict[bytes, list[Cell]], chance: ra
 
 def test_a_row_of_many_megabytes_can_be_read(bigtable_host: str) -> None:
     """Also from an emulator, which sends a row in one piece, beyond what gRPC takes unless it is told."""
-    spec = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(bigtable_host))
+    spec = emulators.new_spec(bigtable_host)
     value = frozenset({"x" * 6_000_000})
     with closing(spec.open(SetUnion())) as store:
         store.merge_updates([Update(Key("a"), value), Update(Key("b"), frozenset({"y"}))])

@@ -65,7 +65,7 @@ class TimedExtremum(Extremum[Timed]):
 
 
 def precedes(a: Timed, b: Timed) -> bool:
-    """Does ``a`` come before ``b``, or has the same bytes?"""
+    """Tell whether ``a`` comes before ``b``, or has the same bytes."""
     times = (a.event_time_us, a.ns), (b.event_time_us, b.ns)
     if times[0] != times[1]:
         return times[0] < times[1]

@@ -153,7 +153,7 @@ class Schema(NamedTuple):
         return f"monoid {self.monoid!r}{field} and {buckets}"
 
     def accepts(self, wanted: Schema) -> bool:
-        """Can a store with this schema be used with the wanted one?"""
+        """Tell whether a store with this schema can be used with the wanted one."""
         if self.granularity != wanted.granularity:
             return False
         if self.vague:
@@ -178,7 +178,7 @@ class Schema(NamedTuple):
             )
 
     def names(self, wanted: Schema) -> bool:
-        """Is the wanted field, which this schema accepts, still to be recorded?"""
+        """Tell whether the wanted field, which this schema accepts, is still to be recorded."""
         return not self.vague and self.field is None and wanted.field is not None
 
 

@@ -75,11 +75,11 @@ class _Plan(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Does any update?"""
+        """Whether any update fails."""
         return self.results is not None and any(isinstance(result, Exception) for result in self.results)
 
     def packs(self, row: KnownRow) -> bool:
-        """Is it time to put small columns together?"""
+        """Tell whether it is time to put small columns together."""
         return row.small >= known.PACK_AT and bool(self.journal)
 
 
@@ -130,7 +130,7 @@ class _Turn(Waiter):
 
     @property
     def contended(self) -> bool:
-        """Has somebody else written the row, or is about to?"""
+        """Whether other writers have written the row, or hold it."""
         return self.unmet or not self.has_row or self.row.crowded > 0
 
     def join(self) -> None:
@@ -210,7 +210,7 @@ class Commits(Generic[V]):
         self._read_refusals = Refusals(settings, connection, sender, read_nothing)
         self._cells = cells
         self._commits = 0
-        self._settling = 0
+        self._flushes = 0
         self._writer = os.urandom(8)
         self._chance = random.Random()
         self._warned: set[bytes] = set()
@@ -229,7 +229,11 @@ class Commits(Generic[V]):
                 else:
                     await self._read_and_settle(part, flush)
 
-        await all_of([work() for _ in range(1 if self._cold == -_SURE else min(len(groups), _READS))])
+        self._flushes += 1
+        try:
+            await all_of([work() for _ in range(1 if self._cold == -_SURE else min(len(groups), _READS))])
+        finally:
+            self._flushes -= 1
 
     async def forget(self, rows: Sequence[bytes]) -> None:
         """These were deleted, so that what is known of them is not true any more."""
@@ -271,14 +275,12 @@ class Commits(Generic[V]):
             while some := list(islice(queue, burst)):
                 await self._merge_some(some)
 
-        self._settling += 1
-        if self._settling > 1:
+        if self._flushes > 1:
             for turn in turns:
                 turn.row.want(turn)
         try:
             await all_of([work() for _ in range(min(-(-len(turns) // burst), self._settings.max_in_flight))])
         finally:
-            self._settling -= 1
             for turn in turns:
                 self._end(turn)
                 turn.row.unwant(turn)
@@ -361,7 +363,9 @@ class Commits(Generic[V]):
                 return
             turn.join()
         try:
-            self._tell(turn, await self._merge_row(turn))
+            plan = await self._merge_row(turn)
+            turn.row.crowded = max(turn.row.crowded - 1, 0)
+            self._tell(turn, plan)
         except Exception as err:
             error = self.connection.translated(err)
             if turn.others and isinstance(error, PermanentError):
@@ -383,7 +387,6 @@ class Commits(Generic[V]):
                 plan = self._plan(turn)
             if not plan.writes:
                 if verified or not plan.fails:
-                    row.crowded = max(row.crowded - 1, 0)
                     return plan
                 # Nothing will be written that could fail if the row has changed: so look.
                 await self._refresh(turn)
@@ -393,7 +396,6 @@ class Commits(Generic[V]):
                     columns = await self._to_pack(turn) if plan.packs(row) else []
                     attempt = self._attempt(row, group, plan, columns, self._now_us())
                 if await self._commit(turn, plan, attempt):
-                    row.crowded = max(row.crowded - 1, 0)
                     return plan
                 if self._sender.overdue(flush.deadline):
                     raise TransientError(

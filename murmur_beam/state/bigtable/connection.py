@@ -76,7 +76,7 @@ class _Metadata(grpc.aio.Metadata):  # type: ignore[misc]
 
 
 class Call(Protocol):
-    """A request under way; awaiting it gives the answer: was the predicate met?"""
+    """A request under way; awaiting it tells whether the predicate was met."""
 
     def __await__(self) -> Generator[Any, None, bool]: ...
 
@@ -307,7 +307,7 @@ class Connection:
         )
 
     def commit(self, request: bytes, burst: Burst | None = None) -> Call:
-        """Send a request from `wire.commit`, at once; was the predicate met?
+        """Send a request from `wire.commit`, at once; the call tells whether the predicate was met.
 
         Args:
             request: what to write.
@@ -412,10 +412,10 @@ def status_of(err: BaseException | None) -> grpc.StatusCode | None:
 
 
 def is_creating(err: BaseException | None) -> bool:
-    """Does the service say that the table is still being created?"""
+    """Tell whether the service says that the table is still being created."""
     return status_of(err) is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in str(err)
 
 
 def is_refusal(err: Exception) -> bool:
-    """Is an error, `Connection.translated`, about the request, as far as it says?"""
+    """Tell whether an error from `Connection.translated` blames the request itself."""
     return type(err) is PermanentError

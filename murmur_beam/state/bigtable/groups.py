@@ -29,12 +29,12 @@ class Flush:
     Args:
         updates: in any order.
         prints: fingerprints of the updates; None for one that leaves none.
-        all_marked: does every update leave one?
+        all_marked: whether every update leaves one.
 
     Attributes:
         results: of the updates; merged, unless something else is put there.
         deadline: until when it goes on, by the monotonic clock.
-        over: does nobody wait for its results any more?
+        over: whether its caller has stopped waiting for the results.
         unsettled: groups whose results are not known yet, by the identity of each.
     """
 
@@ -62,7 +62,7 @@ class Flush:
         self.settle(group, [error] * len(group.positions))
 
     def marked(self, group: Group) -> bool:
-        """Does any of the updates leave a fingerprint?"""
+        """Tell whether any of the updates leaves a fingerprint."""
         return self.all_marked or any(self.prints[i] is not None for i in group.positions)
 
 

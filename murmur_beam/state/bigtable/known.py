@@ -32,12 +32,12 @@ _BITS = 24
 
 
 class Waiter:
-    """Somebody who wants to do something with a row, or is content if somebody else does it with his own.
+    """Work that waits for a row. The owner of the row may adopt it and do it together with its own.
 
     Attributes:
-        adopted: somebody else does it now.
-        done: somebody else has done it.
-        handed: where it is told that the row is ours, or that it is done; None as long as nobody looks there.
+        adopted: the owner of the row does it now.
+        done: an owner has done it.
+        handed: set when the row is handed over or the work is done; None until the work awaits it.
     """
 
     __slots__ = ("adopted", "done", "handed")
@@ -47,7 +47,7 @@ class Waiter:
         self.handed: asyncio.Future[None] | None = None
 
     def tell(self) -> bool:
-        """Tell what has become of it; False if nobody looks."""
+        """Wake the work up; False if it does not await the row."""
         if self.handed is None or self.handed.done():
             return False
         self.handed.set_result(None)
@@ -70,7 +70,7 @@ class KnownRow:
         crowded: how much others have written it lately: one up with each commit that came second, one down with each
             that did not.
         users: flushes that hold the row, or wait for it.
-        waiting: those who want it, in order; None: nobody does.
+        waiting: work that waits for it, in order; None where there is none.
         weighed: events that `KnownRows` has counted.
     """
 
@@ -120,25 +120,24 @@ class KnownRow:
         self._seen: bytes | list[bytes] = b""
 
     def try_acquire(self) -> bool:
-        """Have the row for oneself, if nobody else has."""
+        """Take the row if it is free."""
         if self._held:
             return False
         self._held = True
         return True
 
     def want(self, waiter: Waiter) -> None:
-        """Let others know, who may do it as well when they have the row."""
+        """Put work into the queue, from which the owner of the row may adopt it."""
         self.waiting = self.waiting or {}
         self.waiting[waiter] = None
 
     def unwant(self, waiter: Waiter) -> None:
-        """It is not wanted any more, or is ours already."""
+        """Take work out of the queue."""
         if self.waiting:
             self.waiting.pop(waiter, None)
 
     async def acquire(self, waiter: Waiter) -> bool:
-        """Have the row for oneself, as soon as those before have released it; False if somebody else has done what it
-        was wanted for."""
+        """Take the row as soon as it is free; False if an owner has done the work meanwhile."""
         if not (waiter.adopted or waiter.done):
             if self.try_acquire():
                 self.unwant(waiter)
@@ -156,7 +155,7 @@ class KnownRow:
         return not waiter.done
 
     def release(self) -> None:
-        """Let the next one have it who cannot go on without."""
+        """Hand the row to the first work that awaits it, or leave it free."""
         for waiter in self.waiting or ():
             if waiter.tell():
                 self.unwant(waiter)
@@ -164,13 +163,13 @@ class KnownRow:
         self._held = False
 
     def unused(self) -> None:
-        """Nobody has it, or waits for it."""
+        """Reset the lock: no flush uses the row."""
         self._held = False
         self.waiting = None
 
     @property
     def has(self) -> Callable[[bytes], bool]:
-        """Is an event in the row, as far as it is known now?"""
+        """A function that tells whether an event is in the row, as far as it is known now."""
         seen = self._seen
         if isinstance(seen, bytes):
             return seen.__contains__
@@ -183,7 +182,7 @@ class KnownRow:
         return is_in_its_bucket
 
     def expect(self, n: int) -> None:
-        """Make room for so many events more; to be called before many columns are learned."""
+        """Make room for ``n`` more events, before many columns are learned."""
         room_for = self.events + n
         if room_for <= _IN_BUCKET:
             return
@@ -225,7 +224,7 @@ class KnownRow:
 
 
 def is_small(journal: bytes) -> bool:
-    """Is a column with these events to be packed?"""
+    """Tell whether a column with these events is to be packed."""
     return len(journal) <= SMALL_EVENTS * FINGERPRINT_BYTES
 
 

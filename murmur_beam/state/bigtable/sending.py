@@ -27,7 +27,7 @@ class Gate:
     request again; the others wait for what becomes of that one.
 
     Attributes:
-        silent: was the last request that is known of without any answer?
+        silent: whether the last request that is known of got no answer.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Sender:
         return TransientError(f"{self._settings}: not done {within}: the server {why}")
 
     def overdue(self, deadline: float) -> bool:
-        """Has it passed?"""
+        """Tell whether the deadline has passed."""
         return self._clock.monotonic() >= deadline
 
     async def send(self, call: Callable[[], Awaitable[T]], deadline: float, failure: Exception | None = None) -> T:

@@ -347,7 +347,7 @@ def _keeps_less(new: Meta, old: Meta) -> bool:
 
 
 def _less(new: Any, old: Any) -> bool:
-    """Is a limit lower, where None is no limit?"""
+    """Tell whether a limit is lower, where None is no limit."""
     return new is not None and (old is None or new < old)
 
 

@@ -54,7 +54,7 @@ def read_rows(connection: Any, keys: Sequence[bytes]) -> Any:
 
 
 def batches(keys: Sequence[bytes], most: int) -> Iterator[Sequence[bytes]]:
-    """The keys of rows, as many at a time as one read may ask for: at most so many, and of `MAX_READ_BYTES`."""
+    """Split row keys into reads of at most ``most`` keys and `MAX_READ_BYTES`, in their order."""
     start = n_bytes = 0
     for i, key in enumerate(keys):
         n_bytes += len(key) + _AROUND_KEY

@@ -41,7 +41,7 @@ _LASTING = ("readonly", "unable to open", "no such")
 
 
 class _Shape(NamedTuple):
-    """What changes when somebody writes to the file or its log."""
+    """Sizes and time that change with each write to the file or its log."""
 
     size: int
     modified_ns: int
@@ -116,8 +116,8 @@ class OpenFile:
         self._identify("")
 
     def require_whole(self, db: sqlite3.Connection) -> None:
-        """Check that all files are those that were opened, that nobody but SQLite has written to them, as far as that
-        shows, and that they can be read.
+        """Check that all files are those that were opened, that they can be read, and, as far as it shows, that only
+        SQLite has written to them.
 
         Args:
             db: the open database, in no transaction.
@@ -209,7 +209,7 @@ class OpenFile:
         return (found.st_dev, found.st_ino) == self._known[""]
 
     def _check_content(self) -> None:
-        """Read all of the file, as somebody does who has none of it in a cache."""
+        """Read all of the file through a new connection, which has nothing in a cache."""
         started_s = time.monotonic()
         problem = ""
         try:

@@ -135,7 +135,7 @@ class SqliteStore(Generic[V]):
         return results
 
     def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
-        """See `Store.scan`; read page by page, so that a long scan blocks nobody."""
+        """See `Store.scan`; read page by page, so that a long scan blocks no writer."""
         query = (
             f"SELECT entity, bucket, value FROM {self._rows} WHERE (entity, bucket) > (?, ?)"
             " AND bucket BETWEEN ? AND ? AND (expires_at IS NULL OR expires_at > ?)"
