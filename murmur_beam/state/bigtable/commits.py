@@ -52,8 +52,12 @@ _SURE = 8
 # Of so many commits in a row without an answer, during an outage, it is found out that they were ours. Events of others
 # that happened all the same are told to be duplicates.
 _MAX_SENT = 32
-# Waits of those who meet at a row that many write: longer with each meeting, and shorter again with each commit.
-_CROWD_S, _CROWD_MOST_S, _CROWD_STEPS = 0.004, 0.5, 8
+# Waits of those who meet at a row that many write: steps up with each meeting, and one down with each merge.
+_CROWD_S, _CROWD_MOST_S = 0.004, 0.5
+_CROWD_UP, _CROWD_STEPS = 3, 8
+# Commits that may follow one that came first, before the next wait: they take no read. More of them raise the rate, but
+# also the longest wait of the others.
+_LEAD = 2
 
 
 class _Plan(NamedTuple):
@@ -364,7 +368,6 @@ class Commits(Generic[V]):
             turn.join()
         try:
             plan = await self._merge_row(turn)
-            turn.row.crowded = max(turn.row.crowded - 1, 0)
             self._tell(turn, plan)
         except Exception as err:
             error = self.connection.translated(err)
@@ -406,7 +409,8 @@ class Commits(Generic[V]):
 
     @staticmethod
     def _reads_first(turn: _Turn) -> bool:
-        return (not turn.row.read and len(turn.group.positions) > _READ_FIRST) or turn.row.crowded > 0
+        row = turn.row
+        return (not row.read and len(turn.group.positions) > _READ_FIRST) or (row.crowded > 0 and row.lead == 0)
 
     # ---- planning ----
 
@@ -540,7 +544,8 @@ class Commits(Generic[V]):
         if not row.read:
             self._cold = min(self._cold + 1, _SURE)
         else:
-            row.crowded = min(row.crowded + 1, _CROWD_STEPS)
+            row.crowded = min(row.crowded + (_CROWD_UP if row.crowded else 1), _CROWD_STEPS)
+            row.lead = 0
         # It may have been done all the same: by a try before the one that was answered, whoever made that.
         self._sent(row, plan, attempt, answered=True)
         await self._wait_and_refresh(turn)
@@ -559,6 +564,8 @@ class Commits(Generic[V]):
         if not row.read:
             self._cold = max(self._cold - 1, -_SURE)
         row.read = True
+        if row.crowded:
+            row.lead = row.lead - 1 if row.lead else _LEAD
         row.version, row.value, row.column, row.expires_us = attempt.version, plan.value, plan.column, plan.expires_us
         if attempt.packed:
             row.pack(*attempt.packed)
@@ -693,6 +700,7 @@ class Commits(Generic[V]):
         """Give out the results; an event that a write of ours without an answer brought in was merged, and is no
         duplicate."""
         row, group, flush = turn.row, turn.group, turn.flush
+        row.crowded = max(row.crowded - 1, 0)
         self._measure(group, row, flush.results)
         results = plan.results
         if results is not None and row.owed:

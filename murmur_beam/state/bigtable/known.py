@@ -67,8 +67,8 @@ class KnownRow:
         sent: commits that may have happened although nobody was told, by their columns: the version each was made for,
             its events, and whether it was answered that somebody else had been first.
         owed: events that turned out to be in the row by one of those, which nobody has been told yet.
-        crowded: how much others have written it lately: one up with each commit that came second, one down with each
-            that did not.
+        crowded: how much others have written it lately: up with each commit that came second, one down with each merge.
+        lead: commits that may be made at once, since the last came first, although the row is crowded.
         users: flushes that hold the row, or wait for it.
         waiting: work that waits for it, in order; None where there is none.
         weighed: events that `KnownRows` has counted.
@@ -84,6 +84,7 @@ class KnownRow:
         "events",
         "expires_us",
         "journal_bytes",
+        "lead",
         "owed",
         "packed",
         "read",
@@ -97,7 +98,7 @@ class KnownRow:
     )
 
     def __init__(self) -> None:
-        self.users = self.weighed = self.crowded = 0
+        self.users = self.weighed = self.crowded = self.lead = 0
         self._held = False
         self.waiting: dict[Waiter, None] | None = None
         self.sent: dict[bytes, tuple[int, bytes, bool]] | None = None
