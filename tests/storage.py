@@ -1,0 +1,333 @@
+"""What stores write, byte by byte: a fixed sequence of merges, and tables and files as they are, to be compared.
+
+Release 0.1.0 runs this file as well (`released`), so it imports only what both releases have.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import random
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from murmur_beam.model import Key, Update
+from murmur_beam.monoids import Count, Custom, SetUnion, Sum
+from murmur_beam.state.base import Schema
+from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.testing import FakeClock
+
+GOLDEN = Path(__file__).parent / "golden"
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+NOW_S = 1_700_000_000
+TODAY = NOW_S // 86_400
+RETENTION = 30 * DAY
+
+Flush = list[tuple[str, int, Any, "str | None"]]
+
+
+class Table(NamedTuple):
+    """A table, and what is merged into it.
+
+    Attributes:
+        name: of the table.
+        monoid: of its values.
+        flushes: entity, bucket, delta and event id of each update; a second lies between two flushes.
+        granularity, retention, dedup_retention: what it is made for.
+        shards: rows of each key.
+    """
+
+    name: str
+    monoid: Any
+    flushes: Sequence[Flush]
+    granularity: timedelta | None = None
+    retention: timedelta | None = None
+    dedup_retention: timedelta | None = None
+    shards: int = 1
+
+    def updates(self) -> Iterator[tuple[float, list[Update]]]:
+        """When each flush is merged, and its updates."""
+        for now_s, flush in enumerate(self.flushes, NOW_S):
+            yield (
+                now_s,
+                [Update(Key(entity, bucket), *rest, self._ttl(bucket, now_s)) for entity, bucket, *rest in flush],
+            )
+
+    def _ttl(self, bucket: int, now_s: float) -> timedelta | None:
+        if self.granularity is None or self.retention is None:
+            return None
+        return (bucket + 1) * self.granularity + self.retention - timedelta(seconds=now_s)
+
+
+def _sum_of(field: str) -> Any:
+    return Sum().of(field) if hasattr(Sum, "of") else Sum()  # 0.1.0 records no field
+
+
+TABLES = (
+    Table(
+        "views",
+        Sum(),
+        [
+            [("page/1", TODAY, 5, "e1"), ("page/1", TODAY, -7, "e2")],
+            [("page/1", TODAY, 5, "e1"), ("page/1", TODAY, 2**40, "e3")],
+            [("page/1", TODAY - 1, 1, "e1"), ("page/1", TODAY + 2, 1, "e4")],
+            [("page/1", TODAY, 100, None)],
+            [("page/1", TODAY, 1, "e5")],
+        ],
+        DAY,
+        RETENTION,
+    ),
+    Table("packed", Sum(), [[("a", 0, 1, f"e{i}")] for i in range(50)], dedup_retention=7 * DAY),
+    Table(
+        "names",
+        _sum_of("bytes"),
+        [
+            [(entity, bucket, 1, f"e{n}")]
+            for entity in ("a\0b", "\u00e9", "page/1")
+            for bucket in (-1, 0, 1)
+            for n in (1, 2)
+        ],
+        HOUR,
+        shards=2,
+    ),
+    Table("total", Count(), [[("all", 0, 1, "e1")]]),
+    Table("tags", SetUnion(), [[("a", 0, frozenset({"x", 7}), "e1")], [("a", 0, frozenset({"y", 7}), "e2")]]),
+    Table("flags", Custom("xor", 0, operator.xor), [[("a", 0, 5, "e1")], [("a", 0, 3, "e2"), ("a", 0, 5, "e1")]]),
+)
+NAMES = tuple(table.name for table in TABLES)
+
+
+# ---- text and bytes ----
+
+
+def shown(data: bytes) -> str:
+    """Bytes as text: as they are where they are printable ASCII, else in hexadecimal digits after ``0x``."""
+    if data.isascii() and data.decode("ascii").isprintable() and not data.startswith(b"0x"):
+        return data.decode("ascii")
+    return f"0x{data.hex()}"
+
+
+def hidden(text: str) -> bytes:
+    """Inverse of `shown`."""
+    return bytes.fromhex(text[2:]) if text.startswith("0x") else text.encode("ascii")
+
+
+def read(name: str) -> Any:
+    """A golden file."""
+    return json.loads((GOLDEN / name).read_text("utf-8"))
+
+
+def text_of(document: Any) -> str:
+    """A golden document as its file has it: what fits into a line stands in one."""
+    text = json.dumps(document, indent=1)
+    for leaf in (r"\{\s+([^{}\[\]]*?)\s+\}", r"\[\s+([^\[\]]*?)\s+\]"):
+        text = re.sub(leaf, lambda found: found[0][0] + re.sub(r"\n\s*", " ", found[1]) + found[0][-1], text)
+    return text + "\n"
+
+
+def lines(rows: dict[str, Any]) -> list[str]:
+    """Rows of a golden file of Bigtable, a line a cell: what docs/storage.md shows."""
+    found = []
+    for row, columns in rows.items():
+        found.append(row)
+        found += [f"  {name} @{at} {value}".rstrip() for name, cells in columns.items() for at, value in cells.items()]
+    return found
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two golden documents differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            text
+            for name in sorted({*one, *other})
+            for text in (
+                differences(one[name], other[name], f"{where}/{name}")
+                if name in one and name in other
+                else [f"{where}/{name}: only in one of them"]
+            )
+        ]
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return [
+            text for i, pair in enumerate(zip(one, other, strict=True)) for text in differences(*pair, f"{where}/{i}")
+        ]
+    return [] if (type(one), one) == (type(other), other) else [f"{where}: {one!r:.80} and {other!r:.80}"]
+
+
+# ---- Bigtable ----
+
+
+def spec_of(table: Table, place: tuple[str, str], prefix: str) -> Any:
+    """How the table is opened; time stands still in it.
+
+    Args:
+        table: which.
+        place: project and instance.
+        prefix: of the names of the tables.
+    """
+    from murmur_beam.state.bigtable import BigtableSpec
+
+    shards = table.shards if table.shards > 1 else None
+    return BigtableSpec(*place, f"{prefix}-{table.name}", shards=shards, clock=FakeClock(NOW_S))
+
+
+def make_bigtable(place: tuple[str, str], prefix: str) -> None:
+    """Make all tables, as ``murmur create-table`` does."""
+    from murmur_beam.state.bigtable import tables
+
+    for table in TABLES:
+        schema = Schema(table.monoid.name, table.granularity)
+        tables.create(spec_of(table, place, prefix), tables.purpose(schema, table.retention, table.dedup_retention))
+
+
+def write_bigtable(place: tuple[str, str], prefix: str) -> None:
+    """Merge into all tables, which are made, with random numbers that are always the same."""
+    for table in TABLES:
+        spec = spec_of(table, place, prefix)
+        with closing(spec.open(table.monoid, table.granularity)) as store:
+            # The one place where chance is taken out: where the versions of a row begin, and who the writer is.
+            store._commits._chance = random.Random(table.name)
+            store._commits._writer = b"writer-1"
+            for now_s, updates in table.updates():
+                spec.clock.time = now_s
+                store.merge_updates(updates)
+
+
+def read_bigtable(place: tuple[str, str], prefix: str, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    """Tables as a golden document."""
+    return {"tables": {t.name: table_of(spec_of(t, place, prefix)) for t in TABLES if t.name in names}}
+
+
+def table_of(spec: Any) -> dict[str, Any]:
+    """A table: its families, the row that tells what it is for, and its other rows."""
+    from murmur_beam.state.bigtable.admin import Admin
+    from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+
+    with Admin(spec) as admin:
+        families = {
+            name: {
+                "type": "int64 sum" if family.sums else "bytes",
+                "max_age_s": family.rule.max_age and int(family.rule.max_age.total_seconds()),
+                "max_versions": family.rule.versions,
+            }
+            for name, family in sorted((admin.families() or {}).items())
+        }
+    rows = raw_rows(spec)
+    record = rows.pop(shown(SCHEMA_ROW), {})
+    return {"families": families, "record": record, "rows": rows}
+
+
+def raw_rows(spec: Any) -> dict[str, Any]:
+    """Each cell of the table: values by row, column, and timestamp in microseconds."""
+    from murmur_beam.state.bigtable import wire
+
+    found: dict[str, Any] = {}
+    with closing(spec.connect()) as connection:
+        for row in connection.run(connection.read(wire.read_range(connection, b"\0", None, 10_000))):
+            columns = found[shown(row.key)] = {}
+            for family, qualifier, at_us, value in sorted(row.cells):  # the emulator gives families in any order
+                columns.setdefault(f"{family}:{shown(qualifier)}", {})[str(at_us)] = shown(value)
+    return found
+
+
+def put_bigtable(place: tuple[str, str], prefix: str, document: Any, *, rows: bool = True) -> None:
+    """Make tables just as a golden document says, cell by cell.
+
+    Args:
+        place: project and instance.
+        prefix: of the names of the tables.
+        document: says how.
+        rows: also those of aggregates, not only what the tables are for.
+    """
+    from murmur_beam.state.bigtable import wire
+    from murmur_beam.state.bigtable.admin import Admin, Rule
+    from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+
+    for table in TABLES:
+        if table.name not in document["tables"]:
+            continue
+        spec, wanted = spec_of(table, place, prefix), document["tables"][table.name]
+        with Admin(spec) as admin:
+            admin.create(
+                {
+                    name: Rule(
+                        None if family["max_age_s"] is None else timedelta(seconds=family["max_age_s"]),
+                        family["max_versions"],
+                    )
+                    for name, family in wanted["families"].items()
+                }
+            )
+        entries = [
+            (hidden(row), list(_mutations(columns)))
+            for row, columns in [(shown(SCHEMA_ROW), wanted["record"]), *(wanted["rows"].items() if rows else ())]
+        ]
+        with closing(spec.connect()) as connection:
+            assert connection.run(connection.mutate(wire.bulk(connection, entries), len(entries))) == {}
+
+
+def _mutations(columns: Any) -> Iterator[bytes]:
+    from murmur_beam.state.bigtable import wire
+
+    for name, cells in columns.items():
+        family, _, qualifier = name.partition(":")
+        for at_us, value in cells.items():
+            if family == wire.AGG:
+                yield wire.add(hidden(qualifier), int(at_us), int.from_bytes(hidden(value), "big", signed=True))
+            else:
+                yield wire.put(family, hidden(qualifier), int(at_us), hidden(value))
+
+
+# ---- SQLite ----
+
+
+def sqlite_spec(table: Table, path: Path) -> SqliteSpec:
+    """How the table is opened; time stands still in it."""
+    return SqliteSpec(str(path), table.name, dedup_retention=table.dedup_retention, clock=FakeClock(NOW_S))
+
+
+def write_sqlite(path: Path) -> None:
+    """Merge into all tables of the file."""
+    for table in TABLES:
+        spec = sqlite_spec(table, path)
+        with closing(spec.open(table.monoid, table.granularity)) as store:
+            for now_s, updates in table.updates():
+                spec.clock.time = now_s
+                store.merge_updates(updates)
+
+
+def read_sqlite(path: Path) -> dict[str, Any]:
+    """The file as a golden document: what makes each table, index and trigger, and the rows of each table."""
+    with closing(sqlite3.connect(path)) as db:
+        made = db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
+        return {
+            "journal_mode": db.execute("PRAGMA journal_mode").fetchone()[0],
+            "schema": {name: sql for _, name, sql in made},
+            "rows": {
+                name: [list(map(_plain, row)) for row in _all(db, name)] for kind, name, _ in made if kind == "table"
+            },
+        }
+
+
+def _all(db: sqlite3.Connection, name: str) -> Iterable[Any]:
+    return db.execute(f'SELECT * FROM "{name}" ORDER BY 1, 2').fetchall()
+
+
+def _plain(value: Any) -> Any:
+    return {"blob": shown(value)} if isinstance(value, bytes) else value
+
+
+def put_sqlite(path: Path, document: Any) -> None:
+    """Make a file just as a golden document says."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA journal_mode={document['journal_mode']}")
+        for sql in sorted(document["schema"].values(), key=lambda sql: not sql.startswith("CREATE TABLE")):
+            db.execute(sql)
+        for name, rows in document["rows"].items():
+            for row in rows:
+                values = [hidden(value["blob"]) if isinstance(value, dict) else value for value in row]
+                db.execute(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(row))})', values)
+        db.commit()
