@@ -294,6 +294,8 @@ def write_sqlite(path: Path) -> None:
     for table in TABLES:
         spec = sqlite_spec(table, path)
         with closing(spec.open(table.monoid, table.granularity)) as store:
+            if hasattr(store, "settle_retention"):  # not in 0.1.0
+                store.settle_retention(table.retention)
             for now_s, updates in table.updates():
                 spec.clock.time = now_s
                 store.merge_updates(updates)

@@ -168,7 +168,7 @@ def _flipped(text: str, at: int = -1) -> str:
 
 ROW, MARKER = "0x706167652f3100018000000000004cdb00", "dedup:0x000000ee957b0dc97772697465722d310000000000000002"
 FLIPS: dict[str, Callable[[Any], None]] = {
-    "row key": lambda t: _renamed(t["rows"], ROW, _flipped(ROW, -2)),
+    "row key": lambda t: _renamed(t["rows"], ROW, _flipped(ROW, 0)),
     "shard": lambda t: _renamed(t["rows"], ROW, _flipped(ROW)),
     "sum": lambda t: t["rows"][ROW].update({"agg:v": {"1699920000000000": "0x0000010000000062"}}),
     "timestamp": lambda t: t["rows"][ROW].update({"agg:v": {"1699920001000000": "0x0000010000000063"}}),
@@ -215,7 +215,7 @@ def test_each_other_leaf_of_a_golden_file_is_noticed() -> None:
     for name in ("bigtable-layout-1.json", "bigtable-layout-2.json", "sqlite.json"):
         document = storage.read(name)
         leaves = list(_leaves(document))
-        assert len(leaves) > 200
+        assert len(leaves) > 150
         for where, leaf in leaves:
             value, where[leaf] = where[leaf], "another"
             assert len(storage.differences(storage.read(name), document)) == 1 if value != "another" else True
