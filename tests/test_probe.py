@@ -29,7 +29,8 @@ from google.cloud.bigtable_v2.types import (
 
 from murmur_beam import cli
 from murmur_beam.errors import StoreUnavailable, TransientError
-from murmur_beam.monoids import Sum
+from murmur_beam.model import Key
+from murmur_beam.monoids import Count
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, probe, scratch, tables, wire
 from murmur_beam.state.bigtable.assumptions import CORE, STEPS, Step
@@ -69,7 +70,7 @@ def leaves_nothing(where: BigtableSpec, bigtable_host: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIGTABLE_EMULATOR_HOST", bigtable_host)
         assert rows_of(where) == [SCHEMA_ROW]
-        with closing(where.open(Sum(), DAY)) as store:
+        with closing(where.open(Count(), DAY)) as store:
             assert list(store.scan()) == []
 
 
@@ -264,9 +265,7 @@ class TestOnTheEmulator:
 
     def test_events_beside_it_stay_as_they_are(self, where: BigtableSpec) -> None:
         """A table in use can be probed."""
-        from murmur_beam.model import Key
-
-        with closing(where.open(Sum(), DAY)) as store:
+        with closing(where.open(Count(), DAY)) as store:
             store.merge_update(Key("a", 20_000), 3, event_id="1")
             probe.run(where)
             assert list(store.scan()) == [(Key("a", 20_000), 3)]
@@ -287,7 +286,8 @@ class TestAsTheLiveServiceIs:
         def live(method: str, request: bytes) -> Refusal | bytes | None:
             message = KINDS[method].FromString(request)
             bad = any(
-                each.set_cell.family_name in (wire.AGG, "murmur_no_such_family") or each.set_cell.timestamp_micros % 1_000
+                each.set_cell.family_name in (wire.AGG, "murmur_no_such_family")
+                or each.add_to_cell.timestamp.raw_timestamp_micros % 1_000
                 for each in itertools.chain.from_iterable(mutations_of(message))
             )
             if bad and method == CHECK_AND_MUTATE:

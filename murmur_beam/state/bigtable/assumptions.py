@@ -216,10 +216,10 @@ async def _idempotency_token(scratch: Scratch) -> str:
 
 
 async def _unaligned_timestamp(scratch: Scratch) -> str:
-    cell = wire.put(wire.DEDUP, marker(1), scratch.now_us + 500, b"")
-    words = await scratch.refusal(scratch.put(scratch.row("unaligned timestamp"), cell))
+    add = wire.add(wire.VALUE, scratch.at_us + 500, 5)
+    words = await scratch.refusal(scratch.put(scratch.row("unaligned timestamp"), add))
     if not words:
-        raise Wrong("half a millisecond is accepted", emulated=True)
+        raise Wrong("an add at half a millisecond is accepted", emulated=True)
     return f"refused ({words})"
 
 
