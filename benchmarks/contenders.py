@@ -43,6 +43,7 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
+from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, run
@@ -162,12 +163,13 @@ def limit(job: Job) -> list[Pass]:
     where = _table(job)
     name = f"projects/{PROJECT}/instances/{INSTANCE}/tables/{TABLE}"
     table = SimpleNamespace(name=name, app_profile="")
+    layout = LAYOUTS[NEWEST]
     requests = []
     for page in pages("own", job.events):
         at_us = int(time.time() * 1000) * 1000
-        mutations = [wire.add(wire.VERSION, 0, 1), wire.add(wire.VALUE, 0, 1)]
+        mutations = [layout.raised(0, 0, 1), wire.add(wire.VALUE, 0, 1)]
         mutations.append(wire.put(wire.DEDUP, b"commit-1", at_us, os.urandom(16)))
-        data = wire.commit(table, row_key(Key(page)), wire.EXISTS, if_not=mutations)
+        data = wire.commit(table, row_key(Key(page)), layout.exists, if_not=mutations)
         requests.append(CheckAndMutateRowRequest.pb().FromString(data))
 
     async def send_all() -> Usage:

@@ -6,8 +6,8 @@ On the Bigtable emulator. Writers of one row are processes with a store each, wh
 that each event is a commit; all events are different ones. Bundles are merged by threads that share one store, as on a
 worker. Every count is checked. The exit code is 1 if a bar is missed.
 
-The last figure is the most that small bundles could reach with conditional writes: bare stubs, and each write brings in all
-events under way of its row. Those are few: the threads have `THREADS` x `BUNDLE` events under way, over `KEYS` rows.
+The last figure is the most that small bundles could reach with conditional writes: bare stubs, and each write brings in
+all events under way of its row. Those are few: the threads have `THREADS` x `BUNDLE` events under way, of `KEYS` rows.
 """
 
 from __future__ import annotations

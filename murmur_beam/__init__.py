@@ -15,7 +15,7 @@ from murmur_beam.windows import WindowConfig, daily, hourly, minute
 if TYPE_CHECKING:
     from murmur_beam.transforms import MergeDoFn, MergeRecords, MurmurOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AtomicDedup",

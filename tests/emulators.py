@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,17 +90,24 @@ def for_tests(emulator: Server, variable: str, folder: Path) -> Iterator[str]:
         yield host
 
 
-def new_table(host: str) -> str:
-    """A table of its own for a test, for whatever opens it first, which keeps all."""
+def new_table(host: str, layout: int | None = None) -> str:
+    """A table of its own for a test, for whatever opens it first, which keeps all.
+
+    Args:
+        host: of the emulator.
+        layout: of its cells; None: the newest.
+    """
     # Not above: they take a second to import, and every test run imports this module.
     from murmur_beam.state.base import Schema
     from murmur_beam.state.bigtable.admin import Admin
+    from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
     from murmur_beam.state.bigtable.settings import Settings
     from murmur_beam.state.bigtable.tables import purpose, rules
 
     name = f"table-{os.getpid()}-{next(_numbers)}"
     with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
-        admin.create(rules(purpose(Schema("sum", None))))  # the same for any purpose that keeps all
+        # The same for any purpose that keeps all.
+        admin.create(rules(purpose(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
     return name
 
 
@@ -109,3 +116,20 @@ def new_spec(host: str, **arguments: Any) -> BigtableSpec:
     from murmur_beam.state.bigtable import BigtableSpec
 
     return BigtableSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
+def first_layout_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is of layout 1: whatever opens it first records that, as release 0.1.0 does."""
+    from murmur_beam.state.base import Schema
+    from murmur_beam.state.bigtable import BigtableSpec
+    from murmur_beam.state.bigtable.layouts import LAYOUTS
+    from murmur_beam.state.bigtable.meta import Meta, write_meta
+
+    class FirstLayout(BigtableSpec):
+        def open(self, monoid: Any, granularity: Any = None) -> Any:
+            meta = Meta(Schema.of(monoid, granularity), shards=self.shards or 1, layout=LAYOUTS[1])
+            with closing(self.connect()) as connection:
+                connection.run(write_meta(connection, meta))
+            return super().open(monoid, granularity)
+
+    return FirstLayout(PROJECT, INSTANCE, new_table(host, 1), **arguments)

@@ -8,7 +8,7 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
-from emulators import new_spec
+from emulators import first_layout_spec, new_spec
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from google.cloud.bigtable_admin_v2 import BigtableTableAdminClient
 from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
@@ -70,6 +70,13 @@ class TestBigtableStore(StoreContract):
         return new_spec(self.host, clock=clock)
 
 
+class TestFirstLayout(TestBigtableStore):
+    """So does a table of layout 1, which release 0.1.0 made."""
+
+    def spec(self, clock: FakeClock) -> StoreSpec:
+        return first_layout_spec(self.host, clock=clock)
+
+
 class TestShards(TestBigtableStore):
     """A key spread over several rows keeps it too."""
 
@@ -90,14 +97,17 @@ class TestSmallMemory(TestBigtableStore):
         return new_spec(self.host, max_known_events=0, clock=clock)
 
 
-@settings(max_examples=60)
+@pytest.mark.parametrize("spec", [new_spec, first_layout_spec], ids=["layout-2", "layout-1"])
+@settings(max_examples=30)
 @given(scenario=scenarios())
-def test_bigtable_loses_nothing_and_counts_nothing_twice(bigtable_host: str, scenario: Scenario) -> None:
+def test_bigtable_loses_nothing_and_counts_nothing_twice(
+    bigtable_host: str, spec: Callable[..., StoreSpec], scenario: Scenario
+) -> None:
     """Random events in random batches, duplicates, faults, days going by."""
 
     @contextmanager
     def open_bigtable(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
-        with closing(new_spec(bigtable_host, clock=clock).open(Sum(), granularity)) as store:
+        with closing(spec(bigtable_host, clock=clock).open(Sum(), granularity)) as store:
             yield store
 
     check_conservation(open_bigtable, scenario)

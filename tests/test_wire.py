@@ -14,6 +14,7 @@ pytest.importorskip("google.cloud.bigtable")
 from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest, CheckAndMutateRowResponse, MutateRowsRequest
 
 from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.layouts import LAYOUTS
 
 Commit: Any = CheckAndMutateRowRequest.pb()
 Bulk: Any = MutateRowsRequest.pb()
@@ -21,7 +22,7 @@ Bulk: Any = MutateRowsRequest.pb()
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TIMES = st.integers(0, 2**62)
 DATA = st.binary(max_size=300) | st.integers(0, 40_000).map(bytes)
-FAMILIES = st.sampled_from([wire.AGG, wire.DEDUP, wire.STATE, wire.META])
+FAMILIES = st.sampled_from([wire.AGG, wire.DEDUP, wire.STATE, wire.META, wire.PENDING])
 TABLES = st.builds(
     SimpleNamespace,
     name=st.sampled_from(["projects/p/instances/i/tables/t", "x" * 200]),
@@ -88,15 +89,19 @@ def test_many_rows_of_a_request_say_what_they_should(table: Any, entries: list[A
 @given(version=st.integers(1, 2**63 - 1))
 def test_predicates_ask_what_they_should(version: int) -> None:
     """Of a column, of its value, of a family."""
-    column = {
-        "column_range_filter": {"family_name": "agg", "start_qualifier_closed": b"n", "end_qualifier_closed": b"n"}
-    }
+
+    def column(family: str) -> dict[str, object]:
+        names = {"family_name": family, "start_qualifier_closed": b"n", "end_qualifier_closed": b"n"}
+        return {"column_range_filter": names}
+
     names = {"family_name": "meta", "start_qualifier_closed": b"field", "end_qualifier_closed": b"field"}
     field = {"column_range_filter": names}
     value = {"start_value_closed": version.to_bytes(8, "big"), "end_value_closed": version.to_bytes(8, "big")}
     for predicate, said in (
-        (wire.EXISTS, column),
-        (wire.at_version(version), {"chain": {"filters": [column, {"value_range_filter": value}]}}),
+        (LAYOUTS[1].exists, column("agg")),
+        (LAYOUTS[2].exists, column("state")),
+        (LAYOUTS[1].at_version(version), {"chain": {"filters": [column("agg"), {"value_range_filter": value}]}}),
+        (LAYOUTS[2].at_version(version), {"chain": {"filters": [column("state"), {"value_range_filter": value}]}}),
         (wire.has_family("meta"), {"family_name_regex_filter": "meta"}),
         (wire.has_column("meta", b"field"), field),
     ):

@@ -3,10 +3,11 @@
 A row holds one aggregate (of one shard, where hot keys are split into several):
 
     agg:v         the sum, in an aggregate family: AddToCell is the increment
-    agg:n         the row's version: one more with each commit
+    state:n       the row's version: one more with each commit (agg:n in tables that release 0.1.0 made, see `layouts`)
     dedup:<n><w>  the events of the commit that made version n, 16 bytes each; <w> says whose it was
     state:v       the value of a monoid that is not a sum
     state:x       its timestamp says when the row expires, where it does
+    pending:      what is yet to be folded; no release writes it yet, each reader looks for it
 
 One row more, before all others, says in the family ``meta`` what the table holds. `keys` makes the row keys, `wire` the
 requests, `store` keeps the protocol, `connection` the client, `tables` makes and checks tables.

@@ -7,10 +7,12 @@ from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from murmur_beam.clock import Clock
+from murmur_beam.errors import SchemaMismatch
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import unreadable
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.keys import parse_row_key
+from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.bigtable.reading import Row
 
 V = TypeVar("V")
@@ -38,11 +40,13 @@ class Cells(Generic[V]):
 
     Attributes:
         sums: are values added by the server?
+        layout: of the table; to be set once its record has been read.
     """
 
     def __init__(self, monoid: Monoid[V], granularity_us: int, clock: Clock) -> None:
         self.monoid = monoid
         self.sums = monoid.native == "sum"
+        self.layout = LAYOUTS[NEWEST]
         self._granularity_us = granularity_us
         self._clock = clock
 
@@ -68,10 +72,19 @@ class Cells(Generic[V]):
         return int64(data) if self.sums else data
 
     def value_of(self, row: Row) -> Value:
-        """What a read of a row says."""
+        """What a read of a row says.
+
+        Raises:
+            SchemaMismatch: something in it is yet to be folded, which a later release has written.
+        """
         value: Any = None
         expires_us: int | None = None
         for cell in row.cells:
+            if cell.family == wire.PENDING:
+                raise SchemaMismatch(
+                    f"the row of {parse_row_key(row.key)[0].entity!r:.80} has deltas that are yet to be folded, which "
+                    "this release of murmur_beam cannot do: upgrade it"
+                )
             if cell.qualifier == wire.EXPIRY:
                 expires_us = expiry(cell.at_us)
             elif cell.qualifier == wire.VALUE:

@@ -493,7 +493,7 @@ class Commits(Generic[V]):
         for family, qualifier, _, data in found[0].cells if found else ():
             if family == wire.DEDUP and known.is_small(data):
                 columns.append((qualifier, data))
-            elif family == wire.AGG and qualifier == wire.VERSION:
+            elif qualifier == wire.VERSION:
                 version = int64(data)
         if version != row.version:
             return []  # the commit will find that out
@@ -512,7 +512,7 @@ class Commits(Generic[V]):
         packed = None
         if columns:
             packed = len(columns), columns[-1][0], b"".join([journal for _, journal in columns])
-        request = self._request(group, row, step, marker, columns, plan, now_us)
+        request = self._request(group, row, version, marker, columns, plan, now_us)
         return _new(_Attempt, (version, marker, packed, request))
 
     async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt) -> bool:
@@ -582,14 +582,15 @@ class Commits(Generic[V]):
         self,
         group: Group,
         row: KnownRow,
-        step: int,
+        version: int,
         marker: bytes,
         columns: Sequence[tuple[bytes, bytes]],
         plan: _Plan,
         now_us: int,
     ) -> bytes:
+        layout = self._cells.layout
         at_us = self._cells.start_us(group.bucket)
-        mutations = [wire.add(wire.VERSION, at_us, step)]
+        mutations = [layout.raised(at_us, row.version, version)]
         mutations += self._cells.changes(at_us, row.column, plan.column, row.expires_us, plan.expires_us)
         if plan.journal:
             written_us = max(now_us, at_us)
@@ -599,8 +600,8 @@ class Commits(Generic[V]):
                 journal = b"".join([journal for _, journal in columns])
                 mutations.append(wire.put(wire.DEDUP, columns[-1][0], written_us, journal))
         if row.version == 0:
-            return wire.commit(self.connection, group.encoded, wire.EXISTS, if_not=mutations)
-        return wire.commit(self.connection, group.encoded, wire.at_version(row.version), if_met=mutations)
+            return wire.commit(self.connection, group.encoded, layout.exists, if_not=mutations)
+        return wire.commit(self.connection, group.encoded, layout.at_version(row.version), if_met=mutations)
 
     # ---- reading ----
 

@@ -180,6 +180,9 @@ class Connection:
         where: the table as the user calls it, for messages.
         channels: how many connections requests are spread over; each carries at most 100 at a time.
 
+    Attributes:
+        name: the table as the service calls it.
+
     Raises:
         StoreUnavailable: this process was forked from one that had a connection open, so that gRPC does not work here.
     """
@@ -196,7 +199,7 @@ class Connection:
     ) -> None:
         self.name = f"projects/{project}/instances/{instance}/tables/{table}"
         self.app_profile = app_profile or ""
-        self._where = where
+        self.where = where
         self._n_channels = channels
         self.timeout_s = timeout_s
         self._pid = os.getpid()
@@ -207,7 +210,7 @@ class Connection:
             raise self._forked()
         _open.add(self)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self._where}", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"murmur {self.where}", daemon=True)
         self._thread.start()
         try:
             self.run(self._connect())
@@ -249,14 +252,14 @@ class Connection:
                     self._running.add(running)
         if running is None:
             work.close()
-            raise refusal or StoreUnavailable(f"{self._where}: the store is closed; open it again")
+            raise refusal or StoreUnavailable(f"{self.where}: the store is closed; open it again")
         try:
             return running.result()
         except Exception as err:
             error = self.translated(err)
             if self._closed and not isinstance(error, MurmurError):
                 error = StoreUnavailable(
-                    f"{self._where}: the store was closed while it was in use; some of this may have been written: "
+                    f"{self.where}: the store was closed while it was in use; some of this may have been written: "
                     "open it again and repeat it, with the same event ids"
                 )
             # Whoever keeps the error would keep the request, and with it gRPC's threads beyond the end of the channel.
@@ -301,7 +304,7 @@ class Connection:
 
     def _forked(self) -> StoreUnavailable:
         return StoreUnavailable(
-            f"{self._where}: cannot be used in this process, which was forked from one that had Bigtable open: gRPC "
+            f"{self.where}: cannot be used in this process, which was forked from one that had Bigtable open: gRPC "
             "does not work after that. Close all Bigtable stores before the fork and open them in the children, or "
             "start processes with spawn or forkserver (multiprocessing), or without --preload (gunicorn)"
         )
@@ -339,7 +342,7 @@ class Connection:
                     code = next(code for code in grpc.StatusCode if code.value[0] == entry.status.code)
                     failed[entry.index] = self._error(code, entry.status.message)
         if answered < n:
-            raise TransientError(f"{self._where}: {answered} of {n} writes were answered")
+            raise TransientError(f"{self.where}: {answered} of {n} writes were answered")
         return failed
 
     async def read(self, request: Any, *, persist: bool = True) -> list[Row]:
@@ -381,7 +384,7 @@ class Connection:
     def translated(self, err: Exception) -> Exception:
         """An error of the client as one of ours; another one as it is."""
         if isinstance(err, GoogleAuthError):
-            return StoreUnavailable(f"{self._where}: {err}")
+            return StoreUnavailable(f"{self.where}: {err}")
         code = status_of(err)
         if code is None and not isinstance(err, (api_errors.GoogleAPIError, OSError)):
             return err
@@ -389,8 +392,8 @@ class Connection:
         return self._error(code, text or type(err).__name__)
 
     def _error(self, code: grpc.StatusCode | None, text: str) -> Exception:
-        message = f"{self._where}: {getattr(code, 'name', 'error')}: {text}"
-        advice = f"; see: murmur check '{self._where}'"
+        message = f"{self.where}: {getattr(code, 'name', 'error')}: {text}"
+        advice = f"; see: murmur check '{self.where}'"
         vague = code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
         if any(clear in text.lower() for clear in _FAMILY_TEXTS) and (code in _UNUSABLE or code in _REFUSED or vague):
             return StoreUnavailable(f"{message}; a column family is missing, or is not of the type it must be{advice}")

@@ -1,18 +1,34 @@
-"""What a table is for: the row before all others."""
+"""What a table is for: its record, in the row before all others. Each field is a cell of the family ``meta``.
+
+    monoid, granularity_us, shards, bucket_age_us, marker_age_us     of both layouts; an empty text is None
+    field, typed                                                     of layout 1, by releases after 0.1.0
+    layout, write, monoid:, field:                                   of layout 2
+
+In layout 2 ``monoid`` is what 0.1.0 takes for another aggregate, so that it refuses the table; the aggregate stands in
+``monoid:`` as it was typed. A field or a value that is not known here was written by a later release. Then the table is
+refused: two releases that understand one table differently would count twice.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import NamedTuple
 
+from murmur_beam.errors import SchemaMismatch
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
+from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST, Layout
 
 _MICROSECOND = timedelta(microseconds=1)
-_FIELD = b"field"
 _TYPED = b"typed"  # not there where release 0.1.0 made the record: it called a count a sum, and noted no field
+_SHARED = {b"monoid", b"granularity_us", b"shards", b"bucket_age_us", b"marker_age_us"}
+_KNOWN = {
+    1: {*_SHARED, b"field", _TYPED},
+    2: {*_SHARED, b"layout", b"write", b"monoid:", b"field:"},
+}
+_WRITE = b"commit"
 
 
 class Meta(NamedTuple):
@@ -23,12 +39,14 @@ class Meta(NamedTuple):
         bucket_age: garbage collection takes a bucket when its start is so long ago; None: never.
         marker_age: it takes what is known of an event so long after the event was merged; None: never.
         shards: rows that each key is spread over.
+        layout: of its cells.
     """
 
     schema: Schema
     bucket_age: timedelta | None = None
     marker_age: timedelta | None = None
     shards: int = 1
+    layout: Layout = LAYOUTS[NEWEST]
 
 
 async def write_meta(connection: Connection, meta: Meta) -> None:
@@ -37,56 +55,106 @@ async def write_meta(connection: Connection, meta: Meta) -> None:
     Fails where the table is not made as it should be.
     """
     # Nothing but a test of whether the families are there, and the sums are sums.
-    probes = [wire.add(wire.VERSION, 0, 0), wire.clear(wire.STATE), wire.clear(wire.DEDUP)]
-    cells = [wire.put(wire.META, qualifier, 0, value) for qualifier, value in _cells(meta).items()]
-    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_not=[*probes, *cells]))
+    plain = [wire.clear(name) for name in meta.layout.families if name not in (wire.AGG, wire.META)]
+    cells = [wire.put(wire.META, qualifier, 0, value) for qualifier, value in cells_of(meta).items()]
+    changes = [wire.add(wire.VALUE, 0, 0), *plain, *cells]
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_not=changes))
 
 
 async def amend_meta(connection: Connection, meta: Meta) -> None:
     """Record other ages where something is recorded; the schema stays."""
-    cells = _cells(meta)
+    cells = cells_of(meta)
     ages = [wire.put(wire.META, name, 0, cells[name]) for name in (b"bucket_age_us", b"marker_age_us")]
     await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=ages))
 
 
-async def name_field(connection: Connection, field: str) -> None:
+async def name_field(connection: Connection, layout: Layout, field: str) -> None:
     """Record which field is folded, unless that has been done: then what stands there stays."""
-    cell = wire.put(wire.META, _FIELD, 0, field.encode("utf-8"))
-    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_column(wire.META, _FIELD), if_not=[cell]))
+    column = _field_column(layout)
+    cell = wire.put(wire.META, column, 0, field.encode("utf-8"))
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_column(wire.META, column), if_not=[cell]))
 
 
 async def read_meta(connection: Connection) -> Meta | None:
-    """What is recorded; None: nothing yet."""
+    """What is recorded; None: nothing yet.
+
+    Raises:
+        SchemaMismatch: a later release has made the record.
+    """
     rows = await connection.read(wire.only_meta(wire.read_rows(connection, [SCHEMA_ROW])), persist=False)
     if not rows:
         return None
-    cells = {cell.qualifier: cell.value for cell in rows[0].cells}
+    return meta_of({cell.qualifier: cell.value for cell in rows[0].cells}, connection.where)
+
+
+def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
+    """What these cells say.
+
+    Args:
+        cells: values by qualifier.
+        where: the table, for the message.
+
+    Raises:
+        SchemaMismatch: something in them is not known here.
+    """
+
+    def unknown(qualifier: bytes) -> SchemaMismatch:
+        found = (
+            f"{qualifier.decode('utf-8', 'backslashreplace')}={cells[qualifier].decode('utf-8', 'backslashreplace')}"
+        )
+        return SchemaMismatch(
+            f"{where}: its record says {found!r:.100}, which this release of murmur_beam does not know: a later one "
+            "made or changed the table; upgrade this one"
+        )
+
+    number = 1
+    if b"layout" in cells:
+        number = {str(n).encode(): n for n in LAYOUTS}.get(cells[b"layout"], 0)
+        if number == 0:
+            raise unknown(b"layout")
+    for qualifier in sorted(cells):
+        if qualifier not in _KNOWN[number]:
+            raise unknown(qualifier)
+    if number > 1 and cells[b"write"] != _WRITE:
+        raise unknown(b"write")
+    layout = LAYOUTS[number]
+    field = cells.get(_field_column(layout))
     return Meta(
         Schema(
-            cells[b"monoid"].decode("utf-8"),
+            cells[b"monoid" if number == 1 else b"monoid:"].decode("utf-8"),
             _duration(cells[b"granularity_us"]),
-            cells[_FIELD].decode("utf-8") if _FIELD in cells else None,
-            vague=_TYPED not in cells,
+            None if field is None else field.decode("utf-8"),
+            vague=number == 1 and _TYPED not in cells,
         ),
         _duration(cells.get(b"bucket_age_us", b"")),
         _duration(cells.get(b"marker_age_us", b"")),
         int(cells[b"shards"]),
+        layout,
     )
 
 
-def _cells(meta: Meta) -> dict[bytes, bytes]:
+def cells_of(meta: Meta) -> dict[bytes, bytes]:
+    """What is written for it, by qualifier."""
     schema = meta.schema
-    named = {} if schema.field is None else {_FIELD: schema.field.encode("utf-8")}
-    typed = {} if schema.vague else {_TYPED: b"1"}
+    monoid = schema.monoid.encode("utf-8")
+    named = {} if schema.field is None else {_field_column(meta.layout): schema.field.encode("utf-8")}
+    if meta.layout.number == 1:
+        own = {b"monoid": monoid, **({} if schema.vague else {_TYPED: b"1"})}
+    else:
+        number = str(meta.layout.number).encode("ascii")
+        own = {b"layout": number, b"write": _WRITE, b"monoid": monoid + b"/" + number, b"monoid:": monoid}
     return {
-        **typed,
+        **own,
         **named,
-        b"monoid": schema.monoid.encode("utf-8"),
         b"granularity_us": _text(schema.granularity),
         b"shards": str(meta.shards).encode("ascii"),
         b"bucket_age_us": _text(meta.bucket_age),
         b"marker_age_us": _text(meta.marker_age),
     }
+
+
+def _field_column(layout: Layout) -> bytes:
+    return b"field" if layout.number == 1 else b"field:"
 
 
 def _text(duration: timedelta | None) -> bytes:

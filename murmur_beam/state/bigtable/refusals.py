@@ -22,7 +22,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _TRUSTED_S = 5.0
-_NOTHING = wire.add(wire.VERSION, 0, 0), wire.clear(wire.STATE), wire.clear(wire.DEDUP)
+_NOTHING = wire.add(wire.VALUE, 0, 0), wire.clear(wire.STATE), wire.clear(wire.DEDUP)
 """Touches every family that events are written to; the table's record has no cells there but a sum of 0."""
 
 

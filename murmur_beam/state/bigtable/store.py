@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -100,7 +100,7 @@ class BigtableStore(Generic[V]):
             raise StoreUnavailable(f"{self._spec}: its schema was deleted while it was opened")
         self._require(recorded)
         if recorded.schema.names(self._schema):
-            await name_field(self._connection, str(self._schema.field))
+            await name_field(self._connection, recorded.layout, str(self._schema.field))
             self._require(await read_meta(self._connection) or recorded)
         if shards not in (None, recorded.shards):
             raise SchemaMismatch(
@@ -109,6 +109,7 @@ class BigtableStore(Generic[V]):
             )
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
+        self._cells.layout = recorded.layout
         self._checked = True
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
@@ -164,7 +165,7 @@ class BigtableStore(Generic[V]):
             found: dict[Key, list[Value]] = {}
             for some in wire.batches(list(wanted), ROWS_PER_READ):
                 request = wire.read_rows(self._connection, some)
-                for row in await self._connection.read(wire.only_values(request)):
+                for row in await self._connection.read(wire.only_values(request, self._cells.layout.read)):
                     found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
             return [self._live(found.get(key, [])) for key in keys]
         raise self._sender.late()
@@ -175,7 +176,12 @@ class BigtableStore(Generic[V]):
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
         family = wire.AGG if self._cells.sums else wire.STATE
         between_us = self._between_us(first, last)
-        rows = Scan(self._connection, start, end, lambda request: wire.only_results(request, family, between_us))
+        pending = wire.PENDING in self._cells.layout.families
+
+        def narrow(request: Any) -> Any:
+            return wire.only_results(request, family, pending=pending, between_us=between_us)
+
+        rows = Scan(self._connection, start, end, narrow)
         for key, shards in groupby(rows, key=lambda row: parse_row_key(row.key)[0]):
             # Buckets before 1970 share a timestamp, as do those of one millisecond.
             if (first is not None and key.bucket < first) or (last is not None and key.bucket > last):

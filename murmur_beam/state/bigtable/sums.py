@@ -89,7 +89,7 @@ class Sums:
                 expires_us = cells.expires_us(before.value is not None, before.expires_us, updates[-1].ttl)
                 at_us = cells.start_us(group.bucket)
                 changes = cells.changes(at_us, before.value, value, before.expires_us, expires_us)
-                mutations = [wire.add(wire.VERSION, at_us, 1), *changes]
+                mutations = [*cells.layout.added(at_us), *changes]
                 sums.append(_Sum(group, mutations, Value(value, expires_us), results))
 
         async def write(some: Sequence[_Sum]) -> dict[int, Exception]:
@@ -121,7 +121,7 @@ class Sums:
         return unread
 
     async def _read_some(self, encoded: Sequence[bytes]) -> dict[int, Exception]:
-        request = wire.only_values(wire.read_rows(self.connection, encoded))
+        request = wire.only_values(wire.read_rows(self.connection, encoded), f"{wire.AGG}|{wire.STATE}")
         found = {row.key: row for row in await self.connection.read(request)}
         for one in encoded:
             self._known[one] = self._cells.value_of(found[one]) if one in found else Value(None, None)

@@ -35,7 +35,7 @@ MAX_READ_BYTES = 500 * 2**10
 """Row keys of one read; the service refuses requests of more than 512 KiB in all."""
 _AROUND_KEY = 3
 
-AGG, DEDUP, STATE, META = "agg", "dedup", "state", "meta"
+AGG, DEDUP, STATE, META, PENDING = "agg", "dedup", "state", "meta", "pending"
 VALUE, VERSION, EXPIRY = b"v", b"n", b"x"
 
 # ---- reads ----
@@ -74,18 +74,24 @@ def read_range(connection: Any, start: bytes, end: bytes | None, limit: int) -> 
     return request
 
 
-def only_values(request: Any) -> Any:
-    """Of each row the aggregate and what belongs to it, without the events."""
-    _values(request.filter)
+def only_values(request: Any, families: str) -> Any:
+    """Of each row the aggregate and what belongs to it, without the events.
+
+    Args:
+        request: gets the filter.
+        families: that these are in, as a regular expression.
+    """
+    _values(request.filter, families)
     return request
 
 
-def only_results(request: Any, family: str, between_us: tuple[int, int] | None = None) -> Any:
+def only_results(request: Any, family: str, *, pending: bool = False, between_us: tuple[int, int] | None = None) -> Any:
     """Of each row the value and when it expires, and no more.
 
     Args:
         request: gets the filter.
         family: that values are in.
+        pending: also what is yet to be folded.
         between_us: only rows whose value has a timestamp from the first of these times on, before the second (0: no
             end); microseconds. Other cells of a row have other timestamps, so they are not asked.
     """
@@ -93,7 +99,12 @@ def only_results(request: Any, family: str, between_us: tuple[int, int] | None =
     if between_us is not None:
         # The condition first: what comes before it would be done for rows that are not wanted, too.
         wanted = row_filter.condition.predicate_filter.chain.filters
-        _only_column(wanted.add(), family, VALUE)
+        if pending:
+            either = wanted.add().interleave.filters
+            _only_column(either.add(), family, VALUE)
+            either.add().family_name_regex_filter = PENDING
+        else:
+            _only_column(wanted.add(), family, VALUE)
         times = wanted.add().timestamp_range_filter
         times.start_timestamp_micros, times.end_timestamp_micros = between_us
         row_filter = row_filter.condition.true_filter
@@ -101,6 +112,8 @@ def only_results(request: Any, family: str, between_us: tuple[int, int] | None =
     either = chain.add().interleave.filters
     _only_column(either.add(), family, VALUE)
     _only_column(either.add(), STATE, EXPIRY)
+    if pending:
+        either.add().family_name_regex_filter = PENDING
     chain.add().cells_per_column_limit_filter = 1
     return request
 
@@ -114,7 +127,7 @@ def _only_column(row_filter: Any, family: str, qualifier: bytes) -> None:
 def only_news(request: Any, version: int) -> Any:
     """Of each row the aggregate, and the events of all commits after this version."""
     either = request.filter.interleave.filters
-    _values(either.add())
+    _values(either.add(), f"{AGG}|{STATE}")
     column = either.add().column_range_filter
     column.family_name = DEDUP
     column.start_qualifier_closed = (version + 1).to_bytes(8, "big")
@@ -135,9 +148,9 @@ def only_meta(request: Any) -> Any:
     return request
 
 
-def _values(row_filter: Any) -> None:
+def _values(row_filter: Any, families: str) -> None:
     chain = row_filter.chain.filters
-    chain.add().family_name_regex_filter = f"{AGG}|{STATE}"
+    chain.add().family_name_regex_filter = families
     chain.add().cells_per_column_limit_filter = 1
 
 
@@ -152,7 +165,7 @@ def commit(
     Args:
         connection: the table's name and app profile are taken from it.
         key: of the row.
-        predicate: `at_version`, `has_family` or `NEVER`.
+        predicate: `at_version`, `has_family`, `has_column` or `NEVER`.
         if_met, if_not: mutations, each from one of the functions below.
     """
     parts = [_table(connection.name, connection.app_profile, 7), _field(b"\x12", key), predicate]
@@ -250,11 +263,11 @@ def _family(name: str) -> bytes:
 # ---- predicates ----
 
 
-def at_version(version: int) -> bytes:
-    """The predicate "the row is at this version", which a row that does not exist never is."""
+def at_version(family: str, version: int) -> bytes:
+    """The predicate "the row is at this version", which is in a column of this family."""
     wanted = version.to_bytes(8, "big")
     values = _field(b"\x7a", _field(b"\x0a", wanted) + _field(b"\x1a", wanted))
-    return _field(b"\x32", _field(b"\x0a", _field(b"\x0a", _VERSION_COLUMN) + _field(b"\x0a", values)))
+    return _field(b"\x32", _field(b"\x0a", _field(b"\x0a", _column(family, VERSION)) + _field(b"\x0a", values)))
 
 
 def has_family(family: str) -> bytes:
@@ -267,6 +280,7 @@ def has_column(family: str, qualifier: bytes) -> bytes:
     return _field(b"\x32", _column(family, qualifier))
 
 
+@lru_cache(maxsize=16)
 def _column(family: str, qualifier: bytes) -> bytes:
     # Not by regular expressions: the emulator compiles those anew for every cell of the row.
     return _field(b"\x3a", _family(family) + _field(b"\x12", qualifier) + _field(b"\x22", qualifier))
@@ -300,8 +314,5 @@ def _table(name: str, app_profile: str, app_profile_field: int) -> bytes:
     return _field(b"\x0a", name.encode()) + (_field(profile, app_profile.encode()) if app_profile else b"")
 
 
-_VERSION_COLUMN = _column(AGG, VERSION)
-EXISTS = has_column(AGG, VERSION)
-"""The predicate "the row has a version"."""
 NEVER = _field(b"\x32", b"\x90\x01\x01")
 """The predicate that no row meets."""
