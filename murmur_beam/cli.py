@@ -45,8 +45,8 @@ No aggregate is ever written. Only create-table changes a table and what is reco
 and reset take anything out of one."""
 _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
 _CHECK = """\
-Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written, but for scratch rows with
---probe, which are removed."""
+Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written, except with --probe:
+scratch rows, which are removed."""
 _EPILOG = """\
 times:
   2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: the

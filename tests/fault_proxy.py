@@ -167,7 +167,7 @@ class FaultProxy:
         live: what the service says of a request, given its method and bytes, where the emulator would say something
             else; None passes it on.
         asked: what arrives at the emulator of a request, given its method and bytes.
-        told: what arrives of its answers, given its method, its bytes as they were passed on, and the emulator's answers.
+        told: what arrives of its answers, given its method, its bytes as passed on, and the emulator's answers.
     """
 
     def __init__(self, upstream: str, plan: Plan | None = None) -> None:

@@ -82,7 +82,7 @@ async def _commit(scratch: Scratch) -> str:
     met = await scratch.commit(key, scratch.layout.at_version(version), if_met=changes, if_not=scratch.poison)
     _require(met, f"a row at version {version} was said not to be at it")
     _same(await scratch.cells(key), scratch.cells_at(version + 1, 8, version, version + 1))
-    return "the row is at the version: sum and version are raised, a marker is added"
+    return "at its version: sum and version are raised, a marker is added"
 
 
 async def _stale_commit(scratch: Scratch) -> str:
@@ -93,7 +93,7 @@ async def _stale_commit(scratch: Scratch) -> str:
     met = await scratch.commit(key, scratch.layout.exists, if_not=scratch.poison)
     _require(met, "a row with a version was said to have none, and written to")
     _same(await scratch.cells(key), scratch.cells_at(version, 5, version))
-    return "the row is at another version, or has one: nothing is written"
+    return "at another version, or where none is expected: nothing is written"
 
 
 async def _one_winner(scratch: Scratch) -> str:
@@ -120,7 +120,9 @@ async def _packing(scratch: Scratch) -> str:
     old, last, packed = marker(version), marker(version + 1), b"all events"
     changes = [wire.clear_column(wire.DEDUP, old), wire.clear_column(wire.DEDUP, last)]
     changes.append(wire.put(wire.DEDUP, last, scratch.now_us, packed))
-    _require(await scratch.commit(key, scratch.layout.at_version(version + 1), if_met=changes), "the commit was not made")
+    _require(
+        await scratch.commit(key, scratch.layout.at_version(version + 1), if_met=changes), "the commit was not made"
+    )
     wanted = scratch.cells_at(version + 1, 8)
     _same(await scratch.cells(key), {**wanted, (wire.DEDUP, last, scratch.now_us): packed})
     return "columns are deleted, and one of them is set, in one commit"
@@ -233,7 +235,9 @@ async def _set_sum(scratch: Scratch) -> str:
 
 async def _plain_writes(scratch: Scratch) -> str:
     key = scratch.row("plain writes")
-    took_s = await _timed(scratch, lambda n: scratch.put(key, wire.put(wire.STATE, wire.VALUE, scratch.at_us, int64(n))))
+    took_s = await _timed(
+        scratch, lambda n: scratch.put(key, wire.put(wire.STATE, wire.VALUE, scratch.at_us, int64(n)))
+    )
     return _latency(took_s)
 
 
@@ -245,7 +249,7 @@ async def _commits_of_one_row(scratch: Scratch) -> str:
         await scratch.commit(key, scratch.layout.at_version(at), if_met=scratch.change(at, at + 1, 1))
 
     took_s = await _timed(scratch, commit)
-    return f"{_latency(took_s)}; {_TIMED / sum(took_s):,.0f} commits/s of one row, one after the other"
+    return f"{_latency(took_s)}, in turn: {_TIMED / sum(took_s):,.0f} commits/s"
 
 
 async def _timed(scratch: Scratch, send: Callable[[int], Awaitable[None]]) -> list[float]:
@@ -277,12 +281,20 @@ CORE = (
 
 STEPS = (
     *CORE,
-    Step("packing", _packing, f"Markers would be lost when many are packed into one cell, and events count twice. {_REPORT}"),
+    Step(
+        "packing",
+        _packing,
+        f"Markers would be lost when many are packed into one cell, and events count twice. {_REPORT}",
+    ),
     Step("made again", _made_again, f"A row that is deleted and counted anew would keep old events. {_REPORT}"),
     Step("two timestamps", _two_timestamps, f"Values and expiries would be read wrongly. {_REPORT}"),
     Step("far timestamp", _far_timestamp, f"Rows that are kept for ever could not be told from others. {_REPORT}"),
     Step("refused mutation", _refused_mutation, f"A commit that fails could count all the same. {_REPORT}"),
-    Step("refused neighbour", _refused_neighbour, "Sums without event ids would count twice or not at all. Use event ids."),
+    Step(
+        "refused neighbour",
+        _refused_neighbour,
+        "Sums without event ids would count twice or not at all. Use event ids.",
+    ),
     Step("repeated append", _repeated_append, f"An append that is tried again would count twice. {_REPORT}"),
     Step("delete by name", _delete_by_name, f"A fold would leave what it has folded, or take more. {_REPORT}"),
     Step("idempotency token", _idempotency_token, "Sums without event ids may count twice after a lost answer.", False),

@@ -73,8 +73,8 @@ def run(where: Settings, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_
         limit_s: how long all of them may take; what is not done by then has failed.
 
     Raises:
-        StoreUnavailable: the table is missing, has no record, or may not be used; or the probe was interrupted, and scratch
-            rows are left.
+        StoreUnavailable: the table is missing, has no record, or may not be used; or the probe was interrupted and its
+            scratch rows could not be removed.
         TransientError: the table is still being created, or its record cannot be read now.
     """
     began_s = where.clock.monotonic()
@@ -87,7 +87,8 @@ def run(where: Settings, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_
             results = connection.run(_try_all(scratch, steps, began_s + limit_s))
         except BaseException as err:
             removal = _remove(scratch)
-            if removal.status == WRONG:
+            # A table that is being created takes nothing, so that nothing is left.
+            if removal.status == WRONG and not is_creating(err.__cause__):
                 raise StoreUnavailable(f"{where}: {removal.name} {removal.seen}. {removal.advice}") from err
             raise
         results.append(_remove(scratch))

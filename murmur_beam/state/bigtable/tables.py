@@ -167,8 +167,8 @@ def create(
     Raises:
         ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; nothing was done.
         SchemaMismatch: the table holds something else.
-        StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it; or the table is made, but
-            commits would not be exact there.
+        StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it; or the table is made,
+            but commits would not be exact there.
         TransientError: the service does not answer, or the table is still being created after five minutes.
     """
 
