@@ -23,6 +23,7 @@ from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin, Family, Rule
 from murmur_beam.state.bigtable.connection import Connection, is_creating
 from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_meta
+from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
 from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look
@@ -156,6 +157,8 @@ def create(
 ) -> list[Step]:
     """Make the table, or make one that is there fit for this purpose; a second call finds nothing to do.
 
+    What commits rest on is tried on a table that was made.
+
     Args:
         where: which table.
         meta: what for; see `purpose`.
@@ -168,7 +171,8 @@ def create(
     Raises:
         ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; nothing was done.
         SchemaMismatch: the table holds something else.
-        StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it.
+        StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it; or the table is made,
+            but commits would not be exact there.
         TransientError: the service does not answer, or the table is still being created after five minutes.
     """
 
@@ -200,6 +204,8 @@ def create(
         elif steps:
             created(shape)
             created(lambda: _record(where, meta))
+        if found.families is None:
+            created(lambda: require_core(where))
         if len(clusters := admin.clusters()) > 1:
             say(f"{where} is on {_failover_text(clusters)}")
     return steps
