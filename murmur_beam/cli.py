@@ -44,7 +44,9 @@ Look at the aggregates in a store, such as sqlite:///counts.db; make and check i
 No aggregate is ever written. Only create-table changes a table and what is recorded of its purpose, and only delete
 and reset take anything out of one."""
 _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
-_CHECK = "Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written."
+_CHECK = """\
+Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written, except with --probe:
+scratch rows, which are removed."""
 _EPILOG = """\
 times:
   2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: the
@@ -343,6 +345,8 @@ def _parser() -> Parser:
     create.add_argument("--yes", action="store_true", help=yes)
     _add_purpose(create, "sum", "no window", "never", "for ever")
     check = command("check", partial(_on_table, cli_tables.check), _CHECK, _TABLES_EPILOG)
+    probe = "also try on scratch rows what the table rests on; the output is fit for an issue (docs/operations.md)"
+    check.add_argument("--probe", action="store_true", help=probe)
     _add_purpose(check, *["what the table recorded"] * 4)
     return parser
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from murmur_beam import __version__
+from murmur_beam.model import rfc3339
 from murmur_beam.state import Schema, StoreSpec
 
 if TYPE_CHECKING:
+    from murmur_beam.state.bigtable.probe import Report
     from murmur_beam.state.bigtable.settings import Settings
 
 DONE, PROBLEMS = 0, 1
+
+_ISSUE_COLUMNS = 100
+"""Longest line of what is pasted into an issue, where words allow it."""
+_ASIDE = "app profile", "writing"
+"""What may be wrong with a table and still be worth a probe, which tells more of it."""
 
 
 def create_table(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
@@ -63,7 +75,7 @@ def check(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
     Args:
         spec: the store.
         monoid: name of what the table should hold; None for what is recorded.
-        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``json``.
+        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``probe``, ``json``.
 
     Returns:
         The exit code.
@@ -74,21 +86,69 @@ def check(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
     where = _settings(spec, args)
     if where is None:
         return _no_table(spec, args, ok=True, findings=[])
-    from murmur_beam.state.bigtable import tables
+    from murmur_beam.state.bigtable import probe, tables
 
     granularity = args.window.granularity if args.window else None
     findings = tables.check(where, monoid, granularity, args.retention, args.dedup_retention)
     wrong = [finding for finding in findings if finding.status == tables.WRONG]
+    report = None
+    if args.probe and all(finding.subject.startswith(_ASIDE) for finding in wrong):
+        report = probe.run(where)
+    fine = not wrong and not (report and report.wrong)
     if args.json:
-        _print_json(store=str(where), ok=not wrong, findings=[finding._asdict() for finding in findings])
-    else:
-        print(f"{where}: {'as it should be' if not wrong else 'not as it should be'}")
-        _print_columns(
-            [finding[:3] for finding in sorted(findings, key=lambda finding: finding.status != tables.WRONG)]
-        )
-        for remedy in dict.fromkeys(finding.remedy for finding in wrong if finding.remedy):
-            print(f"run: {remedy}")
-    return PROBLEMS if wrong else DONE
+        document = {"store": str(where), "ok": fine, "findings": [finding._asdict() for finding in findings]}
+        probed = {"origin": _origin(where), "probe": report and _document(report)} if args.probe else {}
+        _print_json(**document, **probed)
+        return DONE if fine else PROBLEMS
+    if args.probe:
+        _print_origin(_origin(where))
+    print(f"{where}: {'as it should be' if not wrong else 'not as it should be'}")
+    _print_columns(
+        [finding[:3] for finding in sorted(findings, key=lambda finding: finding.status != tables.WRONG)],
+        _ISSUE_COLUMNS if args.probe else None,
+    )
+    for remedy in dict.fromkeys(finding.remedy for finding in wrong if finding.remedy):
+        print(f"run: {remedy}")
+    if report is not None:
+        _print_report(report)
+    elif args.probe:
+        print("probe: not run, since the table is not as it should be")
+    return DONE if fine else PROBLEMS
+
+
+def _origin(where: Settings) -> dict[str, Any]:
+    """Where what is pasted into an issue comes from."""
+    from murmur_beam.state.bigtable.scratch import on_emulator
+
+    return {
+        "murmur_beam": __version__,
+        **{name: version(name) for name in ("google-cloud-bigtable", "grpcio")},
+        "python": platform.python_version(),
+        "time": rfc3339(int(where.clock.now()) * 1_000_000).replace(".000000Z", "Z"),
+        "app_profile": where.app_profile or "default",
+        "emulator": on_emulator(),
+    }
+
+
+def _print_origin(origin: dict[str, Any]) -> None:
+    names = "murmur_beam", "google-cloud-bigtable", "grpcio", "python"
+    print(", ".join(f"{name} {origin[name]}" for name in names))
+    host = "an emulator (BIGTABLE_EMULATOR_HOST is set)" if origin["emulator"] else "the live service"
+    print(f"{origin['time']}, app profile {origin['app_profile']}, {host}")
+
+
+def _document(report: Report) -> dict[str, Any]:
+    return {**report._asdict(), "results": [result._asdict() for result in report.results]}
+
+
+def _print_report(report: Report) -> None:
+    statuses = Counter(result.status for result in report.results)
+    summary = f"{statuses['ok']} ok, {statuses['wrong']} wrong, {statuses['note']} notes"
+    print(f"probe: {summary}; layout {report.layout}, {report.requests} requests in {report.seconds:.1f} s")
+    rows = []
+    for name, status, *texts in report.results:
+        rows += [(name, status, texts[0]), *(("", "", text) for text in texts[1:] if text)]
+    _print_columns(rows, _ISSUE_COLUMNS)
 
 
 def _settings(spec: StoreSpec, args: argparse.Namespace) -> Settings | None:
@@ -116,7 +176,13 @@ def _print_json(**document: Any) -> None:
     print(json.dumps(document))
 
 
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_columns(rows: Sequence[Sequence[str]], limit: int | None = None) -> None:
+    """Print aligned columns; the last of them goes on in further lines where a limit of columns is given."""
+    *widths, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for *cells, last in rows:
+        before = "  " + "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
+        room = limit - len(before) if limit else sys.maxsize
+        first, *more = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False) or [""]
+        print((before + first).rstrip())
+        for line in more:
+            print(" " * len(before) + line)

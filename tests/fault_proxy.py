@@ -166,6 +166,8 @@ class FaultProxy:
         refused_rows: writes to row keys that contain one of these fail with the code, each time.
         live: what the service says of a request, given its method and bytes, where the emulator would say something
             else; None passes it on.
+        asked: what arrives at the emulator of a request, given its method and bytes.
+        told: what arrives of its answers, given its method, its bytes as passed on, and the emulator's answers.
     """
 
     def __init__(self, upstream: str, plan: Plan | None = None) -> None:
@@ -173,6 +175,8 @@ class FaultProxy:
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
         self.refused_rows: Mapping[bytes, grpc.StatusCode] = {}
         self.live: Callable[[str, bytes], Refusal | bytes | None] = lambda method, request: None
+        self.asked: Callable[[str, bytes], bytes] = lambda method, request: request
+        self.told: Callable[[str, bytes, list[bytes]], list[bytes]] = lambda method, request, answers: answers
         self._upstream = upstream
         self._relay = _Relay()
         self.address = f"127.0.0.1:{self._relay.port}"
@@ -252,6 +256,7 @@ class FaultProxy:
                 await context.abort(*said)
             yield said
             return
+        request = self.asked(method, request)
         plan = self.plan
         fault = None if plan is None else plan.draw(method)
         if fault in BEFORE:
@@ -269,8 +274,8 @@ class FaultProxy:
                 await asyncio.sleep(plan.late_s)
             if fault is Fault.TWICE:
                 count.twice += 1
-                await self._pass_unless_refused(method, request, context)
-            answers = await self._pass_unless_refused(method, request, context)
+                await self._pass_unless_refused(path, request, context)
+            answers = await self._pass_unless_refused(path, request, context)
         except asyncio.CancelledError:
             count.broken += 1
             raise
@@ -278,7 +283,7 @@ class FaultProxy:
             count.after += 1
             count.committed += _wrote(method, request, answers)
             del answers[-1:]  # a read that finds nothing has none
-        for answer in answers:
+        for answer in self.told(method, request, answers):
             yield answer
         if fault in AFTER:
             await self._fail(fault, context)
@@ -289,15 +294,16 @@ class FaultProxy:
             self._relay.cut(context.peer())
         await context.abort(_CODES[fault], f"fault proxy: {fault.name}")
 
-    async def _pass_unless_refused(self, method: str, request: bytes, context: Any) -> list[bytes]:
-        if not self.refused_rows or method == READ_ROWS:
-            return await self._pass_on(_SERVICE + method, request, context)
+    async def _pass_unless_refused(self, path: str, request: bytes, context: Any) -> list[bytes]:
+        method = path.removeprefix(_SERVICE)
+        if not self.refused_rows or method not in (CHECK_AND_MUTATE, MUTATE_ROWS):
+            return await self._pass_on(path, request, context)
         if method == CHECK_AND_MUTATE:
             code = self._refused(CheckAndMutateRowRequest.pb().FromString(request).row_key)
             if code is not None:
                 self.counts[method].refused += 1
                 await context.abort(code, "fault proxy: this row may not be written")
-            return await self._pass_on(_SERVICE + method, request, context)
+            return await self._pass_on(path, request, context)
         bulk = MutateRowsRequest.pb().FromString(request)
         codes = {i: code for i, entry in enumerate(bulk.entries) if (code := self._refused(entry.row_key))}
         allowed = [i for i in range(len(bulk.entries)) if i not in codes]
@@ -310,7 +316,7 @@ class FaultProxy:
             entries = [bulk.entries[i] for i in allowed]
             del bulk.entries[:]
             bulk.entries.extend(entries)
-            for data in await self._pass_on(_SERVICE + method, bulk.SerializeToString(), context):
+            for data in await self._pass_on(path, bulk.SerializeToString(), context):
                 for entry in MutateRowsResponse.pb().FromString(data).entries:
                     entry.index = allowed[entry.index]
                     answer.entries.append(entry)

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "cli_arguments": LIBRARY,
     "cli_delete": f"{LIBRARY} reader",
     "cli_output": LIBRARY,
-    "cli_tables": f"{LIBRARY} state.bigtable.*",
+    "cli_tables": f"{LIBRARY} __init__ state.bigtable.*",
     "__main__": "cli",
     "__init__": f"{LIBRARY} reader transforms",
     "pipelines": "",

@@ -75,14 +75,15 @@ def test_a_commit_says_what_it_should(table: Any, key: bytes, if_met: list[Any],
     )
 
 
-@given(table=TABLES, entries=st.lists(st.tuples(DATA, st.lists(MUTATIONS, max_size=3)), max_size=3))
-def test_many_rows_of_a_request_say_what_they_should(table: Any, entries: list[Any]) -> None:
-    """Each entry has its row and its mutations."""
-    made = wire.bulk(table, [(key, [m for m, _ in mutations]) for key, mutations in entries])
+@given(table=TABLES, entries=st.lists(st.tuples(DATA, st.lists(MUTATIONS, max_size=3)), max_size=3), token=DATA)
+def test_many_rows_of_a_request_say_what_they_should(table: Any, entries: list[Any], token: bytes) -> None:
+    """Each entry has its row, its mutations and the token, if there is one."""
+    made = wire.bulk(table, [(key, [m for m, _ in mutations]) for key, mutations in entries], token=token)
+    once = {"idempotency": {"token": token}} if token else {}
     assert Bulk.FromString(made) == Bulk(
         table_name=table.name,
         app_profile_id=table.app_profile,
-        entries=[{"row_key": key, "mutations": [said for _, said in mutations]} for key, mutations in entries],
+        entries=[{"row_key": key, "mutations": [said for _, said in mutations], **once} for key, mutations in entries],
     )
 
 

@@ -18,7 +18,8 @@ from murmur_beam.state.bigtable.reading import Row
 V = TypeVar("V")
 
 EXPIRY_SLACK_US = 60_000_000
-_FOREVER_US = 2**62 // 1000 * 1000
+FOREVER_US = 2**62 // 1000 * 1000
+"""Timestamp of the expiry of a row that is kept for ever."""
 _INT64 = struct.Struct(">q")
 
 
@@ -105,7 +106,7 @@ class Cells(Generic[V]):
         if ttl is None:
             return None
         expires_us = int((self._clock.now() + ttl.total_seconds()) * 1000) * 1000
-        if expires_us >= _FOREVER_US or (exists and known_us is None):
+        if expires_us >= FOREVER_US or (exists and known_us is None):
             return None
         # All flushes of a bucket mean the same time, but for their clocks.
         if known_us is not None and expires_us - known_us < EXPIRY_SLACK_US:
@@ -129,7 +130,7 @@ class Cells(Generic[V]):
             made.append(wire.put(wire.STATE, wire.VALUE, at_us, after))
         if expires_us != expired_us:
             # As a timestamp: the newest cell is what is read, so that the latest expiry holds, whoever writes last.
-            made.append(wire.put(wire.STATE, wire.EXPIRY, _FOREVER_US if expires_us is None else expires_us, b""))
+            made.append(wire.put(wire.STATE, wire.EXPIRY, FOREVER_US if expires_us is None else expires_us, b""))
         return made
 
 
@@ -141,4 +142,4 @@ def int64(data: bytes) -> int:
 
 def expiry(timestamp_us: int) -> int | None:
     """When a row expires whose cell of expiry has this timestamp."""
-    return None if timestamp_us >= _FOREVER_US else timestamp_us
+    return None if timestamp_us >= FOREVER_US else timestamp_us

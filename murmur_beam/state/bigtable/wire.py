@@ -186,11 +186,18 @@ def was_met(answer: bytes) -> bool:
 _ANSWERS = {b"": False, b"\x08\x00": False, b"\x08\x01": True}
 
 
-def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> bytes:
-    """A MutateRowsRequest: of each entry the row's key, and its mutations."""
+def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, token: bytes = b"") -> bytes:
+    """A MutateRowsRequest: of each entry the row's key, and its mutations.
+
+    Args:
+        connection: the table's name and app profile are taken from it.
+        entries: what to write.
+        token: of idempotency, at least 8 bytes, for each entry; empty: none.
+    """
     parts = [_table(connection.name, connection.app_profile, 3)]
+    once = _field(b"\x1a", _field(b"\x0a", token)) if token else b""
     for key, mutations in entries:
-        entry = _field(b"\x0a", key) + b"".join([b"\x12" + mutation for mutation in mutations])
+        entry = _field(b"\x0a", key) + b"".join([b"\x12" + mutation for mutation in mutations]) + once
         parts.append(_field(b"\x12", entry))
     return b"".join(parts)
 

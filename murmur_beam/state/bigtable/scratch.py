@@ -1,0 +1,177 @@
+"""Rows to try things on: no key can make them, no reader looks at them, and `Scratch.remove` deletes them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from murmur_beam.errors import TransientError
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.keys import successor
+from murmur_beam.state.bigtable.meta import Meta
+from murmur_beam.state.bigtable.settings import Settings
+
+PREFIX = b"\x00\x00probe\x00"
+"""How the keys of all scratch rows begin: before the rows of all keys."""
+
+_REMOVALS = 3
+_AGAIN_S = 0.1
+_EVENT = bytes(range(16))
+
+Cells = dict[tuple[str, bytes, int], bytes]
+"""Values by family, column and timestamp."""
+
+
+def on_emulator() -> bool:
+    """Tell whether the clients of this process come to an emulator."""
+    return bool(os.environ.get("BIGTABLE_EMULATOR_HOST"))
+
+
+class Scratch:
+    """Scratch rows of one table. `row` and `begun` name new ones, all other methods send a request.
+
+    Args:
+        where: which table.
+        connection: to it.
+        meta: what it is for.
+
+    Attributes:
+        layout: of the table.
+        emulator: is it in an emulator?
+        at_us: timestamp of values and versions; one that garbage collection leaves alone.
+        now_us: timestamp of markers.
+        poison: mutations that must not happen.
+        keys: of all rows so far.
+        requests: that were sent.
+    """
+
+    def __init__(self, where: Settings, connection: Connection, meta: Meta) -> None:
+        self.connection = connection
+        self.clock = where.clock
+        self.layout = meta.layout
+        self.emulator = on_emulator()
+        self.now_us = int(where.clock.now() * 1000) * 1000
+        self.at_us = 0 if meta.bucket_age is None else self.now_us
+        self.poison = [wire.add(wire.VALUE, self.at_us, 1_000)]
+        self.keys: list[bytes] = []
+        self.requests = 0
+        self._where = f"{where}: "
+        self._prefix = PREFIX + secrets.token_hex(8).encode() + b" "
+
+    def row(self, name: str) -> bytes:
+        """The key of a new row."""
+        self.keys.append(self._prefix + name.encode())
+        return self.keys[-1]
+
+    async def begun(self, name: str) -> tuple[bytes, int]:
+        """Key and version of a new row, with a first commit of 5."""
+        key, version = self.row(name), secrets.randbits(40) + 1
+        await self.put(key, *self.change(0, version, 5))
+        return key, version
+
+    def change(self, before: int, after: int, delta: int) -> list[bytes]:
+        """The mutations of a commit that makes one version of another, with one marker."""
+        return [
+            self.layout.raised(self.at_us, before, after),
+            wire.add(wire.VALUE, self.at_us, delta),
+            wire.put(wire.DEDUP, marker(after), self.now_us, _EVENT),
+        ]
+
+    def cells_at(self, version: int, total: int, *commits: int) -> Cells:
+        """What is in a row of this version and sum, with the markers of the commits that made these versions."""
+        return {
+            (self.layout.version_family, wire.VERSION, self.at_us): int64(version),
+            (wire.AGG, wire.VALUE, self.at_us): int64(total),
+            **{(wire.DEDUP, marker(each), self.now_us): _EVENT for each in commits},
+        }
+
+    async def commit(
+        self, key: bytes, predicate: bytes, *, if_met: Sequence[bytes] = (), if_not: Sequence[bytes] = ()
+    ) -> bool:
+        """Write on a condition, as `wire.commit` does; tell whether it was met."""
+        self.requests += 1
+        return await self.connection.commit(wire.commit(self.connection, key, predicate, if_met=if_met, if_not=if_not))
+
+    async def write(self, *entries: tuple[bytes, Sequence[bytes]], token: bytes = b"") -> dict[int, Exception]:
+        """Write to rows without a condition; the errors of those that failed, by their positions."""
+        self.requests += 1
+        return await self.connection.mutate(wire.bulk(self.connection, entries, token=token), len(entries))
+
+    async def put(self, key: bytes, *mutations: bytes, token: bytes = b"") -> None:
+        """Write to one row without a condition."""
+        for error in (await self.write((key, mutations), token=token)).values():
+            raise error
+
+    async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> Cells:
+        """What is in a row; of that, what a filter lets pass."""
+        self.requests += 1
+        rows = await self.connection.read(narrow(wire.read_rows(self.connection, [key])), persist=False)
+        return {cell[:3]: cell.value for row in rows for cell in row.cells}
+
+    async def refusal(self, writing: Awaitable[Any]) -> str:
+        """How the service refuses a write; empty: it does not."""
+        try:
+            await writing
+        except Exception as err:
+            if isinstance(self.connection.translated(err), TransientError):
+                raise
+            return self.words(err).partition("; ")[0]
+        return ""
+
+    def words(self, err: Exception) -> str:
+        """What an error says, without the advice to check the table."""
+        return str(self.connection.translated(err)).removeprefix(self._where).partition("; see: murmur check")[0]
+
+    async def remove(self) -> list[bytes]:
+        """Delete all rows; the keys of those that are there nevertheless.
+
+        Raises:
+            Exception: the last try failed.
+        """
+        left = self.keys
+        for attempt in range(_REMOVALS if self.keys else 0):
+            if attempt:
+                await self.clock.sleep(_AGAIN_S)  # what was under way when a step was interrupted may still arrive
+            try:
+                for error in (await self.write(*[(key, [wire.DELETE_ROW]) for key in self.keys])).values():
+                    raise error
+                self.requests += 1
+                there = wire.read_range(self.connection, self._prefix, successor(self._prefix), len(self.keys))
+                left = [row.key for row in await self.connection.read(wire.only_keys(there))]
+            except Exception:
+                if attempt == _REMOVALS - 1:
+                    raise
+            else:
+                if not left:
+                    break
+        return left
+
+
+def marker(version: int) -> bytes:
+    """The column of a commit's markers."""
+    return version.to_bytes(8, "big") + b"probe"
+
+
+def int64(n: int) -> bytes:
+    """A number as the cells of sums and versions hold it."""
+    return n.to_bytes(8, "big", signed=True)
+
+
+def difference(seen: Cells, wanted: Cells) -> str:
+    """In which cell what was seen is not what was wanted; empty: in none."""
+    differing = [cell for cell in sorted({*seen, *wanted}) if seen.get(cell) != wanted.get(cell)]
+    if not differing:
+        return ""
+    family, column, at_us = first = differing[0]
+    name = column.decode() if column.isalnum() else column.hex()
+    more = f"; {len(differing) - 1} more cells differ" if differing[1:] else ""
+    return f"{family}:{name} at {at_us} us is {_text(seen.get(first))}, not {_text(wanted.get(first))}{more}"
+
+
+def _text(value: bytes | None) -> str:
+    if value is None:
+        return "absent"
+    return str(int.from_bytes(value, "big", signed=True)) if len(value) == 8 else f"{len(value)} bytes"
