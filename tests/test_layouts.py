@@ -20,7 +20,7 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.layouts import LAYOUTS
-from murmur_beam.state.bigtable.meta import read_meta
+from murmur_beam.state.bigtable.meta import Meta, cells_of, meta_of, read_meta
 
 DAY = timedelta(days=1)
 DAILY = Schema("sum", DAY)
@@ -85,7 +85,15 @@ def version_of(where: BigtableSpec) -> tuple[str, int]:
 
 @pytest.mark.parametrize("spec", [first_layout_spec, new_spec], ids=["layout-1", "layout-2"])
 @pytest.mark.parametrize(
-    ("qualifier", "value"), [(b"layout", b"3"), (b"write", b"append"), (b"calendar", b"month Europe/Paris")]
+    ("qualifier", "value"),
+    [
+        (b"layout", b"3"),
+        (b"write", b"append"),
+        (b"calendar", b"month Europe/Paris"),
+        (b"granularity_us", b"month"),
+        (b"bucket_age_us", b"-1"),
+        (b"shards", b"257"),
+    ],
 )
 def test_a_record_of_a_later_release_is_refused(
     bigtable_host: str,
@@ -112,6 +120,15 @@ def test_a_record_of_a_later_release_is_refused(
         assert cli.main(command) != 0
         out, err = capsys.readouterr()
         assert said in out + err
+
+
+@pytest.mark.parametrize("missing", [b"write", b"monoid:", b"shards"])
+def test_a_record_without_a_field_is_refused(missing: bytes) -> None:
+    """In words: a record is written as a whole, so this one is damaged."""
+    cells = cells_of(Meta(DAILY))
+    del cells[missing]
+    with pytest.raises(SchemaMismatch, match=f"no field '{missing.decode()}'"):
+        meta_of(cells, "the table")
 
 
 def test_what_is_yet_to_be_folded_is_not_left_out(bigtable_host: str) -> None:

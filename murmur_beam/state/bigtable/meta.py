@@ -29,6 +29,7 @@ _KNOWN = {
     2: {*_SHARED, b"layout", b"write", b"monoid:", b"field:"},
 }
 _WRITE = b"commit"
+_SHARDS = {str(n) for n in range(1, 257)}
 
 
 class Meta(NamedTuple):
@@ -107,6 +108,26 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
             "made or changed the table; upgrade this one"
         )
 
+    def text(qualifier: bytes) -> str:
+        if qualifier not in cells:
+            raise SchemaMismatch(
+                f"{where}: its record has no field {qualifier.decode()!r}: it is damaged, or not murmur_beam's; "
+                "use another table"
+            )
+        try:
+            return cells[qualifier].decode("utf-8")
+        except UnicodeDecodeError:
+            raise unknown(qualifier) from None
+
+    def duration(qualifier: bytes) -> timedelta | None:
+        found = cells.get(qualifier, b"")
+        if not found:
+            return None
+        try:
+            return timedelta(microseconds=_count(found))
+        except (ValueError, OverflowError):
+            raise unknown(qualifier) from None
+
     number = 1
     if b"layout" in cells:
         number = {str(n).encode(): n for n in LAYOUTS}.get(cells[b"layout"], 0)
@@ -115,20 +136,22 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
     for qualifier in sorted(cells):
         if qualifier not in _KNOWN[number]:
             raise unknown(qualifier)
-    if number > 1 and cells[b"write"] != _WRITE:
+    if number > 1 and text(b"write").encode() != _WRITE:
         raise unknown(b"write")
+    if text(b"shards") not in _SHARDS:
+        raise unknown(b"shards")
     layout = LAYOUTS[number]
-    field = cells.get(_field_column(layout))
+    field = _field_column(layout)
     return Meta(
         Schema(
-            cells[b"monoid" if number == 1 else b"monoid:"].decode("utf-8"),
-            _duration(cells[b"granularity_us"]),
-            None if field is None else field.decode("utf-8"),
+            text(b"monoid" if number == 1 else b"monoid:"),
+            duration(b"granularity_us"),
+            text(field) if field in cells else None,
             vague=number == 1 and _TYPED not in cells,
         ),
-        _duration(cells.get(b"bucket_age_us", b"")),
-        _duration(cells.get(b"marker_age_us", b"")),
-        int(cells[b"shards"]),
+        duration(b"bucket_age_us"),
+        duration(b"marker_age_us"),
+        int(text(b"shards")),
         layout,
     )
 
@@ -161,5 +184,7 @@ def _text(duration: timedelta | None) -> bytes:
     return b"" if duration is None else str(duration // _MICROSECOND).encode("ascii")
 
 
-def _duration(text: bytes) -> timedelta | None:
-    return timedelta(microseconds=int(text)) if text else None
+def _count(text: bytes) -> int:
+    if not text.isdigit():
+        raise ValueError(text)
+    return int(text)
