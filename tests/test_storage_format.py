@@ -21,12 +21,12 @@ import storage
 from emulators import INSTANCE, PROJECT
 from storage import TABLES, Table, hidden, shown
 
-from murmur_beam.model import Key, Outcome
+from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.state.base import Schema, fingerprint
-from murmur_beam.state.bigtable import row_key, tables
-from murmur_beam.state.bigtable.keys import SCHEMA_ROW, parse_row_key
+from murmur_beam.state.bigtable import commits, known, row_key, scratch, tables
+from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
 
@@ -87,8 +87,8 @@ def redelivered(table: Table, spec: Any) -> None:
         for now_s, updates in table.updates():
             spec.clock.time = now_s
             again = [update for update in updates if update.event_id is not None]
-            known = Outcome.MERGED if table.monoid.idempotent else Outcome.DUPLICATE
-            assert store.merge_updates(again) == [known] * len(again)
+            outcome = Outcome.MERGED if table.monoid.idempotent else Outcome.DUPLICATE
+            assert store.merge_updates(again) == [outcome] * len(again)
             for key, delta, event_id, _ in updates:
                 if (key, event_id) not in merged:
                     merged.add((key, event_id))
@@ -294,9 +294,9 @@ def test_the_pages_examples_are_of_the_golden_files() -> None:
     }  # fmt: skip
     for name, table, text in blocks:
         found = storage.read(name)["tables"][table]
-        known = iter(storage.lines({shown(SCHEMA_ROW): found["record"], **found["rows"]}))
+        left = iter(storage.lines({shown(SCHEMA_ROW): found["record"], **found["rows"]}))
         for line in text.splitlines():
-            assert any(line == one or (line.endswith("...") and one.startswith(line[:-3])) for one in known), line
+            assert any(line == one or (line.endswith("...") and one.startswith(line[:-3])) for one in left), line
 
 
 def test_the_pages_row_keys_are_those_of_the_code() -> None:
@@ -309,7 +309,11 @@ def test_the_pages_row_keys_are_those_of_the_code() -> None:
         assert code(made).replace(" ", "") == key.hex()
         keys.append(key)
     assert keys == sorted(keys)
-    assert SCHEMA_ROW.hex() in section("Row keys").replace(" ", "")
+    text = section("Row keys").replace(" ", "")
+    assert SCHEMA_ROW.hex() in text
+    assert scratch.PREFIX.hex() in text
+    assert f"{MAX_ENTITY_BYTES:,}" in text
+    assert f"{MAX_ROW_KEY_BYTES:,}" in text
 
 
 def test_the_pages_fingerprint_is_that_of_the_code() -> None:
@@ -334,10 +338,18 @@ def test_the_page_has_the_schema_of_sqlite() -> None:
     assert told == wanted
 
 
-def test_the_pages_upper_bounds() -> None:
-    """Numbers of the page that the code has."""
-    from murmur_beam.state.bigtable import commits, known
+def test_the_pages_links_lead_somewhere() -> None:
+    """Each to a heading of a page that is there."""
+    links = re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE)
+    assert len(links) >= 3
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert "(docs/storage.md)" in (ROOT / "README.md").read_text("utf-8")
 
+
+def test_the_pages_numbers() -> None:
+    """Those of markers are the code's."""
     for number in (known.PACK_AT, known.PACKED, known.SMALL_EVENTS):
         assert re.search(rf"\b{number}\b", section("Markers")), number
     assert f"{commits.EVENTS_PER_COMMIT:,}" in section("Markers")
