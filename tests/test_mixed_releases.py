@@ -295,6 +295,14 @@ def test_010_writes_what_the_golden_file_of_sqlite_says(releases: Releases, tmp_
     assert storage.differences(golden, storage.read_sqlite(tmp_path / "counts.db")) == []
 
 
+def test_without_the_history_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an archive of the sources, or a clone without old commits."""
+    monkeypatch.setattr("released.CHECKOUT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(pytest.skip.Exception, match=r"the commit of release 0\.1\.0 is not in .*not a git repository"):
+        built(tmp_path)
+
+
 def test_the_page_names_the_commit() -> None:
     """Which 0.1.0 is meant stands in docs/storage.md."""
     assert COMMIT in (ROOT / "docs/storage.md").read_text("utf-8")

@@ -195,7 +195,7 @@ class TestTablesOfRelease010:
         made: StoreSpec = SqliteSpec(str(tmp_path / "c.db"))
         if request.param == "bigtable":
             host = request.getfixturevalue("bigtable_host")
-            made = emulators.new_spec(host)
+            made = emulators.first_layout_spec(host)
         with closing(made.open(Count())) as store:
             store.merge_update(A, 1, event_id="1")
         of_release_0_1_0(made, Count())
