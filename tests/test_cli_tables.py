@@ -141,8 +141,8 @@ class TestCheck:
         fine = f"""\
 {murmur.uri}: as it should be
   table           ok
-  purpose         ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
-known for 91d 1h; layout 2
+  purpose         ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
+is known for 91d 1h; layout 2
   family agg      ok           garbage collection takes cells older than 91d 1h
   family dedup    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
   family state    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
