@@ -618,7 +618,7 @@ class TestCommand:
 def words(text: str) -> list[str]:
     """Without numbers, versions and the table's name."""
     text = re.sub(r"bigtable://\S+?(?=:)", "URI", text)
-    return re.sub(r"\d[\w.:-]*", "N", text).split()
+    return re.sub(r"\d[\w.,:-]*", "N", text).split()
 
 
 class TestCreateTable:
