@@ -61,13 +61,14 @@ class TestCreateTable:
         """One aligned line for each change; the second time there is none."""
         did = f"""\
 {murmur.uri}: done:
-  create  table         for monoid 'count' and buckets of 1d
-  add     family agg    sums of 64-bit integers; garbage collection takes cells older than 91d 1h
-  add     family dedup  cells; garbage collection takes cells older than 91d 1h
-  add     family state  cells; garbage collection takes cells older than 91d 1h or beyond 1 version
-  add     family meta   cells; garbage collection takes cells beyond 1 version
-  record  purpose       monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
-known for 91d 1h
+  create  table           for monoid 'count' and buckets of 1d
+  add     family agg      sums of 64-bit integers; garbage collection takes cells older than 91d 1h
+  add     family dedup    cells; garbage collection takes cells older than 91d 1h or beyond 1 version
+  add     family state    cells; garbage collection takes cells older than 91d 1h or beyond 1 version
+  add     family meta     cells; garbage collection takes cells beyond 1 version
+  add     family pending  cells; garbage collection takes cells older than 91d 1h
+  record  purpose         monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
+known for 91d 1h; layout 2
 """
         assert murmur("create-table", *PURPOSE) == (0, did, "")
         assert murmur("create-table", *PURPOSE) == (0, f"{murmur.uri}: nothing to do\n", "")
@@ -89,7 +90,7 @@ known for 91d 1h
         assert (refused.code, refused.out) == (2, "")
         assert refused.err.startswith("murmur: error: --yes: is needed, since garbage collection will take")
         assert refused.err.count("\n") == 1
-        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, and so needs --yes") == 3
+        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, and so needs --yes") == 4
         assert "needs --yes" not in murmur("create-table", *shorter, "--dry-run", "--yes").out
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
@@ -101,7 +102,7 @@ known for 91d 1h
         assert steps["steps"][2] == {
             "action": "add",
             "subject": "family dedup",
-            "text": "cells; garbage collection takes cells older than 7d",
+            "text": "cells; garbage collection takes cells older than 7d or beyond 1 version",
             "deletes": False,
         }
         assert murmur.json("create-table", "--dedup-retention", "7d") == {**steps, "dry_run": False}
@@ -139,15 +140,17 @@ class TestCheck:
         murmur("create-table", *PURPOSE)
         fine = f"""\
 {murmur.uri}: as it should be
-  table         ok
-  purpose       ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
-known for 91d 1h
-  family agg    ok           garbage collection takes cells older than 91d 1h
-  family dedup  ok           garbage collection takes cells older than 91d 1h
-  family state  ok           garbage collection takes cells older than 91d 1h or beyond 1 version
-  family meta   ok           garbage collection takes cells beyond 1 version
-  writing       ok
-  app profile   not checked  an emulator has none
+  table           ok
+  purpose         ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event is \
+known for 91d 1h; layout 2
+  family agg      ok           garbage collection takes cells older than 91d 1h
+  family dedup    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
+  family state    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
+  family meta     ok           garbage collection takes cells beyond 1 version
+  family pending  ok           garbage collection takes cells older than 91d 1h
+  writing         ok
+  rows            ok           none
+  app profile     not checked  an emulator has none
 """
         assert murmur("check") == (0, fine, "")
         assert murmur("check", *PURPOSE) == (0, fine, "")

@@ -35,11 +35,12 @@ from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 from murmur_beam import Count, MergeRecords
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable, TransientError
-from murmur_beam.model import Key
+from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Max, Sum
 from murmur_beam.spec import resolve
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, tables
+from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
+from murmur_beam.state.bigtable import sizes as sizes_of
 from murmur_beam.state.bigtable.admin import Rule
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import Meta, read_meta
@@ -475,10 +476,41 @@ class TestCheck:
         findings = tables.check(where, "sum", DAY, 90 * DAY)
         families = [f"family {name}" for name in ("agg", "dedup", "state", "meta", "pending")]
         assert [(finding.subject, finding.status) for finding in findings] == [
-            *((subject, "ok") for subject in ("table", "purpose", *families, "writing")),
+            *((subject, "ok") for subject in ("table", "purpose", *families, "writing", "rows")),
             ("app profile", "not checked"),
         ]
         assert findings[-1].text == "an emulator has none"
+        assert findings[-2].text == "none"
+
+    def test_how_large_its_rows_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All together, and the largest, with its markers and what is yet to be folded."""
+        where = new_where()
+        tables.create(where, tables.purpose(ALL_TIME))
+        with closing(where.open(Sum())) as store, closing(where.connect()) as connection:
+            store.merge_updates([Update(Key("home"), 1, f"e{n}") for n in range(1_000)])
+            store.merge_updates([Update(Key(f"k{n}"), 1, "e") for n in range(9)])
+            name = (1_800_000_000_000_000).to_bytes(8, "big") + b"writer.."
+            cells = [wire.put(wire.PENDING, name, 0, b"x" * 100), wire.put(wire.PENDING, b"late", 0, b"")]
+            assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("k1")), cells)]), 1)) == {}
+            # key, version (column and 8 bytes), sum (the same), 24 bytes of a marker's column, and markers
+            sizes = connection.run(sizes_of.look(connection))
+        assert sizes.whole
+        assert sizes.largest.size == len(row_key(Key("home"))) + 9 + 9 + 24 + 16_000
+        found = {finding.subject: finding[1:3] for finding in tables.check(where)}
+        assert found["rows"] == ("ok", "10, 16.82 kB; the largest, 16.06 kB: 'home', bucket 0")
+        assert found["markers"] == ("ok", "of 1,009 events, 16.14 kB; the most, 16 kB: 'home', bucket 0")
+        status, text = found["pending"]
+        assert status == "warning"
+        assert text.startswith("2 cells are yet to be folded, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
+        monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
+        assert {finding.subject: finding.status for finding in tables.check(where)}["rows"] == "warning"
+
+    def test_rows_that_take_too_long_to_look_at(self) -> None:
+        """What was looked at until then is told."""
+        where = new_where()
+        tables.create(where, tables.purpose(ALL_TIME))
+        with closing(where.connect()) as connection:
+            assert connection.run(sizes_of.look(connection, 0.0)).whole is False
 
     def test_nothing_is_written(self) -> None:
         """Not even a purpose where there is none."""

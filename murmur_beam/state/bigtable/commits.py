@@ -31,6 +31,7 @@ from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.refusals import Refusals, commit_nothing, read_nothing
 from murmur_beam.state.bigtable.sending import Sender, all_of
 from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.sizes import WARN_ROW_BYTES
 
 V = TypeVar("V")
 
@@ -38,8 +39,6 @@ _log = logging.getLogger(__name__)
 
 MAX_VALUE_BYTES = 100 * 2**20
 """Bigtable's limit of a cell."""
-WARN_ROW_BYTES = 50 * 2**20
-"""Rows work best below 100 MB; past this size somebody should know."""
 
 _new = tuple.__new__  # of a NamedTuple: half the time of calling the class
 _MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE  # looked up once: that takes as long as to know an event again

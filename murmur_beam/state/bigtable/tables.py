@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -26,9 +26,13 @@ from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_m
 from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look
 
 _LONGEST_AGE = timedelta(seconds=315_576_000_000)
 """What a rule of garbage collection can say: 10,000 years."""
+
+_LAST_S = 253_402_300_799.0
+"""The last second of the year 9999."""
 
 _CREATING_S = 300.0
 """How long to wait for the service to create a table."""
@@ -244,6 +248,7 @@ def check(
                 findings.append(Finding("clusters", WARNING, _failover_text(clusters)))
             if found.families is not None and wire.META in found.families:
                 findings.append(_check_access(where))
+                findings += _check_sizes(where)
         return [*findings, _check_app_profile(where, admin)]
 
 
@@ -433,6 +438,50 @@ def _check_access(where: Settings) -> Finding:
     except PermanentError as err:
         return Finding("writing", WRONG, str(err))
     return Finding("writing", OK)
+
+
+def _check_sizes(where: Settings) -> Iterator[Finding]:
+    try:
+        with _data(where) as connection:
+            sizes = connection.run(look(connection))
+    except PermanentError as err:
+        yield Finding("rows", WARNING, f"they cannot be read: {err}")
+        return
+    total, largest = sizes.total, sizes.largest
+    if not sizes.rows:
+        yield Finding("rows", OK, "none")
+        return
+    part = "" if sizes.whole else f" in the first {LOOK_S:g} s of reading"
+    too_large = largest.size > WARN_ROW_BYTES
+    yield Finding(
+        "rows",
+        WARNING if too_large else OK,
+        f"{sizes.rows:,}, {_size_text(total.size)}{part}; the largest, {_size_text(largest.size)}: {largest}"
+        + (
+            "; rows beyond 100 MB get slow, and beyond 256 MB cannot be read: use shards or shorter buckets" * too_large
+        ),
+    )
+    if sizes.events:
+        most = sizes.most_markers
+        text = f"of {sizes.events:,} events, {_size_text(total.markers)}; the most, {_size_text(most.markers)}: {most}"
+        yield Finding("markers", OK, text)
+    if total.cells:
+        most = sizes.most_pending
+        oldest = datetime.fromtimestamp(min((total.oldest_us or 0) / 1e6, _LAST_S), timezone.utc)
+        yield Finding(
+            "pending",
+            WARNING,
+            f"{total.cells:,} cells are yet to be folded, {_size_text(total.pending)}, the oldest since "
+            f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {_size_text(most.pending)}: {most}",
+        )
+
+
+def _size_text(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1_000:
+            return f"{size:.4g} {unit}"
+        size /= 1_000
+    return f"{size:.4g} GB"
 
 
 def _check_app_profile(where: Settings, admin: Admin) -> Finding:
