@@ -178,9 +178,7 @@ def _print_json(**document: Any) -> None:
 
 def _print_columns(rows: Sequence[Sequence[str]], limit: int | None = None) -> None:
     """Print aligned columns; the last of them goes on in further lines where a limit of columns is given."""
-    if not rows:
-        return
-    *widths, _ = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         before = "  " + "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))
         room = limit - len(before) if limit else sys.maxsize

@@ -202,6 +202,10 @@ class FaultProxy:
         """Take connections again, on the same port."""
         self._run(self._relay.up(self._inner_port))
 
+    def half_open(self) -> None:
+        """From now on nothing comes through the connections that there are, and neither end is told."""
+        self._run(self._relay.half_open())
+
     def drain(self) -> None:
         """Wait for the writes that are late."""
         self._run(self._drain())
@@ -406,6 +410,10 @@ class _Relay:
         for client in list(self._clients.values()):
             client.reset()
 
+    async def half_open(self) -> None:
+        for client in self._clients.values():
+            client.half_open()
+
     async def close(self) -> None:
         await self.down()
         self._held.close()
@@ -435,6 +443,13 @@ class _End(asyncio.Protocol):
         self._name = ""
         self.other = other
         self.transport: Any = None
+        self._lost = False
+
+    def half_open(self) -> None:
+        """Lose what comes in at both ends."""
+        self._lost = True
+        if self.other is not None:
+            self.other._lost = True
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -462,7 +477,8 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self.other is not None
-        self.other.transport.write(data)
+        if not self._lost:
+            self.other.transport.write(data)
 
     def pause_writing(self) -> None:
         if self.other is not None:

@@ -18,13 +18,17 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 
 from fault_proxy import CHECK_AND_MUTATE, METHODS, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan
 
-from murmur_beam.errors import MergeCancelled, TransientError
+from murmur_beam.errors import MergeCancelled, StoreUnavailable, TransientError
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
-from murmur_beam.state.bigtable import BigtableSpec, BigtableStore
+from murmur_beam.state.base import Schema
+from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, connection, tables
 from murmur_beam.state.bigtable.sending import Gate, Patience
+from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.testing import emulators as emulation
+from murmur_beam.testing.emulators import BIGTABLE, stop
 
 PATIENCE_S, TIMEOUT_S = 1.0, 0.4
 AT_ONCE_S = 0.7
@@ -90,11 +94,76 @@ def test_all_the_tries_of_a_flush_end_in_time(proxy: FaultProxy, bigtable_host: 
         merge_all(store, [Update(Key(f"k{i}"), 1, str(i)) for i in range(500)])
 
 
-def test_by_default_that_is_within_a_minute() -> None:
-    """Whatever is flushed."""
-    config, spec = Config(), BigtableSpec("p", "i", "t")
-    waits = sum(min(config.backoff_base * 2**n, config.backoff_max).total_seconds() for n in (0, 1))
-    assert config.max_attempts * spec.patience_s + waits <= 60
+def test_by_default_that_is_within_a_minute(proxy: FaultProxy, bigtable_host: str) -> None:
+    """5,000 rows, and writes that time out on a connection that is well; then each event is merged once."""
+    records = [make_record(Sum(), str(i), 0, [f"k{i}"], 1, need_id=True)[:4] for i in range(5_000)]
+    config = Config(dedup=AtomicDedup())
+    with closing(emulators.new_spec(bigtable_host).open(Sum())) as store:
+        proxy.plan = never(CHECK_AND_MUTATE)
+        started_s = time.monotonic()
+        results = merge_records(config, "p", records, store)
+        took_s = time.monotonic() - started_s
+        assert {type(result.error) for result in results} == {TransientError}
+        proxy.plan = None
+        merge_all(store, [Update(Key(f"k{i}"), 1, str(i)) for i in range(5_000)])
+        assert sum(value for _, value in store.scan()) == 5_000
+    assert 3 * Settings.patience_s <= took_s <= 60
+
+
+def test_a_connection_whose_other_end_is_gone(
+    proxy: FaultProxy, bigtable_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither end is told. It is found out by a ping, and the next flush takes another connection."""
+    pings = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.ping_timeout_ms": 500}
+    options = tuple((name, pings.get(name, value)) for name, value in connection._OPTIONS)
+    assert options != connection._OPTIONS
+    monkeypatch.setattr(connection, "_OPTIONS", options)
+    updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
+    spec = dataclasses.replace(emulators.new_spec(bigtable_host), timeout_s=30.0, patience_s=60.0)
+    with closing(spec.open(Sum())) as store:
+        assert store.merge_updates(updates[:20]) == [Outcome.MERGED] * 20
+        proxy.half_open()
+        started_s = time.monotonic()
+        results = store.merge_updates(updates[20:])
+        assert time.monotonic() - started_s < 10, "long before a request's deadline"
+        assert {type(result) for result in results} == {TransientError}
+        merge_all(store, updates[20:])
+        assert sum(value for _, value in store.scan()) == 40
+
+
+def test_an_emulator_that_is_gone_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes back without its tables: that is said, and the store goes on as soon as the table is made again."""
+    emulators.require(BIGTABLE)
+    first = BIGTABLE.start()
+    monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", first.host)
+    try:
+        store = emulators.new_spec(first.host).open(Sum())
+        spec = store._spec
+        assert store.merge_update(Key("a"), 1, event_id="1") is Outcome.MERGED
+    finally:
+        stop(first.pid)
+    with closing(store):
+        with pytest.raises(TransientError, match="UNAVAILABLE"):
+            store.merge_update(Key("a"), 1, event_id="2")
+        port = int(first.host.rpartition(":")[2])
+        monkeypatch.setattr(emulation, "_free_port", lambda: port)
+        again = BIGTABLE.start()
+        try:
+            assert again.host == first.host
+            deadline = time.monotonic() + 30
+            while True:
+                (result,) = store.merge_updates([Update(Key("a"), 1, "2")])
+                if not isinstance(result, TransientError):
+                    break
+                assert time.monotonic() < deadline
+            assert isinstance(result, StoreUnavailable)
+            assert "NOT_FOUND" in str(result)
+            tables.create(spec, tables.purpose(Schema("sum", None)))
+            for event in ("2", "3", "3"):
+                store.merge_update(Key("a"), 1, event_id=event)
+            assert store.get(Key("a")) == 2
+        finally:
+            stop(again.pid)
 
 
 @pytest.mark.parametrize("keys", [1, 100, 3_000])

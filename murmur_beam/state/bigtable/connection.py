@@ -31,6 +31,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # which alone ends the connection, after a minute by default (grpcio 1.85)
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Else all channels of a process to one address share a connection.
     ("grpc.use_local_subchannel_pool", 1),
