@@ -341,7 +341,7 @@ def test_the_page_has_the_schema_of_sqlite() -> None:
 def test_the_pages_links_lead_somewhere() -> None:
     """Each to a heading of a page that is there."""
     links = re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE)
-    assert len(links) >= 3
+    assert len(links) >= 2
     for name, anchor in links:
         headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
