@@ -24,7 +24,7 @@ from murmur_beam.testing import FakeClock
 
 GOLDEN = Path(__file__).parent / "golden"
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-NOW_S = 1_700_000_000
+NOW_S = 2_000_000_000  # in 2033: the emulator collects by its own clock, and is to find nothing that is old
 TODAY = NOW_S // 86_400
 RETENTION = 30 * DAY
 

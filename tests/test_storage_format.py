@@ -168,20 +168,20 @@ def _flipped(text: str, at: int = -1) -> str:
     return f"0x{data.hex()}"
 
 
-ROW, MARKER = "0x706167652f3100018000000000004cdb00", "dedup:0x000000ee957b0dc97772697465722d310000000000000002"
+ROW, MARKER = "0x706167652f3100018000000000005a6c00", "dedup:0x000000ee957b0dc97772697465722d310000000000000002"
 FLIPS: dict[str, Callable[[Any], None]] = {
     "row key": lambda t: _renamed(t["rows"], ROW, _flipped(ROW, 0)),
     "shard": lambda t: _renamed(t["rows"], ROW, _flipped(ROW)),
-    "sum": lambda t: t["rows"][ROW].update({"agg:v": {"1699920000000000": "0x0000010000000062"}}),
-    "timestamp": lambda t: t["rows"][ROW].update({"agg:v": {"1699920001000000": "0x0000010000000063"}}),
-    "version": lambda t: t["rows"][ROW].update({"state:n": {"1699920000000000": "0x000000ee957b0dcb"}}),
+    "sum": lambda t: t["rows"][ROW].update({"agg:v": {"1999987200000000": "0x0000010000000062"}}),
+    "timestamp": lambda t: t["rows"][ROW].update({"agg:v": {"1999987201000000": "0x0000010000000063"}}),
+    "version": lambda t: t["rows"][ROW].update({"state:n": {"1999987200000000": "0x000000ee957b0dcb"}}),
     "column's version": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:], 7)),
     "column's writer": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:], 8)),
     "column's number": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:])),
     "fingerprint": lambda t: t["rows"][ROW].update(
-        {MARKER: {"1700000001000000": "0x86bce09cf63d843e201bf4e076ed0ecc"}}
+        {MARKER: {"2000000001000000": "0x86bce09cf63d843e201bf4e076ed0ecc"}}
     ),
-    "expiry": lambda t: t["rows"][ROW].update({"state:x": {"1702598401000000": ""}}),
+    "expiry": lambda t: t["rows"][ROW].update({"state:x": {"2002665601000000": ""}}),
     "record": lambda t: t["record"].update({"meta:monoid": {"0": "sum/3"}}),
     "rule": lambda t: t["families"]["dedup"].update({"max_versions": 2}),
 }
