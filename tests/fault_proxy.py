@@ -385,6 +385,46 @@ class _Handlers(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(several)
 
 
+class Outage:
+    """A context manager: a TCP port before a server, which can be gone for a while without the server's knowing.
+
+    Args:
+        upstream: ``127.0.0.1:port`` of the server.
+
+    Attributes:
+        address: ``host:port`` for clients, always the same.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self._port = int(upstream.rpartition(":")[2])
+        self._relay = _Relay()
+        self.address = f"127.0.0.1:{self._relay.port}"
+
+    def __enter__(self) -> Outage:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"outage {self.address}", daemon=True)
+        self._thread.start()
+        self.up()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._run(self._relay.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def down(self) -> None:
+        """Reset all connections and refuse new ones."""
+        self._run(self._relay.down())
+
+    def up(self) -> None:
+        """Take connections again."""
+        self._run(self._relay.up(self._port))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
 class _Relay:
     """Passes bytes between clients and the gRPC server, which cannot end a single connection."""
 

@@ -171,18 +171,18 @@ def replayed(letters: Path, uri: str, capsys: pytest.CaptureFixture[str], flags:
 
 
 def test_an_overloaded_server_that_has_written_makes_no_duplicates(proxy: FaultProxy, uri: str) -> None:
-    """It says RESOURCE_EXHAUSTED after 3 of 10 commits: as many are merged as there are events, exactly."""
-    n = 10_000
-    events = [{"id": f"e{i}", "k": f"k{i % 700}", "v": 1} for i in range(n)]
+    """It says RESOURCE_EXHAUSTED after a fifth of the commits: as many are merged as there are events, exactly."""
+    n = 3_000
+    events = [{"id": f"e{i}", "k": f"k{i % 300}", "v": 1} for i in range(n)]
     deliveries = events * 2
     random.Random(20_262).shuffle(deliveries)
-    proxy.plan = Plan({Fault.EXHAUST_AFTER: 0.3}, seed=5, methods=[CHECK_AND_MUTATE])
+    proxy.plan = Plan({Fault.EXHAUST_AFTER: 0.2}, seed=5, methods=[CHECK_AND_MUTATE])
     ran = merge(deliveries, **FIELDS, store=uri, config=PATIENT, flush=FlushLimits(events=1_000))
     proxy.plan = None
     assert ran.outcomes() == {"merged": n, "duplicate": n}
     assert set(ran.results.values()) == {1}
     assert sum(state(uri).values()) == n
-    assert proxy.counts[CHECK_AND_MUTATE].committed > 2_000
+    assert proxy.counts[CHECK_AND_MUTATE].committed > 200
 
 
 def test_a_fifth_of_the_requests_fail_and_every_count_is_exact(bigtable_host: str, proxy: FaultProxy, uri: str) -> None:

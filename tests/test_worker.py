@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import emulators
 import pytest
-from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
+from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Outage, Plan
 from google.cloud import pubsub_v1
 from topics import TIMEOUT_S, Topic, new_topic
 
@@ -478,6 +478,26 @@ def test_pubsub_that_goes_away_for_a_while(
             said += capsys.readouterr().err
         pulled.ack([received.ack_id])
         assert "test: 1 messages will come again: " in capsys.readouterr().err
+
+
+def test_pubsub_that_is_gone_and_back(pubsub_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published meanwhile is delivered, once it is back."""
+    topic = new_topic()
+    with Outage(pubsub_host) as outage:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", outage.address)
+        with closing(Puller(topic.subscription, 10, Config(), "test")) as pulled:
+            topic.publish(b"before")
+            received = pulled.get(TIMEOUT_S)
+            assert received is not None
+            pulled.ack([received.ack_id])
+            outage.down()
+            monkeypatch.setenv("PUBSUB_EMULATOR_HOST", pubsub_host)
+            topic.publish(b"meanwhile")
+            assert pulled.get(1.0) is None
+            outage.up()
+            deadline = time.monotonic() + TIMEOUT_S
+            while (again := pulled.get(1.0)) is None or again.message.data != b"meanwhile":
+                assert time.monotonic() < deadline
 
 
 def test_a_signal_ends_it_in_order(topic: Topic, tmp_path: Path) -> None:
