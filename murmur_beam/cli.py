@@ -32,7 +32,7 @@ from murmur_beam.reader import Reader
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.windows import parse_duration, parse_window
 
-FOUND, NOTHING, ERROR = 0, 1, 2
+FOUND, NOTHING, ERROR, INTERRUPTED = 0, 1, 2, 130
 
 _MAX_EMPTY_ROWS = 200
 """Longest range, in buckets, whose empty buckets are shown too."""
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``murmur --help``.
 
     Returns:
-        The exit code: 0 found or fine, 1 nothing there or not fine, 2 error.
+        The exit code: 0 found or fine, 1 nothing there or not fine, 2 error, 130 interrupted.
 
     Raises:
         SystemExit: after --help and --version, and with 2 for arguments that make no sense, or none.
@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"error: {argument}: {err.problem}", ERROR)
     except MurmurError as err:
         return _complain(f"error: {err}", ERROR)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever reads our output has seen enough. Python would try again to flush it at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

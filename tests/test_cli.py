@@ -672,3 +672,14 @@ class TestProcess:
         text = capsys.readouterr().out
         assert "midnight in UTC" in text
         assert "1  nothing is there" in text
+
+
+def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """And exit code 130, as a shell has it."""
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "spec_from_uri", interrupt)
+    assert cli.main(["get", "sqlite:///counts.db", "a"]) == 130
+    assert capsys.readouterr() == ("", "murmur: interrupted\n")

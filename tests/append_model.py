@@ -1,0 +1,313 @@
+"""A model of one row that is appended to, committed to, folded, read and deleted: what may happen, step by step.
+
+A step is one request that the server does at once, or the loss of its answer. Any of the actors may be next, and each
+may stop for ever at any step, which is a crash. A request that was given up may still arrive: so an append and a
+deletion of cells may be done once more at any time, and a write on a condition later than its actor thinks.
+
+What the row is worth is held against the events that have arrived since it was last deleted, after every step. An
+append that was first sent before a deletion and arrives again after it is as old as it is new: its events may count or
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+Events = frozenset[int]
+"""Events are small numbers; each adds a one in a decimal place of its own, so that a double or a loss shows."""
+
+_START = 1_000
+"""Rows begin at multiples of it: rows that were deleted and made anew have no version in common."""
+
+
+class Row(NamedTuple):
+    """The cells of the row.
+
+    Attributes:
+        version: 0: none.
+        value: the aggregate.
+        markers: of each commit or fold the version that it made, and its events.
+        pending: by name.
+    """
+
+    version: int = 0
+    value: int = 0
+    markers: tuple[tuple[int, Events], ...] = ()
+    pending: tuple[tuple[int, Events], ...] = ()
+
+    @property
+    def marked(self) -> Events:
+        """The events that have a marker."""
+        return frozenset().union(*(events for _, events in self.markers))
+
+
+class World(NamedTuple):
+    """All that there is.
+
+    Attributes:
+        arrived: events that are to be counted.
+        old: events that may be counted.
+        starts: how many rows have begun.
+        deletions: of the row.
+        actors: where each has come to.
+    """
+
+    row: Row
+    arrived: Events
+    old: Events
+    starts: int
+    deletions: int
+    actors: tuple[Any, ...]
+
+
+class Broken(AssertionError):
+    """The rule does not hold; says how."""
+
+
+def total(events: Events) -> int:
+    """What these add."""
+    return sum(10**event for event in events)
+
+
+def worth(row: Row, marked: Events) -> int:
+    """What a reader says of the row, given the events that have a marker."""
+    return row.value + total(frozenset().union(*(events for _, events in row.pending)) - marked)
+
+
+def check(world: World, marked: Events) -> None:
+    """Hold what a reader says of the row against what has arrived.
+
+    Raises:
+        Broken: an event is lost, doubled, or back though it was deleted.
+    """
+    found = worth(world.row, marked)
+    digits = [int(digit) for digit in reversed(str(found))]
+    counted = frozenset(event for event, digit in enumerate(digits) if digit)
+    if max(digits) > 1 or not world.arrived <= counted <= world.arrived | world.old:
+        raise Broken(f"worth {found}, not {total(world.arrived)}: {world}")
+
+
+# ---- requests ----
+
+
+def _written(world: World, version: int, events: Events) -> World | None:
+    """Commit or fold these events on the condition that the row is at this version; None: it is not."""
+    row = world.row
+    if row.version != version:
+        return None
+    starts = world.starts + (version == 0)
+    after = version + 1 if version else starts * _START
+    markers = (*row.markers, (after, events)) if events else row.markers
+    return world._replace(
+        row=row._replace(version=after, value=row.value + total(events), markers=markers), starts=starts
+    )
+
+
+def _put(world: World, name: int, events: Events, deletions: int) -> World:
+    pending = dict(world.row.pending)
+    pending[name] = events
+    row = world.row._replace(pending=tuple(sorted(pending.items())))
+    if deletions < world.deletions:
+        return world._replace(row=row, old=world.old | events)
+    return world._replace(row=row, arrived=world.arrived | events)
+
+
+def _without(world: World, names: Sequence[int]) -> World:
+    return world._replace(
+        row=world.row._replace(pending=tuple(cell for cell in world.row.pending if cell[0] not in names))
+    )
+
+
+# ---- actors: each gives, for where it has come to, what may be next ----
+
+Next = Iterator[tuple[World, Any]]
+"""The world after a step, and where the actor has come to then; None: it has ended."""
+
+
+class Appender(NamedTuple):
+    """Writes one cell of events, and perhaps the same again, at any time."""
+
+    name: int
+    events: Events
+    sends: int = 2
+
+    def begin(self) -> Any:
+        return self.sends, None  # sends that are left, and deletions before the first
+
+    def steps(self, world: World, local: Any) -> Next:
+        left, first = local
+        deletions = world.deletions if first is None else first
+        yield _put(world, self.name, self.events, deletions), (left - 1, deletions) if left > 1 else None
+
+
+class Committer(NamedTuple):
+    """Commits events on the condition that the row is as it was known, and else reads what is new."""
+
+    events: Events
+    tries: int = 3
+
+    def begin(self) -> Any:
+        return 0, frozenset(), self.tries, None  # the version and the events that are known, tries, what is on its way
+
+    def steps(self, world: World, local: Any) -> Next:
+        version, known, tries, late = local
+        if late is not None:
+            yield self._done(world, *late) or world, (version, known, tries, None)
+        new = self.events - known
+        if not new or not tries:
+            return
+        done = self._done(world, version, new)
+        if done is not None:
+            yield done, None
+        news = self._read(world, version)
+        yield done or world, (*news(done or world), tries - 1, late)  # refused, or the answer is lost
+        if late is None:
+            yield world, (*news(world), tries - 1, (version, new))  # given up before it has arrived
+
+    def _done(self, world: World, version: int, new: Events) -> World | None:
+        done = _written(world, version, new)
+        return done and done._replace(arrived=done.arrived | new)
+
+    def _read(self, world: World, version: int) -> Callable[[World], tuple[int, Events]]:
+        def read(then: World) -> tuple[int, Events]:
+            row = then.row
+            news = [column for column, _ in row.markers if column > version]
+            if version and row.version // _START == version // _START and row.version - version != len(news):
+                raise Broken(f"a cache at version {version} forgets a row that was not deleted: {then}")
+            return row.version, row.marked
+
+        return read
+
+
+class Folder(NamedTuple):
+    """Folds some or all cells, on the condition that the row is as it was read; then deletes them by name.
+
+    Attributes:
+        rounds: how often it reads.
+        claims, by_name, skips_empty, one_version: its rules; each may be broken on purpose.
+    """
+
+    rounds: int = 2
+    claims: bool = True
+    by_name: bool = True
+    skips_empty: bool = True
+    one_version: bool = True
+
+    def begin(self) -> Any:
+        return "markers", self.rounds, ()
+
+    def steps(self, world: World, local: Any) -> Next:
+        phase, rounds, held = local
+        row = world.row
+        if phase == "markers":
+            if rounds:
+                yield world, ("cells", rounds - 1, (row.version, row.marked))
+        elif phase == "cells":
+            version, marked = held
+            if self.one_version and version != row.version:
+                yield world, ("markers", rounds, ())
+                return
+            if row.version == 0 and self.claims:
+                yield from self._claim(world, rounds)
+                return
+            for n in range(1, len(row.pending) + 1):
+                yield world, ("fold", rounds, (row.version, marked, row.pending[:n]))
+        elif phase == "fold":
+            yield from self._fold(world, rounds, *held)
+        else:
+            deleted = _without(world, held if self.by_name else [name for name, _ in row.pending])
+            yield deleted, ("delete", 0, held) if phase == "delete" and rounds else None
+            yield deleted, ("markers", rounds, ())
+
+    def _claim(self, world: World, rounds: int) -> Next:
+        if world.row.pending:
+            starts = world.starts + 1
+            claimed = world._replace(row=world.row._replace(version=starts * _START), starts=starts)
+            yield claimed, ("markers", rounds, ())
+
+    def _fold(self, world: World, rounds: int, version: int, marked: Events, cells: Any) -> Next:
+        new = frozenset().union(*(events for _, events in cells)) - marked
+        names = tuple(name for name, _ in cells)
+        if not new and self.skips_empty:
+            yield world, ("delete", rounds, names)
+            return
+        done = _written(world, version, new)
+        if done is not None:
+            yield done, ("delete", rounds, names)
+        yield done or world, ("markers", rounds, ())  # refused, or the answer is lost
+
+
+class Reader(NamedTuple):
+    """Reads the markers, and later value and cells; what it says must be what has arrived by then.
+
+    Attributes:
+        one_version: does it hold cells against markers of the same version only?
+    """
+
+    one_version: bool = True
+
+    def begin(self) -> Any:
+        return ()
+
+    def steps(self, world: World, local: Any) -> Next:
+        row = world.row
+        if not local:
+            yield world, (row.version, row.marked)
+            return
+        version, marked = local
+        if self.one_version and version != row.version:
+            yield world, ()
+            return
+        check(world, marked)
+        yield world, None
+
+
+class Deleter(NamedTuple):
+    """Deletes the row."""
+
+    def begin(self) -> Any:
+        return 1
+
+    def steps(self, world: World, local: Any) -> Next:
+        none: Events = frozenset()
+        yield world._replace(row=Row(), arrived=none, old=none, deletions=world.deletions + 1), None
+
+
+Actor = Appender | Committer | Folder | Reader | Deleter
+
+
+def begin(actors: Sequence[Actor]) -> World:
+    """An empty row, and actors that have done nothing."""
+    return World(Row(), frozenset(), frozenset(), 0, 0, tuple(actor.begin() for actor in actors))
+
+
+def following(actors: Sequence[Actor], world: World) -> Iterator[World]:
+    """The worlds that may be next, each checked.
+
+    Raises:
+        Broken: the rule does not hold in one of them.
+    """
+    for i, actor in enumerate(actors):
+        if world.actors[i] is None:
+            continue
+        for then, local in actor.steps(world, world.actors[i]):
+            after = then._replace(actors=(*world.actors[:i], local, *world.actors[i + 1 :]))
+            check(after, after.row.marked)
+            yield after
+
+
+def explore(actors: Sequence[Actor]) -> int:
+    """Go through every order of their steps; how many worlds there are.
+
+    Raises:
+        Broken: the rule does not hold.
+    """
+    first = begin(actors)
+    seen, waiting = {first}, [first]
+    while waiting:
+        for world in following(actors, waiting.pop()):
+            if world not in seen:
+                seen.add(world)
+                waiting.append(world)
+    return len(seen)
