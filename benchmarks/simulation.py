@@ -2,7 +2,8 @@
 
 Coalescing is an expectation, and exact: a flush of n events touches a row that has the share q of all events with the
 chance 1 - (1-q)^n. Contention is simulated event by event, with the store's own protocol: bursts, a read after each
-commit that found the row written by another, cold rows, and the packing of small columns.
+commit that found the row written by another, cold rows, and the packing of small columns. It leaves out that the store
+waits by chance at rows that many write: there it says how often workers meet at most.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,16 +120,6 @@ def new_spec(host: str, **arguments: Any) -> BigtableSpec:
 
 def first_layout_spec(host: str, **arguments: Any) -> BigtableSpec:
     """Of a table of its own, which is of layout 1: whatever opens it first records that, as release 0.1.0 does."""
-    from murmur_beam.state.base import Schema
-    from murmur_beam.state.bigtable import BigtableSpec
-    from murmur_beam.state.bigtable.layouts import LAYOUTS
-    from murmur_beam.state.bigtable.meta import Meta, write_meta
+    from first_layout import FirstLayoutSpec
 
-    class FirstLayout(BigtableSpec):
-        def open(self, monoid: Any, granularity: Any = None) -> Any:
-            meta = Meta(Schema.of(monoid, granularity), shards=self.shards or 1, layout=LAYOUTS[1])
-            with closing(self.connect()) as connection:
-                connection.run(write_meta(connection, meta))
-            return super().open(monoid, granularity)
-
-    return FirstLayout(PROJECT, INSTANCE, new_table(host, 1), **arguments)
+    return FirstLayoutSpec(PROJECT, INSTANCE, new_table(host, 1), **arguments)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
 from benchmarks import contenders, growing, growth, harness, latency, throughput, workloads  # noqa: E402
-from murmur_beam.state.bigtable import wire  # noqa: E402
+from murmur_beam.state.bigtable.cells import Cells  # noqa: E402
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -222,12 +222,12 @@ def test_a_wrong_count_has_no_figure(job: contenders.Job, monkeypatch: pytest.Mo
 
 def test_a_store_that_counts_wrong_has_no_figure(job: contenders.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that adds one too many must be found out, though it says of every event that it was merged."""
-    add = wire.add
+    changes = Cells.changes
 
-    def too_much(qualifier: bytes, at_us: int, delta: int) -> bytes:
-        return add(qualifier, at_us, delta + (qualifier == wire.VALUE))
+    def too_much(cells: Cells[int], at_us: int, before: Any, after: int, *expiry: Any) -> list[bytes]:
+        return changes(cells, at_us, before, after + 1, *expiry)
 
-    monkeypatch.setattr(wire, "add", too_much)
+    monkeypatch.setattr(Cells, "changes", too_much)
     with pytest.raises(harness.Inexact, match=r"page-0 is 63, and should be 60"):
         contenders.CONTENDERS["hot"].run(job)
 

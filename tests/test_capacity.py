@@ -315,8 +315,8 @@ def test_each_assumption_says_where_it_comes_from() -> None:
 
 
 def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
-    """Rows of a flush, and single writers, must be within 15 % of real processes; collisions, which depend on the
-    machine's haste, within a factor of two. Every count is exact, or `run` fails."""
+    """Rows of a flush, and single writers, must be within 15 % of real processes; of collisions, which depend on the
+    machine's haste, there are not twice as many as simulated. Every count is exact, or `run` fails."""
     cases = confirming.cases(1.5, workers=2, events_per_s=2_000)
     assert [case.timed for case in cases] == [True, True, False, True]
     for number, case in enumerate(cases):
@@ -324,7 +324,7 @@ def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
         compared = confirming.compare(case, confirming.run(bigtable_host, number, case), hold_timed=False)
         assert all(one.agrees(capacity.TOLERANCE) for one in compared), compared
         assert [one.held for one in compared] == [True, not case.timed, not case.timed]
-        assert all(0.5 < one.simulated / one.measured < 2 for one in compared), compared
+        assert all(one.measured < 2 * one.simulated for one in compared), compared
         if case.timed:
             assert compared[1].measured > 1
 
