@@ -41,6 +41,8 @@ class Outcome(str, enum.Enum):
     """Folded into the aggregate now."""
     DUPLICATE = "duplicate"
     """The aggregate held this event already; nothing changed."""
+    RECORDED = "recorded"
+    """In the row once, on a table that is appended to; whether it was there before was not asked."""
     EXPIRED = "expired"
     """Older than its window's retention; nothing was written."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from hashlib import blake2b as _blake2b
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from murmur_beam.durations import format_duration
@@ -203,7 +203,7 @@ class StoreSpec(Protocol):
 
 def fingerprint(event_id: str) -> bytes:
     """16 bytes instead of an id of any length: two of a billion ids in one row meet with a chance of about 1e-21."""
-    return hashlib.blake2b(event_id.encode("utf-8"), digest_size=16).digest()
+    return _blake2b(event_id.encode("utf-8"), digest_size=16).digest()
 
 
 def rows(updates: Sequence[Update]) -> dict[Key, list[int]]:
@@ -284,11 +284,12 @@ def _fold_one_by_one(
         except Exception as err:
             if event_id is not None:
                 unclaim(event_id)
-            results.append(_permanent(monoid, update, err))
+            results.append(unfoldable(monoid, update, err))
     return encode(value), results
 
 
-def _permanent(monoid: Monoid[Any], update: Update, err: Exception) -> PermanentError:
+def unfoldable(monoid: Monoid[Any], update: Update, err: Exception) -> PermanentError:
+    """The error of an update whose delta made the monoid raise this."""
     if isinstance(err, PermanentError):
         return err
     wrapped = PermanentError(

@@ -22,7 +22,7 @@ from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.model import Outcome
 from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
-from murmur_beam.state.bigtable.cells import Cells, expiry, int64
+from murmur_beam.state.bigtable.cells import Cells, int64
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.groups import EVENTS_PER_COMMIT, Flush, Group, joined
 from murmur_beam.state.bigtable.keys import parse_row_key
@@ -57,6 +57,22 @@ _CROWD_UP, _CROWD_STEPS = 3, 8
 # Commits that may follow one that came first, before the next wait: they take no read. More of them raise the rate, but
 # also the longest wait of the others.
 _LEAD = 2
+
+
+class Fold(NamedTuple):
+    """What a fold writes.
+
+    Attributes:
+        journal: fingerprints of the events that it brings in.
+        value, column, expires_us: the row's, afterwards.
+        beside: further mutations.
+    """
+
+    journal: bytes
+    value: Any
+    column: Any
+    expires_us: int | None
+    beside: Sequence[bytes] = ()
 
 
 class _Plan(NamedTuple):
@@ -250,6 +266,44 @@ class Commits(Generic[V]):
                 row.release()
             finally:
                 self.rows.give_back(row)
+
+    def learn(self, encoded: bytes, row: KnownRow, found: Row | None) -> None:
+        """Learn what a read with `wire.only_news` of version 0 found of a row of which nothing is known.
+
+        Raises:
+            PermanentError: its value cannot be decoded.
+        """
+        self._take(row, encoded, found, Flushed())
+
+    async def fold(self, encoded: bytes, row: KnownRow, fold: Fold, deadline: float) -> bool:
+        """Commit once, on condition that a row, which must be held, is still as it is known.
+
+        Where the row has no version, this gives it one, and does nothing else: else a fold of what was read before the
+        row was deleted could come true after that.
+
+        Returns:
+            False: it was not; what is known is wrong.
+
+        Raises:
+            Exception: it may have happened or not; nothing is known any more.
+        """
+        flush = _no_flush(deadline)
+        bucket = parse_row_key(encoded)[0].bucket
+        turn = _Turn(Group(encoded, bucket, ()), row, flush)
+        plan = _Plan(None, fold.journal, fold.value, fold.column, fold.expires_us, True)
+        columns = await self._to_pack(turn) if plan.packs(row) else []
+        attempt = self._attempt(row, turn.group, plan, columns, self._now_us(), fold.beside)
+        version = row.version
+        try:
+            call = functools.partial(self.connection.commit, attempt.request)
+            met = await self._commit_refusals.send(call, deadline)
+        except BaseException:
+            row.forget()
+            raise
+        if met != (version > 0):
+            return False
+        self._committed(row, plan, attempt, flush.results)
+        return True
 
     def _parts(self, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """Where rows turn out to exist they are read many at a time, not each when its first commit has failed. The
@@ -500,9 +554,15 @@ class Commits(Generic[V]):
         return columns[: known.PACKED] if row.small >= known.PACK_AT else []
 
     def _attempt(
-        self, row: KnownRow, group: Group, plan: _Plan, columns: Sequence[tuple[bytes, bytes]], now_us: int
+        self,
+        row: KnownRow,
+        group: Group,
+        plan: _Plan,
+        columns: Sequence[tuple[bytes, bytes]],
+        now_us: int,
+        beside: Sequence[bytes] = (),
     ) -> _Attempt:
-        """A commit that also packs these columns."""
+        """A commit that also packs these columns, and makes these mutations beside."""
         self._commits += 1
         # A row begins anywhere: one that was deleted and made anew is never at a version that it had before.
         step = self._chance.getrandbits(40) + 1 if row.version == 0 else 1
@@ -511,7 +571,7 @@ class Commits(Generic[V]):
         packed = None
         if columns:
             packed = len(columns), columns[-1][0], b"".join([journal for _, journal in columns])
-        request = self._request(group, row, version, marker, columns, plan, now_us)
+        request = self._request(group, row, version, marker, columns, plan, now_us, beside)
         return _new(_Attempt, (version, marker, packed, request))
 
     async def _commit(self, turn: _Turn, plan: _Plan, attempt: _Attempt) -> bool:
@@ -586,10 +646,11 @@ class Commits(Generic[V]):
         columns: Sequence[tuple[bytes, bytes]],
         plan: _Plan,
         now_us: int,
+        beside: Sequence[bytes],
     ) -> bytes:
         layout = self._cells.layout
         at_us = self._cells.start_us(group.bucket)
-        mutations = [layout.raised(at_us, row.version, version)]
+        mutations = [layout.raised(at_us, row.version, version), *beside]
         mutations += self._cells.changes(at_us, row.column, plan.column, row.expires_us, plan.expires_us)
         if plan.journal:
             written_us = max(now_us, at_us)
@@ -656,32 +717,13 @@ class Commits(Generic[V]):
 
     def _take(self, row: KnownRow, encoded: bytes, found: Row | None, flushed: Flushed) -> bool:
         """Learn what a read with `wire.only_news` of the known version found; False if all of the row must be read."""
-        version, value, column, expires_us = 0, None, None, None
-        columns: list[tuple[bytes, bytes]] = []
-        for family, qualifier, at_us, data in found.cells if found is not None else ():
-            if family == wire.DEDUP:
-                columns.append((qualifier, data))
-            elif qualifier == wire.VERSION:
-                version = int64(data)
-            elif qualifier == wire.EXPIRY:
-                expires_us = expiry(at_us)
-            else:
-                column = self._cells.column_of(data)
-                value = self._cells.decoded(encoded, column)
-        # A column for each commit since: else the row was made anew, or some have been packed away. Commits without
-        # events leave no column, so this may be a false alarm; reading all of the row settles it.
-        complete = version > row.version and version - row.version == len(columns)
-        if row.events and version != row.version and not complete:
-            row.forget()
-            if found is not None:
-                return False
-        row.expect(sum(len(journal) for _, journal in columns) // known.FINGERPRINT_BYTES)
-        row.read = True
-        row.version, row.value, row.column, row.expires_us = version, value, column, expires_us
-        for marker, journal in columns:
-            row.learn(marker, journal)
+        content = self._cells.content_of(found)
+        value = None if content.column is None else self._cells.decoded(encoded, content.column)
+        if not row.take(content.version, content.journal, exists=found is not None):
+            return False
+        row.value, row.column, row.expires_us = value, content.column, content.expires_us
         if row.sent:
-            self._resolve(row, {marker for marker, _ in columns}, flushed)
+            self._resolve(row, {marker for marker, _ in content.journal}, flushed)
         return True
 
     def _resolve(self, row: KnownRow, found: Container[bytes], flushed: Flushed) -> None:
@@ -728,6 +770,12 @@ class Commits(Generic[V]):
                 row_bytes >> 20,
                 row.journal_bytes >> 20,
             )
+
+
+def _no_flush(deadline: float) -> Flush:
+    flush = Flush([], [], all_marked=True)
+    flush.deadline = deadline
+    return flush
 
 
 def _named(encoded: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import itertools
 import os
@@ -11,16 +12,17 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 from google.api_core import exceptions as api_errors
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcAsyncIOTransport
+from google.cloud.bigtable_v2.services.bigtable.transports import BigtableGrpcAsyncIOTransport, BigtableGrpcTransport
+from grpc.experimental import ChannelOptions
 
 from murmur_beam.errors import MurmurError, PermanentError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.reading import Row, RowAssembler
+from murmur_beam.state.bigtable.reading import Cell, Row, RowAssembler
 
 T = TypeVar("T")
 
@@ -36,6 +38,9 @@ _OPTIONS = (
     # Else all channels of a process to one address share a connection.
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+# "This client heeds rate_limit_info", as FeatureFlags of feature_flags.proto: mutate_rows_rate_limit and _limit2.
+_FEATURES = base64.urlsafe_b64encode(b"\x18\x01\x28\x01").decode("ascii")
 
 # What the whole table, or who may use it, is to blame for, and what a single request is.
 _UNUSABLE = {
@@ -74,6 +79,13 @@ class _Metadata(grpc.aio.Metadata):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._pairs)
+
+
+class Hint(NamedTuple):
+    """How fast the server asks to be written to: so many times as fast as now, for so many seconds."""
+
+    factor: float
+    period_s: float
 
 
 class Call(Protocol):
@@ -207,6 +219,8 @@ class Connection:
         self._closed = False
         self._lock = threading.Lock()
         self._running: set[Future[Any]] = set()
+        self._channel_here: grpc.Channel | None = None
+        self._mutate_here: Any = None
         if any(other._pid != self._pid for other in list(_open)):
             raise self._forked()
         _open.add(self)
@@ -233,6 +247,7 @@ class Connection:
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
         self._metadata = _Metadata(("x-goog-request-params", route))
+        self._here_metadata = (("x-goog-request-params", route), ("bigtable-features", _FEATURES))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop and wait; the client's errors come out as ours.
@@ -272,6 +287,54 @@ class Connection:
         finally:
             self._running.discard(running)
 
+    def require_open(self) -> None:
+        """Check that it can be used by this thread.
+
+        Raises:
+            StoreUnavailable: as `run`.
+        """
+        if self._pid != os.getpid():
+            raise self._forked()
+        if self._closed:
+            raise StoreUnavailable(f"{self.where}: the store is closed; open it again")
+
+    def mutate_here(self, request: bytes, n: int) -> tuple[dict[int, Exception], Hint | None]:
+        """As `mutate`, in the thread that calls, which must not be the loop's.
+
+        Returns:
+            The errors, and how fast the server asks to be written to, if it does.
+
+        Raises:
+            grpc.RpcError, TransientError: it was not answered.
+        """
+        failed: dict[int, Exception] = {}
+        hint = None
+        answered = 0
+        for answer in self._here()(request, timeout=self.timeout_s, metadata=self._here_metadata):
+            answered += self._failures(answer, failed)
+            if answer.HasField("rate_limit_info"):
+                info = answer.rate_limit_info
+                hint = Hint(info.factor, info.period.seconds + info.period.nanos / 1e9)
+        self._require_all(answered, n)
+        return failed, hint
+
+    def _here(self) -> Any:
+        """The method MutateRows, on a channel that works without threads of its own."""
+        if self._mutate_here is None:
+            with self._lock:
+                self.require_open()
+                if self._mutate_here is None:
+                    options = (*_OPTIONS, (ChannelOptions.SingleThreadedUnaryStream, 1))
+                    emulator = os.environ.get("BIGTABLE_EMULATOR_HOST")
+                    if emulator:
+                        self._channel_here = grpc.insecure_channel(emulator, options=options)
+                    else:
+                        self._channel_here = BigtableGrpcTransport.create_channel(options=options)
+                    self._mutate_here = self._channel_here.unary_stream(
+                        wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString
+                    )
+        return self._mutate_here
+
     def close(self) -> None:
         """Close the channel, end the thread; whatever is under way ends with an error. A second call does nothing.
 
@@ -283,6 +346,9 @@ class Connection:
             if self._closed:
                 return
             self._closed = True
+        if self._channel_here is not None:
+            self._channel_here.close()
+            self._channel_here = self._mutate_here = None
         asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -337,14 +403,21 @@ class Connection:
         failed: dict[int, Exception] = {}
         answered = 0
         async for answer in next(self._channel.mutate)(request, timeout=self.timeout_s, metadata=self._metadata):
-            answered += len(answer.entries)
-            for entry in answer.entries:
-                if entry.status.code:
-                    code = next(code for code in grpc.StatusCode if code.value[0] == entry.status.code)
-                    failed[entry.index] = self._error(code, entry.status.message)
+            answered += self._failures(answer, failed)
+        self._require_all(answered, n)
+        return failed
+
+    def _failures(self, answer: Any, failed: dict[int, Exception]) -> int:
+        """How many entries an answer is about; the errors of those that failed go to ``failed``."""
+        for entry in answer.entries:
+            if entry.status.code:
+                code = next(code for code in grpc.StatusCode if code.value[0] == entry.status.code)
+                failed[entry.index] = self._error(code, entry.status.message)
+        return len(answer.entries)
+
+    def _require_all(self, answered: int, n: int) -> None:
         if answered < n:
             raise TransientError(f"{self.where}: {answered} of {n} writes were answered")
-        return failed
 
     async def read(self, request: Any, *, persist: bool = True) -> list[Row]:
         """Send a `wire.Read`; rows in the order of their keys.
@@ -369,6 +442,23 @@ class Connection:
                     raise
             await asyncio.sleep(wait_s)
             wait_s *= 2
+
+    async def read_some(self, request: Any, n_bytes: int) -> tuple[list[Row], list[Cell], bool]:
+        """Send a `wire.Read`, and stop reading once it has brought so much, and a cell at least.
+
+        Returns:
+            Rows that are whole, the first cells of the one after them, and whether there is more.
+        """
+        assembler = RowAssembler()
+        size = 0
+        answers = self.answers(request, self.timeout_s)
+        async for answer in answers:
+            assembler.take(answer.chunks)
+            size += answer.ByteSize()
+            if size >= n_bytes and (assembler.rows or assembler.begun):
+                answers.cancel()  # type: ignore[attr-defined]
+                return assembler.rows, assembler.begun, True
+        return assembler.rows, [], False
 
     def answers(self, request: Any, timeout_s: float) -> AsyncIterator[Any]:
         """Send a `wire.Read`; each answer as it comes, with some chunks of rows."""
@@ -412,7 +502,10 @@ class Connection:
 
 def status_of(err: BaseException | None) -> grpc.StatusCode | None:
     """What gRPC said, whichever layer of the client raised it."""
-    return err.code() if isinstance(err, grpc.aio.AioRpcError) else getattr(err, "grpc_status_code", None)
+    if isinstance(err, (grpc.aio.AioRpcError, grpc.Call)):
+        code: grpc.StatusCode | None = err.code()
+        return code
+    return getattr(err, "grpc_status_code", None)
 
 
 def is_creating(err: BaseException | None) -> bool:

@@ -86,27 +86,26 @@ def flush_of(updates: Sequence[Update], shards: int, marks: bool) -> tuple[Flush
         shards: rows of each key; an event belongs to one of them for ever.
         marks: do updates with an event id leave a fingerprint?
     """
-    known: dict[str, bytes] = {}
     prints: list[bytes | None] = []
     all_marked = marks
     # Positions by shard and key.
     rows: list[dict[Key, list[int]]] = [{} for _ in range(shards)]
     its_rows = rows[0]
-    for i, update in enumerate(updates):
-        event_id = update.event_id
-        print_ = None
+    last_id: str | None = None
+    print_: bytes | None = None
+    for i, (key, _, event_id, _) in enumerate(updates):
         if event_id is None:
             all_marked = False
-        elif marks or shards > 1:
-            print_ = known.get(event_id)
-            if print_ is None:
-                print_ = known[event_id] = fingerprint(event_id)
+            print_ = None
+        elif event_id is not last_id and (marks or shards > 1):  # the keys of one event come one after the other
+            print_ = fingerprint(event_id)
+        last_id = event_id
         prints.append(print_ if marks else None)
         if shards > 1:
             its_rows = rows[0 if print_ is None else print_[0] % shards]
-        positions = its_rows.get(update.key)
+        positions = its_rows.get(key)
         if positions is None:
-            its_rows[update.key] = [i]
+            its_rows[key] = [i]
         else:
             positions.append(i)
     flush = Flush(updates, prints, all_marked)

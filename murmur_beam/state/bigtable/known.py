@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 FINGERPRINT_BYTES = 16
@@ -215,6 +215,32 @@ class KnownRow:
         self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
         if n <= SMALL_EVENTS:
             self.small += 1
+
+    def take(self, version: int, columns: Sequence[tuple[bytes, bytes]], *, exists: bool) -> bool:
+        """Learn what a read says of all commits after the version that is known.
+
+        Args:
+            version: the row's now; 0: none.
+            columns: of events, after the version that is known.
+            exists: does the row?
+
+        Returns:
+            Whether that is all. If not, the row was made anew, or columns have been packed away: then nothing is known
+            any more, and all of the row must be read.
+        """
+        # A column for each commit since. Commits without events leave no column, so this may be a false alarm; reading
+        # all of the row settles it. Where no event was known, only a row made anew at an earlier version has others.
+        complete = version > self.version and version - self.version == len(columns)
+        if version != self.version and not complete and (self.events or version < self.version):
+            self.forget()
+            if exists:
+                return False
+        self.expect(sum(len(journal) for _, journal in columns) // FINGERPRINT_BYTES)
+        self.read = True
+        self.version = version
+        for marker, journal in columns:
+            self.learn(marker, journal)
+        return True
 
     def pack(self, n: int, column: bytes, journal: bytes) -> None:
         """The ``n`` oldest small columns were packed into the last of them, whose events are those of all."""

@@ -37,6 +37,11 @@ class RowAssembler:
         self._at_us = 0
         self._pieces: list[bytes] = []
 
+    @property
+    def begun(self) -> list[Cell]:
+        """Cells, each whole, of a row that is not."""
+        return self._cells
+
     def take(self, chunks: Iterable[Any]) -> None:
         """The chunks of the next response; finished rows are in ``rows``."""
         for chunk in chunks:

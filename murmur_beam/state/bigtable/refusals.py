@@ -42,6 +42,13 @@ async def add_nothing(connection: Connection) -> None:
         raise error
 
 
+async def append_nothing(connection: Connection) -> None:
+    """Ask for all that appending needs, without changing anything."""
+    nothing = wire.bulk(connection, [(SCHEMA_ROW, [wire.clear(wire.PENDING)])])
+    for error in (await connection.mutate(nothing, 1)).values():
+        raise error
+
+
 class Refusals:
     """Finds out who is to blame for requests of one kind. What was found out holds for a few seconds.
 

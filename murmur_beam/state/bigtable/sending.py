@@ -128,9 +128,13 @@ class Sender:
         """Until when a flush that begins now goes on, by the monotonic clock."""
         return self._clock.monotonic() + self._patience_s
 
-    def patience(self) -> Patience:
-        """The same for the task that runs, however long it waits for an answer."""
-        return Patience(self._patience_s)
+    def patience(self, deadline: float | None = None) -> Patience:
+        """The same for the task that runs, however long it waits for an answer.
+
+        Args:
+            deadline: until when, if that has begun before.
+        """
+        return Patience(self._patience_s if deadline is None else max(0.0, deadline - self._clock.monotonic()))
 
     def late(self) -> MurmurError:
         """Why something is not done though its time is over: a failed try, unless more of them would be in vain."""

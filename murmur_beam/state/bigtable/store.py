@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -18,22 +18,27 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, only
 from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.appends import Appends
 from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
 from murmur_beam.state.bigtable.commits import Commits
 from murmur_beam.state.bigtable.connection import status_of
 from murmur_beam.state.bigtable.deleting import delete_rows
+from murmur_beam.state.bigtable.folding import Folded, Folder
 from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
 from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
+from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.scanning import Scan
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
-from murmur_beam.state.bigtable.sums import ROWS_PER_READ, Sums
+from murmur_beam.state.bigtable.sums import Sums
+from murmur_beam.state.bigtable.worth import Worth
 
 V = TypeVar("V")
 
 _log = logging.getLogger(__name__)
 
+_ROWS_PER_UNION = 256
 _MICROSECOND = timedelta(microseconds=1)
 _LAST_US = (2**63 - 1) // 1000 * 1000
 _LONG = timedelta(days=1_000_000)
@@ -55,6 +60,7 @@ class BigtableStore(Generic[V]):
         self.monoid = monoid
         self.bucket_age: timedelta | None = None
         self.marker_age: timedelta | None = None
+        self.appends = False
         self._spec = spec
         self._clock = spec.clock
         self._schema = Schema.of(monoid, granularity)
@@ -67,6 +73,8 @@ class BigtableStore(Generic[V]):
         self._sender = Sender(spec)
         self._commits = Commits(spec, self._connection, self._sender, self._cells)
         self._sums = Sums(spec, self._connection, self._sender, self._cells)
+        self._worth = Worth(spec, self._connection, self._cells)
+        self._appends = Appends(spec, self._connection, self._sender, self._cells)
         try:
             self._connection.run(self._check())
         except TransientError as err:
@@ -110,6 +118,10 @@ class BigtableStore(Generic[V]):
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
         self._cells.layout = recorded.layout
+        self._cells.bucket_age_us = None if recorded.bucket_age is None else recorded.bucket_age // _MICROSECOND
+        if recorded.layout.number == 1:
+            self._cells.bucket_age_us = None
+        self._cells.appended = self.appends
         self._checked = True
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
@@ -150,27 +162,27 @@ class BigtableStore(Generic[V]):
 
     # ---- reading ----
 
-    def get(self, key: Key) -> V | None:
+    def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """See `Store.get`."""
-        return self.get_many([key])[0]
+        return self.get_many([key], fresh=fresh)[0]
 
-    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`; the shards of a key are combined."""
-        return self._connection.run(self._get_many(keys))
+        return self._connection.run(self._get_many(keys, fresh))
 
-    async def _get_many(self, keys: Sequence[Key]) -> list[V | None]:
+    async def _get_many(self, keys: Sequence[Key], fresh: bool) -> list[V | None]:
         with self._sender.patience():
             await self._check()
             wanted = {row_key(key, shard): key for key in keys for shard in range(self._shards)}
             found: dict[Key, list[Value]] = {}
-            for some in wire.batches(list(wanted), ROWS_PER_READ):
-                request = wire.read_rows(self._connection, some)
-                for row in await self._connection.read(wire.only_values(request, self._cells.layout.read)):
-                    found.setdefault(wanted[row.key], []).append(self._cells.value_of(row))
+            for encoded, value in (await self._worth.read(list(wanted), fresh=fresh)).items():
+                found.setdefault(wanted[encoded], []).append(value)
             return [self._live(found.get(key, [])) for key in keys]
         raise self._sender.late()
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
         self._connection.run(self._check())
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
@@ -181,13 +193,22 @@ class BigtableStore(Generic[V]):
         def narrow(request: Any) -> Any:
             return wire.only_results(request, family, pending=pending, between_us=between_us)
 
-        rows = Scan(self._connection, start, end, narrow)
-        for key, shards in groupby(rows, key=lambda row: parse_row_key(row.key)[0]):
+        rows = iter(Scan(self._connection, start, end, narrow))
+        for key, shards in groupby(self._values(rows, fresh), key=lambda row: parse_row_key(row[0])[0]):
             # Buckets before 1970 share a timestamp, as do those of one millisecond.
             if (first is not None and key.bucket < first) or (last is not None and key.bucket > last):
                 continue
-            if (value := self._live([self._cells.value_of(row) for row in shards])) is not None:
+            if (value := self._live([value for _, value in shards])) is not None:
                 yield key, value
+
+    def _values(self, rows: Iterator[Row], fresh: bool) -> Iterator[tuple[bytes, Value]]:
+        """Keys and values, in their order; a scan's rows come without their version and markers."""
+        if not fresh:
+            yield from ((row.key, self._worth.at_last_fold(row)) for row in rows)
+            return
+        while some := list(islice(rows, _ROWS_PER_UNION)):
+            found = self._connection.run(self._worth.of(some))
+            yield from ((row.key, found[row.key]) for row in some)
 
     def _between_us(self, first: int | None, last: int | None) -> tuple[int, int] | None:
         """Which timestamps the values of these buckets have, for `wire.only_results`."""
@@ -204,7 +225,28 @@ class BigtableStore(Generic[V]):
         latest = None if None in expiries else max((e for e in expiries if e is not None), default=None)
         if not values or (latest is not None and latest <= self._clock.now() * 1e6):
             return None
-        return self.monoid.fold(values)
+        return self.monoid.total(values)
+
+    # ---- folding ----
+
+    def fold(self, prefix: str = "", *, least: int = 1, tell: Callable[[Folded], None] = lambda folded: None) -> Folded:
+        """Bring what is pending into the aggregates, once for each row; others may append, fold and read meanwhile.
+
+        Args:
+            prefix: only of entities that start with it.
+            least: only in rows with so many pending cells.
+            tell: is told now and then how far it is.
+
+        Returns:
+            What was done.
+
+        Raises:
+            TransientError, PermanentError: not all could be done; what was folded stays so, and again, it goes on.
+        """
+        self._connection.run(self._check())
+        start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
+        folder = Folder(self._spec, self._connection, self._sender, self._cells, self._commits)
+        return self._connection.run(folder.fold(start, end, least, tell))
 
     # ---- writing ----
 
@@ -214,22 +256,35 @@ class BigtableStore(Generic[V]):
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`; rows are written at the same time, at most `Settings.max_in_flight`."""
+        if not self._checked:
+            self._connection.run(self._check_patiently())
+        if self.appends:
+            return self._append(updates)
         return self._connection.run(self._merge(updates))
 
-    async def _merge(self, updates: Sequence[Update]) -> list[Result]:
+    async def _check_patiently(self) -> None:
         deadline = self._sender.deadline()
-        flush: Flush | None = None
         with self._sender.patience():
-            if not self._checked:
-                await self._sender.send(self._check, deadline)
-            flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
-            flush.deadline = deadline
+            await self._sender.send(self._check, deadline)
+            return
+        raise self._sender.late()
+
+    def _append(self, updates: Sequence[Update]) -> list[Result]:
+        flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
+        flush.deadline = self._sender.deadline()
+        if self.bucket_age is not None:
+            for group in groups:
+                self._require_kept(self.bucket_age, group, updates)
+        return self._appends.append(flush, groups)
+
+    async def _merge(self, updates: Sequence[Update]) -> list[Result]:
+        flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
+        flush.deadline = self._sender.deadline()
+        with self._sender.patience():
             try:
                 await self._merge_groups(flush, groups)
             finally:
                 flush.over = True
-        if flush is None:
-            raise self._sender.late()
         if flush.unsettled:
             late = self._sender.late()
             for group in list(flush.unsettled.values()):

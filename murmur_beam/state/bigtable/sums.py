@@ -124,5 +124,6 @@ class Sums:
         request = wire.only_values(wire.read_rows(self.connection, encoded), f"{wire.AGG}|{wire.STATE}")
         found = {row.key: row for row in await self.connection.read(request)}
         for one in encoded:
-            self._known[one] = self._cells.value_of(found[one]) if one in found else Value(None, None)
+            content = self._cells.content_of(found.get(one))
+            self._known[one] = Value(content.column, content.expires_us)
         return {}

@@ -7,7 +7,7 @@ client's own classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -124,10 +124,16 @@ def _only_column(row_filter: Any, family: str, qualifier: bytes) -> None:
     column.start_qualifier_closed = column.end_qualifier_closed = qualifier
 
 
-def only_news(request: Any, version: int) -> Any:
-    """Of each row the aggregate, and the events of all commits after this version."""
+def only_news(request: Any, version: int, families: str = f"{AGG}|{STATE}") -> Any:
+    """Of each row the aggregate with what belongs to it, and the events of all commits after this version.
+
+    Args:
+        request: gets the filter.
+        version: 0 for all events.
+        families: that the aggregate is in, and what is pending, as a regular expression.
+    """
     either = request.filter.interleave.filters
-    _values(either.add(), f"{AGG}|{STATE}")
+    _values(either.add(), families)
     column = either.add().column_range_filter
     column.family_name = DEDUP
     column.start_qualifier_closed = (version + 1).to_bytes(8, "big")
@@ -139,6 +145,43 @@ def only_keys(request: Any) -> Any:
     chain = request.filter.chain.filters
     chain.add().cells_per_row_limit_filter = 1
     chain.add().strip_value_transformer = True
+    return request
+
+
+def only_unfolded(request: Any, cells: int) -> Any:
+    """Of each row its first pending cells, without their values.
+
+    Args:
+        request: gets the filter.
+        cells: how many at most.
+    """
+    chain = request.filter.chain.filters
+    chain.add().family_name_regex_filter = PENDING
+    chain.add().cells_per_row_limit_filter = cells
+    chain.add().strip_value_transformer = True
+    return request
+
+
+def only_pending(request: Any, after: bytes, cells: int) -> Any:
+    """Of each row its pending cells after this name.
+
+    Args:
+        request: gets the filter.
+        after: a name; empty for all.
+        cells: how many at most.
+    """
+    chain = request.filter.chain.filters
+    column = chain.add().column_range_filter
+    column.family_name = PENDING
+    if after:
+        column.start_qualifier_open = after
+    chain.add().cells_per_row_limit_filter = cells
+    return request
+
+
+def only_version(request: Any, family: str) -> Any:
+    """Of each row its version, which is in this family."""
+    _only_column(request.filter, family, VERSION)
     return request
 
 
@@ -194,12 +237,35 @@ def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, t
         entries: what to write.
         token: of idempotency, at least 8 bytes, for each entry; empty: none.
     """
-    parts = [_table(connection.name, connection.app_profile, 3)]
     once = _field(b"\x1a", _field(b"\x0a", token)) if token else b""
-    for key, mutations in entries:
-        entry = _field(b"\x0a", key) + b"".join([b"\x12" + mutation for mutation in mutations]) + once
-        parts.append(_field(b"\x12", entry))
-    return b"".join(parts)
+    return bulk_of(connection, [entry(key, *mutations, once=once) for key, mutations in entries])
+
+
+def entry(key: bytes, *mutations: bytes, once: bytes = b"") -> bytes:
+    """What `bulk_of` takes for a row: mutations, and how the entry ends."""
+    return _field(b"\x12", b"".join((_field(b"\x0a", key), *[b"\x12" + mutation for mutation in mutations], once)))
+
+
+def setter(family: str, qualifier: bytes, at_us: int) -> Callable[[bytes, bytes], bytes]:
+    """Makes entries that set this cell, given a row's key and a value; in a fifth of the time of `entry` and `put`."""
+    around: dict[tuple[int, int], tuple[bytes, bytes]] = {}
+
+    def of(key: bytes, value: bytes) -> bytes:
+        sizes = len(key), len(value)
+        known = around.get(sizes)
+        if known is None:
+            mutation = b"\x12" + put(family, qualifier, at_us, value)
+            before = b"\x0a" + _varint(len(key))
+            before = b"\x12" + _varint(len(before) + len(key) + len(mutation)) + before
+            known = around[sizes] = before, mutation[: len(mutation) - len(value)]
+        return known[0] + key + known[1] + value
+
+    return of
+
+
+def bulk_of(connection: Any, entries: Iterable[bytes]) -> bytes:
+    """A MutateRowsRequest of entries that are made already."""
+    return b"".join((_table(connection.name, connection.app_profile, 3), *entries))
 
 
 # Mutations, each with its length before it. All that comes before a number or a value is the same again and again.
