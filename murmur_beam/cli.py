@@ -152,7 +152,7 @@ def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
     """Of a date, where it has several buckets."""
     start, end = args.at
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
-    value = reader.monoid.fold(found.values())
+    value = reader.monoid.total(found.values())
     if args.json:
         _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
@@ -163,7 +163,7 @@ def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
 def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
     start, end = reader.span(args.last, args.now or datetime.now(timezone.utc))
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
-    value = reader.monoid.fold(found.values())
+    value = reader.monoid.total(found.values())
     if args.json:
         _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
@@ -175,7 +175,7 @@ def _range(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.end < args.start:
         return _complain("error: --to lies before --from", ERROR)
     found = dict(reader.buckets(args.entity, args.start, args.end, fresh=args.fresh))
-    total = reader.monoid.fold(found.values())
+    total = reader.monoid.total(found.values())
     if args.json:
         monoid = reader.monoid
         series = [{"bucket": _json_time(reader, t), "value": json_value(monoid, v)} for t, v in found.items()]

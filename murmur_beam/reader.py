@@ -145,7 +145,7 @@ class Reader(Generic[V]):
             ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
             SchemaMismatch: the store has no time buckets.
         """
-        return self.monoid.fold(value for _, value in self.buckets(entity, start, end, fresh=fresh))
+        return self.monoid.total(value for _, value in self.buckets(entity, start, end, fresh=fresh))
 
     def buckets(
         self, entity: str, start: datetime, end: datetime, *, fresh: bool = True
@@ -251,7 +251,7 @@ class Reader(Generic[V]):
         for entity, rows in groupby(_scan(self.store, prefix, first, last, fresh), key=lambda row: row[0].entity):
             values = [value for _, value in rows]
             try:
-                total = self.monoid.fold(values)
+                total = self.monoid.total(values)
             except PermanentError as err:
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)

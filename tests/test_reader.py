@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Custom, Max, SetUnion, Sum, Timed, by_name
 from murmur_beam.monoids.base import Monoid
@@ -334,6 +334,29 @@ class TestList:
         totals = {entity: reader.range(entity, day(-3), day(3)) for entity, _ in values}
         assert {entity: value for entity, value, _ in reader.list()} == totals
         assert sum(buckets for _, _, buckets in reader.list()) == len(values)
+
+
+class TestTotals:
+    @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6))
+    def test_sums_are_exact_however_large(self, values: list[int]) -> None:
+        """Each bucket fits into 64 bits; what they come to together need not."""
+        reader = Reader(filled({Key("a", n): value for n, value in enumerate(values)}), daily())
+        assert reader.range("a", day(0), day(9)) == sum(values)
+        assert reader.window("a", 9 * DAY, day(8)) == sum(values)
+        assert list(reader.list()) == [("a", sum(values), len(values))]
+        assert reader.top(1) == [("a", sum(values))]
+
+    def test_what_a_monoid_refuses_to_combine_names_the_key(self) -> None:
+        """One of your own may have limits that it is shown in, too."""
+
+        def small(a: int, b: int) -> int:
+            if a + b > 10:
+                raise PermanentError("too large")
+            return a + b
+
+        reader = Reader(filled({Key("a", 0): 9, Key("a", 1): 9}, Custom("small", 0, small)), daily())
+        with pytest.raises(PermanentError, match=r"^all buckets of 'a' together: too large$"):
+            list(reader.list())
 
 
 class TestTop:
