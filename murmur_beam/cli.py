@@ -39,6 +39,12 @@ _MAX_EMPTY_ROWS = 200
 _FLAGS = {"start": "from", "end": "to"}
 """Flags that are not called as the reader's arguments are."""
 
+_FRESH = {
+    True: "with what is not folded yet, in tables that are appended to; default: --fresh",
+    False: "with what is not folded yet, in tables that are appended to, which costs more; default: --no-fresh",
+}
+"""Help of the flag, by whether that is the default."""
+
 _DESCRIPTION = """\
 Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
 No aggregate is ever written. Only create-table changes a table and what is recorded of its purpose, and only delete
@@ -132,7 +138,7 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.at and _count(reader, *args.at) > 1:
         return _get_day(reader, args)
     at = args.at and args.at.start
-    value = reader.get(args.entity, at)
+    value = reader.get(args.entity, at, fresh=args.fresh)
     if args.json:
         print_json(entity=args.entity, bucket=at and _json_time(reader, at), value=json_value(reader.monoid, value))
     elif value is not None:
@@ -145,8 +151,8 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
 def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
     """Of a date, where it has several buckets."""
     start, end = args.at
-    found = dict(reader.buckets(args.entity, start, end))
-    value = reader.monoid.fold(found.values())
+    found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
+    value = reader.monoid.total(found.values())
     if args.json:
         _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
@@ -156,8 +162,8 @@ def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
 
 def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
     start, end = reader.span(args.last, args.now or datetime.now(timezone.utc))
-    found = dict(reader.buckets(args.entity, start, end))
-    value = reader.monoid.fold(found.values())
+    found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
+    value = reader.monoid.total(found.values())
     if args.json:
         _print_json_of_buckets(reader, args, start, end, value if found else None)
     elif found:
@@ -168,8 +174,8 @@ def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
 def _range(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.end < args.start:
         return _complain("error: --to lies before --from", ERROR)
-    found = dict(reader.buckets(args.entity, args.start, args.end))
-    total = reader.monoid.fold(found.values())
+    found = dict(reader.buckets(args.entity, args.start, args.end, fresh=args.fresh))
+    total = reader.monoid.total(found.values())
     if args.json:
         monoid = reader.monoid
         series = [{"bucket": _json_time(reader, t), "value": json_value(monoid, v)} for t, v in found.items()]
@@ -193,7 +199,7 @@ def _print_range(reader: Reader[Any], args: argparse.Namespace, found: dict[date
 def _list(reader: Reader[Any], args: argparse.Namespace) -> int:
     if _is_reversed(args):
         return _complain("error: --to lies before --from", ERROR)
-    rest = reader.list(args.prefix, args.start, args.end)
+    rest = reader.list(args.prefix, args.start, args.end, fresh=args.fresh)
     first = list(islice(rest, 1))
     rows = chain(first, rest)
     if args.json:
@@ -209,7 +215,7 @@ def _list(reader: Reader[Any], args: argparse.Namespace) -> int:
 def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
     if _is_reversed(args):
         return _complain("error: --to lies before --from", ERROR)
-    largest = reader.top(args.n, args.prefix, args.start, args.end)
+    largest = reader.top(args.n, args.prefix, args.start, args.end, fresh=args.fresh)
     if args.json:
         print(json.dumps([{"entity": entity, "value": json_value(reader.monoid, value)} for entity, value in largest]))
     else:
@@ -323,6 +329,9 @@ def _parser() -> Parser:
     top.add_argument("-n", metavar="N", type=parsed(parse_n), default=10, help="how many; default: 10")
     for sub in (everything, top):
         sub.add_argument("--prefix", type=parsed(parse_prefix), default="", help="only entities that start with this")
+    for sub in (get, window, span, everything, top):
+        is_one = sub not in (everything, top)
+        sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=is_one, help=_FRESH[is_one])
 
     delete = command("delete", partial(_on_reader, cli_delete.delete), cli_delete.DELETE, cli_delete.EPILOG)
     cli_delete.add_delete(delete, parsed(parse_entity), parsed(parse_start), parsed(parse_end))

@@ -30,8 +30,10 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **arguments: Any) -> Any:
         """As argparse does."""
-        self._flags += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **arguments)
+        action = super().add_argument(*names, **arguments)
+        # Of one that can be turned off both.
+        self._flags += [name for name in action.option_strings if name.startswith("--")]
+        return action
 
     def add_commands(self) -> Callable[..., Parser]:
         """What adds a command, given its name; each is a parser of this class."""

@@ -14,6 +14,7 @@ from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name, names
 from murmur_beam.state import Store, StoreSpec, spec_from_uri
+from murmur_beam.state.base import freshness
 from murmur_beam.windows import WindowConfig
 
 V = TypeVar("V")
@@ -26,6 +27,10 @@ _MAX_GETS = 10_000
 
 class Reader(Generic[V]):
     """Answers questions about what a pipeline has merged.
+
+    A table that is appended to keeps pending events beside the aggregate, and folds them later. A ``fresh`` answer has
+    both; one that is not is as of the last fold, and costs less. Where nothing else is said, questions about given
+    entities are answered fresh, and `list` and `top` are not. Stores that fold at once answer the same either way.
 
     Args:
         store: where the aggregates are. `close` closes it.
@@ -86,19 +91,20 @@ class Reader(Generic[V]):
         """Close the store."""
         self.store.close()
 
-    def get(self, entity: str, at: datetime | None = None) -> V | None:
+    def get(self, entity: str, at: datetime | None = None, *, fresh: bool = True) -> V | None:
         """The aggregate of an entity, None where nothing was merged.
 
         Args:
             entity: whose.
             at: any time in the bucket asked for; needed with a window, and to be left out without.
+            fresh: also what is not folded yet.
 
         Raises:
             ConfigurationError: ``at`` is missing, not expected, has no time zone, or lies outside the years 1 to 9999.
         """
-        return self.get_many([entity], at)[0]
+        return self.get_many([entity], at, fresh=fresh)[0]
 
-    def get_many(self, entities: Sequence[str], at: datetime | None = None) -> list[V | None]:
+    def get_many(self, entities: Sequence[str], at: datetime | None = None, *, fresh: bool = True) -> list[V | None]:
         """As `get`, for many entities at once and in their order."""
         if self.window_config is None and at is not None:
             raise ConfigurationError("at", "the store has no time buckets; leave it out")
@@ -107,16 +113,17 @@ class Reader(Generic[V]):
                 "at", "is needed: each time bucket has an aggregate of its own (window and range combine several)"
             )
         bucket = 0 if at is None else self._bucket("at", at)
-        return self.store.get_many([Key(entity, bucket) for entity in entities])
+        return _get_many(self.store, [Key(entity, bucket) for entity in entities], fresh)
 
-    def window(self, entity: str, last: timedelta, now: datetime) -> V:
+    def window(self, entity: str, last: timedelta, now: datetime, *, fresh: bool = True) -> V:
         """The ``ceil(last / granularity)`` buckets that end with now's, combined. The identity if all are empty.
+        ``fresh``: with what is not folded yet.
 
         Raises:
             ConfigurationError: ``last`` is not positive or reaches back beyond the year 1, ``now`` has no time zone.
             SchemaMismatch: the store has no time buckets.
         """
-        return self.range(entity, *self.span(last, now))
+        return self.range(entity, *self.span(last, now), fresh=fresh)
 
     def span(self, last: timedelta, now: datetime) -> tuple[datetime, datetime]:
         """Where the first and the last bucket that `window` combines begin."""
@@ -130,27 +137,29 @@ class Reader(Generic[V]):
             raise ConfigurationError("last", f"{last} back from {now.isoformat()} is before the year 1")
         return self._start(start), self._start(end)
 
-    def range(self, entity: str, start: datetime, end: datetime) -> V:
+    def range(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> V:
         """The buckets from start's to end's combined, both included. The identity if all are empty, or if ``end``
-        lies before ``start``.
+        lies before ``start``. ``fresh``: with what is not folded yet.
 
         Raises:
             ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
             SchemaMismatch: the store has no time buckets.
         """
-        return self.monoid.fold(value for _, value in self.buckets(entity, start, end))
+        return self.monoid.total(value for _, value in self.buckets(entity, start, end, fresh=fresh))
 
-    def buckets(self, entity: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, V]]:
+    def buckets(
+        self, entity: str, start: datetime, end: datetime, *, fresh: bool = True
+    ) -> Iterator[tuple[datetime, V]]:
         """The buckets of `range` that something was merged into, oldest first: when each begins, and its aggregate.
 
         One that began before the year 1 is said to begin with it.
         """
         first, last = self._bucket("start", start), self._bucket("end", end)
-        return ((self._start(bucket), value) for bucket, value in self._stored(entity, first, last))
+        return ((self._start(bucket), value) for bucket, value in self._stored(entity, first, last, fresh))
 
-    def series(self, entity: str, start: datetime, end: datetime) -> list[tuple[datetime, V]]:
+    def series(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> list[tuple[datetime, V]]:
         """As `buckets`, with the identity for each empty bucket in between: a list as long as the range is."""
-        found = dict(self.buckets(entity, start, end))
+        found = dict(self.buckets(entity, start, end, fresh=fresh))
         return [(time, found.get(time, self.monoid.identity)) for time in self.starts(start, end)]
 
     def starts(self, start: datetime, end: datetime) -> Iterator[datetime]:
@@ -158,7 +167,13 @@ class Reader(Generic[V]):
         return map(self._start, range(self._bucket("start", start), self._bucket("end", end) + 1))
 
     def top(
-        self, n: int, prefix: str = "", start: datetime | None = None, end: datetime | None = None
+        self,
+        n: int,
+        prefix: str = "",
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        fresh: bool = False,
     ) -> list[tuple[str, V]]:
         """The ``n`` entities with the largest aggregates, largest first; equal ones in the order of their names.
 
@@ -166,24 +181,28 @@ class Reader(Generic[V]):
             n: how many at most.
             prefix: only entities that start with it.
             start, end: combine only the buckets from start's to end's; None: open.
+            fresh: with what is not folded yet.
 
         Raises:
             SchemaMismatch: the aggregates are not numbers, or there are times but the store has no time buckets.
             ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
         """
-        totals = ((entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end))
+        totals = (
+            (entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end, fresh=fresh)
+        )
         largest: Any = heapq.nlargest(n, totals, key=lambda item: item[1])
         return list(largest)
 
     # Last in the class: below it, `list` in an annotation would mean this method.
     def list(
-        self, prefix: str = "", start: datetime | None = None, end: datetime | None = None
+        self, prefix: str = "", start: datetime | None = None, end: datetime | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[str, V, int]]:
         """Each entity that starts with ``prefix``, in order: its name, its buckets combined, and how many.
 
         Args:
             prefix: only entities that start with it.
             start, end: combine only the buckets from start's to end's; None: open.
+            fresh: with what is not folded yet.
 
         Raises:
             SchemaMismatch: there are times but the store has no time buckets.
@@ -191,7 +210,7 @@ class Reader(Generic[V]):
         """
         first = None if start is None else self._bucket("start", start)
         last = None if end is None else self._bucket("end", end)
-        return self._totals(prefix, first, last)
+        return self._totals(prefix, first, last, fresh)
 
     def _config(self) -> WindowConfig:
         if self.window_config is None:
@@ -211,7 +230,7 @@ class Reader(Generic[V]):
         except OverflowError:
             return _FIRST
 
-    def _stored(self, entity: str, first: int, last: int) -> Iterator[tuple[int, V]]:
+    def _stored(self, entity: str, first: int, last: int, fresh: bool) -> Iterator[tuple[int, V]]:
         """The buckets that hold something, in order.
 
         Key by key costs as much as the range is long. A scan costs as much as there is stored, but may go on to other
@@ -220,19 +239,19 @@ class Reader(Generic[V]):
         if last - first < _MAX_GETS:
             for start in range(first, last + 1, _CHUNK):
                 chunk = range(start, min(start + _CHUNK, last + 1))
-                values = self.store.get_many([Key(entity, bucket) for bucket in chunk])
+                values = _get_many(self.store, [Key(entity, bucket) for bucket in chunk], fresh)
                 yield from ((bucket, value) for bucket, value in zip(chunk, values, strict=True) if value is not None)
             return
-        for key, value in self.store.scan(entity, first, last):
+        for key, value in _scan(self.store, entity, first, last, fresh):
             if key.entity != entity:  # the entity itself comes first of all that begin with its name
                 return
             yield key.bucket, value
 
-    def _totals(self, prefix: str, first: int | None, last: int | None) -> Iterator[tuple[str, V, int]]:
-        for entity, rows in groupby(self.store.scan(prefix, first, last), key=lambda row: row[0].entity):
+    def _totals(self, prefix: str, first: int | None, last: int | None, fresh: bool) -> Iterator[tuple[str, V, int]]:
+        for entity, rows in groupby(_scan(self.store, prefix, first, last, fresh), key=lambda row: row[0].entity):
             values = [value for _, value in rows]
             try:
-                total = self.monoid.fold(values)
+                total = self.monoid.total(values)
             except PermanentError as err:
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)
@@ -245,3 +264,11 @@ class Reader(Generic[V]):
                 f"(monoid {self.monoid.name!r})"
             )
         return value
+
+
+def _get_many(store: Store[V], keys: Sequence[Key], fresh: bool) -> list[V | None]:
+    return store.get_many(keys, **freshness(store.get_many, fresh, by_default=True))
+
+
+def _scan(store: Store[V], prefix: str, first: int | None, last: int | None, fresh: bool) -> Iterator[tuple[Key, V]]:
+    return store.scan(prefix, first, last, **freshness(store.scan, fresh, by_default=False))

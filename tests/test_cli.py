@@ -272,6 +272,27 @@ class TestRange:
         )
 
 
+class TestTotals:
+    def test_totals_are_exact_however_large(self, murmur: Murmur) -> None:
+        """Also where they do not fit into the 64 bits that a bucket has."""
+        most, total = 2**63 - 1, 3 * (2**63 - 1)
+        murmur.fill([("a", START + n * HOUR, most) for n in range(3)], None, hourly())
+        assert murmur("get", "a", "--at", "2026-11-14").out.startswith(f"{total:,}  (")
+        assert murmur("window", "a", "--last", "3h", "--now", "2026-11-14T02:00:00Z").out.startswith(f"{total:,}  (")
+        for command in (
+            ("get", "a", "--at", "2026-11-14"),
+            ("window", "a", "--last", "3h", "--now", "2026-11-14T02:00:00Z"),
+            ("range", "a", "--from", "2026-11-14", "--to", "2026-11-14"),
+            ("list",),
+        ):
+            assert murmur.json(*command)["value"] == total
+        assert murmur.json("top") == [{"entity": "a", "value": total}]
+        shown = murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-14").out
+        assert shown.splitlines()[-1].split() == ["total", f"{total:,}"]
+        assert f"{total:,}" in murmur("list").out
+        assert f"{total:,}" in murmur("top").out
+
+
 class TestList:
     def test_columns_are_aligned(self, murmur: Murmur) -> None:
         """Also for characters that take two columns, or none; control characters cannot reach the terminal."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import datetime, timezone
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Murmur
 
 from murmur_beam import __version__, cli
+from murmur_beam.model import Key
+from murmur_beam.monoids import Sum
+from murmur_beam.state.memory import MemorySpec, MemoryStore
 
 _TIME = datetime(2026, 11, 21, tzinfo=timezone.utc)
 
@@ -104,6 +109,43 @@ def test_values_and_keys_keep_their_underscores(murmur: Murmur) -> None:
     assert murmur.json("list", "--prefix=--a_")["entity"] == "--a_b"
     assert murmur("get", "--", "--a_b").out == "1\n"
     assert murmur("get", "--c_d e").out == "3\n"
+
+
+@pytest.mark.parametrize("flag", [None, "--fresh", "--no-fresh", "--no_fresh"])
+@pytest.mark.parametrize(
+    ("command", "by_default"),
+    [
+        ("get URI a --at 2026-11-21", True),
+        ("get URI a --at 2026-11-21T00:00:00Z", True),
+        ("window URI a --last 7d --now 2026-11-21", True),
+        ("range URI a --from 2026-11-20 --to 2026-11-21", True),
+        ("range URI a --from 2006-11-20 --to 2026-11-21", True),
+        ("list URI", False),
+        ("top URI", False),
+    ],
+)
+def test_what_is_not_folded_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, by_default: bool, flag: str | None
+) -> None:
+    """Commands about one key ask the store for it, those about all keys do not; both do as they are told."""
+    asked: set[bool] = set()
+    by_key, by_range = MemoryStore.get_many, MemoryStore.scan
+
+    def get_many(store: MemoryStore[Any], keys: Sequence[Key], *, fresh: bool = True) -> list[Any]:
+        asked.add(fresh)
+        return by_key(store, keys)
+
+    def scan(store: MemoryStore[Any], *which: Any, fresh: bool = False) -> Iterator[tuple[Key, Any]]:
+        asked.add(fresh)
+        return by_range(store, *which)
+
+    monkeypatch.setattr(MemoryStore, "get_many", get_many)
+    monkeypatch.setattr(MemoryStore, "scan", scan)
+    spec = MemorySpec(tmp_path.name)
+    spec.open(Sum(), timedelta(hours=1)).merge_update(Key("a", int(_TIME.timestamp()) // 3600), 1)
+    words = [str(spec) if word == "URI" else word for word in command.split()]
+    assert cli.main([*words, *([flag] if flag else [])]) == 0
+    assert asked == {by_default if flag is None else flag == "--fresh"}
 
 
 def test_an_abbreviation_is_no_mistake(murmur: Murmur) -> None:

@@ -171,6 +171,11 @@ class FoldsListsOnly(Sum):
         return sum(values[:])
 
 
+class RoundTotals(Sum):
+    def total(self, values):
+        return round(sum(values), -1)
+
+
 class ArrivalOrder(SetUnion):
     """A union whose bytes tell in which order its members came."""
 
@@ -228,6 +233,7 @@ def extend(a, b):
         # combine(a, a) == a holds for this one; what comes again later is what it gets wrong.
         ("test_idempotence", Custom("newest", "", lambda a, b: b or a, idempotent=True), st.text("ab", min_size=1)),
         ("test_fold", ForgetsLast(), small_ints),
+        ("test_total", RoundTotals(), small_ints),
         ("test_equal_aggregates_have_equal_bytes", ForgetsLast(), small_ints),
         ("test_equal_aggregates_have_equal_bytes", ArrivalOrder(), st.tuples(small_ints)),
         ("test_encoding", ForgetsTuple(), st.builds(First().lift, json_values, few_times)),
@@ -532,6 +538,29 @@ def test_sum_overflow(values, fold):
 def test_sum_may_overflow_on_the_way():
     """Only the total has to fit: what cancels out within one fold is no overflow."""
     assert Sum().fold([INT64_MAX, 1, -1]) == INT64_MAX
+
+
+@pytest.mark.parametrize("monoid", [Sum(), Count(), Sum().of("cents")], ids=label)
+def test_a_total_of_sums_is_exact(monoid):
+    """It is shown and not stored: 64 bits are no limit of it, and its bytes are its digits."""
+    assert monoid.total([INT64_MAX] * 3) == 3 * INT64_MAX
+    assert monoid.total(iter([INT64_MIN, -1])) == INT64_MIN - 1
+    assert monoid.total([]) == 0
+    assert monoid.encode(monoid.total([INT64_MAX, 1])) == b"9223372036854775808"
+
+
+def test_a_total_of_others_is_what_they_fold_to():
+    """Unless they say otherwise."""
+    assert Max().total([3, 5, None]) == 5
+    assert SetUnion().total([]) == frozenset()
+    with pytest.raises(PermanentError, match="too large"):
+        Custom("small", 0, _small).total([9, 9])
+
+
+def _small(a, b):
+    if a + b > 10:
+        raise PermanentError("too large")
+    return a + b
 
 
 def test_count_is_a_sum():

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable
+from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Custom, Max, SetUnion, Sum, Timed, by_name
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.reader import Reader
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
+from murmur_beam.testing import FaultyStore
 from murmur_beam.windows import WindowConfig, daily, hourly, minute
 
 DAY = timedelta(days=1)
@@ -53,6 +54,99 @@ class Watched(MemoryStore[int]):
         for key, value in super().scan(prefix, first, last):
             self.scanned.append(key)
             yield key, value
+
+
+class Later(MemoryStore[int]):
+    """Notes whether it is read fresh, as one that folds later would."""
+
+    def __init__(self) -> None:
+        super().__init__(Sum())
+        self.asked: list[bool] = []
+
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[int | None]:
+        self.asked.append(fresh)
+        return super().get_many(keys)
+
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, int]]:
+        self.asked.append(fresh)
+        return super().scan(prefix, first, last)
+
+
+def questions(reader: Reader[int], **fresh: bool) -> list[Any]:
+    """All that can be asked of a reader by days, about given entities and, last, about all."""
+    return [
+        reader.get("a", day(0), **fresh),
+        reader.get_many(["a", "b"], day(0), **fresh),
+        reader.window("a", 2 * DAY, day(0), **fresh),
+        reader.window("a", 20_000 * DAY, day(0), **fresh),
+        reader.range("a", day(0), day(2), **fresh),
+        reader.range("a", day(0), day(20_000), **fresh),
+        list(reader.buckets("a", day(0), day(2), **fresh)),
+        reader.series("a", day(0), day(2), **fresh),
+        list(reader.list(**fresh)),
+        reader.top(1, **fresh),
+    ]
+
+
+class TestFresh:
+    def test_given_entities_are_read_fresh_and_all_are_not(self) -> None:
+        """However long the range is, and whichever way it is read."""
+        store = Later()
+        questions(Reader(store, daily()))
+        assert store.asked == [True] * 8 + [False] * 2
+
+    @pytest.mark.parametrize("fresh", [True, False])
+    def test_whoever_asks_may_say_otherwise(self, fresh: bool) -> None:
+        """Of each question."""
+        store = Later()
+        questions(Reader(store, daily()), fresh=fresh)
+        assert store.asked == [fresh] * 10
+
+    @pytest.mark.parametrize("fresh", [{}, {"fresh": True}, {"fresh": False}])
+    def test_a_store_without_the_word_is_not_asked(self, fresh: dict[str, bool]) -> None:
+        """It folds at once, and was perhaps written before there was the word."""
+        store = Watched()
+        store.merge_update(Key("a", 0), 3)
+        assert questions(Reader(store, daily()), **fresh) == questions(Reader(filled({Key("a", 0): 3}), daily()))
+
+    def test_a_store_that_passes_on_what_it_is_asked(self) -> None:
+        """It is asked, though its own signature does not name the word."""
+
+        class Passing(Later):
+            def get_many(self, *args: Any, **more: Any) -> list[int | None]:
+                return super().get_many(*args, **more)
+
+            def scan(self, *args: Any, **more: Any) -> Iterator[tuple[Key, int]]:
+                return super().scan(*args, **more)
+
+        store = Passing()
+        reader = Reader(store, daily())
+        reader.get("a", day(0), fresh=False)
+        reader.top(1, fresh=True)
+        assert store.asked == [False, True]
+
+    @pytest.mark.parametrize("fresh", [True, False])
+    def test_a_faulty_store_passes_it_on(self, fresh: bool) -> None:
+        """To the store that it is made of, if that knows the word."""
+        store = Later()
+        questions(Reader(FaultyStore(store), daily()), fresh=fresh)
+        assert store.asked == [fresh] * 10
+        assert FaultyStore(store).get(Key("a"), fresh=fresh) is None
+        assert store.asked == [fresh] * 10 + [True], "MemoryStore.get asks no further"
+        without = Watched()
+        questions(Reader(FaultyStore(without), daily()), fresh=fresh)
+        assert without.gets
+
+    def test_stores_that_fold_at_once_answer_the_same(self, tmp_path: Path) -> None:
+        """The word changes nothing there."""
+        for spec in (MemorySpec(str(tmp_path)), SqliteSpec(str(tmp_path / "c.db"))):
+            with Reader(spec.open(Sum(), DAY), daily()) as reader:
+                reader.store.merge_updates([Update(Key("a", n), n) for n in range(4)])
+                assert questions(reader, fresh=True) == questions(reader, fresh=False) == questions(reader)
+                for fresh in (True, False):
+                    assert reader.store.get(Key("a", 3), fresh=fresh) == 3
 
 
 class TestGet:
@@ -240,6 +334,29 @@ class TestList:
         totals = {entity: reader.range(entity, day(-3), day(3)) for entity, _ in values}
         assert {entity: value for entity, value, _ in reader.list()} == totals
         assert sum(buckets for _, _, buckets in reader.list()) == len(values)
+
+
+class TestTotals:
+    @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6))
+    def test_sums_are_exact_however_large(self, values: list[int]) -> None:
+        """Each bucket fits into 64 bits; what they come to together need not."""
+        reader = Reader(filled({Key("a", n): value for n, value in enumerate(values)}), daily())
+        assert reader.range("a", day(0), day(9)) == sum(values)
+        assert reader.window("a", 9 * DAY, day(8)) == sum(values)
+        assert list(reader.list()) == [("a", sum(values), len(values))]
+        assert reader.top(1) == [("a", sum(values))]
+
+    def test_what_a_monoid_refuses_to_combine_names_the_key(self) -> None:
+        """One of your own may have limits that it is shown in, too."""
+
+        def small(a: int, b: int) -> int:
+            if a + b > 10:
+                raise PermanentError("too large")
+            return a + b
+
+        reader = Reader(filled({Key("a", 0): 9, Key("a", 1): 9}, Custom("small", 0, small)), daily())
+        with pytest.raises(PermanentError, match=r"^all buckets of 'a' together: too large$"):
+            list(reader.list())
 
 
 class TestTop:

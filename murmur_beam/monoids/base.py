@@ -97,6 +97,11 @@ class Monoid(abc.ABC, Generic[V]):
         """``combine`` over many, from the left, starting with the identity."""
         return reduce(self.combine, values, self.identity)
 
+    def total(self, values: Iterable[V]) -> V:
+        """What a reader is shown of several aggregates together. It is never stored, so it may be larger than an
+        aggregate can be; `fold` unless overridden, and the same wherever `fold` has a result."""
+        return self.fold(values)
+
     def encode(self, v: V) -> bytes:
         """Bytes for a store; equal aggregates have equal bytes. JSON unless overridden."""
         return canonical_json(v).encode("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -64,17 +65,25 @@ class Store(Protocol[V]):
     called from a thread of its own while the next records are processed. One that records for how long its buckets take
     events may have a method ``settle_retention``, which is given a window's retention before each flush and returns the
     one to go by: that of the window, or, where it has none, that of the table.
+
+    For a store that folds later: with ``fresh=True`` also what is not folded yet, with ``fresh=False`` what was there
+    at the last fold. A store that folds at once answers the same either way.
     """
 
     @property
     def monoid(self) -> Monoid[V]:
         """How deltas are folded; deltas are what its ``lift`` returns."""
 
-    def get(self, key: Key) -> V | None:
-        """The aggregate, or None where nothing was merged (or it has expired)."""
+    def get(self, key: Key, *, fresh: bool = True) -> V | None:
+        """The aggregate, or None where nothing was merged (or it has expired).
 
-    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
-        """The aggregates, in the order of ``keys``."""
+        Args:
+            key: whose.
+            fresh: also what is not folded yet, for a store that folds later.
+        """
+
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
+        """The aggregates, in the order of ``keys``; ``fresh`` as in `get`."""
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """Fold one delta.
@@ -90,9 +99,11 @@ class Store(Protocol[V]):
         Rows are independent: what fails for one does not keep another from merging.
         """
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, V]]:
         """All live aggregates whose entity starts with ``prefix``, and whose bucket lies in ``first`` .. ``last``
-        (both included, None: open), ordered by entity and bucket."""
+        (both included, None: open), ordered by entity and bucket; ``fresh`` as in `get`."""
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """Delete aggregates with all that is known of their events, also those that have expired.
@@ -199,6 +210,24 @@ class StoreSpec(Protocol):
         Raises:
             StoreUnavailable: there is no such store, or it cannot be read.
         """
+
+
+def freshness(read: Callable[..., object], fresh: bool, *, by_default: bool) -> dict[str, bool]:
+    """The argument ``fresh`` for a method of a store; none where it is what the method does by default, and none for a
+    store of somebody else's that does not know the word: it folds at once.
+
+    Args:
+        read: the method.
+        fresh: what is wanted.
+        by_default: what `Store` says the method does unasked.
+    """
+    if fresh == by_default:
+        return {}
+    try:
+        inspect.signature(read).bind_partial(fresh=fresh)
+    except TypeError:
+        return {}
+    return {"fresh": fresh}
 
 
 def fingerprint(event_id: str) -> bytes:

@@ -68,11 +68,11 @@ class MemoryStore(Generic[V]):
         other._closed = False
         return other
 
-    def get(self, key: Key) -> V | None:
+    def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """See `Store.get`."""
         return self.get_many([key])[0]
 
-    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`."""
         with self._in_use() as state:
             now = self._clock.now()
@@ -131,7 +131,9 @@ class MemoryStore(Generic[V]):
         elif known:
             known.pop(key, None)
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; a snapshot of the moment of the call."""
         with self._in_use() as state:
             now = self._clock.now()

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from murmur_beam.clock import Clock
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Result, Store, only
+from murmur_beam.state.base import Result, Store, freshness, only
 
 V = TypeVar("V")
 
@@ -82,13 +82,13 @@ class FaultyStore(Generic[V]):
         """Of the real store."""
         return self.store.monoid
 
-    def get(self, key: Key) -> V | None:
+    def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """From the real store."""
-        return self.store.get(key)
+        return self.store.get(key, **freshness(self.store.get, fresh, by_default=True))
 
-    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """From the real store."""
-        return self.store.get_many(keys)
+        return self.store.get_many(keys, **freshness(self.store.get_many, fresh, by_default=True))
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """Through the plan of faults."""
@@ -104,9 +104,11 @@ class FaultyStore(Generic[V]):
             results.append((self.lost(update) or result) if fault is None else result)
         return results
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, V]]:
         """From the real store."""
-        return self.store.scan(prefix, first, last)
+        return self.store.scan(prefix, first, last, **freshness(self.store.scan, fresh, by_default=False))
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """From the real store."""

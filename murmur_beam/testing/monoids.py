@@ -103,6 +103,15 @@ class MonoidLaws:
 
         self._for_all(law, _needed("hypothesis.strategies").lists(self.aggregates(), max_size=4))
 
+    def test_total(self) -> None:
+        """What a reader shows of several aggregates must be what ``fold`` makes of them."""
+
+        def law(values: list[Any]) -> None:
+            total, folded = self.monoid.total(iter(values)), self.monoid.fold(values)
+            self._same("total(values)", total, "fold(values)", folded)
+
+        self._for_all(law, _needed("hypothesis.strategies").lists(self.aggregates(), max_size=4))
+
     def test_equal_aggregates_have_equal_bytes(self) -> None:
         """The same deltas must end in the same bytes, in whatever groups, and in whatever order if that is claimed."""
         st = _needed("hypothesis.strategies")

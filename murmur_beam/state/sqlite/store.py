@@ -99,11 +99,11 @@ class SqliteStore(Generic[V]):
         with self.lock, file.translated(path):
             self._open()
 
-    def get(self, key: Key) -> V | None:
+    def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """See `Store.get`."""
         return self.get_many([key])[0]
 
-    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`."""
         query = (
             f"SELECT value FROM {self._rows} WHERE entity = ? AND bucket = ? AND (expires_at IS NULL OR expires_at > ?)"
@@ -134,7 +134,9 @@ class SqliteStore(Generic[V]):
             return [err] * len(updates)
         return results
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, V]]:
         """See `Store.scan`; read page by page, so that a long scan blocks no writer."""
         query = (
             f"SELECT entity, bucket, value FROM {self._rows} WHERE (entity, bucket) > (?, ?)"
