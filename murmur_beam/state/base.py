@@ -17,7 +17,8 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 Result = Outcome | Exception
-"""What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
+"""What became of one update: `Outcome.MERGED` or `Outcome.DUPLICATE`, from a store that appends `Outcome.RECORDED`, or
+the error that kept it from merging."""
 
 # To look up a member of an enum takes as long as to fold an event.
 _MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
@@ -64,6 +65,10 @@ class Store(Protocol[V]):
     called from a thread of its own while the next records are processed. One that records for how long its buckets take
     events may have a method ``settle_retention``, which is given a window's retention before each flush and returns the
     one to go by: that of the window, or, where it has none, that of the table.
+
+    One that writes without looking at what is there has an attribute ``appends = True``, which is read at each flush.
+    It answers `Outcome.RECORDED`: the event is in the row and counts once, be it new or not. Where dedup is off, each
+    update comes with a random event id of its own, so that a try again does not count it twice.
     """
 
     @property
