@@ -42,7 +42,7 @@ class Outcome(str, enum.Enum):
     DUPLICATE = "duplicate"
     """The aggregate held this event already; nothing changed."""
     RECORDED = "recorded"
-    """In the row, where it counts once. Whether it was there before was not asked: the store appends."""
+    """In the row once, on a table that is appended to; whether it was there before was not asked."""
     EXPIRED = "expired"
     """Older than its window's retention; nothing was written."""
 
