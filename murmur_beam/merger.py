@@ -22,7 +22,7 @@ from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch,
 from murmur_beam.extract import Extractor, Known, Rejected
 from murmur_beam.metrics import Recorder
 from murmur_beam.model import DeadLetter, Fields, MergeResult, Message, Outcome
-from murmur_beam.processor import DUPLICATE, MERGED, RecordResult, needs_event_id
+from murmur_beam.processor import DUPLICATE, MERGED, RECORDED, RecordResult, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
 from murmur_beam.times import parse_rfc3339
@@ -70,7 +70,8 @@ class RecordCounter(Recorder, Protocol):
     """A recorder that also counts whole records."""
 
     def count(self, name: str, n: int) -> None:
-        """``n`` records ended as ``name`` says: ``NAME:record_merged``, ``:record_duplicate``, ``:record_expired``."""
+        """``n`` records ended as ``name`` says: ``NAME:record_merged``, ``:record_duplicate``, ``:record_recorded``,
+        ``:record_expired``."""
 
 
 class Merger(Generic[T]):
@@ -231,8 +232,11 @@ class Merger(Generic[T]):
         outcomes = [outcome for outcome, _, _, _, _ in results]
         if None in outcomes:
             self._raise_outages(batch.records, results)
+        left = len(outcomes)
         for outcome in Outcome:
-            self._recorder.count(f"{self._spec.name}:record_{outcome}", outcomes.count(outcome))
+            n = outcomes.count(outcome) if left else 0
+            left -= n
+            self._recorder.count(f"{self._spec.name}:record_{outcome}", n)
         # Made one by one while they are taken, so that they do not pile up for the garbage collector.
         merged = map(self._result, batch.elements, batch.records, results)
         return chain(batch.rejected, zip(batch.tokens, merged, strict=True))
@@ -265,7 +269,10 @@ class Merger(Generic[T]):
             if isinstance(element, DeadLetter):
                 element = self._element(element)
             bucket = event_time_us // self._bucket_us if self._bucket_us else 0
-            merged = entities if result is MERGED else () if result is DUPLICATE else result.merged(entities)
+            if result is MERGED or result is RECORDED:
+                merged = entities
+            else:
+                merged = () if result is DUPLICATE else result.merged(entities)
             return tuple.__new__(MergeResult, (element, outcome, event_id, entities, merged, bucket))
         assert result.error is not None
         known = Known(event_id, event_time_us, entities)

@@ -118,10 +118,11 @@ class MergeResult(NamedTuple):
 
     Attributes:
         element: the input element itself, so that what follows can go on with it.
-        outcome: "merged", "duplicate" or "expired" (an `Outcome` compares equal to these).
+        outcome: "merged", "duplicate", "recorded" or "expired" (an `Outcome` compares equal to these). A store that
+            appends says "recorded" in place of the first two: the event counts once, be it new or not.
         event_id: None when the element has none.
         keys: all entities of the record.
-        merged_keys: those folded now; the others of a merged record were duplicates.
+        merged_keys: those folded or recorded now; the others of the record were duplicates.
         bucket: time bucket of the record, 0 without a window.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -143,7 +144,7 @@ class RecordResult(NamedTuple):
     """What became of one record.
 
     Attributes:
-        outcome: of the record as a whole: merged if any key was; None if a key failed.
+        outcome: of the record as a whole: recorded if any key was, else merged if any key was; None if a key failed.
         skipped: of a record whose keys fared differently, those that were duplicates.
         failed: entities that could not be merged.
         error: why (the store's fault before the record's, and a permanent error before others), else None.
@@ -157,7 +158,7 @@ class RecordResult(NamedTuple):
     attempts: int = 0
 
     def merged(self, entities: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the record's entities that were folded now."""
+        """Those of the record's entities that were folded or recorded now."""
         if self.outcome is Outcome.DUPLICATE or self.outcome is Outcome.EXPIRED:
             return ()
         if not self.skipped and not self.failed:
@@ -165,9 +166,10 @@ class RecordResult(NamedTuple):
         return tuple(e for e in entities if e not in self.skipped and e not in self.failed)
 
 
-# Nearly every record has one of these three results: shared, since a bundle holds thousands of them at a time.
+# Nearly every record has one of these four results: shared, since a bundle holds thousands of them at a time.
 MERGED = RecordResult(Outcome.MERGED)
 DUPLICATE = RecordResult(Outcome.DUPLICATE)
+RECORDED = RecordResult(Outcome.RECORDED)
 _EXPIRED = RecordResult(Outcome.EXPIRED)
 
 
@@ -228,7 +230,8 @@ def merge_many(
         cancel: set it to end a wait between tries.
 
     Returns:
-        `Outcome.MERGED`, `Outcome.DUPLICATE` or `Outcome.EXPIRED`; a driver acknowledges all three.
+        `Outcome.MERGED` or `Outcome.DUPLICATE`, from a store that appends `Outcome.RECORDED`, or `Outcome.EXPIRED`; a
+        driver acknowledges all four.
 
     Raises:
         RetriesExhausted: every try of at least one key was used up. The other keys keep their writes. Counted as
@@ -343,7 +346,7 @@ def merge_records(
         _claim_first(cfg, pipeline_name, deduper, records, settled, cancel)
     if settled:
         records = [record for i, record in enumerate(records) if i not in settled]
-    updates = _updates(cfg, records, window)
+    updates = _updates(cfg, records, window, store)
 
     def write(pending: Sequence[Update]) -> list[Result]:
         with _timed(cfg, pipeline_name, "store_merge"):
@@ -354,8 +357,9 @@ def merge_records(
 
     def settle(tried: Sequence[Update], outcomes: Sequence[Result]) -> None:
         # After each try, not at the end: what has merged counts even if a later wait is cancelled.
-        count_events(cfg.recorder, pipeline_name, outcomes.count(Outcome.MERGED))
-        count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", outcomes.count(Outcome.DUPLICATE))
+        merged, duplicate, recorded = _count(outcomes)
+        count_events(cfg.recorder, pipeline_name, merged + recorded)
+        count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", duplicate)
         if cache is not None:
             _update_cache(cfg, pipeline_name, cache, tried, outcomes)
 
@@ -421,9 +425,12 @@ def _claim_first(
             settled[i] = DUPLICATE
 
 
-def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None) -> list[Update]:
+def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None, store: Store[Any]) -> list[Update]:
     """One update for each key of each record, in order."""
     atomic = isinstance(cfg.dedup, AtomicDedup)
+    # An append whose answer was lost is told by its id when it is tried again, so all tries of a flush have the same.
+    anonymous = not atomic and not store.monoid.idempotent and getattr(store, "appends", False)
+    flush_id = uuid.uuid4().hex if anonymous else ""
     now_us = _now_us(cfg)
     granularity_us = window.granularity_us if window else 0
     # One key object for each row, however many events it gets: most records share few rows.
@@ -441,6 +448,8 @@ def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None
             key = keys.get(entity)
             if key is None:
                 key = keys[entity] = new(Key, (entity, bucket))
+            if anonymous:
+                marker = f"{flush_id}/{len(updates)}"
             updates.append(new(Update, (key, delta, marker, ttl)))
     return updates
 
@@ -476,7 +485,7 @@ def _try_again(
                 results[i] = result
                 tries[i] = attempt
         again = []
-        if tried.count(Outcome.MERGED) + tried.count(Outcome.DUPLICATE) != len(called):
+        if sum(_count(tried)) != len(called):
             for i, result in zip(pending, tried, strict=True):
                 if isinstance(result, Exception):
                     cfg.recorder.record_error(pipeline_name, result)
@@ -510,9 +519,8 @@ def _update_cache(
 
 def _assemble(records: Sequence[Fields], written: Sequence[Result], tries: Sequence[int]) -> list[RecordResult]:
     """Put the results of the updates together, record by record."""
-    for outcome, result in ((Outcome.MERGED, MERGED), (Outcome.DUPLICATE, DUPLICATE)):
-        if written.count(outcome) == len(written):
-            return [result] * len(records)
+    if written and (alike := _if_alike(written)) is not None:
+        return [alike] * len(records)
     assembled = []
     start = 0
     for _, _, entities, _ in records:
@@ -523,18 +531,33 @@ def _assemble(records: Sequence[Fields], written: Sequence[Result], tries: Seque
 
 
 def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequence[int]) -> RecordResult:
-    if written.count(Outcome.MERGED) == len(written):
-        return MERGED
-    if written.count(Outcome.DUPLICATE) == len(written):
-        return DUPLICATE
+    if (alike := _if_alike(written)) is not None:
+        return alike
     skipped = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.DUPLICATE)
     failed = {e: result for e, result in zip(entities, written, strict=True) if isinstance(result, Exception)}
     if not failed:
-        return RecordResult(Outcome.MERGED, skipped)
+        # Merged and recorded side by side: the table has become one that is appended to between two tries.
+        return RecordResult(Outcome.RECORDED if Outcome.RECORDED in written else Outcome.MERGED, skipped)
     # What is wrong with the store comes before what is wrong with the record, and that before what may yet work.
     error = min(failed.values(), key=_precedence)
     attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
     return RecordResult(None, skipped, tuple(failed), error, attempts)
+
+
+def _if_alike(written: Sequence[Result]) -> RecordResult | None:
+    """The one result of all that was written, of which there is some; None if outcomes differ, or something failed."""
+    for result in (MERGED, DUPLICATE, RECORDED):
+        if written[0] is result.outcome:
+            return result if written.count(result.outcome) == len(written) else None
+    return None
+
+
+def _count(results: Sequence[Result]) -> tuple[int, int, int]:
+    """How many were merged, were duplicates, were recorded. It stops where no more can come: most are of one kind."""
+    merged = results.count(Outcome.MERGED)
+    duplicate = results.count(Outcome.DUPLICATE) if merged < len(results) else 0
+    recorded = results.count(Outcome.RECORDED) if merged + duplicate < len(results) else 0
+    return merged, duplicate, recorded
 
 
 def _precedence(error: Exception) -> int:

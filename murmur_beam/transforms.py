@@ -81,8 +81,9 @@ class MergeRecords(beam.PTransform):
     ``MergeRecords()`` works from a command line alone.
 
     The result has two outputs, and each input element makes exactly one element of one of them, with its own
-    timestamp and windows: ``.merged`` of `MergeResult` (merged, duplicate or expired) and ``.dead_letter`` of
-    `DeadLetter`. Nothing is put out before it is committed to the store.
+    timestamp and windows: ``.merged`` of `MergeResult` (merged, duplicate, recorded or expired) and ``.dead_letter``
+    of `DeadLetter`. Nothing is put out before it is committed to the store. A store that appends says recorded in place
+    of merged and duplicate.
 
     The guarantee holds for as long as the store keeps its markers, per key and event id; it does not cover a
     ``cache``. An event that comes again with another id is another event.
@@ -99,6 +100,7 @@ class MergeRecords(beam.PTransform):
         store: where the aggregates live, a spec or a URI.
         cache: a copy to keep up to date, a spec or a URI. It gets the deltas that were merged, and nothing else: fill
             it with `Cache.repopulate` first where the store is not empty. Its failures are counted and change nothing.
+            From a store that appends it gets nothing, since what is recorded may have been there before.
         event_id: what stays the same when an event is delivered again, a function or a field; required, but for
             monoids to which a redelivery is harmless, and for what `ReadFromPubSub` reads ``with_attributes``: its
             messages are known by Pub/Sub's own id then, which does not cover a publisher that tries again.
@@ -290,10 +292,10 @@ def _message(letter: DeadLetter) -> Any:
 class BeamRecorder:
     """Beam metrics in the namespace ``murmur_beam``, and a second recorder beside them.
 
-    Counters ``NAME`` (merged keys), ``NAME:retry``, ``NAME:dedup_skip``, ``NAME:expired``, ``NAME:dead_letter``,
-    ``NAME:error``, and of whole records ``NAME:record_merged``, ``NAME:record_duplicate``, ``NAME:record_expired``;
-    distributions ``NAME:store_merge_us``, ``NAME:cache_merge_us``, ``NAME:flush_us`` (microseconds) and
-    ``NAME:flush_records``.
+    Counters ``NAME`` (merged or recorded keys), ``NAME:retry``, ``NAME:dedup_skip``, ``NAME:expired``,
+    ``NAME:dead_letter``, ``NAME:error``, and of whole records ``NAME:record_merged``, ``NAME:record_duplicate``,
+    ``NAME:record_recorded``, ``NAME:record_expired``; distributions ``NAME:store_merge_us``, ``NAME:cache_merge_us``,
+    ``NAME:flush_us`` (microseconds) and ``NAME:flush_records``.
 
     Counts are kept until `report`, since one metric update costs as much as merging an event. What is measured of a
     flush is kept until `report_samples`: Beam takes metrics only from the thread that works at the bundle. Belongs to

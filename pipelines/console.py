@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from murmur_beam.dedicated import dedicate
 from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.model import Outcome
 from pipelines.endings import INTERRUPTED, MISTAKE, STORE_FAILED
 
 DEAD_LETTERS_HELP = (
@@ -97,14 +98,15 @@ class Outcomes(NamedTuple):
 
     merged: int
     duplicate: int
+    recorded: int
     expired: int
     dead_letter: int
 
     @classmethod
     def of(cls, name: str, counters: Mapping[str, int]) -> Outcomes:
         """From the counters of `run`."""
-        records = (counters.get(f"{name}:record_{outcome}", 0) for outcome in ("merged", "duplicate", "expired"))
-        return cls(*records, counters.get(f"{name}:dead_letter", 0))
+        records = {str(outcome): counters.get(f"{name}:record_{outcome}", 0) for outcome in Outcome}
+        return cls(**records, dead_letter=counters.get(f"{name}:dead_letter", 0))
 
     @property
     def total(self) -> int:
@@ -112,7 +114,12 @@ class Outcomes(NamedTuple):
         return sum(self)
 
     def __str__(self) -> str:
-        texts = [f"{self.merged:,} merged", f"{self.duplicate:,} duplicate"]
+        texts = []
+        # A table that is appended to says neither, and any other says nothing else.
+        if self.merged or self.duplicate or not self.recorded:
+            texts += [f"{self.merged:,} merged", f"{self.duplicate:,} duplicate"]
+        if self.recorded:
+            texts.append(f"{self.recorded:,} recorded")
         if self.expired:
             texts.append(f"{self.expired:,} expired")
         return " / ".join([*texts, f"{self.dead_letter:,} dead-lettered"])

@@ -4,7 +4,8 @@
     python -m pipelines.replay --subscription projects/P/subscriptions/DEAD --store bigtable://P/INSTANCE/TABLE ...
 
 Takes the same flags as the pipeline that wrote them, and ``--decode csv`` if that read CSV files. Of a record with
-several keys only those that had failed are merged; what has been merged meanwhile is a duplicate.
+several keys only those that had failed are merged; what has been merged meanwhile is a duplicate, or recorded once more
+where the table is appended to, and counts once.
 
 Files stay as they are. Letters from a subscription are acknowledged once they are merged, or safe in the file of
 those that fail again; it ends when no more come. Letters of other pipelines go back to the subscription then.

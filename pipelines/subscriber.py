@@ -60,7 +60,8 @@ class Subscriber:
     However it ends, what is not acknowledged is delivered again. So if it is killed
 
     - before the commit, the messages are merged when they come again;
-    - between commit and acknowledgement, they are duplicates then (without dedup they count twice);
+    - between commit and acknowledgement, they are duplicates then, or recorded once more, and count once (without dedup
+      they count twice);
     - between a dead letter and its acknowledgement, the letter is written a second time, and a replay takes that for a
       duplicate.
 

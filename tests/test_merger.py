@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording import RecordingStore
 
 from murmur_beam.errors import (
     MurmurError,
@@ -105,6 +106,39 @@ def test_each_element_comes_out_with_its_token() -> None:
     assert counts == {"merged": 1, "duplicate": 1}
     assert recorder.counts["murmur:dead_letter"] == 1
     assert shelf.state() == {"a": 1}
+
+
+def test_what_a_store_that_appends_has_is_recorded() -> None:
+    """All keys of a record are told, or those that did not fail; a replay of its letter records those that did."""
+    shelf, recorder = Shelf(lambda update: TransientError("busy") if update.key.entity == down else None), Recorder()
+    shelf.store.store = RecordingStore(shelf.store.store)
+    merging = merger(shelf, recorder, key=None, keys=lambda record: record["k"])
+    down = "b"
+    for token in ("first", "again"):
+        merging.add({"id": "1", "k": ["a", "c"]}, 0, token)
+    merging.add({"id": "2", "k": ["a", "b"]}, 0, "failed")
+    merging.add({"id": "3", "k": []}, 0, "no keys")
+    results = dict(merging.flush())
+    letter = results.pop("failed")
+    assert isinstance(letter, DeadLetter)
+    assert (letter.keys, letter.failed_keys) == (["a", "b"], ["b"])
+    told = {token: (result.outcome, result.merged_keys) for token, result in results.items() if result != letter}
+    assert told == {"first": ("recorded", ("a", "c")), "again": ("recorded", ("a", "c")), "no keys": ("merged", ())}
+    assert shelf.state() == {"a": 2, "c": 1}
+    down = ""
+    merging.add(letter, 0, "replayed")
+    ((_, result),) = merging.flush()
+    assert isinstance(result, MergeResult)
+    assert (result.element, result.outcome, result.merged_keys) == ({"id": "2", "k": ["a", "b"]}, "recorded", ("b",))
+    assert shelf.state() == {"a": 2, "b": 1, "c": 1}
+    counts = {name: n for name, n in recorder.counts.items() if n}
+    assert counts == {
+        "murmur": 6,  # a and c twice, a of the letter, then b
+        "murmur:retry": 2,
+        "murmur:dead_letter": 1,
+        "murmur:record_recorded": 3,
+        "murmur:record_merged": 1,
+    }
 
 
 def test_what_is_cleared_is_forgotten() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import recording
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -630,6 +631,42 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
         assert run(pipeline, f"--input={path}", *flags, others).outcomes == "0 merged / 3 duplicate / 0 dead-lettered"
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(CLICKS, daily=True)
     assert Path("others.jsonl").read_bytes() == b"", "no letters, and the file is not ours to remove"
+
+
+def test_a_table_that_is_appended_to(run: Run, down: Down, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and the letters of files are recorded: the summary says so, and whatever comes again counts once."""
+    recording.add_scheme(monkeypatch)
+    flags = ["--store=recording:///counts.db", *FLAGS[1:]]
+    Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
+    assert run(merge_files, "--input=clicks.jsonl", *flags).out == "3 recorded / 0 dead-lettered\n"
+    down.fails = lambda update: update.key.entity == "all"
+    ran = run(merge_files, "--input=clicks.jsonl", *flags)
+    assert (ran.code, ran.outcomes) == (4, "0 merged / 0 duplicate / 3 dead-lettered")
+    down.fails = lambda update: False
+    ran = run(replay, "--input=dead-letters.jsonl", *flags)
+    assert (ran.code, ran.out) == (0, "3 recorded / 0 dead-lettered\n")
+    assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
+
+
+@pytest.mark.parametrize(
+    ("counters", "total", "text"),
+    [
+        ({}, 0, "0 merged / 0 duplicate / 0 dead-lettered"),
+        ({"record_merged": 1_000, "record_duplicate": 2}, 1_002, "1,000 merged / 2 duplicate / 0 dead-lettered"),
+        ({"record_merged": 1, "record_expired": 2}, 3, "1 merged / 0 duplicate / 2 expired / 0 dead-lettered"),
+        ({"record_recorded": 1_000, "dead_letter": 3}, 1_003, "1,000 recorded / 3 dead-lettered"),
+        ({"record_recorded": 1, "record_expired": 2}, 3, "1 recorded / 2 expired / 0 dead-lettered"),
+        (
+            {"record_recorded": 1, "record_duplicate": 2, "record_expired": 3, "dead_letter": 4},
+            10,
+            "0 merged / 2 duplicate / 1 recorded / 3 expired / 4 dead-lettered",
+        ),
+    ],
+)
+def test_the_summary(counters: dict[str, int], total: int, text: str) -> None:
+    """All elements, by what became of them; what a table never says is left out."""
+    outcomes = console.Outcomes.of("p", {f"p:{name}": n for name, n in counters.items()} | {"q:record_merged": 9})
+    assert (outcomes.total, str(outcomes)) == (total, text)
 
 
 def test_records_that_failed_half_way(run: Run, down: Down, tmp_path: Path) -> None:

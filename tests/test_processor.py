@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from recording import RecordingStore
 
 import murmur_beam
 from murmur_beam import processor
@@ -449,6 +450,150 @@ class TestDeduper:
         assert merge(config(clock, dedup=deduper), FaultyStore(store, script(a=[BUSY, BUSY]))) is Outcome.MERGED
         assert deduper.calls == ["e1"]
         assert values(store, "a") == [1]
+
+
+class Scripted(FaultyStore[int]):
+    """A store that answers, call by call, what it is told, and writes nothing."""
+
+    def __init__(self, *answers: list[Result], appends: bool = True) -> None:
+        super().__init__(MemoryStore(Sum(), FakeClock()))
+        self.answers = iter(answers)
+        self.ids: list[list[str | None]] = []
+        self._appends = appends
+
+    @property
+    def appends(self) -> bool:
+        return self._appends
+
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        self.ids.append([update.event_id for update in updates])
+        return next(self.answers)
+
+
+MERGED, DUPLICATE, RECORDED = Outcome.MERGED, Outcome.DUPLICATE, Outcome.RECORDED
+
+
+class TestRecorded:
+    """A store that appends does not say whether an event was there before."""
+
+    def test_an_event_is_recorded_as_often_as_it_comes_and_counts_once(
+        self, clock: FakeClock, store: MemoryStore[int]
+    ) -> None:
+        """Each delivery counts its keys under the name, as merged ones do, since none is known to be a duplicate."""
+        cfg = config(clock)
+        assert [merge(cfg, RecordingStore(store), ["a", "b"]) for _ in range(2)] == [RECORDED, RECORDED]
+        one = merge_one(cfg, "p", "e1", WHEN, "a", str, lambda value: 1, RecordingStore(store))
+        assert one is RECORDED
+        assert values(store, "a", "b") == [1, 1]
+        assert events(cfg) == {"p": 5}
+
+    def test_no_keys_and_too_old_are_as_anywhere(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Neither touches a row."""
+        recording = RecordingStore(store)
+        assert merge(config(clock), recording, []) is MERGED
+        old = WHEN - timedelta(days=9)
+        assert merge(config(clock), recording, window=daily(timedelta(days=2)), event_time=old) is Outcome.EXPIRED
+
+    def test_only_what_failed_is_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """What is recorded is done, and counted when it is."""
+        cfg, spy = config(clock), Spy(RecordingStore(store), script(b=[BUSY]))
+        assert merge(cfg, spy, ["a", "b"]) is RECORDED
+        assert [[update.key.entity for update in call] for call in spy.calls] == [["a", "b"], ["b"]]
+        assert events(cfg) == {"p": 2, "p:retry": 1}
+        assert errors(cfg) == {"p": 1}
+
+    def test_a_key_that_fails_leaves_the_others_recorded(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """The record has failed, by its failed keys alone; a redelivery brings those in."""
+        cfg, faulty = config(clock), FaultyStore(RecordingStore(store), script(b=[BUSY] * 3))
+        record = make_record(Sum(), "e1", 0, ["a", "b"], 1, need_id=True)
+        (result,) = merge_records(cfg, "p", [record], faulty)
+        assert result == RecordResult(None, failed=("b",), error=BUSY, attempts=3)
+        assert result.merged(record.entities) == ("a",)
+        assert merge(cfg, faulty, ["a", "b"]) is RECORDED
+        assert values(store, "a", "b") == [1, 1]
+
+    @pytest.mark.parametrize(
+        ("answers", "outcome", "skipped"),
+        [
+            ([[MERGED, BUSY, BUSY], [RECORDED, RECORDED]], RECORDED, ()),
+            ([[MERGED, DUPLICATE, BUSY], [RECORDED]], RECORDED, ("b",)),
+            ([[DUPLICATE, DUPLICATE, BUSY], [RECORDED]], RECORDED, ("a", "b")),
+            ([[RECORDED, RECORDED, BUSY], [MERGED]], RECORDED, ()),
+            ([[RECORDED, RECORDED, BUSY], [DUPLICATE]], RECORDED, ("c",)),
+            ([[RECORDED, RECORDED, BUSY], [RECORDED]], RECORDED, ()),
+            ([[MERGED, DUPLICATE, BUSY], [DUPLICATE]], MERGED, ("b", "c")),
+        ],
+    )
+    def test_a_table_that_is_switched_between_two_tries(
+        self, clock: FakeClock, answers: list[list[Result]], outcome: Outcome, skipped: tuple[str, ...]
+    ) -> None:
+        """Recorded, if any key was; the keys that were known to be duplicates are told all the same."""
+        cfg = config(clock)
+        record = make_record(Sum(), "e1", 0, ["a", "b", "c"], 1, need_id=True)
+        (result,) = merge_records(cfg, "p", [record], Scripted(*answers))
+        assert result == RecordResult(outcome, skipped)
+        assert events(cfg).get("p", 0) == 3 - len(skipped)
+        assert events(cfg).get("p:dedup_skip", 0) == len(skipped)
+
+    def test_a_batch_that_is_recorded_shares_one_result(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Bundles hold thousands; the same one also beside a record that fared otherwise."""
+        batch = [Record.of(f"e{i}", 0, ["a", "b"] if i else ["never"], 1) for i in range(3)]
+        results = merge_records(config(clock), "p", batch, RecordingStore(store))
+        assert all(result is processor.RECORDED for result in results)
+        faulty = FaultyStore(RecordingStore(store), script(never=[PermanentError("never")]))
+        failed, *others = merge_records(config(clock), "p", batch, faulty)
+        assert failed.failed == ("never",)
+        assert all(result is processor.RECORDED for result in others)
+
+    def test_the_cache_gets_nothing(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """A delta that was there before would count twice in it."""
+        cache = Spy(MemoryStore(Sum(), clock))
+        merge(config(clock), RecordingStore(store), cache=cache)
+        assert cache.calls == []
+
+    @pytest.mark.parametrize("event_id", [None, "e1"])
+    @pytest.mark.parametrize("dedup", [None, NoDedup()])
+    def test_without_dedup_each_delivery_counts_once_though_its_answer_is_lost(
+        self, clock: FakeClock, store: MemoryStore[int], dedup: Any, event_id: str | None
+    ) -> None:
+        """All tries of a flush have the same id, which nothing else has: neither another update nor a redelivery."""
+        cfg = config(clock, dedup=dedup)
+        spy = Spy(RecordingStore(store))
+        faulty = FaultyStore(spy, lost=script(a=[BUSY, None, None, BUSY]))
+        record = make_record(Sum(), event_id, 0, ["a", "b"], 1, need_id=False)
+        for delivered in (2, 4):
+            results = merge_records(cfg, "p", [record, record], faulty)
+            assert [result.outcome for result in results] == [RECORDED] * 2
+            assert values(store, "a", "b") == [delivered] * 2
+        ids = [[(update.key.entity, update.event_id) for update in call] for call in spy.calls]
+        assert [len(call) for call in ids] == [4, 1, 4, 1]
+        assert ids[1] == [ids[0][0]]
+        different = {event_id for call in ids for _, event_id in call}
+        assert len(different) == 8
+        assert not different & {None, "e1"}
+
+    def test_after_a_claim_updates_have_ids_too(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """The claim is made once, but the append may be tried again."""
+        cfg = config(clock, dedup=Deduper())
+        faulty = FaultyStore(RecordingStore(store), lost=script(a=[BUSY]))
+        assert [merge(cfg, faulty), merge(cfg, faulty)] == [RECORDED, DUPLICATE]
+        assert values(store, "a") == [1]
+
+    def test_ids_are_made_up_where_they_are_of_use(self, clock: FakeClock) -> None:
+        """Not where the event's own is the marker, nor for an idempotent monoid, nor for a store that does not append;
+        which is asked at each flush, since a table may be switched."""
+        scripted = Scripted(*[[RECORDED]] * 4, appends=True)
+        merge(config(clock), scripted)
+        merge(config(clock, dedup=NoDedup()), scripted)
+        scripted._appends = False
+        merge(config(clock, dedup=NoDedup()), scripted)
+        scripted.store = MemoryStore(Max(), clock)
+        scripted._appends = True
+        merge(config(clock, dedup=NoDedup()), scripted)
+        own, made_up, *others = [event_id for (event_id,) in scripted.ids]
+        assert own == "e1"
+        assert made_up is not None
+        assert others == [None, None]
 
 
 class TestRetries:

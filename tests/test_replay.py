@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import emulators
 import pytest
+import recording
 from google.cloud import pubsub_v1
 from topics import Topic, new_topic
 
@@ -90,6 +91,35 @@ def test_what_a_worker_gave_up_is_merged(dead: Topic, run: Run, monkeypatch: pyt
 
     ran = run(f"--subscription={dead.subscription}", *IDLE)
     assert (ran.code, ran.out) == (0, ["30 merged / 0 duplicate / 0 dead-lettered"])
+    assert state() == {**pages, "all": sum(range(30))}
+    assert dead.left() == []
+
+
+def test_what_a_worker_gave_up_is_recorded(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a table that is appended to: replayed twice, the key that had failed counts once, and so does the other."""
+    recording.add_scheme(monkeypatch)
+    flags = ["--store=recording:///counts.db", *FLAGS[1:]]
+    source = new_topic()
+    source.publish(*map(event, range(30)))
+
+    def busy(update: Update) -> Exception | None:
+        return TransientError("busy") if update.key.entity == "all" else None
+
+    opened = SqliteSpec.open
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteSpec, "open", lambda *args, **more: FaultyStore(opened(*args, **more), busy))
+        topics = [f"--subscription={source.subscription}", f"--dead_letter_topic={dead.name}"]
+        ran = run(*topics, *IDLE, pipeline=worker, flags=flags)
+        assert ran.out[0] == "0 merged / 0 duplicate / 30 dead-lettered"
+    pages = {f"page/{page}": sum(range(page, 30, 3)) for page in range(3)}
+    assert state() == pages
+    letters = dead.left(30)
+    dead.publish(*[message.data for message in letters], *[message.data for message in letters])
+    ran = run(f"--subscription={dead.subscription}", *IDLE, flags=flags)
+    assert ran.code == 0
+    (line,) = ran.out
+    assert line.endswith(" recorded / 0 dead-lettered")
+    assert int(line.split()[0]) >= 60
     assert state() == {**pages, "all": sum(range(30))}
     assert dead.left() == []
 

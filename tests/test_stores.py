@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from recording import RecordingSpec
 
 from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
@@ -33,6 +34,15 @@ class TestMemoryStore(StoreContract):
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return MemorySpec(f"contract-{next(_names)}", clock)
+
+
+class TestRecordingStore(TestMemoryStore):
+    """So does a store that does not tell whether an event was there before."""
+
+    appends = True
+
+    def spec(self, clock: FakeClock) -> StoreSpec:
+        return RecordingSpec(super().spec(clock))
 
 
 class TestSqliteStore(StoreContract):

@@ -36,6 +36,7 @@ from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import RecordingSpec, RecordingStore
 from strategies import BIG_KEYS, START, Event, FaultPlan, Scenario, scenarios
 
 import murmur_beam
@@ -110,7 +111,8 @@ class OnShelf:
 class Faulty(FaultyStore[int]):
     """Sums in memory that fail by a plan, count how often they are closed, and keep a ledger of what has merged.
 
-    The ledger stands below the faults: it also knows of writes whose answer was lost.
+    The ledger stands below the faults: it also knows of writes whose answer was lost. One that ``appends`` answers
+    RECORDED.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class Faulty(FaultyStore[int]):
         clock: FakeClock | None = None,
         fault: Callable[[Update], Exception | None] = lambda update: None,
         lost: Callable[[Update], Exception | None] = lambda update: None,
+        *,
+        appends: bool = False,
     ) -> None:
         self.ledger = Ledger(MemoryStore(Sum(), clock or FakeClock()))
-        super().__init__(self.ledger, fault, lost)
+        super().__init__(RecordingStore(self.ledger) if appends else self.ledger, fault, lost)
         self.spec = OnShelf.put(self)
         self.closed = 0
         self.waits_for_network = False
@@ -968,6 +972,53 @@ def test_counters(store: Faulty) -> None:
     }
 
 
+def test_a_table_that_is_appended_to() -> None:
+    """New or again, an event is recorded, and counts once; the letter of a key that failed is replayed into the same
+    table, which has the other key already."""
+    store = Faulty(fault=failing(shaky=2), appends=True)
+    arguments: dict[str, Any] = {
+        "name": "p",
+        "keys": lambda element: element["keys"],
+        "value": "v",
+        "event_id": "id",
+        "event_time": "t",
+        "window": daily(2 * DAY),
+        "store": store.spec,
+        "config": config(),
+        "flush": FlushLimits(events=100),
+    }
+    elements = [
+        event("1", keys=["a", "b"], t=NOW_S),
+        event("1", keys=["a", "b"], t=NOW_S),
+        event("2", keys=["a", "shaky"], t=NOW_S),
+        event("3", keys=["a"], value="x", t=NOW_S),
+        event("4", keys=["a"], t=NOW_S - 3 * 86_400),
+    ]
+    ran = run(elements, **arguments)
+    assert ran.outcomes() == {"recorded": 2, "expired": 1, "dead_letter": 2}
+    told = sorted((result.outcome, result.event_id, result.merged_keys) for result in ran.results)
+    assert told == [("expired", "4", ()), ("recorded", "1", ("a", "b")), ("recorded", "1", ("a", "b"))]
+    assert sorted((letter.event_id, letter.failed_keys) for letter in ran.letters) == [("2", ["shaky"]), ("3", [])]
+    assert ran.counters == {
+        "p": 5,  # a and b of 1, twice; a of 2
+        "p:retry": 1,
+        "p:expired": 1,
+        "p:dead_letter": 2,
+        "p:error": 2,
+        "p:record_recorded": 2,
+        "p:record_expired": 1,
+    }
+    today = NOW_S // 86_400
+    assert store.state() == {("a", today): 2, ("b", today): 1}
+    for _ in range(2):
+        again = run([letter for letter in ran.letters if letter.event_id == "2"], **arguments)
+        (result,) = again.results
+        assert (result.outcome, result.keys, result.merged_keys) == ("recorded", ("shaky",), ("shaky",))
+        assert result.element == elements[2]
+        assert again.counters == {"p": 1, "p:record_recorded": 1}
+        assert store.state() == {("a", today): 2, ("b", today): 1, ("shaky", today): 1}
+
+
 @pytest.mark.parametrize("behind", [False, True])
 def test_distributions(store: Faulty, memory: MemorySpec, behind: bool) -> None:
     """Sizes and times of flushes must be there to be looked at, also of those that another thread has made."""
@@ -1135,6 +1186,28 @@ def test_letters_replay_in_another_process(other_process: FnApiRunner, tmp_path:
     letters = [DeadLetter.from_json(line) for line in (tmp_path / "letters").read_text().splitlines()]
     assert [json.loads(letter.payload) for letter in letters] == elements[1:]
     assert sums(arguments["store"]) == {Key("a"): 6}
+
+
+def test_what_is_recorded_in_another_process_says_so(other_process: FnApiRunner, tmp_path: Path) -> None:
+    """Through pickles and coders, also those of a shuffle; without ids each delivery counts, and each of them once."""
+    stores = [RecordingSpec(SqliteSpec(str(tmp_path / f"{name}.db"))) for name in ("once", "each")]
+    pipeline = new_pipeline(runner=other_process)
+    elements = pipeline | beam.Create([event("1"), event("1"), event("2")])
+    once = elements | MergeRecords("once", **FIELDS, store=stores[0])
+    each = elements | MergeRecords("each", key="k", value="v", config=Config(dedup=NoDedup()), store=stores[1])
+    for name, outputs in {"once": once, "each": each}.items():
+        lines = outputs.merged | f"{name} shuffle" >> beam.Reshuffle() | f"{name} text" >> beam.Map(_told)
+        _ = lines | f"{name} write" >> beam.io.WriteToText(str(tmp_path / name), shard_name_template="")
+    result = pipeline.run()
+    result.wait_until_finish()
+    for name, total in {"once": 2, "each": 3}.items():
+        assert (tmp_path / name).read_text().splitlines() == ["recorded ['a']"] * 3
+        assert sums(SqliteSpec(str(tmp_path / f"{name}.db"))) == {Key("a"): total}
+    assert counters_of(result) == {"once": 3, "once:record_recorded": 3, "each": 3, "each:record_recorded": 3}
+
+
+def _told(result: Any) -> str:
+    return f"{result.outcome} {list(result.merged_keys)}"
 
 
 def test_letters_become_json_in_another_process(other_process: FnApiRunner, memory: MemorySpec, tmp_path: Path) -> None:
@@ -1485,11 +1558,12 @@ class Model:
     """What must hold of a scenario's store and outputs, by plain dictionaries."""
 
     scenario: Scenario
+    appends: bool = False
     clock: FakeClock = field(default_factory=lambda: FakeClock(jitter=0))
 
     def __post_init__(self) -> None:
         self.plan = FaultPlan(self.scenario.faults)
-        self.store = Faulty(self.clock, self.plan.fault, self.plan.lost)
+        self.store = Faulty(self.clock, self.plan.fault, self.plan.lost, appends=self.appends)
         self.window = self.scenario.window
         self.arguments = {
             **GENERATED,
@@ -1535,7 +1609,9 @@ class Model:
                 assert set(output.keys) <= keys
                 assert keys <= there
                 assert set(output.merged_keys) <= set(output.keys)
-                assert bool(output.merged_keys) == (output.outcome == "merged" and bool(keys))
+                assert output.outcome in ({"recorded"} if self.appends and keys else {"merged", "duplicate"})
+                assert bool(output.merged_keys) == (output.outcome != "duplicate" and bool(keys))
+                assert output.outcome != "recorded" or set(output.merged_keys) == set(output.keys)
         assert came == Counter(element["n"] for element in elements)
         return letters
 
@@ -1574,15 +1650,17 @@ def limits() -> st.SearchStrategy[FlushLimits]:
     crashes=st.lists(st.none() | st.integers(0, 10), min_size=4, max_size=4),
     windows=st.integers(1, 3),
     behind=st.booleans(),
+    appends=st.booleans(),
 )
 def test_bundles_lose_nothing_and_count_nothing_twice(
-    scenario: Scenario, flush: FlushLimits, crashes: list[int | None], windows: int, behind: bool
+    scenario: Scenario, flush: FlushLimits, crashes: list[int | None], windows: int, behind: bool, appends: bool
 ) -> None:
     """Random bundles, faults and crashes: one output for each element, and a state like a dictionary's.
 
-    With a store that is merged into at once, or while the next records are processed.
+    With a store that is merged into at once, or while the next records are processed; one that tells merged from
+    duplicate, or one that appends.
     """
-    model = Model(scenario)
+    model = Model(scenario, appends)
     model.store.waits_for_network = behind
     worker = Worker(windows, **model.arguments, flush=flush)
     letters: list[DeadLetter] = []
@@ -1613,17 +1691,19 @@ def test_bundles_lose_nothing_and_count_nothing_twice(
 
 
 @settings(max_examples=12, deadline=None)
-@given(scenario=scenarios(), flush=limits(), behind=st.booleans())
-def test_a_runner_loses_nothing_and_counts_nothing_twice(scenario: Scenario, flush: FlushLimits, behind: bool) -> None:
+@given(scenario=scenarios(), flush=limits(), behind=st.booleans(), appends=st.booleans())
+def test_a_runner_loses_nothing_and_counts_nothing_twice(
+    scenario: Scenario, flush: FlushLimits, behind: bool, appends: bool
+) -> None:
     """The same on Beam's runner: what was dead-lettered is fed in again, through a shuffle."""
-    model = Model(scenario)
+    model = Model(scenario, appends)
     model.store.waits_for_network = behind
     events = [each for batch in scenario.batches for each in batch.events]
     elements = [element_of(each, n) for n, each in enumerate(events)]
     ran = run(elements, **model.arguments, flush=flush)
     letters = model.check_outputs(elements, [out.value for out in ran.merged + ran.dead])
-    records = {"record_merged": "merged", "record_duplicate": "duplicate", "record_expired": "expired"}
-    counted = {outcome: ran.counters.get(f"p:{name}", 0) for name, outcome in records.items()}
+    outcomes = ("merged", "duplicate", "recorded", "expired")
+    counted = {outcome: ran.counters.get(f"p:record_{outcome}", 0) for outcome in outcomes}
     assert Counter({**counted, "dead_letter": ran.counters.get("p:dead_letter", 0)}) == ran.outcomes()
     model.plan.stop()
     again = run(letters, **model.arguments, flush=flush)

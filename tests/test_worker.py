@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import emulators
 import pytest
+import recording
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Outage, Plan
 from google.cloud import pubsub_v1
 from topics import TIMEOUT_S, Topic, new_topic
@@ -185,6 +186,20 @@ def test_messages_become_counts(topic: Topic, run: Run, tmp_path: Path) -> None:
         assert watch.state() == by_hand(events)
     assert topic.left() == []
     assert (tmp_path / "dead-letters.jsonl").read_bytes() == b""
+
+
+def test_messages_are_recorded(topic: Topic, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a table that is appended to: acknowledged, summed up under a word of their own, and counted once each."""
+    recording.add_scheme(monkeypatch)
+    events = [event(n) for n in range(300)]
+    topic.publish(*payloads(events), *payloads(events[:50]), b"{")
+    uri = f"recording:///{tmp_path}/counts.db"
+    ran = run(f"--subscription={topic.subscription}", f"--store={uri}", *COUNT)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, "350 recorded / 1 dead-lettered")
+    with closing(Watch(uri)) as watch:
+        assert watch.state() == by_hand(events)
+    assert len(letters_in(tmp_path / "dead-letters.jsonl")) == 1
+    assert topic.left() == []
 
 
 @pytest.mark.parametrize("kind", ["enable_message_ordering", "enable_exactly_once_delivery"])

@@ -18,7 +18,8 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 Result = Outcome | Exception
-"""What became of one update: `Outcome.MERGED`, `Outcome.DUPLICATE`, or the error that kept it from merging."""
+"""What became of one update: `Outcome.MERGED` or `Outcome.DUPLICATE`, from a store that appends `Outcome.RECORDED`, or
+the error that kept it from merging."""
 
 # To look up a member of an enum takes as long as to fold an event.
 _MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
@@ -68,6 +69,9 @@ class Store(Protocol[V]):
 
     For a store that folds later: with ``fresh=True`` also what is not folded yet, with ``fresh=False`` what was there
     at the last fold. A store that folds at once answers the same either way.
+    One that writes without looking at what is there has an attribute ``appends = True``, which is read at each flush.
+    It answers `Outcome.RECORDED`: the event is in the row and counts once, be it new or not. Where dedup is off, each
+    update comes with a random event id of its own, so that a try again does not count it twice.
     """
 
     @property

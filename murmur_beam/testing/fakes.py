@@ -82,6 +82,11 @@ class FaultyStore(Generic[V]):
         """Of the real store."""
         return self.store.monoid
 
+    @property
+    def appends(self) -> bool:
+        """As the real store."""
+        return getattr(self.store, "appends", False)
+
     def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """From the real store."""
         return self.store.get(key, **freshness(self.store.get, fresh, by_default=True))
