@@ -24,7 +24,7 @@ from murmur_beam.state.bigtable.connection import status_of
 from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
-from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
+from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.scanning import Scan
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
@@ -55,6 +55,7 @@ class BigtableStore(Generic[V]):
         self.monoid = monoid
         self.bucket_age: timedelta | None = None
         self.marker_age: timedelta | None = None
+        self.appends = False
         self._spec = spec
         self._clock = spec.clock
         self._schema = Schema.of(monoid, granularity)
@@ -109,6 +110,7 @@ class BigtableStore(Generic[V]):
             )
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
+        self.appends = recorded.write == APPEND
         self._cells.layout = recorded.layout
         self._checked = True
 
