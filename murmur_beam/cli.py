@@ -120,10 +120,8 @@ def _on_reader(run: Callable[[Reader[Any], argparse.Namespace], int], args: argp
         return run(reader, args)
 
 
-def _on_table(run: Callable[[StoreSpec, str | None, argparse.Namespace], int], args: argparse.Namespace) -> int:
-    spec = spec_from_uri(args.uri, "URI")
-    monoid = _monoid(args)
-    return run(spec, monoid.name if monoid else None, args)
+def _on_table(run: Callable[[StoreSpec, Monoid[Any] | None, argparse.Namespace], int], args: argparse.Namespace) -> int:
+    return run(spec_from_uri(args.uri, "URI"), _monoid(args), args)
 
 
 def _complain(message: str, code: int) -> int:
@@ -354,15 +352,17 @@ def _parser() -> Parser:
     create.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     yes = "go on though a shorter retention deletes data, or a longer one lets clusters differ for a while"
     create.add_argument("--yes", action="store_true", help=yes)
-    _add_purpose(create, "sum", "no window", "never", "for ever")
+    _add_purpose(create, "sum", "no window", "never", "for ever", "what the table recorded, or commit")
     check = command("check", partial(_on_table, cli_tables.check), _CHECK, _TABLES_EPILOG)
     probe = "also try on scratch rows what the table rests on; the output is fit for an issue (docs/operations.md)"
     check.add_argument("--probe", action="store_true", help=probe)
-    _add_purpose(check, *["what the table recorded"] * 4)
+    _add_purpose(check, *["what the table recorded"] * 5)
     return parser
 
 
-def _add_purpose(sub: argparse.ArgumentParser, monoid: str, window: str, retention: str, dedup_retention: str) -> None:
+def _add_purpose(
+    sub: argparse.ArgumentParser, monoid: str, window: str, retention: str, dedup_retention: str, write: str
+) -> None:
     """Add what a table is for, the same as in the pipeline that writes it; given are the defaults, for people."""
     sub.add_argument("--json", action="store_true", help="one JSON document")
     sub.add_argument("--monoid", metavar="NAME", help=f"{', '.join(names())} or your own; default: {monoid}")
@@ -384,4 +384,10 @@ def _add_purpose(sub: argparse.ArgumentParser, monoid: str, window: str, retenti
         type=parsed(parse_duration),
         help="without a retention: for how long an event is known that was merged; delivered again after that, it "
         f"counts again; default: {dedup_retention}",
+    )
+    sub.add_argument(
+        "--write",
+        choices=("commit", "append"),
+        help="commit: each flush into the aggregates, on a condition; append: beside them, without one, to be folded "
+        f"later (docs/operations.md); default: {write}",
     )

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from murmur_beam import __version__
+from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import rfc3339
+from murmur_beam.monoids.base import Monoid
 from murmur_beam.state import Schema, StoreSpec
 
 if TYPE_CHECKING:
@@ -29,13 +31,13 @@ _ASIDE = "app profile", "writing"
 """What may be wrong with a table and still be worth a probe, which tells more of it."""
 
 
-def create_table(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
+def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
     """Make the table, or say what would be done.
 
     Args:
         spec: the store.
-        monoid: name of what the table is to hold; None for sums.
-        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``dry_run``, ``yes``, ``json``.
+        monoid: what the table is to hold; None for sums.
+        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``write``, ``dry_run``, ``yes``, ``json``.
 
     Returns:
         The exit code.
@@ -48,9 +50,13 @@ def create_table(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) 
         return _no_table(spec, args, steps=[])
     from murmur_beam.state.bigtable import tables
 
-    schema = Schema(monoid or "sum", args.window.granularity if args.window else None)
+    _require_any_order(monoid, args.write)
+    schema = Schema(monoid.name if monoid else "sum", args.window.granularity if args.window else None)
     meta = tables.purpose(schema, args.retention, args.dedup_retention)
-    steps = tables.plan(where, meta) if args.dry_run else tables.create(where, meta, yes=args.yes, say=_say)
+    if args.dry_run:
+        steps = tables.plan(where, meta, write=args.write)
+    else:
+        steps = tables.create(where, meta, write=args.write, yes=args.yes, say=_say)
     if args.json:
         _print_json(store=str(where), dry_run=args.dry_run, steps=[step._asdict() for step in steps])
         return DONE
@@ -69,13 +75,13 @@ def create_table(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) 
     return DONE
 
 
-def check(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
+def check(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
     """Say what is wrong with the table, and what mends it.
 
     Args:
         spec: the store.
-        monoid: name of what the table should hold; None for what is recorded.
-        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``probe``, ``json``.
+        monoid: what the table should hold; None for what is recorded.
+        args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``write``, ``probe``, ``json``.
 
     Returns:
         The exit code.
@@ -88,8 +94,10 @@ def check(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
         return _no_table(spec, args, ok=True, findings=[])
     from murmur_beam.state.bigtable import probe, tables
 
+    _require_any_order(monoid, args.write)
     granularity = args.window.granularity if args.window else None
-    findings = tables.check(where, monoid, granularity, args.retention, args.dedup_retention)
+    name = monoid.name if monoid else None
+    findings = tables.check(where, name, granularity, args.retention, args.dedup_retention, args.write)
     wrong = [finding for finding in findings if finding.status == tables.WRONG]
     report = None
     if args.probe and all(finding.subject.startswith(_ASIDE) for finding in wrong):
@@ -107,13 +115,22 @@ def check(spec: StoreSpec, monoid: str | None, args: argparse.Namespace) -> int:
         [finding[:3] for finding in sorted(findings, key=lambda finding: finding.status != tables.WRONG)],
         _ISSUE_COLUMNS if args.probe else None,
     )
-    for remedy in dict.fromkeys(finding.remedy for finding in wrong if finding.remedy):
+    for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
         print(f"run: {remedy}")
     if report is not None:
         _print_report(report)
     elif args.probe:
         print("probe: not run, since the table is not as it should be")
     return DONE if fine else PROBLEMS
+
+
+def _require_any_order(monoid: Monoid[Any] | None, write: str | None) -> None:
+    if write == "append" and monoid is not None and not monoid.commutative:
+        raise ConfigurationError(
+            "write",
+            f"append is not for monoid {monoid.name!r}, which depends on the order of events: what is pending is "
+            "folded in any order; leave it out",
+        )
 
 
 def _origin(where: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import UNITS, TimeFormat
 from murmur_beam.windows import WindowConfig, parse_window
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "murmur"
 ON_EXHAUSTED = ("dead_letter", "raise")
@@ -98,7 +101,7 @@ class MergeSpec:
         """Open and close the stores, so that a wrong one fails here and not on a worker.
 
         Raises:
-            ConfigurationError: one cannot be opened.
+            ConfigurationError: one cannot be opened, or does not go with the other arguments.
         """
         for argument, spec in (("store", self.store), ("cache", self.cache)):
             if spec is not None:
@@ -111,6 +114,7 @@ class MergeSpec:
                 store.close()
                 if argument == "store":
                     self._check_lifetime(store)
+                    self._check_appending(store)
                 if argument == "cache" and not hasattr(store, "repopulate"):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
 
@@ -141,6 +145,8 @@ class MergeSpec:
         forgotten = events is not None and needed is not None and needed > events
         for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
             if kept is not None and needed is not None and too_short:
+                if getattr(store, "appends", False):
+                    flags = [*flags, "--write", "append"]
                 run = shlex.join(["murmur", "create-table", str(self.store), "--monoid", self.monoid.name, *flags])
                 raise ConfigurationError(
                     "retention",
@@ -148,6 +154,41 @@ class MergeSpec:
                     f"{spell_duration(needed)}, or events are lost or count twice; use the retention that the table "
                     f"was made for, or run: {run}",
                 )
+
+    def _check_appending(self, store: object) -> None:
+        """On a table that is written by appending, it shows only when events are folded which of them are new."""
+        if not getattr(store, "appends", False):
+            return
+        refused = [
+            (
+                "cache",
+                self.cache is not None,
+                "a cache takes what is new only, and what is new shows when it is folded; leave it out",
+            ),
+            (
+                "monoid",
+                not self.monoid.commutative,
+                f"{self.monoid.name!r} depends on the order of events, and what is pending is folded in any order; use "
+                "a table that is written by commits",
+            ),
+            (
+                "dedup",
+                not isinstance(self.config.dedup, (AtomicDedup, NoDedup, type(None))),
+                "the table drops duplicates itself, and a Deduper that claims them first can lose events; use "
+                "AtomicDedup()",
+            ),
+        ]
+        for argument, is_given, problem in refused:
+            if is_given:
+                raise ConfigurationError(argument, f"{self.store} is written by appending: {problem}")
+        if getattr(store, "bucket_age", None) is None:
+            _log.warning(
+                "%s: %s is written by appending and has no retention; fold it, with: %s --every DURATION, or pending "
+                "deltas grow without end",
+                self.name,
+                self.store,
+                shlex.join(["murmur", "fold", str(self.store)]),
+            )
 
 
 def resolve(arguments: Mapping[str, Any]) -> MergeSpec:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import emulators
 import pytest
 
 from murmur_beam import cli
+from murmur_beam.model import Key
+from murmur_beam.state import spec_from_uri
+from murmur_beam.state.bigtable import row_key, wire
 
 _names = itertools.count()
 
@@ -68,7 +72,7 @@ class TestCreateTable:
   add     family meta     cells; garbage collection takes cells beyond 1 version
   add     family pending  cells; garbage collection takes cells older than 91d 1h
   record  purpose         monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
-is known for 91d 1h; layout 2
+is known for 91d 1h; layout 2, written by commits
 """
         assert murmur("create-table", *PURPOSE) == (0, did, "")
         assert murmur("create-table", *PURPOSE) == (0, f"{murmur.uri}: nothing to do\n", "")
@@ -95,6 +99,37 @@ is known for 91d 1h; layout 2
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
 
+    def test_the_way_of_writing(self, murmur: Murmur) -> None:
+        """It is told with the purpose, by `check` as well, and each change of it in a line of its own."""
+        made = murmur("create-table", *PURPOSE, "--write", "append")
+        assert made.out.endswith("layout 2, written by appending\n")
+        assert murmur("create-table", *PURPOSE).out == f"{murmur.uri}: nothing to do\n"
+        assert "layout 2, written by appending\n" in murmur("check").out
+        assert murmur("check", "--write", "commit").out.endswith("--retention 90d --write commit\n")
+        assert (
+            murmur("create-table", *PURPOSE, "--write", "commit", "--dry-run").out
+            == f"""\
+{murmur.uri}: would be done:
+  change  way of writing  by commits, instead of by appending; pipelines that run go on as before until they are \
+started again; both ways may be mixed, since readers unite both
+  record  purpose         monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
+is known for 91d 1h; layout 2, written by commits
+"""
+        )
+
+    def test_an_order_cannot_be_kept(self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the monoid tells that it depends on it."""
+        (tmp_path / "own_text.py").write_text(
+            "from murmur_beam.monoids import Custom\nTEXT = Custom('text', '', str.__add__, commutative=False)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+        for command in ("create-table", "check"):
+            ran = murmur(command, "--monoid", "own_text:TEXT", "--write", "append")
+            assert (ran.code, ran.out) == (2, "")
+            assert ran.err.startswith("murmur: error: --write: append is not for monoid 'text', which depends on the o")
+        assert murmur("create-table", "--monoid", "own_text:TEXT", "--write", "commit").code == 0
+
     def test_json(self, murmur: Murmur) -> None:
         """All that people read, for programs."""
         steps = murmur.json("create-table", "--dedup-retention", "7d", "--dry-run")
@@ -113,6 +148,9 @@ is known for 91d 1h; layout 2
         [
             pytest.param(("--retention", "90d"), "--retention: needs a window", id="no-window"),
             pytest.param((*PURPOSE, "--dedup-retention", "7d"), "--dedup-retention: leave it out", id="both"),
+            pytest.param(
+                ("--dedup-retention", "7d", "--write", "append"), "--dedup-retention: leave it out", id="append"
+            ),
             pytest.param(("--monoid", "product"), "--monoid: unknown monoid 'product'; choose count", id="monoid"),
         ],
     )
@@ -142,7 +180,7 @@ class TestCheck:
 {murmur.uri}: as it should be
   table           ok
   purpose         ok           monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
-is known for 91d 1h; layout 2
+is known for 91d 1h; layout 2, written by commits
   family agg      ok           garbage collection takes cells older than 91d 1h
   family dedup    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
   family state    ok           garbage collection takes cells older than 91d 1h or beyond 1 version
@@ -166,6 +204,22 @@ is known for 91d 1h; layout 2
         assert lines[-1] == f"run: murmur create-table {murmur.uri} --monoid count --window 1d --retention 120d"
         assert murmur(*lines[-1].removeprefix("run: murmur ").replace(f" {murmur.uri}", "").split()).code == 0
         assert murmur("check", "--retention", "120d").code == 0
+
+    def test_what_is_pending_is_no_fault(self, murmur: Murmur) -> None:
+        """Where nothing is appended any more it is told how to fold it; exit code 0."""
+        murmur("create-table")
+        where: Any = spec_from_uri(murmur.uri)
+        with closing(where.connect()) as connection:
+            cell = wire.put(wire.PENDING, bytes(24), 0, b"x")
+            assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("a")), [cell])]), 1)) == {}
+        ran = murmur("check")
+        assert ran.code == 0
+        assert ran.out.startswith(f"{murmur.uri}: as it should be\n")
+        assert "  pending         warning      1 cells are yet to be folded" in ran.out
+        assert ran.out.endswith(f"\nrun: murmur fold {murmur.uri}\n")
+        murmur("create-table", "--write", "append")
+        assert "  pending         ok           1 cells are yet to be folded" in murmur("check").out
+        assert "run: " not in murmur("check").out
 
     def test_json(self, murmur: Murmur) -> None:
         """The same for programs, with the same exit code."""
@@ -259,7 +313,7 @@ def test_help_tells_exit_codes_and_defaults(command: str, capsys: pytest.Capture
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "1  the table is not as it should be" in text
-    assert text.count("default: ") >= 4
+    assert text.count("default: ") >= 5
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert f"\n    {command}" in capsys.readouterr().out

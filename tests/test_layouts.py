@@ -20,7 +20,7 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.layouts import LAYOUTS
-from murmur_beam.state.bigtable.meta import Meta, cells_of, meta_of, read_meta
+from murmur_beam.state.bigtable.meta import APPEND, Meta, amend_meta, cells_of, meta_of, read_meta
 
 DAY = timedelta(days=1)
 DAILY = Schema("sum", DAY)
@@ -88,7 +88,8 @@ def version_of(where: BigtableSpec) -> tuple[str, int]:
     ("qualifier", "value"),
     [
         (b"layout", b"3"),
-        (b"write", b"append"),
+        (b"write", b"stream"),
+        (b"forgets", b"2"),
         (b"calendar", b"month Europe/Paris"),
         (b"granularity_us", b"month"),
         (b"bucket_age_us", b"-1"),
@@ -120,6 +121,39 @@ def test_a_record_of_a_later_release_is_refused(
         assert cli.main(command) != 0
         out, err = capsys.readouterr()
         assert said in out + err
+
+
+@pytest.mark.parametrize(
+    ("meta", "cells"),
+    [
+        pytest.param(Meta(DAILY), {b"write": b"commit"}, id="commit"),
+        pytest.param(Meta(DAILY, write=APPEND), {b"write": b"append"}, id="append"),
+        pytest.param(
+            Meta(DAILY, marker_age=DAY, forgets=True), {b"write": b"commit", b"forgets": b"1"}, id="dedup-retention"
+        ),
+        pytest.param(
+            Meta(DAILY, DAY, DAY, forgets=True), {b"write": b"commit", b"forgets": b"1"}, id="had-a-dedup-retention"
+        ),
+        pytest.param(Meta(DAILY, DAY, DAY, layout=LAYOUTS[1]), {}, id="layout-1"),
+    ],
+)
+def test_how_a_table_is_written_is_recorded(meta: Meta, cells: dict[bytes, bytes]) -> None:
+    """And whether it ever had a dedup retention; layout 1 has cells for neither."""
+    made = cells_of(meta)
+    assert {name: value for name, value in made.items() if name in (b"write", b"forgets")} == cells
+    assert meta_of(made, "the table") == meta._replace(schema=meta.schema._replace(vague=False))
+
+
+def test_a_dedup_retention_is_recorded_as_one(bigtable_host: str) -> None:
+    """Whoever records it, and whether the table is new or not."""
+    where = new_spec(bigtable_host)
+    where.open(Sum()).close()
+    with closing(where.connect()) as connection:
+        before = connection.run(read_meta(connection))
+        assert before == Meta(Schema("sum", None))
+        connection.run(amend_meta(connection, before, before._replace(marker_age=DAY)))
+        assert connection.run(read_meta(connection)) == before._replace(marker_age=DAY, forgets=True)
+    assert cells_of(before._replace(marker_age=DAY))[b"forgets"] == b"1"
 
 
 @pytest.mark.parametrize("missing", [b"write", b"monoid:", b"shards"])

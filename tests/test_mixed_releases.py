@@ -165,11 +165,14 @@ def test_010_writes_what_the_golden_file_says(releases: Releases) -> None:
 # ---- Bigtable, layout 2 ----
 
 
-@pytest.fixture(scope="module")
-def layout_2(releases: Releases) -> Iterator[str]:
-    """A table of layout 2 with some events, which must be the same cell by cell after all tests that use it."""
+@pytest.fixture(scope="module", params=["commit", "append"])
+def layout_2(releases: Releases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A table of layout 2 with some events, written in either way, which must be the same cell by cell after all tests
+    that use it.
+    """
     uri = new_uri()
-    assert cli.main(["create-table", uri]) == 0
+    assert cli.main(["create-table", uri, "--write", request.param]) == 0
+    assert made(uri)["record"]["meta:write"] == {"0": request.param}
     merge_all([(releases("this"), (uri, "sum", events(0, 100)))])
     before = storage.table_of(spec_from_uri(uri))
     yield uri

@@ -470,6 +470,68 @@ class TestCheckStores:
         assert log == [("max", DAY), "closed"]
 
 
+class AppendingSpec(MySpec):
+    """A store that is appended to.
+
+    Args:
+        bucket_age: of its table.
+    """
+
+    def __init__(self, bucket_age: timedelta | None = None) -> None:
+        super().__init__()
+        self.bucket_age = bucket_age
+
+    def __str__(self) -> str:
+        return "the table"
+
+    def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Any:
+        return SimpleNamespace(close=lambda: None, appends=True, bucket_age=self.bucket_age)
+
+
+class Claims:
+    """A `Deduper`."""
+
+    def mark_seen(self, event_id: str) -> bool:
+        return True
+
+
+JOINED: Any = Custom("joined", "", operator.add, commutative=False)
+
+
+class TestCheckAppending:
+    """A table that is written by appending tells only when it is folded which events are new."""
+
+    @pytest.mark.parametrize(
+        ("changes", "argument", "reason"),
+        [
+            ({"cache": "memory://test_appending"}, "cache", "a cache takes what is new only"),
+            ({"monoid": JOINED}, "monoid", "'joined' depends on the order of events"),
+            ({"config": Config(dedup=Claims())}, "dedup", "the table drops duplicates itself"),
+        ],
+    )
+    def test_what_it_does_not_go_with_is_refused(self, changes: dict[str, Any], argument: str, reason: str) -> None:
+        """By name; other stores take it."""
+        problem = refusal(argument, made(store=AppendingSpec(), **changes).check_stores)
+        assert problem.startswith(f"the table is written by appending: {reason}")
+        made(store=MySpec(), **changes).check_stores()
+
+    @pytest.mark.parametrize("dedup", [None, AtomicDedup(), NoDedup()])
+    def test_the_store_s_own_dedup_is_fine_and_so_is_none(self, dedup: Any) -> None:
+        """Both are the table's."""
+        made(store=AppendingSpec(), config=Config(dedup=dedup)).check_stores()
+
+    def test_one_that_keeps_all_has_to_be_folded(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A warning says so, once; what has a retention may expire as it is."""
+        made(store=MySpec()).check_stores()
+        made(store=AppendingSpec(DAY), window="hourly").check_stores()
+        assert caplog.records == []
+        made(name="views", store=AppendingSpec()).check_stores()
+        assert [record.getMessage() for record in caplog.records] == [
+            "views: the table is written by appending and has no retention; fold it, with: murmur fold 'the table' "
+            "--every DURATION, or pending deltas grow without end"
+        ]
+
+
 def parsed(*argv: str, prefix: str = "") -> dict[str, Any]:
     """The arguments that a command line gives."""
     parser = argparse.ArgumentParser()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -32,7 +33,7 @@ from google.cloud.bigtable_admin_v2.types import (
 )
 from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 
-from murmur_beam import Count, MergeRecords
+from murmur_beam import Count, MergeRecords, cli
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Update
@@ -42,8 +43,9 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
 from murmur_beam.state.bigtable import sizes as sizes_of
 from murmur_beam.state.bigtable.admin import Rule
+from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.layouts import LAYOUTS
-from murmur_beam.state.bigtable.meta import Meta, read_meta
+from murmur_beam.state.bigtable.meta import APPEND, COMMIT, WAYS, Meta, read_meta
 from murmur_beam.testing import FakeClock
 from murmur_beam.windows import WindowConfig, daily, hourly, minute
 
@@ -426,6 +428,156 @@ class TestCreate:
         assert wrong(tables.check(where)) == {}
 
 
+def first_layout(where: BigtableSpec) -> None:
+    """Make the table as release 0.1.0 does."""
+    tables.create(where, NINETY_DAYS._replace(layout=LAYOUTS[1]))
+
+
+def with_dedup_retention(where: BigtableSpec) -> None:
+    """Make one that forgets events before their bucket."""
+    tables.create(where, tables.purpose(DAILY, None, 7 * DAY))
+
+
+def without_it_again(where: BigtableSpec) -> None:
+    """Make one that forgot events for a while."""
+    with_dedup_retention(where)
+    tables.create(where, NINETY_DAYS, yes=True)
+
+
+def by_appending(where: BigtableSpec) -> None:
+    """Make one that is appended to."""
+    tables.create(where, tables.purpose(DAILY), write=APPEND)
+
+
+class TestWaysOfWriting:
+    """Commits, or appending."""
+
+    @pytest.mark.parametrize("write", [None, *WAYS])
+    def test_a_new_table_is_written_as_it_was_asked_for(self, write: str | None) -> None:
+        """By commits if nothing was; that stays so where nothing is asked for later. An open store knows it."""
+        where = new_where()
+        way = write or COMMIT
+        steps = tables.create(where, NINETY_DAYS, write=write)
+        assert steps[-1][:2] == ("record", "purpose")
+        assert steps[-1].text.endswith(f"written by {'appending' if way == APPEND else 'commits'}")
+        assert recorded(where) == NINETY_DAYS._replace(write=way)
+        assert tables.plan(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
+        tables.create(where, tables.purpose(DAILY, 120 * DAY))
+        assert recorded(where) == tables.purpose(DAILY, 120 * DAY)._replace(write=way)
+        assert wrong(tables.check(where)) == wrong(tables.check(where, write=way)) == {}
+        with closing(where.open(Sum(), DAY)) as store:
+            assert store.appends is (way == APPEND)
+
+    def test_it_can_be_changed_both_ways(self) -> None:
+        """Without --yes; what it means for pipelines that run is told. What `check` advises does it."""
+        where = new_where()
+        tables.create(where, NINETY_DAYS)
+        for way, text in ((APPEND, "by appending, instead of by commits"), (COMMIT, "by commits, instead of by app")):
+            findings = tables.check(where, write=way)
+            assert set(wrong(findings)) == {"purpose"}
+            command = f"murmur create-table {where} --monoid sum --window 1d --retention 90d --write {way}"
+            assert remedies(findings) == {command}
+            planned = tables.plan(where, NINETY_DAYS, write=way)
+            assert cli.main(command.split()[1:]) == 0
+            assert recorded(where) == NINETY_DAYS._replace(write=way)
+            assert [step[:2] for step in planned] == [("change", "way of writing"), ("record", "purpose")]
+            assert planned[0].text.startswith(text)
+            assert "pipelines that run go on as before until they are started again" in planned[0].text
+            assert "both ways may be mixed" in planned[0].text
+            assert not any(step.deletes for step in planned)
+            assert wrong(tables.check(where)) == {}
+
+    def test_remedies_keep_it(self) -> None:
+        """Also where the table is gone: the command that was asked for makes it as it was."""
+        where = new_where()
+        by_appending(where)
+        modify(where, id="state", drop=True)
+        assert remedies(tables.check(where)) == {f"murmur create-table {where} --monoid sum --window 1d --write append"}
+        gone = new_where()
+        [remedy] = remedies(tables.check(gone, "sum", write=APPEND))
+        assert remedy == f"murmur create-table {gone} --monoid sum --write append"
+
+    @pytest.mark.parametrize(
+        ("had", "gets", "write", "argument", "problem"),
+        [
+            pytest.param(
+                first_layout, NINETY_DAYS, APPEND, "write",
+                "append takes layout 2, and TABLE is of layout 1; a table keeps its layout: make another table",
+                id="layout-1",
+            ),
+            pytest.param(
+                None, tables.purpose(DAILY, None, 7 * DAY), APPEND, "dedup_retention", "leave it out: TABLE is written "
+                "by appending (--write append), and an event that is pending for longer", id="both",
+            ),
+            pytest.param(
+                with_dedup_retention, tables.purpose(DAILY), APPEND, "write",
+                "append is not for TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
+            ),
+            pytest.param(
+                without_it_again, NINETY_DAYS, APPEND, "write",
+                "append is not for TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
+            ),
+            pytest.param(
+                by_appending, tables.purpose(DAILY, None, 7 * DAY), None, "dedup_retention",
+                "leave it out: TABLE is written by appending", id="dedup-retention-later",
+            ),
+            pytest.param(None, NINETY_DAYS, "stream", "write", "expected commit or append, got 'stream'", id="unknown"),
+        ],
+    )  # fmt: skip
+    def test_what_it_does_not_go_with_is_refused(
+        self, had: Callable[[BigtableSpec], None] | None, gets: Meta, write: str | None, argument: str, problem: str
+    ) -> None:
+        """By whatever makes, plans or checks a table; it stays as it is, or is not made."""
+        where = new_where()
+        if had is not None:
+            had(where)
+        before = (message(where), recorded(where)) if exists(where) else None
+        check = partial(tables.check, where, None, DAY, dedup_retention=gets.dedup_retention, write=write)
+        create = partial(tables.create, where, gets, write=write, yes=True)
+        for work in (create, partial(tables.plan, where, gets, write=write), check):
+            with pytest.raises(ConfigurationError) as caught:
+                work()
+            assert caught.value.argument == argument
+            assert caught.value.problem.startswith(problem.replace("TABLE", str(where)))
+        assert before == ((message(where), recorded(where)) if exists(where) else None)
+
+    def test_that_a_table_forgot_events_is_never_forgotten(self) -> None:
+        """Also where it gets that later; and layout 1 knows nothing of it, so that nothing is left to do."""
+        where = new_where()
+        tables.create(where, tables.purpose(DAILY))
+        for retentions in ((None, 7 * DAY), (None, None), (90 * DAY, None)):
+            wanted = tables.purpose(DAILY, *retentions)
+            tables.create(where, wanted, yes=True)
+            assert recorded(where) == wanted._replace(forgets=True)
+            assert tables.create(where, wanted) == []
+        first, wanted = new_where(), tables.purpose(DAILY, None, 7 * DAY)
+        first_layout(first)
+        tables.create(first, wanted, yes=True)
+        assert tables.create(first, wanted) == []
+        assert wrong(tables.check(first, dedup_retention=7 * DAY)) == {}
+
+    def test_two_that_change_it_at_once(self, before: Before) -> None:
+        """What one did the other does not take back, and is told that it may not be done."""
+        where, longer = new_where(), tables.purpose(DAILY, 120 * DAY)
+        tables.create(where, NINETY_DAYS)
+        asked = 0
+
+        def commit(request: bytes) -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 2:  # to record what is new, after that what was there was looked at
+                with closing(where.connect()) as connection:
+                    append = wire.put(wire.META, b"write", 0, b"append")
+                    assert connection.run(connection.mutate(wire.bulk(connection, [(SCHEMA_ROW, [append])]), 1)) == {}
+
+        before.answers["CheckAndMutateRow"] = commit
+        with pytest.raises(TransientError, match="somebody else is changing what it is for; run this again"):
+            tables.create(where, longer)
+        assert asked == 2
+        assert recorded(where) == longer._replace(write=APPEND)
+        assert tables.create(where, longer) == []
+
+
 class TestInterrupted:
     """Whenever it ends, no table keeps less than it says, and the next call does the rest."""
 
@@ -502,6 +654,11 @@ class TestCheck:
         status, text = found["pending"]
         assert status == "warning"
         assert text.startswith("2 cells are yet to be folded, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
+        [pending] = [finding for finding in tables.check(where) if finding.subject == "pending"]
+        assert pending.remedy == f"murmur fold {where}"
+        tables.create(where, tables.purpose(ALL_TIME), write=APPEND)
+        [normal] = [finding for finding in tables.check(where) if finding.subject == "pending"]
+        assert normal == pending._replace(status="ok", remedy="")
         monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
         assert {finding.subject: finding.status for finding in tables.check(where)}["rows"] == "warning"
 
@@ -891,6 +1048,24 @@ class TestPipelines:
         assert caught.value.problem.endswith(f"run: murmur create-table {where} --monoid sum {flags}")
         tables.create(where, tables.purpose(made_for.schema, window.retention), yes=True)
         merge_spec(where, window).check_stores()
+
+    def test_a_table_that_is_appended_to(self, caplog: pytest.LogCaptureFixture) -> None:
+        """No cache, and a warning where nothing is ever collected; what mends a retention keeps the way of writing."""
+        where = new_where()
+        tables.create(where, tables.purpose(DAILY), write=APPEND)
+        with pytest.raises(ConfigurationError, match=f"^cache: {where} is written by appending"):
+            merge_spec(where, daily(), cache="memory://test_appended").check_stores()
+        merge_spec(where, daily()).check_stores()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"murmur: {where} is written by appending and has no retention; fold it, with: murmur fold {where} --every "
+            "DURATION, or pending deltas grow without end"
+        ]
+        caplog.clear()
+        tables.create(where, NINETY_DAYS, yes=True)
+        merge_spec(where, daily()).check_stores()
+        assert caplog.records == []
+        with pytest.raises(ConfigurationError, match=r"--retention 17w --write append$"):
+            merge_spec(where, daily(119 * DAY)).check_stores()
 
 
 @pytest.mark.parametrize(

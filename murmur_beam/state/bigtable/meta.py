@@ -2,7 +2,7 @@
 
     monoid, granularity_us, shards, bucket_age_us, marker_age_us     of both layouts; an empty text is None
     field, typed                                                     of layout 1, by releases after 0.1.0
-    layout, write, monoid:, field:                                   of layout 2
+    layout, write, forgets, monoid:, field:                          of layout 2
 
 In layout 2 ``monoid`` is what 0.1.0 takes for another aggregate, so that it refuses the table; the aggregate stands in
 ``monoid:`` as it was typed. A field or a value that is not known here was written by a later release. Then the table is
@@ -26,9 +26,11 @@ _TYPED = b"typed"  # not there where release 0.1.0 made the record: it called a 
 _SHARED = {b"monoid", b"granularity_us", b"shards", b"bucket_age_us", b"marker_age_us"}
 _KNOWN = {
     1: {*_SHARED, b"field", _TYPED},
-    2: {*_SHARED, b"layout", b"write", b"monoid:", b"field:"},
+    2: {*_SHARED, b"layout", b"write", b"forgets", b"monoid:", b"field:"},
 }
-_WRITE = b"commit"
+COMMIT, APPEND = "commit", "append"
+WAYS = (COMMIT, APPEND)
+"""How events come into a table: into the aggregate at once, on a condition; or as pending deltas, without one."""
 _SHARDS = {str(n) for n in range(1, 257)}
 
 
@@ -41,6 +43,9 @@ class Meta(NamedTuple):
         marker_age: it takes what is known of an event so long after the event was merged; None: never.
         shards: rows that each key is spread over.
         layout: of its cells.
+        write: `COMMIT` or `APPEND`, which takes layout 2.
+        forgets: has or had it a dedup retention, in layout 2? This is never taken back: what is pending for longer than
+            an event was known would count again.
     """
 
     schema: Schema
@@ -48,6 +53,13 @@ class Meta(NamedTuple):
     marker_age: timedelta | None = None
     shards: int = 1
     layout: Layout = LAYOUTS[NEWEST]
+    write: str = COMMIT
+    forgets: bool = False
+
+    @property
+    def dedup_retention(self) -> timedelta | None:
+        """For how long an event is known, where that is not as long as its bucket."""
+        return self.marker_age if self.bucket_age is None else None
 
 
 async def write_meta(connection: Connection, meta: Meta) -> None:
@@ -62,11 +74,19 @@ async def write_meta(connection: Connection, meta: Meta) -> None:
     await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_not=changes))
 
 
-async def amend_meta(connection: Connection, meta: Meta) -> None:
-    """Record other ages where something is recorded; the schema stays."""
-    cells = cells_of(meta)
-    ages = [wire.put(wire.META, name, 0, cells[name]) for name in (b"bucket_age_us", b"marker_age_us")]
-    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=ages))
+async def amend_meta(connection: Connection, before: Meta, meta: Meta) -> None:
+    """Record other ages, another way of writing, and that the table forgets; all else stays.
+
+    Args:
+        connection: of the table.
+        before: what is recorded; of it, only what is another now is written, so that two who change something else do
+            not take back what the other did.
+        meta: what is to be recorded.
+    """
+    had, cells = cells_of(before), cells_of(meta)
+    changed = [name for name in (b"write", b"forgets") if name in cells and cells[name] != had.get(name)]
+    changes = [wire.put(wire.META, name, 0, cells[name]) for name in (b"bucket_age_us", b"marker_age_us", *changed)]
+    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=changes))
 
 
 async def name_field(connection: Connection, layout: Layout, field: str) -> None:
@@ -136,8 +156,10 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
     for qualifier in sorted(cells):
         if qualifier not in _KNOWN[number]:
             raise unknown(qualifier)
-    if number > 1 and text(b"write").encode() != _WRITE:
+    if number > 1 and text(b"write") not in WAYS:
         raise unknown(b"write")
+    if cells.get(b"forgets", b"1") != b"1":
+        raise unknown(b"forgets")
     if text(b"shards") not in _SHARDS:
         raise unknown(b"shards")
     layout = LAYOUTS[number]
@@ -153,6 +175,8 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
         duration(b"marker_age_us"),
         int(text(b"shards")),
         layout,
+        COMMIT if number == 1 else text(b"write"),
+        b"forgets" in cells,
     )
 
 
@@ -165,7 +189,10 @@ def cells_of(meta: Meta) -> dict[bytes, bytes]:
         own = {b"monoid": monoid, **({} if schema.vague else {_TYPED: b"1"})}
     else:
         number = str(meta.layout.number).encode("ascii")
-        own = {b"layout": number, b"write": _WRITE, b"monoid": monoid + b"/" + number, b"monoid:": monoid}
+        write = meta.write.encode("ascii")
+        own = {b"layout": number, b"write": write, b"monoid": monoid + b"/" + number, b"monoid:": monoid}
+        if meta.forgets or meta.dedup_retention is not None:
+            own[b"forgets"] = b"1"
     return {
         **own,
         **named,

@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.folding import Folded, Folder
 from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
-from murmur_beam.state.bigtable.meta import Meta, name_field, read_meta, write_meta
+from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.scanning import Scan
 from murmur_beam.state.bigtable.sending import Sender
@@ -117,10 +117,10 @@ class BigtableStore(Generic[V]):
             )
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
+        self.appends = recorded.write == APPEND
         self._cells.layout = recorded.layout
-        self._cells.bucket_age_us = None if recorded.bucket_age is None else recorded.bucket_age // _MICROSECOND
-        if recorded.layout.number == 1:
-            self._cells.bucket_age_us = None
+        if recorded.bucket_age is not None and recorded.layout.number > 1:
+            self._cells.bucket_age_us = recorded.bucket_age // _MICROSECOND
         self._cells.appended = self.appends
         self._checked = True
 

@@ -22,7 +22,7 @@ from murmur_beam.state.base import Schema, bucket_lifetime
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin, Family, Rule
 from murmur_beam.state.bigtable.connection import Connection, is_creating
-from murmur_beam.state.bigtable.meta import Meta, amend_meta, read_meta, write_meta
+from murmur_beam.state.bigtable.meta import APPEND, COMMIT, WAYS, Meta, amend_meta, read_meta, write_meta
 from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
@@ -98,7 +98,7 @@ def purpose(schema: Schema, retention: timedelta | None = None, dedup_retention:
         if value is not None and bucket_lifetime(schema.granularity or timedelta(0), value) > _LONGEST_AGE:
             raise ConfigurationError(name, f"{value} is longer than Bigtable keeps ages; leave it out to keep all")
     if retention is None:
-        return Meta(schema, marker_age=dedup_retention)
+        return Meta(schema, marker_age=dedup_retention, forgets=dedup_retention is not None)
     if schema.granularity is None:
         raise ConfigurationError("retention", "needs a window: counts over all time are kept for ever")
     if dedup_retention is not None:
@@ -127,8 +127,14 @@ def rules(meta: Meta) -> dict[str, Rule]:
     return {name: made[name] for name in meta.layout.families}
 
 
-def command(where: Settings, meta: Meta) -> str:
-    """The command line that makes a table for this purpose, or what is there fit for it."""
+def command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
+    """The command line that makes a table for this purpose, or what is there fit for it.
+
+    Args:
+        where: which table.
+        meta: what for.
+        recorded: what it is for so far; None: nothing yet.
+    """
     table = replace(where, shards=meta.shards if meta.shards > 1 else None)
     words = ["murmur", "create-table", str(table), "--monoid", meta.schema.monoid]
     if meta.schema.granularity is not None:
@@ -136,12 +142,14 @@ def command(where: Settings, meta: Meta) -> str:
         if meta.bucket_age is not None:
             retention = meta.bucket_age - bucket_lifetime(meta.schema.granularity, timedelta(0))
             words += ["--retention", format_duration(retention)]
-    if meta.bucket_age is None and meta.marker_age is not None:
-        words += ["--dedup-retention", format_duration(meta.marker_age)]
+    if meta.dedup_retention is not None:
+        words += ["--dedup-retention", format_duration(meta.dedup_retention)]
+    if meta.write != COMMIT or (recorded is not None and recorded.write != COMMIT):
+        words += ["--write", meta.write]
     return shlex.join(words)
 
 
-def plan(where: Settings, meta: Meta) -> list[Step]:
+def plan(where: Settings, meta: Meta, *, write: str | None = None) -> list[Step]:
     """What `create` would do; nothing is changed.
 
     Raises:
@@ -149,11 +157,16 @@ def plan(where: Settings, meta: Meta) -> list[Step]:
     """
     with Admin(where) as admin:
         found = _look(where, admin)
-        return _steps(where, found, _filled(where, found, meta))
+        return _steps(where, found, _filled(where, found, meta, write))
 
 
 def create(
-    where: Settings, meta: Meta, *, yes: bool = False, say: Callable[[str], None] = lambda text: None
+    where: Settings,
+    meta: Meta,
+    *,
+    write: str | None = None,
+    yes: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Step]:
     """Make the table, or make one that is there fit for this purpose; a second call finds nothing to do.
 
@@ -162,6 +175,7 @@ def create(
     Args:
         where: which table.
         meta: what for; see `purpose`.
+        write: `meta.COMMIT` or `meta.APPEND`; None: as is recorded, and as ``meta`` says where nothing is.
         yes: may garbage collection take what it keeps now, and clusters differ for a while in what they keep?
         say: is told what takes long, and what to know of the table.
 
@@ -169,7 +183,8 @@ def create(
         What was done.
 
     Raises:
-        ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; nothing was done.
+        ConfigurationError: something would be deleted, or the service warns, and there is no ``yes``; or the table
+            cannot be written in that way. Nothing was done.
         SchemaMismatch: the table holds something else.
         StoreUnavailable: a family has a type that cannot be changed, or who asks may not do it; or the table is made,
             but commits would not be exact there.
@@ -181,7 +196,7 @@ def create(
 
     with Admin(where) as admin:
         found = created(lambda: _look(where, admin))
-        meta = _filled(where, found, meta)
+        meta = _filled(where, found, meta, write)
         steps = _steps(where, found, meta)
         if not yes and any(step.deletes for step in steps):
             changed = ", ".join(step.subject for step in steps if step.deletes)
@@ -217,12 +232,14 @@ def check(
     granularity: timedelta | None = None,
     retention: timedelta | None = None,
     dedup_retention: timedelta | None = None,
+    write: str | None = None,
 ) -> list[Finding]:
     """Look at a table, its app profile, and whether both can be used; nothing is written.
 
     Args:
         where: which table.
-        monoid, granularity, retention, dedup_retention: what the table is wanted for, each None for what is recorded.
+        monoid, granularity, retention, dedup_retention, write: what the table is wanted for, each None for what is
+            recorded.
 
     Raises:
         ConfigurationError: these do not fit together, or not to what is recorded.
@@ -241,14 +258,15 @@ def check(
             wanted = recorded._replace(schema=schema)
         else:
             wanted = purpose(schema, retention, dedup_retention)
-        wanted = _filled(where, found, wanted)
+        wanted = _filled(where, found, wanted, write)
         if not findings:
+            _require_way(where, found.meta, wanted)
             findings += _check_table(where, found, wanted, said=monoid is not None or granularity is not None)
             if found.families is not None and len(clusters := admin.clusters()) > 1:
                 findings.append(Finding("clusters", WARNING, _failover_text(clusters)))
             if found.families is not None and wire.META in found.families:
                 findings.append(_check_access(where))
-                findings += _check_sizes(where)
+                findings += _check_sizes(where, recorded)
         return [*findings, _check_app_profile(where, admin)]
 
 
@@ -297,6 +315,7 @@ def _look(where: Settings, admin: Admin) -> _Found:
 def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
     if found.meta is not None:
         _require(where, found.meta, meta)
+    _require_way(where, found.meta, meta)
     families = found.families or {}
     for name, family in families.items():
         if problem := _wrong_type(name, family):
@@ -309,18 +328,61 @@ def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
         family = families[name]
         text = f"garbage collection takes {rule}, instead of {family.text}"
         steps.append(Step("change", f"family {name}", text, deletes=_takes_more(rule, family.rule)))
+    if found.meta is not None and found.meta.write != meta.write:
+        steps.append(Step("change", "way of writing", _way_text(meta.write)))
     if found.meta != meta:
         steps.append(Step("record", "purpose", _purpose_text(meta)))
     return steps
 
 
-def _filled(where: Settings, found: _Found, meta: Meta) -> Meta:
-    """With what only the table knows, where it fits: layout, field, and the shards of the URI, or else as recorded."""
+def _filled(where: Settings, found: _Found, meta: Meta, write: str | None) -> Meta:
+    """With what only the table knows, where it fits: layout, field, whether it ever had a dedup retention; and with the
+    shards of the URI and the way of writing that was asked for, or else as recorded.
+    """
+    if write not in (None, *WAYS):
+        raise ConfigurationError("write", f"expected {' or '.join(WAYS)}, got {write!r:.80}")
     if found.meta is None:
-        return meta._replace(shards=where.shards or 1)
-    recorded = found.meta.schema
-    schema = recorded if recorded.accepts(meta.schema) else meta.schema
-    return meta._replace(schema=schema, shards=where.shards or found.meta.shards, layout=found.meta.layout)
+        return meta._replace(shards=where.shards or 1, write=write or meta.write)
+    recorded = found.meta
+    return meta._replace(
+        schema=recorded.schema if recorded.schema.accepts(meta.schema) else meta.schema,
+        shards=where.shards or recorded.shards,
+        layout=recorded.layout,
+        write=write or recorded.write,
+        forgets=recorded.layout.number > 1 and (recorded.forgets or meta.forgets),
+    )
+
+
+def _require_way(where: Settings, recorded: Meta | None, wanted: Meta) -> None:
+    """Can the table be written in the way that is wanted?
+
+    Args:
+        where: which table.
+        recorded: what it is for so far; None: nothing yet.
+        wanted: what it is to be for.
+
+    Raises:
+        ConfigurationError: no; the text says why, and what to do.
+    """
+    if wanted.write != APPEND:
+        return
+    if wanted.layout.number == 1:
+        raise ConfigurationError(
+            "write",
+            f"append takes layout 2, and {where} is of layout 1; a table keeps its layout: make another table",
+        )
+    if recorded is not None and (recorded.forgets or recorded.dedup_retention is not None):
+        raise ConfigurationError(
+            "write",
+            f"append is not for {where}, which has or had a dedup retention: an event that is pending for longer than "
+            "it is known would count again; make another table",
+        )
+    if wanted.dedup_retention is not None:
+        raise ConfigurationError(
+            "dedup_retention",
+            f"leave it out: {where} is written by appending (--write append), and an event that is pending for longer "
+            "than it is known would count again",
+        )
 
 
 def _require(where: Settings, recorded: Meta, wanted: Meta) -> None:
@@ -349,8 +411,12 @@ def _record(where: Settings, meta: Meta) -> None:
             found = await read_meta(connection)
             assert found is not None  # it was just written
             _require(where, found, meta)  # another pipeline may have been the first
+            _require_way(where, found, meta)
             if found._replace(schema=meta.schema) != meta:
-                await amend_meta(connection, meta)
+                await amend_meta(connection, found, meta)
+                found = await read_meta(connection)
+                if found is None or found._replace(schema=meta.schema) != meta:
+                    raise TransientError(f"{where}: somebody else is changing what it is for; run this again")
 
         connection.run(record())
 
@@ -391,14 +457,23 @@ def _purpose_text(meta: Meta) -> str:
     if meta.marker_age is not None:
         events = f"an event is known for {spell_duration(meta.marker_age)}"
     shards = f"; {meta.shards} shards" if meta.shards > 1 else ""
-    return f"{meta.schema}; {values}, {events}{shards}; layout {meta.layout.number}"
+    written = "by appending" if meta.write == APPEND else "by commits"
+    return f"{meta.schema}; {values}, {events}{shards}; layout {meta.layout.number}, written {written}"
+
+
+def _way_text(write: str) -> str:
+    changed = "by appending, instead of by commits" if write == APPEND else "by commits, instead of by appending"
+    return (
+        f"{changed}; pipelines that run go on as before until they are started again; both ways may be mixed, since "
+        "readers unite both"
+    )
 
 
 # ---- checks ----
 
 
 def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> Iterator[Finding]:
-    remedy = command(where, wanted)
+    remedy = command(where, wanted, found.meta)
     if found.families is None:
         if not said:
             # What it is for, only the pipeline knows; a table for something else would be refused by it.
@@ -440,7 +515,7 @@ def _check_access(where: Settings) -> Finding:
     return Finding("writing", OK)
 
 
-def _check_sizes(where: Settings) -> Iterator[Finding]:
+def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
     try:
         with _data(where) as connection:
             sizes = connection.run(look(connection))
@@ -470,9 +545,10 @@ def _check_sizes(where: Settings) -> Iterator[Finding]:
         oldest = datetime.fromtimestamp(min((total.oldest_us or 0) / 1e6, _LAST_S), timezone.utc)
         yield Finding(
             "pending",
-            WARNING,
+            OK if recorded.write == APPEND else WARNING,
             f"{total.cells:,} cells are yet to be folded, {_size_text(total.pending)}, the oldest since "
             f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {_size_text(most.pending)}: {most}",
+            "" if recorded.write == APPEND else shlex.join(["murmur", "fold", str(where)]),
         )
 
 
