@@ -158,7 +158,9 @@ class Cells(Generic[V]):
             expired_us, expires_us: before and after.
         """
         made = []
-        if self.sums:
+        if after is None:
+            pass  # a row that gets a version, and no value yet
+        elif self.sums:
             made.append(wire.add(wire.VALUE, at_us, after - (before or 0)))
         elif after != before:
             made.append(wire.put(wire.STATE, wire.VALUE, at_us, after))

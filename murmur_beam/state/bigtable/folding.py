@@ -75,7 +75,7 @@ class Folded(NamedTuple):
         """Both together."""
         oldest = [us for us in (self.oldest_us, other.oldest_us) if us is not None]
         sums: list[Any] = [a + b for a, b in zip(self[:9], other[:9], strict=True)]
-        return Folded(*sums, (self.named + other.named)[:_NAMED], min(oldest, default=None))
+        return Folded._make([*sums, (self.named + other.named)[:_NAMED], min(oldest, default=None)])
 
 
 class Folder(Generic[V]):
@@ -344,7 +344,7 @@ class Folder(Generic[V]):
         others can go. These come with the commit: a row that was deleted meanwhile must not come back.
         """
         kept: set[bytes] = set()
-        apart = []
+        apart: list[bytes] = []
         monoid = self._cells.monoid
         for cell in cells:
             if monoid.idempotent:
@@ -359,10 +359,9 @@ class Folder(Generic[V]):
                 kept.add(cell.name)
                 one.after = max(one.after, cell.name)
                 continue
-            for value in pending.encoded(monoid, bad):
-                apart.append(
-                    wire.put(wire.PENDING, self._names.beside(cell.name), self._cells.start_us(one.bucket), value)
-                )
+            at_us = self._cells.start_us(one.bucket)
+            values = pending.encoded(monoid, bad)
+            apart += [wire.put(wire.PENDING, self._names.beside(cell.name), at_us, value) for value in values]
         return kept, apart
 
     async def _clear(self, some: Sequence[_Folding]) -> None:
