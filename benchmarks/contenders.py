@@ -1,4 +1,5 @@
-"""Who is measured by `benchmarks.throughput` and `benchmarks.appending`: each takes events from a workload and writes them, some exactly once.
+"""Who is measured by `benchmarks.throughput` and `benchmarks.appending`: each takes events from a workload and writes
+them, some exactly once.
 
 The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
 """
@@ -44,7 +45,8 @@ from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
-from murmur_beam.state.bigtable.meta import APPEND, COMMIT as COMMITS
+from murmur_beam.state.bigtable.meta import APPEND
+from murmur_beam.state.bigtable.meta import COMMIT as COMMITS
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, run
@@ -339,9 +341,7 @@ def copying(name: str, fn: type[beam.DoFn]) -> Callable[[Job], list[Pass]]:
     return contender
 
 
-def remembering(
-    name: str, kind: str, *, times: int = 1, flush: int | None = None
-) -> Callable[[Job], list[Pass]]:
+def remembering(name: str, kind: str, *, times: int = 1, flush: int | None = None) -> Callable[[Job], list[Pass]]:
     """`MergeRecords` with the memory store: what the transform itself costs.
 
     Args:
@@ -391,9 +391,7 @@ KINDS = "own", "zipf1.1", "zipf1.3"
 BUNDLES = {"10": 10, "100": 100, "5000": 5_000, "whole": None}
 APPENDING = {
     **{
-        f"append-{kind}": Contender(
-            f"MergeRecords, appending: {kind}", merging(f"append-{kind}", kind, write=APPEND)
-        )
+        f"append-{kind}": Contender(f"MergeRecords, appending: {kind}", merging(f"append-{kind}", kind, write=APPEND))
         for kind in KINDS
     },
     **{

@@ -171,9 +171,7 @@ def one_row(writers: int, events: int) -> Contended:
 
 def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at: float) -> Shared:
     """Threads, each with a store of its own, merge flushes of events of the same rows, all the rows in each."""
-    each = [
-        [Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers
-    ]
+    each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
         requests = _Requests()
