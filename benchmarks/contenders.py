@@ -1,5 +1,5 @@
-"""Who is measured by `benchmarks.throughput` and `benchmarks.appending`: each takes events from a workload and writes
-them, some exactly once.
+"""Who is measured by `benchmarks.throughput` and `benchmarks.append_speed`: each takes events from a workload and
+writes them, some exactly once.
 
 The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
 """
@@ -408,7 +408,7 @@ APPENDING = {
     },
     "memory-own": Contender("MergeRecords: every event its own row, memory store", remembering("memory-own", "own")),
 }
-"""Further ones, of `benchmarks.appending`."""
+"""Further ones, of `benchmarks.append_speed`."""
 
 
 def measure(name: str, job: Job) -> list[Pass]:

@@ -19,9 +19,9 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 from benchmarks.harness import (
@@ -106,38 +106,39 @@ def new_table(write: str | None = None) -> str:
 
 
 class _Requests:
-    """Counts the requests of this process from now on: those that write, conditional or not, and those that read."""
+    """Counts the requests of this process: those that write, conditional or not, and those that read."""
 
     def __init__(self) -> None:
-        from murmur_beam.state.bigtable.connection import Connection
-
         self.writes = self.reads = 0
-        commit, mutate, mutate_here, answers = (
-            Connection.commit,
-            Connection.mutate,
-            Connection.mutate_here,
-            Connection.answers,
-        )
 
-        def counted(real: Any, *args: Any) -> Any:
-            self.writes += 1
-            return real(*args)
 
-        def read(*args: Any) -> Any:
-            self.reads += 1
-            return answers(*args)
+@contextmanager
+def _counting() -> Iterator[_Requests]:
+    from murmur_beam.state.bigtable.connection import Connection
 
-        changed: Any = Connection
-        changed.commit = lambda *args: counted(commit, *args)
-        changed.mutate = lambda *args: counted(mutate, *args)
-        changed.mutate_here = lambda *args: counted(mutate_here, *args)
-        changed.answers = read
+    requests = _Requests()
+    before = {name: getattr(Connection, name) for name in ("commit", "mutate", "mutate_here", "answers")}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            requests.reads += name == "answers"
+            requests.writes += name != "answers"
+            return before[name](*args)
+
+        return call
+
+    for name in before:
+        setattr(Connection, name, counted(name))
+    try:
+        yield requests
+    finally:
+        for name, real in before.items():
+            setattr(Connection, name, real)
 
 
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
     """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
-    requests = _Requests()
-    with closing(_spec(table).open(Sum())) as store:
+    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
         for n in range(events):
@@ -174,7 +175,7 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
     each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
-        requests = _Requests()
+        requests = stack.enter_context(_counting())
 
         def write(store: Any, updates: Sequence[Update]) -> float:
             return max(_merge(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
@@ -240,8 +241,7 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
     config = Config(dedup=AtomicDedup())
     chosen = range(events) if keys is None else random.Random(events).choices(range(keys), k=events)
     records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(chosen)]
-    with closing(_spec(table).open(Sum())) as store:
-        requests = _Requests()
+    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
         wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
 
         def merge(some: Sequence[Any]) -> list[float]:
@@ -261,10 +261,9 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
             watch.start()
             took = [seconds for some in pool.map(merge, parts) for seconds in some]
             usage = watch.stop()
-        writes, reads = requests.writes, requests.reads
     merged = share * threads
     require(table, Counter(f"k{key}" for key in chosen[:merged]))
-    return Contended(merged / usage.seconds, max(took), writes / merged, usage.cpu_s / merged, reads)
+    return Contended(merged / usage.seconds, max(took), requests.writes / merged, usage.cpu_s / merged, requests.reads)
 
 
 def require(table: str, wanted: Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows with pending deltas, as `benchmarks.appending` measures them: what it takes to read them, and to fold them.
+"""Rows with pending deltas, as `benchmarks.append_speed` measures them: what it takes to read them, and to fold them.
 
 Each function is called in a process of its own, with an emulator that `BIGTABLE_EMULATOR_HOST` names.
 """
@@ -46,15 +46,6 @@ class _Table(NamedTuple):
         """A store that knows no row yet; to be closed."""
         return closing(self.spec.open(Sum()))
 
-    def merge(self, updates: Sequence[Update]) -> None:
-        """Write these in one flush.
-
-        Raises:
-            Inexact: not all of it is said to be written.
-        """
-        with self.open() as store:
-            _merge(store, updates)
-
 
 def _merge(store: Any, updates: Sequence[Update]) -> None:
     wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
@@ -76,9 +67,10 @@ def read_rows(rows: int, rounds: int) -> dict[str, list[Usage]]:
     def filled(write: str, events: int, flushes: int, fold: bool = False) -> _Table:
         table = _Table.new(write)
         each = events // flushes
-        for flush in range(flushes):
-            ids = range(flush * each, flush * each + each)
-            table.merge([Update(key, 1, f"{key.entity}/{n}") for key in keys for n in ids])
+        with table.open() as store:
+            for flush in range(flushes):
+                ids = range(flush * each, flush * each + each)
+                _merge(store, [Update(key, 1, f"{key.entity}/{n}") for key in keys for n in ids])
         if fold:
             with table.open() as store:
                 if (folded := store.fold()).events != events * rows:
@@ -184,11 +176,11 @@ def get_known(markers: int, gets: int, rounds: int) -> list[Gets]:
     """
     say("a row of many markers: making it")
     large, small = _Table.new(APPEND), _Table.new(COMMIT)
-    small.merge([Update(_ROW, 1, "only")])
     _append(large, markers, pending.EVENTS_PER_CELL)
     with ExitStack() as stack:
         appender, folder, reader = (stack.enter_context(large.open()) for _ in range(3))
         other = stack.enter_context(small.open())
+        _merge(other, [Update(_ROW, 1, "only")])
         _fold(folder, markers)
         total = markers
         made = []

@@ -1,6 +1,6 @@
 """Appending beside commits, plain cells and bare requests: all that issue 15 asks of its speed, in one run.
 
-    python -m benchmarks.appending [--events 300000] [--rounds 5] [--only LINE ...] [--json]
+    python -m benchmarks.append_speed [--events 300000] [--rounds 5] [--only LINE ...] [--json]
 
 On the Bigtable emulator. Whoever is measured runs in turn, several rounds, in a process that nobody used before; ratios
 are taken within a round, and the median of the rounds is held against its bar. Slow ones take a part of the events.
@@ -309,11 +309,11 @@ def _values(line: Line, costs: Costs) -> Iterator[Any]:
         yield from (wall, line.bar, not line.slower, "", cpu)
 
 
-@one_line_errors("appending")
+@one_line_errors("append_speed")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
     names = list(dict.fromkeys(line.name for line in LINES))
-    parser = Parser(prog="python -m benchmarks.appending", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.append_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=300_000, metavar="N", help="of a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="to read at once (%(default)s)")
