@@ -414,7 +414,6 @@ def _record(where: Settings, meta: Meta) -> None:
             found = await read_meta(connection)
             assert found is not None  # it was just written
             _require(where, found, meta)  # another pipeline may have been the first
-            _require_way(where, found, meta)
             if found._replace(schema=meta.schema) != meta:
                 await amend_meta(connection, found, meta)
                 found = await read_meta(connection)
