@@ -28,7 +28,7 @@ class AppendedSpec(BigtableSpec):
 
 
 class FoldedSpec(AppendedSpec):
-    """Of a store that folds whatever it has appended, flush by flush."""
+    """Of a store that folds what it has appended, flush by flush."""
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> BigtableStore[V]:
         """See `StoreSpec.open`."""
@@ -39,5 +39,6 @@ class FoldedSpec(AppendedSpec):
 class _FoldedStore(BigtableStore[V]):
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         results = super().merge_updates(updates)
-        self.fold()
+        for entity in sorted({update.key.entity for update in updates}):
+            self.fold(entity)
         return results

@@ -131,7 +131,13 @@ class Appends(Generic[V]):
         if not self._cells.monoid.idempotent:
             positions = self._once(flush, positions)
         try:
-            return list(self._encoded(flush, positions))
+            values = list(self._encoded(flush, positions))
+            if not self._cells.sums:
+                for value in values:
+                    pending.decoded(
+                        self._cells.monoid, value
+                    )  # what cannot be read again would keep its whole row from being read
+            return values
         except Exception:  # whatever a monoid raises: one by one it raises it again, for one to blame
             positions = self._encodable(flush, positions)
             return list(self._encoded(flush, positions)) if positions else ()
