@@ -109,10 +109,11 @@ class Burst:
     Attributes:
         overdue: has it passed? Then all have been cancelled that had no answer.
         heard: has any of them had an answer?
+        broken: has any of them failed as `is_unavailable` says?
     """
 
     def __init__(self, timeout_s: float, send: Callable[..., Call]) -> None:
-        self.overdue = self.heard = False
+        self.overdue = self.heard = self.broken = False
         self.timeout_s = timeout_s
         self.send = send
         self._calls: list[Call] = []
@@ -511,6 +512,12 @@ def status_of(err: BaseException | None) -> grpc.StatusCode | None:
 def is_creating(err: BaseException | None) -> bool:
     """Tell whether the service says that the table is still being created."""
     return status_of(err) is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in str(err)
+
+
+def is_unavailable(err: BaseException | None) -> bool:
+    """Tell whether there was no connection, or it broke. A server that has too much to do may say the same, so this is
+    no sign that it answers, nor that it does not."""
+    return status_of(err) is grpc.StatusCode.UNAVAILABLE
 
 
 def is_refusal(err: Exception) -> bool:

@@ -56,7 +56,7 @@ class Names:
 
     def __call__(self) -> bytes:
         """The next one, for any thread."""
-        at_us = int(self._clock.now() * 1e6)
+        at_us = max(0, int(self._clock.now() * 1e6))
         return at_us.to_bytes(8, "big") + self._writer + (next(self._counter) & 0xFFFFFF).to_bytes(3, "big")
 
     def beside(self, name: bytes) -> bytes:
