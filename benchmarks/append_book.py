@@ -93,7 +93,7 @@ class Shape(NamedTuple):
 
     def hot_event(self, wave: int, i: int, primary: bool) -> Delivery:
         """An event of a hot row."""
-        hot = i * i % self.hot
+        hot = i % (1 + i // 5 % self.hot)
         delta = 1 + (i * 2_654_435_761 + wave * 97) % 1_000_003
         return Delivery(-1 - hot, int(primary), f"hot/{hot:02}", f"hot {wave}/{i}", delta)
 
@@ -269,9 +269,10 @@ class Book:
     # ---- whoever reads ----
 
     def waves(self) -> tuple[int, int]:
-        """The first wave that somebody is in, and the one behind the last that somebody has begun."""
+        """The first and the last wave that somebody is in."""
         positions = [self._position[writer] >> _OFFSET_BITS for writer in range(self.shape.appenders)]
-        return min(positions), min(max(self._begun), self.shape.waves)
+        last = self.shape.waves - 1
+        return min(*positions, last), min(max(positions), last)
 
     def bounds(self, row: int) -> Bounds:
         """What a read that begins now must show of a row of powers."""

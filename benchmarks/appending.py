@@ -78,8 +78,16 @@ class Proved(NamedTuple):
 
 def shaped(deliveries: int, seed: int, *, large: bool) -> Shape:
     """A run of at least so many deliveries."""
-    shape = Shape(seed, 1, 150, 8, 6_000, 4, 3, 2, 800) if large else Shape(seed, 1, 18, 3, 400, 3, 2, 1, 200)
+    shape = Shape(seed, 1, 150, 8, 6_000, 4, 3, 2, 800) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, 200)
     return shape._replace(waves=max(3, -(-deliveries // n_deliveries(shape))))
+
+
+def _context(shape: Shape) -> Any:
+    """Processes are forks of one that has imported what they need, so that they start at once."""
+    context = multiprocessing.get_context("forkserver")
+    beam = ["pipelines.quiet_beam", "murmur_beam.transforms"] if shape.appenders > 2 else []
+    context.set_forkserver_preload([*beam, "benchmarks.append_actors"])
+    return context
 
 
 class _Process:
@@ -88,8 +96,7 @@ class _Process:
     def __init__(self, place: Any, role: str, number: int, process: int) -> None:
         self.role = role
         self._args = place, role, number, process
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["benchmarks.append_actors"])
+        self._context = _context(place.shape)
         self._starts = 0
         self.start()
 
@@ -120,14 +127,13 @@ class _Process:
 
 
 @contextmanager
-def _proxy(upstream: str, seed: int) -> Iterator[tuple[str, Callable[[str], Any]]]:
+def _proxy(upstream: str, shape: Shape) -> Iterator[tuple[str, Callable[[str], Any]]]:
     """The proxy's address, and how to tell it a command."""
     from benchmarks.append_actors import serve_proxy
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.append_actors"])
+    context = _context(shape)
     pipe, theirs = context.Pipe()
-    process = context.Process(target=serve_proxy, args=(theirs, upstream, seed), daemon=True)
+    process = context.Process(target=serve_proxy, args=(theirs, upstream, shape.seed), daemon=True)
     process.start()
     theirs.close()
 
@@ -313,7 +319,7 @@ def prove(shape: Shape, kills: int, folder: str, planted: str = "") -> Proved:
 
     began_s = time.monotonic()
     upstream = os.environ["BIGTABLE_EMULATOR_HOST"]
-    with _proxy(upstream, shape.seed) as (host, tell):
+    with _proxy(upstream, shape) as (host, tell):
         processes = len(actors(shape)) + 1
         path = str(Path(folder, "book"))
         place = Place(shape, path, processes, host, f"appending-{uuid.uuid4().hex[:8]}", planted)
