@@ -59,7 +59,7 @@ KEPT = 400
 
 _SLEEP_S = 0.03
 BURIED = "buried/"
-_BURIED_ROWS = 6
+_BURIED_ROWS = 12
 
 
 class Hurried(Clock):
@@ -437,35 +437,52 @@ class Burier(Actor):
     def run(self, number: int) -> None:
         """Until the run is at its end."""
         with closing(self.open(timeout_s=60.0, patience_s=90.0)) as store, closing(self.open()) as other:
+            self._before: list[list[int]] = [[0] for _ in range(_BURIED_ROWS)]
             while not self.book.stopped:
-                for n in range(_BURIED_ROWS):
-                    self._live(store, other, f"{BURIED}{n}")
+                self._live(store, other)
 
-    def _live(self, store: Any, other: Any, key: str) -> None:
-        # Often the same events as before: then it is found out whether a fold takes them for those that were deleted.
-        few = self.chance.random() < 0.5
-        events = range(4) if few else self.chance.sample(range(EVENTS), self.chance.randint(1, 12))
-        there = 0
-        for start in range(0, len(events), 4):
-            some = events[start : start + 4]
-            updates = [Update(Key(key), 4**i, f"{key}/{i}") for i in some]
+    def _live(self, store: Any, other: Any) -> None:
+        keys = [f"{BURIED}{n:02}" for n in range(_BURIED_ROWS)]
+        events = [self._events(before) for before in self._before]
+        there = [0] * len(keys)
+        while any(events) and self.chance.random() < 0.9:
+            updates = []
+            for n, key in enumerate(keys):
+                some = [events[n].pop() for _ in range(min(len(events[n]), self.chance.randint(0, 4)))]
+                updates += [Update(Key(key), 4**i, f"{key}/{i}") for i in some]
+                there[n] |= sum(4**i for i in some)
             while any(isinstance(result, Exception) for result in store.merge_updates(updates)):
                 self.count("sent again", len(updates))
-            there |= sum(4**i for i in some)
-            self._check(self.chance.choice((store, other)), key, there)
-            time.sleep(self.chance.choice((0.0, 0.0, LATE_S)) * self.chance.random())
-        for _ in range(self.chance.randint(0, 3)):
-            time.sleep(self.chance.random() * _SLEEP_S)
-            self._check(other, key, there)
-        _until_done(lambda: store.delete(key))
-        self._check(self.chance.choice((store, other)), key, 0)
-        self.count("rows made anew")
+            self._check(self.chance.choice((store, other)), keys, there)
+            self._rest()
+        self._rest()
+        self._check(other, keys, there)
+        _until_done(lambda: store.delete(BURIED, prefix=True))
+        self._check(self.chance.choice((store, other)), keys, [0] * len(keys))
+        self.count("rows made anew", len(keys))
 
-    def _check(self, store: Any, key: str, there: int) -> None:
-        (value,) = _until_done(lambda: store.get_many([Key(key)]))
-        if problem := wrong(value, there, there):
-            self.book.note(f"row {key}, made anew: a fresh read of {value}: {problem}")
-        self.count("rows read")
+    def _events(self, before: list[int]) -> list[int]:
+        """Of a row's next life: some of those it had before, or any; in the place of ``before``.
+
+        If they are the same, a fold must not take them for those that were deleted; if they are others, it must not
+        bring those back.
+        """
+        if self.chance.random() < 0.5:
+            events = self.chance.sample(before, self.chance.randint(1, len(before)))
+        else:
+            events = self.chance.sample(range(EVENTS), self.chance.randint(1, 12))
+        before[:] = before if set(events) < set(before) and self.chance.random() < 0.5 else events
+        return list(events)
+
+    def _rest(self) -> None:
+        time.sleep(self.chance.choice((0.0, 0.01, LATE_S)) * self.chance.random())
+
+    def _check(self, store: Any, keys: Sequence[str], there: Sequence[int]) -> None:
+        found = _until_done(lambda: store.get_many([Key(key) for key in keys]))
+        for key, value, events in zip(keys, found, there, strict=True):
+            if problem := wrong(value, events, events):
+                self.book.note(f"row {key}, made anew: a fresh read of {value}: {problem}")
+        self.count("rows read", len(keys))
 
 
 def _until_done(work: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The book of `benchmarks.appending`: which events there are, in which order they are delivered, and what must come out.
+"""The book of `benchmarks.appending`: which events there are, how they are delivered, and what must come out.
 
 It is memory that all processes of a run share, so that nothing in it is lost when one of them is killed. Each word has
 one process that writes it. An event is in the book as sent before it is sent, and as acknowledged after it was; so a
@@ -36,8 +36,8 @@ _OFFSET_BITS = 24
 
 COUNTERS = (
     "deliveries", "flushes", "recorded", "merged", "duplicate", "sent again", "folds", "rows folded", "cells deleted",
-    "events folded", "found counted", "conflicts", "rows left", "folds failed", "rows read", "rows read as of last fold",
-    "hot rows read", "reads failed", "rows deleted", "rows made anew",
+    "events folded", "found counted", "conflicts", "rows left", "folds failed", "rows read",
+    "rows read as of last fold", "hot rows read", "reads failed", "rows deleted", "rows made anew",
 )  # fmt: skip
 
 
