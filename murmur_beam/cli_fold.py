@@ -111,7 +111,7 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
     if args.every is not None and args.every <= timedelta(0):
         raise ConfigurationError("every", "must be positive, such as 1m")
     if urlsplit(args.uri).scheme != "bigtable":
-        return _needs_none(args, "needs no fold: a store outside Bigtable folds at once")
+        return _needs_none(args, "needs no fold: stores outside Bigtable fold at once")
     folding = _Folding(spec, monoid, args)
     try:
         if args.every is None:
@@ -123,7 +123,10 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
 
 
 def _needs_none(args: argparse.Namespace, why: str) -> int:
-    _say(f"{args.uri}: {why}")
+    if args.json:
+        print_json(store=args.uri, needs_fold=False)
+    else:
+        print(f"{args.uri}: {why}")
     return DONE
 
 
@@ -225,28 +228,34 @@ class _Folding:
         if not self._has_header:
             self._has_header = True
             print("  ".join(["began".ljust(20)] * bool(lead) + [name.rjust(n) for name, n in _COLUMNS.items()]))
+        from murmur_beam.state.bigtable.sizes import size_text  # not above: what is not installed is told by the store
+
         oldest = "-" if folded.oldest_us is None else _age(self._clock.now() - folded.oldest_us / 1e6)
         counts = folded.rows, folded.events, folded.duplicates, folded.cells
-        told = *map(human, counts), _size(folded.n_bytes), oldest, *map(human, folded[6:9])
+        told = *map(human, counts), size_text(folded.n_bytes), oldest, *map(human, folded[6:9])
         print("  ".join([*lead, *(text.rjust(n) for text, n in zip(told, _COLUMNS.values(), strict=True))]))
 
     def _warn(self, folded: Folded, whole: bool) -> None:
         """Say what was not done; what cannot be folded only if it is not as in the last round."""
         if not whole:
             _say("ended before all was done; the next fold goes on")
-        again = "the next round takes them" if self._args.every else "run it again"
         if folded.left:
-            _say(f"{folded.left:,} rows were written by others all the time; {again}")
-        if not folded.unfoldable or folded.named == self._named:
+            them = "rows were" if folded.left > 1 else "row was"
+            again = (
+                f"the next round takes {'them' if folded.left > 1 else 'it'}" if self._args.every else "run it again"
+            )
+            _say(f"{folded.left:,} {them} written by others all the time; {again}")
+        known, self._named = self._named, folded.named
+        if not folded.unfoldable or folded.named == known:
             return
-        self._named = folded.named
-        _say(f"{folded.unfoldable:,} events cannot be folded, and stay pending; some of their rows, and why:")
+        many = folded.unfoldable > 1
+        some = "; some of their rows" if folded.unfoldable > len(folded.named) else ""
+        _say(f"{folded.unfoldable:,} event{'s' * many} cannot be folded, and stay{'' if many else 's'} pending{some}:")
         for text in folded.named:
             print(f"  {human(text)}", file=sys.stderr)
         _say(
-            "nothing of them is lost: fresh reads show them as far as the monoid can combine them, and each fold tries "
-            "them again; mend what is said above (a monoid of your own; a sum by an event that takes it back into 64 "
-            "bits), or remove the key: murmur delete"
+            "they are not lost: fresh reads show them where they can, and each fold tries them again; mend what is said "
+            "above, or remove the key with murmur delete (docs/operations.md, Folding)"
         )
 
 
@@ -308,13 +317,3 @@ def _age(seconds: float) -> str:
     """The two largest units of it."""
     whole = timedelta(seconds=max(0, int(seconds)))
     return " ".join(spell_duration(whole).split()[:2])
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1_000:
-            break
-        n_bytes /= 1_000
-    else:
-        unit = "TB"
-    return f"{n_bytes:.3g} {unit}"

@@ -112,7 +112,6 @@ class Folder(Generic[V]):
         """
         total = Folded()
         async for keys in self._unfolded(start, end, least):
-            total = total.plus(Folded(rows=len(keys)))
             parts = [keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)]
             for i in range(0, len(parts), _SIDE_BY_SIDE):
                 for folded in await _all(map(self._fold_rows, parts[i : i + _SIDE_BY_SIDE])):
@@ -148,7 +147,7 @@ class Folder(Generic[V]):
                 await self._clear(ready)
             # A row that takes several commits is one row.
             totals = [one.total._replace(folded=min(1, one.total.folded)) for one in rows.values()]
-            return functools.reduce(Folded.plus, totals)
+            return functools.reduce(Folded.plus, totals, Folded(rows=len(keys)))
         finally:
             for one in rows.values():
                 if one.held:
