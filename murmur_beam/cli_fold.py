@@ -240,11 +240,9 @@ class _Folding:
         if not whole:
             _say("ended before all was done; the next fold goes on")
         if folded.left:
-            them = "rows were" if folded.left > 1 else "row was"
-            again = (
-                f"the next round takes {'them' if folded.left > 1 else 'it'}" if self._args.every else "run it again"
-            )
-            _say(f"{folded.left:,} {them} written by others all the time; {again}")
+            were = "rows were" if folded.left > 1 else "row was"
+            again = "the next round goes on" if self._args.every else "run it again"
+            _say(f"{folded.left:,} {were} written by others all the time; {again}")
         known, self._named = self._named, folded.named
         if not folded.unfoldable or folded.named == known:
             return
@@ -254,8 +252,8 @@ class _Folding:
         for text in folded.named:
             print(f"  {human(text)}", file=sys.stderr)
         _say(
-            "they are not lost: fresh reads show them where they can, and each fold tries them again; mend what is said "
-            "above, or remove the key with murmur delete (docs/operations.md, Folding)"
+            "they are not lost: fresh reads show them where they can, and each fold tries them again; mend what is "
+            "said above, or remove the key with murmur delete (docs/operations.md, Folding)"
         )
 
 
