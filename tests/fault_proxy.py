@@ -12,9 +12,9 @@ import enum
 import random
 import socket
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,6 +86,9 @@ class Plan:
         seed: of the chance.
         methods: that it is about; the others pass.
         late_s: how late an answer or a write comes, seconds.
+        whole_reads: keep reads and writes apart: at one time the emulator gets the ones or the others. For its reads of
+            one row are torn while others add or delete columns in it: a cell is missing, or comes twice. The service
+            reads a row as it is at one moment.
     """
 
     def __init__(
@@ -94,10 +97,13 @@ class Plan:
         seed: int = 0,
         methods: Collection[str] = METHODS,
         late_s: float = 0.02,
+        *,
+        whole_reads: bool = False,
     ) -> None:
         assert sum(chances.values()) <= 1
         self.methods = frozenset(methods)
         self.late_s = late_s
+        self.whole_reads = whole_reads
         self._faults: list[Fault | None] = [*chances, None]
         self._weights = [*chances.values(), 1 - sum(chances.values())]
         self._chance = random.Random(seed)
@@ -125,6 +131,7 @@ class Counts:
         twice: done twice.
         refused: writes to rows that may not be written, and what `FaultProxy.live` has answered.
         broken: given up by the client or ended with their connection, so that nobody knows.
+        replayed: done once more by `FaultProxy.replay`.
     """
 
     requests: int = 0
@@ -137,6 +144,7 @@ class Counts:
     twice: int = 0
     refused: int = 0
     broken: int = 0
+    replayed: int = 0
 
     @property
     def failed(self) -> int:
@@ -159,10 +167,13 @@ class FaultProxy:
     Args:
         upstream: ``host:port`` of the emulator.
         plan: what happens to the requests; None passes all.
+        keeps: so many of the MutateRows requests that were passed on are kept, for `replay`.
 
     Attributes:
         address: ``host:port`` for clients, always the same.
         counts: by method, such as ``CheckAndMutateRow``.
+        faults: how often the plan has said what.
+        spared: tells, given its method and bytes, of a request that it passes whatever the plan says, and is not kept.
         refused_rows: writes to row keys that contain one of these fail with the code, each time.
         live: what the service says of a request, given its method and bytes, where the emulator would say something
             else; None passes it on.
@@ -170,14 +181,20 @@ class FaultProxy:
         told: what arrives of its answers, given its method, its bytes as passed on, and the emulator's answers.
     """
 
-    def __init__(self, upstream: str, plan: Plan | None = None) -> None:
+    def __init__(self, upstream: str, plan: Plan | None = None, *, keeps: int = 0) -> None:
         self.plan = plan
         self.counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self.faults: Counter[Fault] = Counter()
+        self.spared: Callable[[str, bytes], bool] = lambda method, request: False
         self.refused_rows: Mapping[bytes, grpc.StatusCode] = {}
         self.live: Callable[[str, bytes], Refusal | bytes | None] = lambda method, request: None
         self.asked: Callable[[str, bytes], bytes] = lambda method, request: request
         self.told: Callable[[str, bytes, list[bytes]], list[bytes]] = lambda method, request, answers: answers
         self._upstream = upstream
+        self._keeps = keeps
+        self._kept: list[bytes] = []
+        self._chance = random.Random(keeps)
+        self._apart = _Apart()
         self._relay = _Relay()
         self.address = f"127.0.0.1:{self._relay.port}"
 
@@ -214,6 +231,17 @@ class FaultProxy:
         """Wait for the writes that are late."""
         self._run(self._drain())
 
+    def replay(self, n: int | None = None) -> int:
+        """Do some of the MutateRows requests that were kept once more, in any order, as if they had been very late.
+
+        Args:
+            n: at most so many; None: all.
+
+        Returns:
+            How many.
+        """
+        return self._run(self._replay(n))
+
     def total(self) -> Counts:
         """What happened to the writes, of both methods."""
         one, other = self.counts[CHECK_AND_MUTATE], self.counts[MUTATE_ROWS]
@@ -228,7 +256,7 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self) -> None:
-        self._late: set[asyncio.Task[None]] = set()
+        self._late: set[asyncio.Task[Any]] = set()
         self._channel = grpc.aio.insecure_channel(self._upstream, _OPTIONS)
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers((_Handlers(self._handle),))
@@ -250,7 +278,7 @@ class FaultProxy:
 
     async def _drain(self) -> None:
         while self._late:
-            await asyncio.gather(*self._late)
+            await asyncio.gather(*self._late, return_exceptions=True)
 
     async def _handle(self, path: str, request: bytes, context: Any) -> AsyncIterator[bytes]:
         """The answers of one request."""
@@ -267,6 +295,12 @@ class FaultProxy:
         request = self.asked(method, request)
         plan = self.plan
         fault = None if plan is None else plan.draw(method)
+        if self.spared(method, request):
+            fault = None
+        elif self._keeps and method == MUTATE_ROWS:
+            self._keep(request)
+        if fault is not None:
+            self.faults[fault] += 1
         if fault in BEFORE:
             count.before += 1
             await self._fail(fault, context)
@@ -348,7 +382,38 @@ class FaultProxy:
         with suppress(grpc.aio.AioRpcError):
             self.counts[method].straggled_committed += _wrote(method, request, await self._send(path, request))
 
+    def _keep(self, request: bytes) -> None:
+        """Old ones as well as new ones."""
+        if len(self._kept) < self._keeps:
+            self._kept.append(request)
+        else:
+            self._kept[self._chance.randrange(self._keeps)] = request
+
+    async def _replay(self, n: int | None) -> int:
+        some = self._chance.sample(self._kept, len(self._kept) if n is None else min(n, len(self._kept)))
+        for request in some:
+            # Nobody waits for the answer.
+            with suppress(grpc.aio.AioRpcError):
+                await self._send(_SERVICE + MUTATE_ROWS, request)
+            self.counts[MUTATE_ROWS].replayed += 1
+        return len(some)
+
     async def _send(self, path: str, request: bytes) -> list[bytes]:
+        method = path.removeprefix(_SERVICE)
+        if self.plan is None or not self.plan.whole_reads or method not in METHODS:
+            return await self._send_now(path, request)
+
+        async def send() -> list[bytes]:
+            async with self._apart.either(reads=method == READ_ROWS):
+                return await self._send_now(path, request)
+
+        # To its end, although the client may be gone: a write would go on in the emulator, and meet a read.
+        task = asyncio.create_task(send())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        return await asyncio.shield(task)
+
+    async def _send_now(self, path: str, request: bytes) -> list[bytes]:
         if path == _SERVICE + CHECK_AND_MUTATE:
             return [await self._channel.unary_unary(path)(request)]
         return [answer async for answer in self._channel.unary_stream(path)(request)]
@@ -364,6 +429,42 @@ def _wrote(method: str, request: bytes, answers: list[bytes]) -> bool:
         parts = [MutateRowsResponse.pb().FromString(answer) for answer in answers]
         return any(not entry.status.code for part in parts for entry in part.entries)
     return False
+
+
+class _Apart:
+    """Lets reads in or writes, many at a time, and never both."""
+
+    def __init__(self) -> None:
+        self._reads = False
+        self._inside = 0
+        self._waiting: deque[tuple[bool, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def either(self, *, reads: bool) -> AsyncIterator[None]:
+        """For a read, or a write."""
+        if self._waiting or (self._inside and self._reads != reads):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((reads, turn))
+            await turn
+        else:
+            self._reads = reads
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside and self._waiting:
+                self._let_in()
+
+    def _let_in(self) -> None:
+        """All that wait and are of one kind with the first."""
+        self._reads = self._waiting[0][0]
+        others = deque(other for other in self._waiting if other[0] != self._reads)
+        for reads, turn in self._waiting:
+            if reads == self._reads:
+                self._inside += 1
+                turn.set_result(None)
+        self._waiting = others
 
 
 class _Handlers(grpc.GenericRpcHandler):

@@ -101,6 +101,34 @@ def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_that_is_appended_to(tmp_path: Path) -> None:
+    """The worker and the folder beside it are killed: fresh reads, and after a last fold all reads, are exact."""
+    with running(tmp_path, "--flights=200", "--kills=1", "--write=append") as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    hosts = re.findall(r"127\.0\.0\.1:\d+", out)
+    rows = {name.strip(): int(n.replace(",", "")) for name, n in re.findall(r"(?m)^([a-z ]{14}) *([\d,]+)  ", out)}
+    numbers = len(end_to_end.recount(list(islice(flights.read_flights(str(flights.shipped_data())), 200))))
+    # Of the round in which it is killed, a folder tells nothing. Each flight is folded for four keys.
+    assert rows.pop("rounds") > 2
+    assert rows.pop("found twice") >= 0
+    assert 0 <= rows.pop("folded") <= 200 * len(flights.KEYS)
+    assert rows == {
+        "published": 405,
+        "recorded": 400,
+        "counted": 200,
+        "dead letters": 5,
+        "left over": 0,
+        "kills": 1,
+        "folder kills": 1,
+        "numbers": numbers,
+        "wrong": 0,
+    }
+    assert out.count("SIGKILL ") == 2
+    assert workers(hosts) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
 def test_when_it_is_ended_all_that_it_started_ends(by: signal.Signals, tmp_path: Path) -> None:
     """By a signal in the middle: one line, and neither emulator nor worker nor file is left."""
@@ -173,7 +201,7 @@ def test_the_exit_code_says_whether_all_is_right(
     change: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong numbers, messages left over, dead letters that are missing, changed or too many: each is a failure."""
-    monkeypatch.setattr(end_to_end, "run", lambda flights, kills, seed: FINE._replace(**change))
+    monkeypatch.setattr(end_to_end, "run", lambda flights, kills, seed, write: FINE._replace(**change))
     assert end_to_end.main(["--flights=3"]) == code
     out = capsys.readouterr().out
     assert ("every number is exact" in out) == (code == 0)

@@ -13,7 +13,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from murmur_beam.errors import PermanentError, TransientError
+from murmur_beam.errors import MurmurError, PermanentError, TransientError
 from murmur_beam.state.bigtable import pending, wire
 from murmur_beam.state.bigtable.cells import Cells
 from murmur_beam.state.bigtable.commits import MAX_VALUE_BYTES, Commits, Fold
@@ -105,14 +105,13 @@ class Folder(Generic[V]):
         Args:
             start, end: keys.
             least: only rows with so many pending cells.
-            tell: is told now and then how far it is.
+            tell: is told now and then how far it is; what it raises ends it, between rows.
 
         Raises:
             Exception: the table cannot be read, or not be written. What was folded stays so; again, it goes on.
         """
         total = Folded()
         async for keys in self._unfolded(start, end, least):
-            total = total.plus(Folded(rows=len(keys)))
             parts = [keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)]
             for i in range(0, len(parts), _SIDE_BY_SIDE):
                 for folded in await _all(map(self._fold_rows, parts[i : i + _SIDE_BY_SIDE])):
@@ -146,7 +145,9 @@ class Folder(Generic[V]):
                 await _all(map(self._fold_row, ready))
                 await self._verify([one for one in ready if one.unverified])
                 await self._clear(ready)
-            return functools.reduce(Folded.plus, [one.total for one in rows.values()])
+            # A row that takes several commits is one row.
+            totals = [one.total._replace(folded=min(1, one.total.folded)) for one in rows.values()]
+            return functools.reduce(Folded.plus, totals, Folded(rows=len(keys)))
         finally:
             for one in rows.values():
                 if one.held:
@@ -440,7 +441,8 @@ class _Folding:
         """These, each told by its fingerprint or its cell's name, cannot be folded."""
         new = self._failed.union(events)
         if len(new) > len(self._failed):
-            text = f"{parse_row_key(self.key)[0].entity!r:.80}, bucket {self.bucket}: {err}"
+            why = str(err) if isinstance(err, MurmurError) else f"{type(err).__name__}: {err}"
+            text = f"{parse_row_key(self.key)[0].entity!r:.80}, bucket {self.bucket}: {why}"
             self.add(unfoldable=len(new) - len(self._failed), named=() if self._failed else (text,))
             self._failed = new
 

@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable.meta import APPEND, COMMIT, WAYS, Meta, amend_me
 from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
-from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look
+from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look, size_text
 
 _LONGEST_AGE = timedelta(seconds=315_576_000_000)
 """What a rule of garbage collection can say: 10,000 years."""
@@ -533,14 +533,14 @@ def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
     yield Finding(
         "rows",
         WARNING if too_large else OK,
-        f"{sizes.rows:,}, {_size_text(total.size)}{part}; the largest, {_size_text(largest.size)}: {largest}"
+        f"{sizes.rows:,}, {size_text(total.size)}{part}; the largest, {size_text(largest.size)}: {largest}"
         + (
             "; rows beyond 100 MB get slow, and beyond 256 MB cannot be read: use shards or shorter buckets" * too_large
         ),
     )
     if sizes.events:
         most = sizes.most_markers
-        text = f"of {sizes.events:,} events, {_size_text(total.markers)}; the most, {_size_text(most.markers)}: {most}"
+        text = f"of {sizes.events:,} events, {size_text(total.markers)}; the most, {size_text(most.markers)}: {most}"
         yield Finding("markers", OK, text)
     if total.cells:
         most = sizes.most_pending
@@ -548,18 +548,10 @@ def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
         yield Finding(
             "pending",
             OK if recorded.write == APPEND else WARNING,
-            f"{total.cells:,} cells are yet to be folded, {_size_text(total.pending)}, the oldest since "
-            f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {_size_text(most.pending)}: {most}",
+            f"{total.cells:,} cells are yet to be folded, {size_text(total.pending)}, the oldest since "
+            f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {size_text(most.pending)}: {most}",
             "" if recorded.write == APPEND else shlex.join(["murmur", "fold", str(where)]),
         )
-
-
-def _size_text(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1_000:
-            return f"{size:.4g} {unit}"
-        size /= 1_000
-    return f"{size:.4g} GB"
 
 
 def _check_app_profile(where: Settings, admin: Admin) -> Finding:

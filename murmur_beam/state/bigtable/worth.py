@@ -82,8 +82,8 @@ class Worth(Generic[V]):
                 found[row.key] = self._unite(row.key, content, None)
             elif row.key not in self._rows:
                 unknown.append(row.key)
-            elif self._rows[row.key].version != content.version:
-                known.append(row.key)
+            elif content.version == 0 or self._rows[row.key].version != content.version:
+                known.append(row.key)  # a scan's rows come without their version, whatever it is
             else:
                 found[row.key] = self._unite(row.key, content, self._rows[row.key].has)
         parts = [*([key] for key in known), *wire.batches(unknown, _WITH_MARKERS)]

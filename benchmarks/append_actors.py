@@ -1,0 +1,568 @@
+"""The processes of `benchmarks.appending`: they append, fold, read and delete, all in one table, and keep the book.
+
+Each of them runs until the book says stop, or until it is killed; started again, it goes on from what is acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from google.cloud.bigtable_v2.types import MutateRowsRequest
+
+from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Book, Bounds, Delivery, Shape, deliveries, wrong
+from benchmarks.append_planted import plant
+from murmur_beam.clock import Clock
+from murmur_beam.coalescer import FlushLimits
+from murmur_beam.errors import TransientError
+from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.monoids import Sum
+from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
+from murmur_beam.state.bigtable import BigtableSpec
+from tests.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
+
+PATIENT = Config(
+    dedup=AtomicDedup(),
+    max_attempts=20,
+    backoff_base=timedelta(milliseconds=1),
+    backoff_max=timedelta(milliseconds=50),
+)
+TRIES = 400
+"""Of one flush; then it is stuck."""
+COMMITTED = 60
+"""Deliveries of one flush where the table is committed to: each row takes a request of its own."""
+PLAN = {
+    Fault.REFUSE: 0.02,
+    Fault.EXHAUST: 0.005,
+    Fault.CUT: 0.0005,
+    Fault.LOSE: 0.03,
+    Fault.EXPIRE: 0.02,
+    Fault.EXHAUST_AFTER: 0.005,
+    Fault.CUT_AFTER: 0.0005,
+    Fault.TWICE: 0.01,
+    Fault.STRAGGLE: 0.03,
+    Fault.DELAY: 0.02,
+}
+"""What happens to requests; 12 % fail, most of them after they were done."""
+LATE_S = 0.1
+KEPT = 400
+"""MutateRows requests that may be done once more, much later."""
+
+_SLEEP_S = 0.03
+BURIED = "buried/"
+_BURIED_ROWS = 12
+
+
+class Hurried(Clock):
+    """The real clock, but no wait is long: a server that says RESOURCE_EXHAUSTED is written to slowly for a minute."""
+
+    def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
+        """Sleep, not for long."""
+        return super().wait(min(seconds, _SLEEP_S), cancel)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in a coroutine, not for long."""
+        await super().sleep(min(seconds, _SLEEP_S))
+
+
+class Place(NamedTuple):
+    """What a process is told.
+
+    Attributes:
+        shape: of the run.
+        book: its path.
+        processes: how many keep it.
+        host: ``BIGTABLE_EMULATOR_HOST``.
+        table: its name.
+        planted: the fault that is planted; empty: none.
+    """
+
+    shape: Shape
+    book: str
+    processes: int
+    host: str
+    table: str
+    planted: str
+
+    def open_book(self) -> Book:
+        """The book of the run."""
+        return Book(self.shape, self.book, self.processes)
+
+    def spec(self, **settings: Any) -> BigtableSpec:
+        """Of the table."""
+        return BigtableSpec("benchmark", "instance", self.table, max_in_flight=16, clock=Hurried(), **settings)
+
+
+class Actor:
+    """A process's own: its book, its chance, its store.
+
+    Args:
+        place: what it is told.
+        process: its number in the book.
+        seed: of its chance.
+    """
+
+    def __init__(self, place: Place, process: int, seed: str) -> None:
+        self.place = place
+        self.shape = place.shape
+        self.book = place.open_book()
+        self.process = process
+        self.chance = random.Random(seed)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter."""
+        self.book.count(self.process, name, n)
+
+    def open(self, **settings: Any) -> Any:
+        """The store, however often that fails."""
+        while True:
+            try:
+                return self.place.spec(**settings).open(Sum())
+            except TransientError:
+                time.sleep(0.01)
+
+
+# ---- appending ----
+
+
+class Appender(Actor):
+    """Delivers its share, wave by wave, in flushes of any size, until it is done."""
+
+    def run(self, number: int) -> None:
+        """Go on from what is acknowledged; with the store alone, by the core, or by the transform."""
+        make = (self._by_store, self._by_core, self._by_transform)[number % 3]
+        with ExitStack() as stack:
+            merge = make(stack)
+            wave, offset = self.book.position(number)
+            most = COMMITTED
+            while wave < self.shape.waves + 2:
+                share = deliveries(self.shape, wave, number)
+                while offset < len(share):
+                    size = min(most, int(self.shape.most ** self.chance.random()))
+                    some = share[offset : offset + size]
+                    lives = self.book.sending(number, wave, some)
+                    outcomes = self._deliver(merge, some)
+                    offset += len(some)
+                    self.book.go_on(number, wave, offset)
+                    self._acknowledge(number, some, lives, outcomes)
+                    most = self.shape.most if Outcome.RECORDED in outcomes else COMMITTED
+                wave, offset = wave + 1, 0
+                self.book.go_on(number, wave, offset)
+
+    def finish(self) -> None:
+        """Deliver the events of all rows that were deleted once more."""
+        number = self.shape.appenders
+        with ExitStack() as stack:
+            merge = self._by_store(stack)
+            rows = [row for row in range(0, self.shape.n_rows, MORTAL_EVERY) if self.book.life(row)]
+            some = [self.shape.event(row, i) for row in rows for i in range(EVENTS)]
+            for start in range(0, len(some), self.shape.most):
+                part = some[start : start + self.shape.most]
+                lives = self.book.sending(number, 0, part)
+                self._acknowledge(number, part, lives, self._deliver(merge, part))
+
+    def _acknowledge(
+        self, number: int, some: Sequence[Delivery], lives: Sequence[int], outcomes: Sequence[Outcome]
+    ) -> None:
+        # A committer knows the events of a row that another has deleted, and calls them duplicates.
+        kept = [
+            (one, life)
+            for one, life, outcome in zip(some, lives, outcomes, strict=True)
+            if outcome is not Outcome.DUPLICATE or one.row < 0 or not self.shape.is_mortal(one.row)
+        ]
+        self.book.acknowledged(number, [one for one, _ in kept], [life for _, life in kept])
+        self.count("deliveries", len(some))
+        self.count("flushes")
+        for outcome in (Outcome.RECORDED, Outcome.MERGED, Outcome.DUPLICATE):
+            self.count(str(outcome), outcomes.count(outcome))
+
+    def _deliver(self, merge: Callable[[Sequence[Delivery]], Sequence[Any]], some: Sequence[Delivery]) -> list[Outcome]:
+        """Until all are acknowledged, in any order and any groups; what became of each."""
+        outcomes: dict[int, Outcome] = {}
+        left = list(range(len(some)))
+        for _ in range(TRIES):
+            for i, result in zip(left, merge([some[i] for i in left]), strict=True):
+                if isinstance(result, Outcome):
+                    outcomes[i] = result
+                elif not isinstance(result, TransientError):
+                    self.book.note(f"{some[i].event_id} was not taken: {result!r}")
+                    raise SystemExit(1)
+            left = [i for i in left if i not in outcomes]
+            if not left:
+                return [outcomes[i] for i in range(len(some))]
+            self.count("sent again", len(left))
+            self.chance.shuffle(left)
+        self.book.note(f"{len(left)} deliveries were not taken in {TRIES} tries")
+        raise SystemExit(1)
+
+    def _by_store(self, stack: ExitStack) -> Callable[[Sequence[Delivery]], Sequence[Any]]:
+        store = stack.enter_context(closing(self.open()))
+
+        def merge(some: Sequence[Delivery]) -> Sequence[Any]:
+            try:
+                return list(store.merge_updates([Update(Key(one.key), one.delta, one.event_id) for one in some]))
+            except TransientError as err:
+                return [err] * len(some)
+
+        return merge
+
+    def _by_core(self, stack: ExitStack) -> Callable[[Sequence[Delivery]], Sequence[Any]]:
+        store = stack.enter_context(closing(self.open()))
+
+        def merge(some: Sequence[Delivery]) -> Sequence[Any]:
+            records = [make_record(Sum(), one.event_id, 0, [one.key], one.delta, need_id=True) for one in some]
+            return [result.outcome or _cause(result.error) for result in merge_records(PATIENT, "p", records, store)]
+
+        return merge
+
+    def _by_transform(self, stack: ExitStack) -> Callable[[Sequence[Delivery]], Sequence[Any]]:
+        from pipelines.quiet_beam import beam  # isort: split
+
+        from apache_beam.transforms.window import GlobalWindow
+        from apache_beam.utils.timestamp import Timestamp
+        from apache_beam.utils.windowed_value import WindowedValue
+
+        from murmur_beam.spec import resolve
+        from murmur_beam.transforms import MergeDoFn
+
+        arguments: dict[str, Any] = {"name": "p", "key": "k", "value": "v", "event_id": "id", "monoid": "sum"}
+        limits = FlushLimits(events=self.chance.choice((50, 300, 5_000)))
+        fn = MergeDoFn(resolve({**arguments, "store": self.place.spec(), "config": PATIENT, "flush": limits}))
+        fn.setup()
+        stack.callback(fn.teardown)
+
+        def merge(some: Sequence[Delivery]) -> Sequence[Any]:
+            # An event may be among them twice, as in any bundle.
+            fn.start_bundle()
+            outputs: list[Any] = []
+            for n, one in enumerate(some):
+                element = {"id": one.event_id, "k": one.key, "v": one.delta, "n": n}
+                windowed = WindowedValue(element, Timestamp(0), [GlobalWindow()])
+                outputs += fn.process(element, windowed)
+            outputs += fn.finish_bundle()
+            results: dict[int, Any] = {}
+            for output in outputs:
+                if isinstance(output, beam.pvalue.TaggedOutput):
+                    letter = output.value.value
+                    kind = TransientError if letter.error_type in ("TransientError", "RetriesExhausted") else ValueError
+                    results[json.loads(letter.payload)["n"]] = kind(letter.error_message)
+                else:
+                    results[output.value.element["n"]] = Outcome(output.value.outcome)
+            return [results[n] for n in range(len(some))]
+
+        return merge
+
+
+def _cause(error: BaseException | None) -> Any:
+    return error.__cause__ if isinstance(error, Exception) and isinstance(error.__cause__, TransientError) else error
+
+
+# ---- folding ----
+
+
+class Folder(Actor):
+    """Folds this part of the table and that, again and again, with what its store remembers."""
+
+    def run(self, number: int) -> None:
+        """Until the run is at its end."""
+        while not self.book.stopped:
+            with closing(self.open()) as store:
+                for _ in range(self.chance.randint(5, 200)):
+                    if self.book.stopped:
+                        break
+                    self.fold(store, self._part(), self.chance.choice((1, 1, 2, 8)))
+                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+
+    def _part(self) -> str:
+        first, last = self.book.waves()
+        draw = self.chance.random()
+        if draw < 0.3:
+            return BURIED
+        if draw < 0.5:
+            return "hot/"
+        if draw < 0.51:
+            return ""
+        return f"{self.chance.randint(max(0, first - 2), last):05}/"
+
+    def fold(self, store: Any, prefix: str, least: int = 1) -> Any:
+        """Once; what was done, or None where not all could be."""
+        try:
+            folded = store.fold(prefix, least=least)
+        except TransientError:
+            self.count("folds failed")
+            return None
+        except Exception as err:
+            self.book.note(f"fold: {err!r}")
+            raise SystemExit(1) from err
+        names = {
+            "rows folded": folded.folded,
+            "cells deleted": folded.cells,
+            "events folded": folded.events,
+            "found counted": folded.duplicates,
+            "conflicts": folded.conflicts,
+            "rows left": folded.left,
+        }
+        self.count("folds")
+        for name, n in names.items():
+            self.count(name, n)
+        if folded.unfoldable:
+            self.book.note(f"fold: {folded.unfoldable} events cannot be folded: {folded.named}")
+        return folded
+
+
+# ---- reading ----
+
+
+class Reader(Actor):
+    """Reads rows in all ways there are, and holds each against the book."""
+
+    def run(self, number: int) -> None:
+        """Until the run is at its end."""
+        self._shown: dict[int, int] = {}
+        self._hot = [0] * self.shape.hot
+        while not self.book.stopped:
+            with closing(self.open()) as store:
+                for _ in range(self.chance.randint(5, 300)):
+                    if self.book.stopped:
+                        break
+                    try:
+                        self._read(store)
+                    except TransientError:
+                        self.count("reads failed")
+                    except Exception as err:
+                        self.book.note(f"read: {err!r}")
+                        raise SystemExit(1) from err
+                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+
+    def _read(self, store: Any) -> None:
+        draw, fresh = self.chance.random(), self.chance.random() < 0.8
+        if draw < 0.15:
+            self._read_hot(store, fresh)
+            return
+        first, last = self.book.waves()
+        old = self.chance.random() < 0.1
+        wave = self.chance.randint(0 if old else max(0, first - 1), last)
+        rows: Sequence[int] = range(wave * self.shape.rows, (wave + 1) * self.shape.rows)
+        if draw > 0.25:
+            rows = self.chance.sample(rows, min(len(rows), self.chance.choice((1, 1, 3, 30))))
+        before = {row: self.book.bounds(row) for row in rows}
+        if draw > 0.25:
+            keys = [Key(self.shape.key(row)) for row in rows]
+            found = dict(zip(rows, store.get_many(keys, fresh=fresh), strict=True))
+        else:
+            found = {self.shape.row_of(key.entity): value for key, value in store.scan(f"{wave:05}/", fresh=fresh)}
+        for row, bounds in before.items():
+            self.check(row, found.get(row), bounds, fresh=fresh)
+
+    def check(self, row: int, value: int | None, before: Bounds, *, fresh: bool) -> None:
+        """Hold a row of powers against the book.
+
+        Args:
+            row: which.
+            value: that was read.
+            before: what the book said when the read began.
+            fresh: must it show all that was acknowledged?
+        """
+        most = self.book.most(row)
+        same_life = before.life % 2 == 0 and self.book.life(row) == before.life
+        least = before.least if fresh and same_life else 0
+        problem = wrong(value, least, most)
+        if not problem and fresh and self.book.life(row) == 0:
+            # In later lives, what an append of an earlier one brings back may go again.
+            problem = wrong(value, self._shown.get(row, 0), most)
+            problem = problem and f"an earlier read showed more: {problem}"
+            self._shown[row] = value or 0
+        if problem:
+            how = "a fresh read" if fresh else "a read as of the last fold"
+            self.book.note(f"row {self.shape.key(row)}, life {before.life}, {how} of {value}: {problem}")
+        self.count("rows read" if fresh else "rows read as of last fold")
+
+    def _read_hot(self, store: Any, fresh: bool) -> None:
+        least = self.book.hot_least()
+        if self.chance.random() < 0.5:
+            keys = [Key(f"hot/{i:02}") for i in range(self.shape.hot)]
+            found = store.get_many(keys, fresh=fresh)
+        else:
+            by_key = {key.entity: value for key, value in store.scan("hot/", fresh=fresh)}
+            found = [by_key.get(f"hot/{i:02}") for i in range(self.shape.hot)]
+        most = self.book.hot_most()
+        for i, value in enumerate(found):
+            low = max(least[i], self._hot[i]) if fresh else 0
+            if not low <= (value or 0) <= most[i]:
+                self.book.note(f"hot/{i:02}: {value} is not from {low} to {most[i]}, fresh={fresh}")
+            if fresh:
+                self._hot[i] = max(self._hot[i], value or 0)
+        self.count("hot rows read", len(found))
+
+
+# ---- deleting ----
+
+
+class Deleter(Actor):
+    """Deletes rows, while others append to them, fold and read them."""
+
+    def run(self, number: int) -> None:
+        """Until the run is at its end; then no row is half deleted."""
+        with closing(self.open()) as store:
+            while not self.book.stopped:
+                time.sleep(self.chance.uniform(0.0, 4 * _SLEEP_S))
+                first, last = self.book.waves()
+                wave = self.chance.randint(max(0, first - 2), last)
+                row = wave * self.shape.rows + self.chance.randrange(self.shape.rows)
+                row -= row % MORTAL_EVERY
+                if self.book.life(row) >= 2 * DELETIONS:
+                    continue
+                self.book.next_life(row)
+                _until_done(lambda row=row: store.delete(self.shape.key(row)))
+                self.book.next_life(row)
+                self.count("rows deleted")
+
+
+class Burier(Actor):
+    """Appends to rows of its own, deletes them and makes them anew, while others fold them.
+
+    Nobody else writes these events, and the proxy makes none of these appends late. So what must be in such a row is
+    known exactly: what was appended since it was deleted, and nothing of what was there before.
+    """
+
+    def run(self, number: int) -> None:
+        """Until the run is at its end."""
+        with closing(self.open(timeout_s=60.0, patience_s=90.0)) as store, closing(self.open()) as other:
+            self._before: list[list[int]] = [[0] for _ in range(_BURIED_ROWS)]
+            while not self.book.stopped:
+                self._live(store, other)
+
+    def _live(self, store: Any, other: Any) -> None:
+        keys = [f"{BURIED}{n:02}" for n in range(_BURIED_ROWS)]
+        events = [self._events(before) for before in self._before]
+        there = [0] * len(keys)
+        while any(events) and self.chance.random() < 0.9:
+            updates = []
+            for n, key in enumerate(keys):
+                some = [events[n].pop() for _ in range(min(len(events[n]), self.chance.randint(0, 4)))]
+                updates += [Update(Key(key), 4**i, f"{key}/{i}") for i in some]
+                there[n] |= sum(4**i for i in some)
+            while any(isinstance(result, Exception) for result in store.merge_updates(updates)):
+                self.count("sent again", len(updates))
+            self._check(self.chance.choice((store, other)), keys, there)
+            self._rest()
+        self._rest()
+        self._check(other, keys, there)
+        _until_done(lambda: store.delete(BURIED, prefix=True))
+        self._check(self.chance.choice((store, other)), keys, [0] * len(keys))
+        self.count("rows made anew", len(keys))
+
+    def _events(self, before: list[int]) -> list[int]:
+        """Of a row's next life: some of those it had before, or any; in the place of ``before``.
+
+        If they are the same, a fold must not take them for those that were deleted; if they are others, it must not
+        bring those back.
+        """
+        if self.chance.random() < 0.5:
+            events = self.chance.sample(before, self.chance.randint(1, len(before)))
+        else:
+            events = self.chance.sample(range(EVENTS), self.chance.randint(1, 12))
+        before[:] = before if set(events) < set(before) and self.chance.random() < 0.5 else events
+        return list(events)
+
+    def _rest(self) -> None:
+        time.sleep(self.chance.choice((0.0, 0.01, LATE_S)) * self.chance.random())
+
+    def _check(self, store: Any, keys: Sequence[str], there: Sequence[int]) -> None:
+        found = _until_done(lambda: store.get_many([Key(key) for key in keys]))
+        for key, value, events in zip(keys, found, there, strict=True):
+            if problem := wrong(value, events, events):
+                self.book.note(f"row {key}, made anew: a fresh read of {value}: {problem}")
+        self.count("rows read", len(keys))
+
+
+def _until_done(work: Callable[[], Any]) -> Any:
+    while True:
+        try:
+            return work()
+        except TransientError:
+            time.sleep(0.005)
+
+
+# ---- processes ----
+
+ROLES: dict[str, type[Any]] = {
+    "appender": Appender,
+    "folder": Folder,
+    "reader": Reader,
+    "deleter": Deleter,
+    "burier": Burier,
+}
+
+
+def act(place: Place, role: str, number: int, process: int, start: int) -> None:
+    """Run an actor, in a process of its own.
+
+    Args:
+        place: what it is told.
+        role: one of `ROLES`, or ``finisher``.
+        number: which of its kind.
+        process: its number in the book.
+        start: how often it was started before.
+    """
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ["BIGTABLE_EMULATOR_HOST"] = place.host
+    plant(place.planted)
+    seed = f"{place.shape.seed}/{role}/{number}/{start}"
+    if role == "finisher":
+        Appender(place, process, seed).finish()
+    else:
+        ROLES[role](place, process, seed).run(number)
+
+
+def serve_proxy(pipe: Connection, upstream: str, seed: int) -> None:
+    """The fault proxy, in a process of its own. The pipe gets its address; then it takes commands, and answers each.
+
+    ``calm`` ends all faults and waits for what is late; ``replay`` does all that was kept once more, and says how much
+    that was; ``counts`` gives the counts and the faults. Until it is calm, now and then something is done once more.
+    """
+    with FaultProxy(upstream, Plan(PLAN, seed, late_s=LATE_S, whole_reads=True), keeps=KEPT) as proxy:
+        proxy.spared = _spared
+        pipe.send(proxy.address)
+        calm = False
+        while True:
+            if not pipe.poll(0.05):
+                if not calm:
+                    proxy.replay(1)
+                continue
+            try:
+                command = pipe.recv()
+            except EOFError:
+                return
+            answer: Any = None
+            if command == "calm":
+                calm = True
+                proxy.plan = Plan({}, whole_reads=True)
+                proxy.drain()
+            elif command == "replay":
+                answer = proxy.replay()
+            else:
+                answer = dict(proxy.counts), proxy.faults
+            pipe.send(answer)
+
+
+def _spared(method: str, request: bytes) -> bool:
+    """Deletions of rows, which must not happen later than they are said to, and what is written to buried rows."""
+    if method != MUTATE_ROWS:
+        return False
+    return BURIED.encode() in request or (b"\x22\x00" in request and any(_deletes_row(request)))
+
+
+def _deletes_row(request: bytes) -> Iterator[bool]:
+    for entry in MutateRowsRequest.pb().FromString(request).entries:
+        for mutation in entry.mutations:
+            yield mutation.HasField("delete_from_row")

@@ -1,0 +1,92 @@
+"""Faults that `benchmarks.appending` must find: `plant` puts one of them into the library, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from murmur_beam.state.bigtable import pending, wire
+from murmur_beam.state.bigtable.commits import Fold
+from murmur_beam.state.bigtable.folding import Folder
+from murmur_beam.state.bigtable.worth import Worth
+
+
+def _family() -> None:
+    """A folder deletes all that is pending, and not by name what it has read."""
+    real: Any = wire.clear_column
+
+    def clear_column(family: str, name: bytes) -> bytes:
+        cleared: bytes = wire.clear(family) if family == wire.PENDING else real(family, name)
+        return cleared
+
+    wire.clear_column = clear_column
+
+
+def _claim() -> None:
+    """A row without a version is folded at once, without giving it one first."""
+    real: Any = Folder._begin
+
+    async def begin(self: Any, one: Any) -> None:
+        if not one.done and one.row.version == 0:
+            request = wire.only_pending(wire.read_rows(self._connection, [one.key]), b"", 4_096)
+            found = await self._connection.read(request)
+            events = [pending.decoded(self._cells.monoid, cell.value) for row in found for cell in row.cells]
+            deltas = pending.united(events)
+            value, column = self._folded(one.row, deltas.values())
+            await self._commit(one, Fold(b"".join(deltas), value, column, one.row.expires_us))
+        else:
+            await real(self, one)
+
+    Folder._begin = begin  # type: ignore[method-assign]
+
+
+def _markers() -> None:
+    """A reader ignores markers."""
+    real: Any = Worth._unite
+    Worth._unite = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
+
+
+def _version() -> None:
+    """A reader holds what is pending against the markers it knows, whatever their version."""
+    real: Any = Worth.of
+
+    async def of(self: Any, rows: Any) -> Any:
+        found = {}
+        for row in rows:
+            content = self._cells.content_of(row)
+            if content.pending and content.column is not None and row.key in self._rows:
+                found[row.key] = self._unite(row.key, content, self._rows[row.key].has)
+        return found | await real(self, [row for row in rows if row.key not in found])
+
+    Worth.of = of  # type: ignore[method-assign]
+
+
+def _verify() -> None:
+    """A folder that finds nothing new does not look whether the cells are of the row whose markers it knows."""
+
+    async def verify(self: Any, some: Any) -> None:
+        for one in some:
+            one.unverified = False
+
+    Folder._verify = verify  # type: ignore[method-assign]
+
+
+def _name() -> None:
+    """All cells that a store writes have one name."""
+    pending.Names.__call__ = lambda self: bytes(8) + self._writer + bytes(3)  # type: ignore[method-assign]
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    "family": _family,
+    "claim": _claim,
+    "markers": _markers,
+    "version": _version,
+    "verify": _verify,
+    "name": _name,
+}
+
+
+def plant(name: str) -> None:
+    """Put this fault in; empty: none."""
+    if name:
+        PLANTED[name]()
