@@ -196,7 +196,7 @@ class Folder(Generic[V]):
             fit = len(part)
             if more:
                 fit = _reached(part, found)
-                cells_of[part[fit].key] = begun
+                cells_of |= {one.key: begun for one in part[fit : fit + 1]}
             for i, one in enumerate(part):
                 one.cells = [(cell.qualifier, cell.value) for cell in cells_of.get(one.key, ())]
                 one.done = i < fit and len(one.cells) < _CELLS
@@ -448,8 +448,8 @@ class _Folding:
 
 
 def _reached(some: Sequence[_Folding], found: Sequence[Row]) -> int:
-    """Position of the row that a read has stopped in."""
-    return next(i for i, one in enumerate(some) if not found or one.key > found[-1].key)
+    """Position of the row that a read has stopped in, or before; behind the last row, where it has come to its end."""
+    return next((i for i, one in enumerate(some) if not found or one.key > found[-1].key), len(some))
 
 
 def _new_deltas(cells: Sequence[_Cell], has: Callable[[bytes], bool] | None) -> dict[bytes, Any]:
