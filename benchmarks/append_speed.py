@@ -84,8 +84,8 @@ class Line(NamedTuple):
     reads: bool = False
 
 
-def _bundles(size: int, kind: str, bar: float) -> Line:
-    text = f"bundles of {size} / one large bundle, one thread, {_KINDS[kind]}"
+def _bundles(size: int, kind: str, bar: float | None) -> Line:
+    text = f"bundles of {size:,} / one large bundle, one thread, {_KINDS[kind]}"
     return Line(f"bundles-{size}-{kind}", text, f"append-bundles-{size}-{kind}", f"append-bundles-whole-{kind}", bar)
 
 
@@ -109,6 +109,8 @@ LINES = [
     _bundles(10, "zipf1.1", 0.2),
     _bundles(100, "own", 0.9),
     _bundles(100, "zipf1.1", 0.9),
+    _bundles(5_000, "own", None),
+    _bundles(5_000, "zipf1.1", None),
     *[
         Line(
             f"threads-{rows}",

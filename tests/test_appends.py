@@ -276,10 +276,11 @@ def test_the_servers_hint_is_heeded(proxy: FaultProxy, monkeypatch: pytest.Monke
 
         def hinting(request: bytes, *, metadata: Any, **more: Any) -> Iterator[Any]:
             headers.append(dict(metadata))
-            for answer in real(request, metadata=metadata, **more):
+            for data in real(request, metadata=metadata, **more):
+                answer = wire.BulkResponse.FromString(data)
                 answer.rate_limit_info.factor = 0.8
                 answer.rate_limit_info.period.seconds = 1
-                yield answer
+                yield answer.SerializeToString()
 
         monkeypatch.setattr(store._connection, "_mutate_here", hinting)
         store._appends._throttle._changed_s -= 2

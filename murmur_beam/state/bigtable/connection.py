@@ -63,6 +63,9 @@ _NO_TRANSACTIONS = "not allowed by this app profile"
 _CLOSE_S = 10.0
 _ASK_AGAIN_S = 0.1
 
+# Entries of a bulk write whose usual answer is kept to be compared with.
+_FEW = 128
+
 # All that are open, and in a child those that were when it was forked: to give up a channel there would wait for ever.
 _open: set[Connection] = set()
 
@@ -311,7 +314,12 @@ class Connection:
         failed: dict[int, Exception] = {}
         hint = None
         answered = 0
-        for answer in self._here()(request, timeout=self.timeout_s, metadata=self._here_metadata):
+        usual = wire.all_written(n) if n <= _FEW else b""
+        for data in self._here()(request, timeout=self.timeout_s, metadata=self._here_metadata):
+            if data == usual:  # to look at each entry takes an eighth of such a request
+                answered += n
+                continue
+            answer = wire.BulkResponse.FromString(data)
             answered += self._failures(answer, failed)
             if answer.HasField("rate_limit_info"):
                 info = answer.rate_limit_info
@@ -331,9 +339,7 @@ class Connection:
                         self._channel_here = grpc.insecure_channel(emulator, options=options)
                     else:
                         self._channel_here = BigtableGrpcTransport.create_channel(options=options)
-                    self._mutate_here = self._channel_here.unary_stream(
-                        wire.MUTATE_ROWS, response_deserializer=wire.BulkResponse.FromString
-                    )
+                    self._mutate_here = self._channel_here.unary_stream(wire.MUTATE_ROWS)
         return self._mutate_here
 
     def close(self) -> None:

@@ -229,6 +229,12 @@ def was_met(answer: bytes) -> bool:
 _ANSWERS = {b"": False, b"\x08\x00": False, b"\x08\x01": True}
 
 
+@lru_cache(maxsize=256)
+def all_written(n: int) -> bytes:
+    """What the answer to a bulk write of ``n`` entries mostly is: that all were written, and nothing else."""
+    return b"".join(_field(b"\x0a", (b"\x08" + _varint(i) if i else b"") + b"\x12\x00") for i in range(n))
+
+
 def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, token: bytes = b"") -> bytes:
     """A MutateRowsRequest: of each entry the row's key, and its mutations.
 
