@@ -99,18 +99,18 @@ class TestAppended(TestBigtableStore):
         return appended_spec(self.host, clock=clock)
 
 
-class TestAppendedShards(TestAppended):
-    """Also with several rows for each key, which are united one by one."""
-
-    def spec(self, clock: FakeClock) -> StoreSpec:
-        return appended_spec(self.host, shards=8, clock=clock)
-
-
 class TestFolded(TestAppended):
-    """And whatever of it is folded already."""
+    """And whatever of it is folded already; with several rows for each key, which are united one by one."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
-        return folded_spec(self.host, clock=clock)
+        return folded_spec(self.host, shards=8, clock=clock)
+
+    # What these are about is done before anything is folded, and takes long with a fold after each flush.
+    test_closing_a_store_that_others_merge_through = None  # type: ignore[assignment]
+    test_scan_reads_any_number_of_rows = None  # type: ignore[assignment]
+    test_any_number_of_rows_is_deleted = None  # type: ignore[assignment]
+    test_deleting_beside_a_writer = None  # type: ignore[assignment]
+    test_a_fork = None  # type: ignore[assignment]
 
 
 class TestSmallMemory(TestBigtableStore):
