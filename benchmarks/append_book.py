@@ -306,11 +306,20 @@ class Book:
     @property
     def stopped(self) -> bool:
         """Is the run at its end?"""
-        return bool(self._stop[0])
+        return self._stop[0] > 1
+
+    @property
+    def deleting(self) -> bool:
+        """May rows still be deleted? The last deliveries come after that."""
+        return self._stop[0] == 0
+
+    def stop_deleting(self) -> None:
+        """Let no more rows be deleted."""
+        self._stop[0] = max(self._stop[0], 1)
 
     def stop(self) -> None:
-        """End it."""
-        self._stop[0] = 1
+        """End the run."""
+        self._stop[0] = 2
 
     def count(self, process: int, name: str, n: int = 1) -> None:
         """Add to a counter of a process."""

@@ -1,4 +1,4 @@
-"""Appending beside commits, plain cells and bare requests: all that issue 15 asks of its speed, in one run.
+"""Appending beside commits, plain cells and bare requests, reading and folding: how fast all of it is, in one run.
 
     python -m benchmarks.append_speed [--events 300000] [--rounds 5] [--only LINE ...] [--json]
 
