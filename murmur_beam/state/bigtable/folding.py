@@ -34,8 +34,8 @@ _ROWS = 64
 _SIDE_BY_SIDE = 4
 _READ_BYTES = 8 << 20
 """So much is read at once; of a row that holds more, what comes first."""
-_CELLS = 4_096
-_EVENTS = 60_000
+_CELLS = 65_536
+_EVENTS = 100_000
 """Of one commit."""
 _DELETES = 5_000
 """Cells that one request deletes."""
@@ -159,7 +159,7 @@ class Folder(Generic[V]):
     async def _know(self, some: Sequence[_Folding]) -> None:
         """Read version, value and markers of rows of which nothing is known."""
         while some:
-            request = wire.only_news(wire.read_rows(self._connection, [one.key for one in some]), 0)
+            request = self._committed([one.key for one in some])
             found, _, more = await self._connection.read_some(request, _READ_BYTES)
             fit = _reached(some, found) if more else len(some)
             by_key = {row.key: row for row in found}
@@ -168,10 +168,13 @@ class Folder(Generic[V]):
             for one in some[fit : fit + 1]:
                 # Alone, since markers must be known as they are at one moment, however many there are.
                 async with self._large:
-                    request = wire.only_news(wire.read_rows(self._connection, [one.key]), 0)
-                    (whole,) = await self._connection.read(request) or (None,)
+                    (whole,) = await self._connection.read(self._committed([one.key])) or (None,)
                     self._learn(one, whole)
             some = some[fit + 1 :]
+
+    def _committed(self, keys: Sequence[bytes]) -> Any:
+        family = wire.AGG if self._cells.sums else wire.STATE
+        return wire.only_committed(wire.read_rows(self._connection, keys), family, self._cells.layout.version_family)
 
     def _learn(self, one: _Folding, found: Row | None) -> None:
         try:
@@ -376,8 +379,10 @@ class Folder(Generic[V]):
         entries: list[tuple[bytes, list[bytes]]] = []
         n = 0
         for one in some:
-            for start in range(0, len(one.gone), _DELETES):
-                names = one.gone[start : start + _DELETES]
+            # From the last one on: so the emulator moves none of those that go as well.
+            gone = one.gone[::-1]
+            for start in range(0, len(gone), _DELETES):
+                names = gone[start : start + _DELETES]
                 if entries and n + len(names) > _DELETES:
                     await self._delete(entries)
                     entries, n = [], 0
