@@ -70,7 +70,7 @@ def test_each_line_has_its_figure(capsys: pytest.CaptureFixture[str], lines: Seq
     assert code == int(any(bar["holds"] is False for bar in shown))
 
 
-@pytest.mark.parametrize("name", ["append-own", "commit-zipf1.3", "append-bundles-10-own"])
+@pytest.mark.parametrize("name", ["append-own", "append-bundles-10-own"])
 def test_contenders_that_append_are_exact(bigtable_host: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Each in this process, with a table of its own; one event too few is found."""
     for lost in (0, 1):

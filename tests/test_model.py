@@ -327,7 +327,7 @@ class TestTimes:
 
 def test_an_outcome_is_its_text() -> None:
     """It compares, prints and serializes as "merged" and so on."""
-    assert [str(outcome) for outcome in Outcome] == ["merged", "duplicate", "expired"]
+    assert [str(outcome) for outcome in Outcome] == ["merged", "duplicate", "recorded", "expired"]
     assert Outcome.MERGED == "merged"
     assert f"{Outcome.EXPIRED}" == "expired"
     assert json.dumps(Outcome.DUPLICATE) == '"duplicate"'

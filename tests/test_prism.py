@@ -31,6 +31,7 @@ NOT_HERE = {
     "test_a_store_that_cannot_be_used_raises": RAISES,
     "test_letters_replay_in_another_process": "has a runner of its own",
     "test_letters_become_json_in_another_process": "has a runner of its own",
+    "test_what_is_recorded_in_another_process_says_so": "has a runner of its own",
 }
 
 

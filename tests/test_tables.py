@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 import threading
 import time
@@ -1074,6 +1075,7 @@ class TestPipelines:
 
     def test_a_table_that_is_appended_to(self, caplog: pytest.LogCaptureFixture) -> None:
         """No cache, and a warning where nothing is ever collected; what mends a retention keeps the way of writing."""
+        caplog.set_level(logging.WARNING)  # programs that another test has run may have left it higher
         where = new_where()
         tables.create(where, tables.purpose(DAILY), write=APPEND)
         with pytest.raises(ConfigurationError, match=f"^cache: {where} is written by appending"):
