@@ -304,13 +304,22 @@ class Book:
     # ---- all ----
 
     @property
+    def keeps_rows(self) -> bool:
+        """Are rows that others write not to be deleted any more?"""
+        return self._stop[0] > 0
+
+    def keep_rows(self) -> None:
+        """Have them kept."""
+        self._stop[0] = max(self._stop[0], 1)
+
+    @property
     def stopped(self) -> bool:
         """Is the run at its end?"""
-        return bool(self._stop[0])
+        return self._stop[0] > 1
 
     def stop(self) -> None:
         """End it."""
-        self._stop[0] = 1
+        self._stop[0] = 2
 
     def count(self, process: int, name: str, n: int = 1) -> None:
         """Add to a counter of a process."""

@@ -78,7 +78,7 @@ class Proved(NamedTuple):
 
 def shaped(deliveries: int, seed: int, *, large: bool) -> Shape:
     """A run of at least so many deliveries."""
-    shape = Shape(seed, 1, 150, 8, 6_000, 4, 3, 2, 800) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, 200)
+    shape = Shape(seed, 1, 100, 8, 12_000, 4, 3, 2, 3_000) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, 200)
     return shape._replace(waves=max(3, -(-deliveries // n_deliveries(shape))))
 
 
@@ -133,7 +133,9 @@ def _proxy(upstream: str, shape: Shape) -> Iterator[tuple[str, Callable[[str], A
 
     context = _context(shape)
     pipe, theirs = context.Pipe()
-    process = context.Process(target=serve_proxy, args=(theirs, upstream, shape.seed), daemon=True)
+    process = context.Process(
+        target=serve_proxy, args=(theirs, upstream, shape.seed, 0.05 if shape.appenders < 3 else 0.5), daemon=True
+    )
     process.start()
     theirs.close()
 
@@ -176,6 +178,10 @@ class _Run:
             for role, n in actors(self._shape):
                 processes.append(_Process(self._place, role, n, len(processes)))
             if self._watch(processes):
+                self._book.keep_rows()
+                for process in processes:
+                    if process.role == "deleter" and process.wait(STALLED_S) != 0:
+                        self._book.note(f"the deleter ended with {process.code}")
                 finisher = _Process(self._place, "finisher", 0, len(processes))
                 processes.append(finisher)
                 if finisher.wait(STALLED_S) != 0:
