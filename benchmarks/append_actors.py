@@ -411,9 +411,9 @@ class Deleter(Actor):
     """Deletes rows, while others append to them, fold and read them."""
 
     def run(self, number: int) -> None:
-        """Until rows are to be kept; then none is half deleted."""
+        """Until the last deliveries; then no row is half deleted."""
         with closing(self.open()) as store:
-            while not self.book.keeps_rows:
+            while self.book.deleting:
                 time.sleep(self.chance.uniform(0.0, 4 * _SLEEP_S))
                 first, last = self.book.waves()
                 wave = self.chance.randint(max(0, first - 2), last)

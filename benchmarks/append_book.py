@@ -304,21 +304,21 @@ class Book:
     # ---- all ----
 
     @property
-    def keeps_rows(self) -> bool:
-        """Are rows that others write not to be deleted any more?"""
-        return self._stop[0] > 0
-
-    def keep_rows(self) -> None:
-        """Have them kept."""
-        self._stop[0] = max(self._stop[0], 1)
-
-    @property
     def stopped(self) -> bool:
         """Is the run at its end?"""
         return self._stop[0] > 1
 
+    @property
+    def deleting(self) -> bool:
+        """May rows still be deleted? The last deliveries come after that."""
+        return self._stop[0] == 0
+
+    def stop_deleting(self) -> None:
+        """Let no more rows be deleted."""
+        self._stop[0] = max(self._stop[0], 1)
+
     def stop(self) -> None:
-        """End it."""
+        """End the run."""
         self._stop[0] = 2
 
     def count(self, process: int, name: str, n: int = 1) -> None:

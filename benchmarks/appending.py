@@ -180,7 +180,7 @@ class _Run:
             for role, n in actors(self._shape):
                 processes.append(_Process(self._place, role, n, len(processes)))
             if self._watch(processes):
-                self._book.keep_rows()
+                self._book.stop_deleting()
                 for process in processes:
                     if process.role == "deleter" and process.wait(STALLED_S) != 0:
                         self._book.note(f"the deleter ended with {process.code}")

@@ -1,4 +1,5 @@
-"""Who is measured by `benchmarks.throughput`: each takes events from a workload and writes them, some exactly once.
+"""Who is measured by `benchmarks.throughput` and `benchmarks.append_speed`: each takes events from a workload and
+writes them, some exactly once.
 
 The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
 """
@@ -44,6 +45,8 @@ from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
 from murmur_beam.state.bigtable.connection import Burst, Call, Connection
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
+from murmur_beam.state.bigtable.meta import APPEND
+from murmur_beam.state.bigtable.meta import COMMIT as COMMITS
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
 from pipelines.common import IN_PROCESS_RUNNER, run
@@ -243,7 +246,14 @@ def claim(job: Job) -> list[Pass]:
 
 
 def merging(
-    name: str, kind: str, monoid: str = "sum", *, flush: int | None = None, dedup: bool = True, again: bool = False
+    name: str,
+    kind: str,
+    monoid: str = "sum",
+    *,
+    flush: int | None = None,
+    dedup: bool = True,
+    again: bool = False,
+    write: str = COMMITS,
 ) -> Callable[[Job], list[Pass]]:
     """`MergeRecords` into Bigtable on the in-process runner.
 
@@ -254,19 +264,21 @@ def merging(
         flush: records to buffer; None for what the job says.
         dedup: exactly once, or each delivery?
         again: merge all of it a second time, with a new pipeline that opens the store anew.
+        write: how the table is written; what is appended is said to be recorded.
     """
+    outcome = "recorded" if write == APPEND else "merged"
 
     def contender(job: Job) -> list[Pass]:
-        where = _table(job, monoid)
+        where = _table(job, monoid, write)
         passes = []
         for name_of_pass in (name, f"{name}-again") if again else (name,):
             # Counting takes time of its own, if little.
             with counting() if job.counted else nullcontext(Counts()) as counts:
-                usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup)
+                usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup, outcome)
             peak = peak_mb()
             duplicate = name_of_pass != name
             if merged != (0 if duplicate else job.events):
-                raise Inexact(f"{name_of_pass}: {merged:,} of {job.events:,} events are said to be merged")
+                raise Inexact(f"{name_of_pass}: {merged:,} of {job.events:,} events are said to be {outcome}")
             _check(where, kind, job.events, monoid)
             made = Pass(name_of_pass, job.events, *usage, peak)
             if job.counted:
@@ -280,29 +292,39 @@ def merging(
     return contender
 
 
-def bundles(size: int, part: int) -> Callable[[Job], list[Pass]]:
-    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each written when it ends."""
+def bundles(
+    name: str, size: int | None, kind: str = "zipf1.1", *, part: int = 1, write: str = COMMITS
+) -> Callable[[Job], list[Pass]]:
+    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each written when it ends.
+
+    Args:
+        name: of the pass.
+        size: events of a bundle; None: all in one.
+        kind: of the workload.
+        part: of the events that is taken.
+        write: how the table is written.
+    """
 
     def contender(job: Job) -> list[Pass]:
-        where = _table(job)
-        n = max(size, job.events // part)
+        where = _table(job, write=write)
+        n = max(size or 1, job.events // part)
         fn = MergeDoFn(resolve(_arguments("sum", where, job.flush, dedup=True)))
         fn.setup()
         taken = 0
-        pages("zipf1.1", n)
+        pages(kind, n)
         watch.start()
         fn.start_bundle()
-        for i, event in enumerate(events("zipf1.1", n), 1):
+        for i, event in enumerate(events(kind, n), 1):
             taken += _taken(fn.process(event, WindowedValue(event, Timestamp(0), (GlobalWindow(),))))
-            if i % size == 0 or i == n:
+            if i % (size or n) == 0 or i == n:
                 taken += _taken(fn.finish_bundle())
                 fn.start_bundle()
         usage, peak = watch.stop(), peak_mb()
         fn.teardown()
         if taken != n:
             raise Inexact(f"{taken:,} of {n:,} events came out")
-        _check(where, "zipf1.1", n, "sum")
-        return [Pass(f"bundles-{size}", n, *usage, peak)]
+        _check(where, kind, n, "sum")
+        return [Pass(name, n, *usage, peak)]
 
     return contender
 
@@ -319,16 +341,27 @@ def copying(name: str, fn: type[beam.DoFn]) -> Callable[[Job], list[Pass]]:
     return contender
 
 
-def memory(job: Job) -> list[Pass]:
-    """`MergeRecords` with the memory store: what the transform itself costs."""
-    n = job.events * OVERHEAD_TIMES
-    store = MemorySpec("throughput")
-    usage, merged = _merge(n, "zipf1.1", "sum", store, FlushLimits().events, dedup=True)
-    peak = peak_mb()
-    if merged != n:
-        raise Inexact(f"{merged:,} of {n:,} events are said to be merged")
-    _check(store, "zipf1.1", n, "sum")
-    return [Pass("memory", n, *usage, peak)]
+def remembering(name: str, kind: str, *, times: int = 1, flush: int | None = None) -> Callable[[Job], list[Pass]]:
+    """`MergeRecords` with the memory store: what the transform itself costs.
+
+    Args:
+        name: of the pass.
+        kind: of the workload.
+        times: so many times the events, since it is quick.
+        flush: records to buffer; None for what the job says.
+    """
+
+    def contender(job: Job) -> list[Pass]:
+        n = job.events * times
+        store = MemorySpec("throughput")
+        usage, merged = _merge(n, kind, "sum", store, flush or job.flush, True, "merged")
+        peak = peak_mb()
+        if merged != n:
+            raise Inexact(f"{merged:,} of {n:,} events are said to be merged")
+        _check(store, kind, n, "sum")
+        return [Pass(name, n, *usage, peak)]
+
+    return contender
 
 
 CONTENDERS = {
@@ -343,12 +376,39 @@ CONTENDERS = {
     "max": Contender("MergeRecords: Zipf(1.1), Max", merging("max", "zipf1.1", "max")),
     "set_union": Contender("MergeRecords: Zipf(1.1), SetUnion", merging("set_union", "zipf1.1", "set_union")),
     "no-dedup": Contender("MergeRecords: Zipf(1.1), dedup off", merging("no-dedup", "zipf1.1", dedup=False)),
-    "bundles-10": Contender("MergeRecords: Zipf(1.1), bundles of 10", bundles(10, part=5)),
-    "bundles-1000": Contender("MergeRecords: Zipf(1.1), bundles of 1,000", bundles(1_000, part=1)),
+    "bundles-10": Contender("MergeRecords: Zipf(1.1), bundles of 10", bundles("bundles-10", 10, part=5)),
+    "bundles-1000": Contender("MergeRecords: Zipf(1.1), bundles of 1,000", bundles("bundles-1000", 1_000)),
     "copy": Contender("a ParDo that only copies", copying("copy", Copy)),
     "hold": Contender("a ParDo that copies when its bundle ends", copying("hold", Hold)),
-    "memory": Contender("MergeRecords: Zipf(1.1), memory store", memory),
+    "memory": Contender(
+        "MergeRecords: Zipf(1.1), memory store",
+        remembering("memory", "zipf1.1", times=OVERHEAD_TIMES, flush=FlushLimits().events),
+    ),
 }
+"""Of `benchmarks.throughput`."""
+
+KINDS = "own", "zipf1.1", "zipf1.3"
+BUNDLES = {"10": 10, "100": 100, "5000": 5_000, "whole": None}
+APPENDING = {
+    **{
+        f"append-{kind}": Contender(f"MergeRecords, appending: {kind}", merging(f"append-{kind}", kind, write=APPEND))
+        for kind in KINDS
+    },
+    **{
+        f"commit-{kind}": Contender(f"MergeRecords, committing: {kind}", merging(f"commit-{kind}", kind))
+        for kind in KINDS
+    },
+    **{
+        f"append-bundles-{text}-{kind}": Contender(
+            f"MergeDoFn, appending, bundles of {text}: {kind}",
+            bundles(f"append-bundles-{text}-{kind}", size, kind, write=APPEND),
+        )
+        for text, size in BUNDLES.items()
+        for kind in KINDS
+    },
+    "memory-own": Contender("MergeRecords: every event its own row, memory store", remembering("memory-own", "own")),
+}
+"""Further ones, of `benchmarks.append_speed`."""
 
 
 def measure(name: str, job: Job) -> list[Pass]:
@@ -361,7 +421,7 @@ def measure(name: str, job: Job) -> list[Pass]:
     os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
     warnings.simplefilter("ignore", RuntimeWarning)  # of Beam's client, about the emulator
     dedicate()
-    return CONTENDERS[name].run(job)
+    return (CONTENDERS | APPENDING)[name].run(job)
 
 
 # ---- what they share ----
@@ -379,7 +439,8 @@ class Counts:
 def counting() -> Iterator[Counts]:
     """Count what every store in this process writes."""
     counts = Counts()
-    commit, mutate, merge_updates = Connection.commit, Connection.mutate, BigtableStore.merge_updates
+    commit, mutate, mutate_here = Connection.commit, Connection.mutate, Connection.mutate_here
+    merge_updates = BigtableStore.merge_updates
 
     def counted_commit(self: Connection, request: bytes, burst: Burst | None = None) -> Call:
         counts.requests += 1
@@ -389,6 +450,10 @@ def counting() -> Iterator[Counts]:
         counts.requests += 1
         return await mutate(self, request, n)
 
+    def counted_here(self: Connection, request: bytes, n: int) -> Any:
+        counts.requests += 1
+        return mutate_here(self, request, n)
+
     def counted_merge(self: BigtableStore[Any], updates: Any) -> Any:
         counts.rows += len({update.key for update in updates})
         return merge_updates(self, updates)
@@ -396,6 +461,7 @@ def counting() -> Iterator[Counts]:
     changed: Any = (
         (Connection, "commit", commit, counted_commit),
         (Connection, "mutate", mutate, counted_mutate),
+        (Connection, "mutate_here", mutate_here, counted_here),
         (BigtableStore, "merge_updates", merge_updates, counted_merge),
     )
     for owner, name, _, counted in changed:
@@ -420,23 +486,25 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
     }
 
 
-def _merge(n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: bool) -> tuple[Usage, int]:
-    """Run a pipeline; what it took, and how many records were merged."""
+def _merge(
+    n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: bool, outcome: str
+) -> tuple[Usage, int]:
+    """Run a pipeline; what it took, and how many records came to this outcome."""
     p = beam.Pipeline(runner=IN_PROCESS_RUNNER)
     arguments = _arguments(monoid, store, flush, dedup)
     outputs = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
     _ = outputs[DEAD_LETTER] | beam.ParDo(Done())
     counters = run(p)
-    return watch.usage, counters.get(f"{NAME}:record_merged", 0)
+    return watch.usage, counters.get(f"{NAME}:record_{outcome}", 0)
 
 
 def _taken(outputs: Iterable[Any]) -> int:
     return sum(1 for _ in outputs)
 
 
-def _table(job: Job, monoid: str = "sum") -> BigtableSpec:
+def _table(job: Job, monoid: str = "sum", write: str = COMMITS) -> BigtableSpec:
     where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
-    tables.create(where, tables.purpose(Schema.of(by_name(monoid).of(VALUE), None)))
+    tables.create(where, tables.purpose(Schema.of(by_name(monoid).of(VALUE), None)), write=write)
     return where
 
 
@@ -445,7 +513,7 @@ def _check(spec: StoreSpec, kind: str, n: int, monoid: str) -> None:
     how: Monoid[Any] = by_name(monoid)
     wanted = expected(kind, n, monoid)
     with closing(spec.open(how)) as store:
-        found = {key.entity: value for key, value in store.scan()}  # type: ignore[attr-defined]
+        found = {key.entity: value for key, value in store.scan(fresh=True)}  # type: ignore[attr-defined]
     for page in wanted.keys() | found.keys():
         if found.get(page) != wanted.get(page):
             raise Inexact(f"{page} is {found.get(page)!r:.80}, and should be {wanted.get(page)!r:.80}")

@@ -18,15 +18,17 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 from benchmarks.harness import (
     Bar,
     Call,
     Inexact,
+    Watch,
     environment,
     in_own_process,
     machine,
@@ -36,7 +38,7 @@ from benchmarks.harness import (
     print_figures,
     say,
 )
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
@@ -46,6 +48,7 @@ from pipelines.console import Parser, one_line_errors
 WRITERS = (1, 8, 32)
 STUBS = "bare stubs, 64 in flight"
 THREADS, BUNDLE, WHOLE, KEYS = 12, 10, 5_000, 200
+SHARED_WRITERS, SHARED_PROCESSES, SHARED_ROWS, SHARED_FLUSH = 16, 2, 50, 500
 ROW_BAR, SLOWEST_BAR_S, BUNDLE_BAR = 0.15, 5.0, 0.15
 _READY_S = 0.2
 """From when a writer is ready until it begins, for each writer: they are to begin at the same time."""
@@ -57,12 +60,34 @@ class Contended(NamedTuple):
     Attributes:
         rate: events a second.
         slowest_s: the longest that one call took.
-        requests: conditional writes an event.
+        requests: that write, for each event.
+        cpu_s: of the clients' processors, for each event.
+        reads: requests that read, in all.
     """
 
     rate: float
     slowest_s: float
     requests: float
+    cpu_s: float = 0.0
+    reads: int = 0
+
+
+class Shared(NamedTuple):
+    """What the writers of one process took.
+
+    Attributes:
+        began, ended: when, by the clock on the wall.
+        slowest_s: the longest that one flush took, until all of it was merged.
+        cpu_s: of the processor.
+        writes, reads: requests.
+    """
+
+    began: float
+    ended: float
+    slowest_s: float
+    cpu_s: float
+    writes: int
+    reads: int
 
 
 def _spec(table: str) -> Any:
@@ -71,34 +96,49 @@ def _spec(table: str) -> Any:
     return BigtableSpec("benchmark", "instance", table)
 
 
-def _new_table() -> str:
+def new_table(write: str | None = None) -> str:
+    """Make a table that is written in this way, by commits if nothing is said; its name."""
     from murmur_beam.state.bigtable import tables
 
     name = f"contention-{uuid.uuid4().hex[:8]}"
-    tables.create(_spec(name), tables.purpose(Schema(Sum().name, None)))
+    tables.create(_spec(name), tables.purpose(Schema(Sum().name, None)), write=write)
     return name
 
 
-class _Commits:
-    """Counts the conditional writes of this process."""
+class _Requests:
+    """Counts the requests of this process: those that write, conditional or not, and those that read."""
 
     def __init__(self) -> None:
-        from murmur_beam.state.bigtable.connection import Connection
+        self.writes = self.reads = 0
 
-        self.n = 0
-        real = Connection.commit
 
-        def commit(connection: Any, *args: Any) -> Any:
-            self.n += 1
-            return real(connection, *args)
+@contextmanager
+def _counting() -> Iterator[_Requests]:
+    from murmur_beam.state.bigtable.connection import Connection
 
-        Connection.commit = commit  # type: ignore[method-assign]
+    requests = _Requests()
+    before = {name: getattr(Connection, name) for name in ("commit", "mutate", "mutate_here", "answers")}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            requests.reads += name == "answers"
+            requests.writes += name != "answers"
+            return before[name](*args)
+
+        return call
+
+    for name in before:
+        setattr(Connection, name, counted(name))
+    try:
+        yield requests
+    finally:
+        for name, real in before.items():
+            setattr(Connection, name, real)
 
 
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
     """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
-    commits = _Commits()
-    with closing(_spec(table).open(Sum())) as store:
+    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
         for n in range(events):
@@ -107,7 +147,7 @@ def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tupl
                 if not isinstance(result, Exception):
                     raise Inexact(f"event {n} of writer {writer}: {result}, though it came once")
             took.append(time.perf_counter() - started_s)
-        return began, time.time(), took, commits.n
+        return began, time.time(), took, requests.writes
 
 
 def one_row(writers: int, events: int) -> Contended:
@@ -116,7 +156,7 @@ def one_row(writers: int, events: int) -> Contended:
     Raises:
         Inexact: the count is wrong.
     """
-    table = _new_table()
+    table = new_table()
     each = events // writers
     begin_at = time.time() + 1 + _READY_S * writers
     with ExitStack() as stack:
@@ -130,17 +170,79 @@ def one_row(writers: int, events: int) -> Contended:
     return Contended(each * writers / seconds, slowest_s, sum(commits for _, _, _, commits in ran) / (each * writers))
 
 
-def merge_bundles(table: str, events: int, threads: int, bundle: int) -> Contended:
-    """Threads that share a store merge bundles of events of shared keys.
+def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at: float) -> Shared:
+    """Threads, each with a store of its own, merge flushes of events of the same rows, all the rows in each."""
+    each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
+    with ExitStack() as stack:
+        stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
+        requests = stack.enter_context(_counting())
+
+        def write(store: Any, updates: Sequence[Update]) -> float:
+            return max(_merge(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
+
+        with ThreadPoolExecutor(len(writers)) as pool:
+            time.sleep(max(0.0, begin_at - time.time()))
+            began, watch = time.time(), Watch()
+            watch.start()
+            slowest_s = max(pool.map(write, stores, each))
+            cpu_s = watch.stop().cpu_s
+        return Shared(began, time.time(), slowest_s, cpu_s, requests.writes, requests.reads)
+
+
+def _merge(store: Any, updates: Sequence[Update]) -> float:
+    """Merge all of these, however often some fail; seconds that it took."""
+    started_s = time.perf_counter()
+    wanted = {Outcome.RECORDED if store.appends else Outcome.MERGED}
+    while updates:
+        results = store.merge_updates(updates)
+        if wrong := [one for one in results if not (one in wanted or isinstance(one, TransientError))]:
+            raise Inexact(f"{len(wrong)} events ended as {wrong[0]!r:.80}")
+        # What has failed may have happened.
+        wanted.add(Outcome.DUPLICATE)
+        updates = [update for update, one in zip(updates, results, strict=True) if isinstance(one, TransientError)]
+    return time.perf_counter() - started_s
+
+
+def shared_rows(write: str, events: int) -> Contended:
+    """Many writers, in processes of some threads each, write the same rows at the same time.
 
     Raises:
         Inexact: a count is wrong.
     """
-    commits = _Commits()
+    table = new_table(write)
+    each = max(1, events // SHARED_WRITERS)
+    begin_at = time.time() + 1 + _READY_S * SHARED_WRITERS
+    share = SHARED_WRITERS // SHARED_PROCESSES
+    with ExitStack() as stack:
+        calls = [
+            stack.enter_context(Call(write_shared_rows, table, range(n, n + share), each, begin_at))
+            for n in range(0, SHARED_WRITERS, share)
+        ]
+        ran = [call.result() for call in calls]
+    total = each * SHARED_WRITERS
+    require(table, Counter(f"row-{n % SHARED_ROWS}" for n in range(each) for _ in range(SHARED_WRITERS)))
+    seconds = max(one.ended for one in ran) - min(one.began for one in ran)
+    return Contended(
+        total / seconds,
+        max(one.slowest_s for one in ran),
+        sum(one.writes for one in ran) / total,
+        sum(one.cpu_s for one in ran) / total,
+        sum(one.reads for one in ran),
+    )
+
+
+def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int | None = KEYS) -> Contended:
+    """Threads that share a store merge bundles of events of shared keys; of keys of their own, where there is no number
+    of these.
+
+    Raises:
+        Inexact: a count is wrong.
+    """
     config = Config(dedup=AtomicDedup())
-    keys = random.Random(events).choices(range(KEYS), k=events)
-    records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(keys)]
-    with closing(_spec(table).open(Sum())) as store:
+    chosen = range(events) if keys is None else random.Random(events).choices(range(keys), k=events)
+    records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(chosen)]
+    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
+        wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
 
         def merge(some: Sequence[Any]) -> list[float]:
             took = []
@@ -148,20 +250,33 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int) -> Contend
                 started_s = time.perf_counter()
                 results = merge_records(config, "contention", some[start : start + bundle], store)
                 took.append(time.perf_counter() - started_s)
-                if any(result.outcome is not Outcome.MERGED for result in results):
-                    raise Inexact(f"bundles of {bundle}: not all was merged: {results!r:.80}")
+                if any(result.outcome is not wanted for result in results):
+                    raise Inexact(f"bundles of {bundle}: not all was {wanted.value}: {results!r:.80}")
             return took
 
         share = len(records) // threads
         parts = [records[n * share : (n + 1) * share] for n in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            started_s = time.perf_counter()
+            watch = Watch()
+            watch.start()
             took = [seconds for some in pool.map(merge, parts) for seconds in some]
-            seconds = time.perf_counter() - started_s
-        found = sum(value for _, value in store.scan())
-    if found != share * threads:
-        raise Inexact(f"bundles of {bundle}: {found} events of {share * threads}")
-    return Contended(found / seconds, max(took), commits.n / found)
+            usage = watch.stop()
+    merged = share * threads
+    require(table, Counter(f"k{key}" for key in chosen[:merged]))
+    return Contended(merged / usage.seconds, max(took), requests.writes / merged, usage.cpu_s / merged, requests.reads)
+
+
+def require(table: str, wanted: Counter[str]) -> None:
+    """Compare what is stored with what should be.
+
+    Raises:
+        Inexact: it is something else.
+    """
+    with closing(_spec(table).open(Sum())) as store:
+        found = {key.entity: value for key, value in store.scan(fresh=True)}
+    if found != wanted:
+        wrong = min(key for key in found.keys() | wanted if found.get(key) != wanted.get(key))
+        raise Inexact(f"{wrong} is {found.get(wrong)}, and should be {wanted.get(wrong)}")
 
 
 def bare_stubs(events: int) -> Contended:
@@ -228,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 name = _bundles(threads, bundle)
                 say(f"round {n + 1} of {args.rounds}: {name}")
                 ran.setdefault(name, []).append(
-                    in_own_process(merge_bundles, _new_table(), args.bundled, threads, bundle)
+                    in_own_process(merge_bundles, new_table(), args.bundled, threads, bundle)
                 )
             say(f"round {n + 1} of {args.rounds}: {STUBS}")
             ran.setdefault(STUBS, []).append(bare_stubs(args.bundled))

@@ -7,11 +7,13 @@ import os
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from murmur_beam.errors import MurmurError
@@ -198,6 +200,7 @@ class Bar(NamedTuple):
         bar: None for one that is only shown.
         at_least: or at most?
         unit: of the values.
+        by_cpu: the same by the time of the client's processor, for each round; empty where that says nothing.
     """
 
     text: str
@@ -205,6 +208,7 @@ class Bar(NamedTuple):
     bar: float | None
     at_least: bool = True
     unit: str = ""
+    by_cpu: Sequence[float] = ()
 
     @property
     def value(self) -> float:
@@ -226,6 +230,7 @@ class Bar(NamedTuple):
             "least": round(min(self.values), 3),
             "greatest": round(max(self.values), 3),
             "unit": self.unit,
+            "by_cpu": round(statistics.median(self.by_cpu), 3) if self.by_cpu else None,
             "bar": self.bar,
             "at_least": self.at_least,
             "holds": self.holds,
@@ -234,12 +239,14 @@ class Bar(NamedTuple):
 
 def bars_table(bars: Sequence[Bar]) -> list[list[str]]:
     """Rows of a table, the first of them the titles."""
-    rows = [["figure", "median", "of rounds", "bar", ""]]
+    with_cpu = any(bar.by_cpu for bar in bars)
+    rows = [["figure", "median", "of rounds", *(["by CPU"] if with_cpu else []), "bar", ""]]
     for bar in bars:
         wanted = "" if bar.bar is None else f"{'>=' if bar.at_least else '<='} {bar.bar:g}{bar.unit}"
         verdict = {None: "", True: "holds", False: "MISSED"}[bar.holds]
         between = f"{min(bar.values):.2f} .. {max(bar.values):.2f}"
-        rows.append([bar.text, f"{bar.value:.2f}{bar.unit}", between, wanted, verdict])
+        by_cpu = [f"{statistics.median(bar.by_cpu):.2f}" if bar.by_cpu else ""] if with_cpu else []
+        rows.append([bar.text, f"{bar.value:.2f}{bar.unit}", between, *by_cpu, wanted, verdict])
     return rows
 
 
@@ -269,3 +276,21 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 def machine() -> str:
     """What the figures were taken on."""
     return f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f} before"
+
+
+def versions() -> str:
+    """Of what figures depend on besides."""
+    return f"Beam {version('apache-beam')}, grpcio {version('grpcio')}, Bigtable emulator {_emulator_version()}"
+
+
+def _emulator_version() -> str:
+    """The emulator does not say it: that of the package it came with, or else the day its program was made."""
+    from murmur_beam.testing.emulators import BIGTABLE
+
+    program = BIGTABLE.find()
+    with suppress(OSError):
+        ask = ["dpkg-query", "-W", "-f=${Version}", BIGTABLE.package]
+        asked = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if asked.returncode == 0:
+            return asked.stdout
+    return f"of {time.strftime('%Y-%m-%d', time.gmtime(os.stat(program).st_mtime))}"

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from murmur_beam import __version__, cli_delete, cli_tables
+from murmur_beam import __version__, cli_delete, cli_fold, cli_tables
 from murmur_beam.cli_arguments import (
     Parser,
     parse_end,
@@ -47,8 +47,8 @@ _FRESH = {
 
 _DESCRIPTION = """\
 Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
-No aggregate is ever written. Only create-table changes a table and what is recorded of its purpose, and only delete
-and reset take anything out of one."""
+Only create-table changes a table and what is recorded of its purpose, and only delete and reset take anything out of
+one. Only fold writes aggregates: it brings into them what pipelines have appended."""
 _CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
 _CHECK = """\
 Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written, except with --probe:
@@ -357,6 +357,9 @@ def _parser() -> Parser:
     probe = "also try on scratch rows what the table rests on; the output is fit for an issue (docs/operations.md)"
     check.add_argument("--probe", action="store_true", help=probe)
     _add_purpose(check, *["what the table recorded"] * 5)
+
+    fold = command("fold", partial(_on_table, cli_fold.fold), cli_fold.FOLD, cli_fold.EPILOG)
+    cli_fold.add_fold(fold, parsed(parse_prefix), parsed(parse_duration), parsed(parse_n))
     return parser
 
 

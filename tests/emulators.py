@@ -118,6 +118,20 @@ def new_spec(host: str, **arguments: Any) -> BigtableSpec:
     return BigtableSpec(PROJECT, INSTANCE, new_table(host), **arguments)
 
 
+def appended_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is appended to."""
+    from appended import AppendedSpec
+
+    return AppendedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
+def folded_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is appended to and folded after each flush."""
+    from appended import FoldedSpec
+
+    return FoldedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
 def first_layout_spec(host: str, **arguments: Any) -> BigtableSpec:
     """Of a table of its own, which is of layout 1: whatever opens it first records that, as release 0.1.0 does."""
     from first_layout import FirstLayoutSpec

@@ -223,6 +223,10 @@ class FaultProxy:
         """From now on nothing comes through the connections that there are, and neither end is told."""
         self._run(self._relay.half_open())
 
+    def black_hole(self) -> None:
+        """As `half_open`; new connections are made, and nothing comes through them either. It ends with `down`."""
+        self._run(self._relay.half_open(new_ones=True))
+
     def drain(self) -> None:
         """Wait for the writes that are late."""
         self._run(self._drain())
@@ -537,21 +541,24 @@ class _Relay:
         self.port: int = self._held.getsockname()[1]
         self._server: asyncio.Server | None = None
         self._clients: dict[str, _End] = {}
+        self._loses = False
 
     async def up(self, inner_port: int) -> None:
         if self._server is None:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _End(self._clients, inner_port), "127.0.0.1", self.port, reuse_port=True
+                lambda: _End(self._clients, inner_port, loses=self._loses), "127.0.0.1", self.port, reuse_port=True
             )
 
     async def down(self) -> None:
+        self._loses = False
         if self._server is not None:
             self._server.close()
             self._server = None
         for client in list(self._clients.values()):
             client.reset()
 
-    async def half_open(self) -> None:
+    async def half_open(self, *, new_ones: bool = False) -> None:
+        self._loses = new_ones
         for client in self._clients.values():
             client.half_open()
 
@@ -576,21 +583,25 @@ class _End(asyncio.Protocol):
     Args:
         clients: clients' ends by what the gRPC server calls them.
         inner_port: where to connect to, for the end of a client; None for the other end.
+        other: the end of the client, for the other end.
+        loses: what comes in is lost.
     """
 
-    def __init__(self, clients: dict[str, _End], inner_port: int | None, other: _End | None = None) -> None:
+    def __init__(
+        self, clients: dict[str, _End], inner_port: int | None, other: _End | None = None, *, loses: bool = False
+    ) -> None:
         self._clients = clients
         self._inner_port = inner_port
         self._name = ""
         self.other = other
         self.transport: Any = None
-        self._lost = False
+        self._loses = loses
 
     def half_open(self) -> None:
         """Lose what comes in at both ends."""
-        self._lost = True
+        self._loses = True
         if self.other is not None:
-            self.other._lost = True
+            self.other._loses = True
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -601,7 +612,7 @@ class _End(asyncio.Protocol):
 
     async def _connect(self, inner_port: int) -> None:
         def other_end() -> _End:
-            return _End(self._clients, None, self)
+            return _End(self._clients, None, self, loses=self._loses)
 
         try:
             inner, self.other = await asyncio.get_running_loop().create_connection(other_end, "127.0.0.1", inner_port)
@@ -618,7 +629,7 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self.other is not None
-        if not self._lost:
+        if not self._loses:
             self.other.transport.write(data)
 
     def pause_writing(self) -> None:

@@ -100,6 +100,22 @@ TABLES = (
     Table("flags", Custom("xor", 0, operator.xor), [[("a", 0, 5, "e1")], [("a", 0, 3, "e2"), ("a", 0, 5, "e1")]]),
 )
 NAMES = tuple(table.name for table in TABLES)
+APPENDED = (
+    Table(
+        "clicks",
+        Sum(),
+        [
+            [("page/1", TODAY, 5, "e1"), ("page/1", TODAY, -7, "e2"), ("page/2", TODAY, 1, "e1")],
+            [("page/1", TODAY, 1, "e3"), ("page/1", TODAY - 1, 2**40, "e4"), ("page/1", TODAY, 1, "e5")],
+            [("page/1", TODAY, 5, "e1"), ("page/1", TODAY, 9, "e6")],
+        ],
+        DAY,
+        RETENTION,
+    ),
+    Table("tags", SetUnion(), [[("a", 0, frozenset({"x", 7}), "e1")], [("a", 0, frozenset({"y", 7}), "e2")]]),
+    Table("flags", Custom("xor", 0, operator.xor), [[("a", 0, 5, "e1")], [("a", 0, 3, "e2"), ("a", 0, 5, "e1")]]),
+)
+"""Tables that are appended to; not for 0.1.0."""
 
 
 # ---- text and bytes ----
@@ -175,26 +191,51 @@ def spec_of(table: Table, place: tuple[str, str], prefix: str) -> Any:
     return BigtableSpec(*place, f"{prefix}-{table.name}", shards=shards, clock=FakeClock(NOW_S))
 
 
-def make_bigtable(place: tuple[str, str], prefix: str) -> None:
-    """Make all tables, as ``murmur create-table`` does."""
+def make_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = TABLES, **more: Any) -> None:
+    """Make tables, as ``murmur create-table`` does."""
     from murmur_beam.state.bigtable import tables
 
-    for table in TABLES:
+    for table in which:
         schema = Schema(table.monoid.name, table.granularity)
-        tables.create(spec_of(table, place, prefix), tables.purpose(schema, table.retention, table.dedup_retention))
+        meta = tables.purpose(schema, table.retention, table.dedup_retention)
+        tables.create(spec_of(table, place, prefix), meta, **more)
 
 
 def write_bigtable(place: tuple[str, str], prefix: str) -> None:
     """Merge into all tables, which are made, with random numbers that are always the same."""
     for table in TABLES:
-        spec = spec_of(table, place, prefix)
-        with closing(spec.open(table.monoid, table.granularity)) as store:
-            # The one place where chance is taken out: where the versions of a row begin, and who the writer is.
-            store._commits._chance = random.Random(table.name)
-            store._commits._writer = b"writer-1"
-            for now_s, updates in table.updates():
-                spec.clock.time = now_s
-                store.merge_updates(updates)
+        with closing(opened(table, place, prefix)) as store:
+            write(table, store)
+
+
+def opened(table: Table, place: tuple[str, str], prefix: str) -> Any:
+    """A store without chance: where the versions of a row begin, and who the writer is."""
+    store = spec_of(table, place, prefix).open(table.monoid, table.granularity)
+    store._commits._chance = random.Random(table.name)
+    store._commits._writer = b"writer-1"
+    if hasattr(store, "_appends"):  # not in 0.1.0
+        store._appends._names._writer = b"write"
+    return store
+
+
+def write(table: Table, store: Any) -> None:
+    """Merge what is to be merged, each flush at its time."""
+    for now_s, updates in table.updates():
+        store._clock.time = now_s
+        store.merge_updates(updates)
+
+
+def append_and_fold(place: tuple[str, str], prefix: str) -> dict[str, Any]:
+    """Tables that are made and appended to, and then folded, as a golden document: rows before and after."""
+    found = {}
+    make_bigtable(place, prefix, APPENDED, write="append")
+    for table in APPENDED:
+        with closing(opened(table, place, prefix)) as store:
+            write(table, store)
+            before = table_of(spec_of(table, place, prefix))
+            store.fold()
+        found[table.name] = {**before, "folded": table_of(spec_of(table, place, prefix))["rows"]}
+    return {"tables": found}
 
 
 def read_bigtable(place: tuple[str, str], prefix: str, names: Sequence[str] = NAMES) -> dict[str, Any]:
@@ -236,7 +277,9 @@ def raw_rows(spec: Any) -> dict[str, Any]:
     return found
 
 
-def put_bigtable(place: tuple[str, str], prefix: str, document: Any, *, rows: bool = True) -> None:
+def put_bigtable(
+    place: tuple[str, str], prefix: str, document: Any, *, rows: bool = True, which: Sequence[Table] = TABLES
+) -> None:
     """Make tables just as a golden document says, cell by cell.
 
     Args:
@@ -244,12 +287,13 @@ def put_bigtable(place: tuple[str, str], prefix: str, document: Any, *, rows: bo
         prefix: of the names of the tables.
         document: says how.
         rows: also those of aggregates, not only what the tables are for.
+        which: of these tables.
     """
     from murmur_beam.state.bigtable import wire
     from murmur_beam.state.bigtable.admin import Admin, Rule
     from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 
-    for table in TABLES:
+    for table in which:
         if table.name not in document["tables"]:
             continue
         spec, wanted = spec_of(table, place, prefix), document["tables"][table.name]

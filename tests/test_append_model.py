@@ -21,12 +21,13 @@ def e(*events: int) -> frozenset[int]:
     [
         pytest.param([Appender(1, e(0, 1)), Appender(2, e(1, 2), 1), Committer(e(0, 3)), Folder()], id="a commit"),
         pytest.param(
-            [Appender(1, e(0, 1)), Appender(2, e(1, 2), 1), Committer(e(0), 2), Folder(), Folder(1)], id="two folders"
+            [Appender(1, e(0, 1)), Appender(2, e(1, 2), 1), Committer(e(0), 1), Folder(), Folder(1)], id="two folders"
         ),
         pytest.param([Appender(1, e(0, 1)), Committer(e(0)), Committer(e(0, 2), 2), Folder(1)], id="two committers"),
         pytest.param([Appender(1, e(0, 1)), Committer(e(1, 2)), Folder(1), Reader()], id="a reader"),
         pytest.param([Appender(1, e(0, 1)), Committer(e(0)), Folder(1), Deleter()], id="a deletion"),
         pytest.param([Appender(1, e(0, 1)), Folder(), Folder(1), Reader(), Deleter()], id="all but commits"),
+        pytest.param([Appender(1, e(0, 1)), Committer(e(1, 2), 2), Folder(), Reader(fresh=False)], id="as of a fold"),
     ],
 )
 def test_every_order_counts_each_event_once(actors: Sequence[Actor]) -> None:
@@ -46,7 +47,12 @@ def test_every_order_counts_each_event_once(actors: Sequence[Actor]) -> None:
             "forgets",
             id="a version with nothing new",
         ),
-        pytest.param([Appender(1, e(0)), Committer(e(0)), Folder(one_version=False)], "worth", id="two versions: fold"),
+        pytest.param(
+            [Appender(1, e(0)), Committer(e(0)), Folder(verifies=False), Deleter()], "worth", id="two rows: fold"
+        ),
+        pytest.param(
+            [Appender(1, e(0)), Folder(), Reader(fresh=False, by_value=False)], "last fold", id="a version, no value"
+        ),
         pytest.param([Appender(1, e(0)), Committer(e(0)), Reader(one_version=False)], "worth", id="two versions: read"),
         pytest.param([Appender(1, e(0), 1), Appender(1, e(1), 1)], "worth", id="a name used twice"),
     ],
@@ -65,7 +71,9 @@ def crowds(draw: st.DrawFn) -> list[Actor]:
     """More actors than could be tried in every order."""
     appenders = [Appender(name, events) for name, events in enumerate(draw(st.lists(EVENTS, min_size=1, max_size=5)))]
     committers = [Committer(events) for events in draw(st.lists(EVENTS, max_size=3))]
-    others: list[Actor] = [Folder(3)] * draw(st.integers(1, 3)) + [Reader()] * draw(st.integers(0, 2))
+    others: list[Actor] = [Folder(3)] * draw(st.integers(1, 3)) + [Reader(), Reader(fresh=False)][
+        : draw(st.integers(0, 2))
+    ]
     return [*appenders, *committers, *others, *[Deleter()] * draw(st.integers(0, 2))]
 
 

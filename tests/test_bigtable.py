@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
-from emulators import first_layout_spec, new_spec
+from emulators import appended_spec, first_layout_spec, folded_spec, new_spec
 from fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from google.cloud.bigtable_admin_v2 import BigtableTableAdminClient
 from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports import BigtableTableAdminGrpcTransport
@@ -88,6 +88,29 @@ class TestShards(TestBigtableStore):
 
     @pytest.mark.skip(reason="with shards the limit of 64 bits is that of each shard, so two events need not meet it")
     def test_merge_update_raises_what_failed(self) -> None: ...
+
+
+class TestAppended(TestBigtableStore):
+    """So does a table that is appended to."""
+
+    appends = True
+
+    def spec(self, clock: FakeClock) -> StoreSpec:
+        return appended_spec(self.host, clock=clock)
+
+
+class TestFolded(TestAppended):
+    """And whatever of it is folded already; with several rows for each key, which are united one by one."""
+
+    def spec(self, clock: FakeClock) -> StoreSpec:
+        return folded_spec(self.host, shards=8, clock=clock)
+
+    # What these are about is done before anything is folded, and takes long with a fold after each flush.
+    test_closing_a_store_that_others_merge_through = None  # type: ignore[assignment]
+    test_scan_reads_any_number_of_rows = None  # type: ignore[assignment]
+    test_any_number_of_rows_is_deleted = None  # type: ignore[assignment]
+    test_deleting_beside_a_writer = None  # type: ignore[assignment]
+    test_a_fork = None  # type: ignore[assignment]
 
 
 class TestSmallMemory(TestBigtableStore):

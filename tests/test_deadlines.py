@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Coroutine
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
 from fault_proxy import CHECK_AND_MUTATE, METHODS, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 
 from murmur_beam.errors import MergeCancelled, StoreUnavailable, TransientError
 from murmur_beam.metrics import InMemory
@@ -25,7 +28,7 @@ from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, connection, tables
-from murmur_beam.state.bigtable.sending import Gate, Patience
+from murmur_beam.state.bigtable.sending import Gate, Patience, Sender
 from murmur_beam.state.bigtable.settings import Settings
 from murmur_beam.testing import emulators as emulation
 from murmur_beam.testing.emulators import BIGTABLE, stop
@@ -55,6 +58,14 @@ def merge_all(store: BigtableStore[int], updates: list[Update]) -> None:
         results = store.merge_updates(updates)
         assert Outcome.DUPLICATE not in results
         updates = [update for update, result in zip(updates, results, strict=True) if result is not Outcome.MERGED]
+
+
+def ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a dead connection found out within seconds."""
+    pings = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.ping_timeout_ms": 500}
+    options = tuple((name, pings.get(name, value)) for name, value in connection._OPTIONS)
+    assert options != connection._OPTIONS
+    monkeypatch.setattr(connection, "_OPTIONS", options)
 
 
 # ---- a call ----
@@ -114,10 +125,7 @@ def test_a_connection_whose_other_end_is_gone(
     proxy: FaultProxy, bigtable_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither end is told. It is found out by a ping, and the next flush takes another connection."""
-    pings = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.ping_timeout_ms": 500}
-    options = tuple((name, pings.get(name, value)) for name, value in connection._OPTIONS)
-    assert options != connection._OPTIONS
-    monkeypatch.setattr(connection, "_OPTIONS", options)
+    ping_often(monkeypatch)
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
     spec = dataclasses.replace(emulators.new_spec(bigtable_host), timeout_s=30.0, patience_s=60.0)
     with closing(spec.open(Sum())) as store:
@@ -127,6 +135,28 @@ def test_a_connection_whose_other_end_is_gone(
         results = store.merge_updates(updates[20:])
         assert time.monotonic() - started_s < 10, "long before a request's deadline"
         assert {type(result) for result in results} == {TransientError}
+        merge_all(store, updates[20:])
+        assert sum(value for _, value in store.scan()) == 40
+
+
+def test_a_network_that_swallows_everything(
+    proxy: FaultProxy, bigtable_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends, and what is tried again waits for another one until patience is over. That is the network's
+    fault, and not that of whoever writes the same rows."""
+    ping_often(monkeypatch)
+    updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
+    spec = dataclasses.replace(emulators.new_spec(bigtable_host), timeout_s=3.5, patience_s=4.0)
+    with closing(spec.open(Sum())) as store:
+        assert store.merge_updates(updates[:20]) == [Outcome.MERGED] * 20
+        proxy.black_hole()
+        results = store.merge_updates(updates[20:])
+        assert {type(result) for result in results} == {TransientError}
+        assert {str(result).partition("the server ")[2] for result in results} == {
+            "cannot be reached, or says that it is unavailable"
+        }
+        proxy.down()
+        proxy.up()
         merge_all(store, updates[20:])
         assert sum(value for _, value in store.scan()) == 40
 
@@ -309,6 +339,54 @@ def test_a_probe_that_is_given_up_makes_room_for_the_next() -> None:
             assert entered == [*range(n + 1)]
             requests[n].cancel()
         await asyncio.gather(*requests, return_exceptions=True)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("codes", "blamed"),
+    [
+        ([], "has too much to do"),
+        ([None], "has too much to do"),
+        ([StatusCode.ABORTED], "has too much to do"),
+        ([StatusCode.DEADLINE_EXCEEDED], "does not answer"),
+        ([StatusCode.UNAVAILABLE], "cannot be reached"),
+        ([None, StatusCode.UNAVAILABLE], "cannot be reached"),
+        ([StatusCode.UNAVAILABLE, None], "has too much to do"),
+        ([StatusCode.DEADLINE_EXCEEDED, None], "has too much to do"),
+        ([StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED], "does not answer"),
+        ([StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE], "does not answer"),
+    ],
+    ids=str,
+)
+def test_the_last_request_tells_what_is_wrong(codes: list[StatusCode | None], blamed: str) -> None:
+    """A connection that breaks is no answer, and no silence of a server that has got the request."""
+
+    async def work() -> None:
+        sender = Sender(Settings("p", "i", "t"))
+        for code in codes:
+            with suppress(AioRpcError):
+                await sender.send(functools.partial(answer, code), sender.deadline())
+        assert f"the server {blamed}" in str(sender.late())
+
+    async def answer(code: StatusCode | None) -> None:
+        if code is not None:
+            raise AioRpcError(code, Metadata(), Metadata())
+
+    run(work())
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_broken_connection_neither_shuts_nor_opens_a_gate(silent: bool) -> None:
+    """What is known of the server is what was known before."""
+
+    async def work() -> None:
+        gate = Gate()
+        gate.leave(False, not silent)
+        gate.leave(await gate.enter(), None, broken=True)
+        assert (gate.silent, gate.broken) == (silent, True)
+        gate.leave(await gate.enter(), True)
+        assert (gate.silent, gate.broken) == (False, False)
 
     run(work())
 

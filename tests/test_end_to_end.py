@@ -76,29 +76,63 @@ def workers(hosts: list[str]) -> list[str]:
 
 
 def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> None:
-    """In a process of its own: every number right, the table says so, and neither process nor file remains."""
-    with running(tmp_path, "--flights=400", "--kills=2") as process:
-        out, err = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 0, err
+    """In processes of their own: every number right, the table says so, and neither process nor file remains. With
+    commits and by appending, at the same time, since both wait for the most part."""
+    folders = {write: tmp_path / write for write in ("commit", "append")}
+    for folder in folders.values():
+        folder.mkdir()
+    with (
+        running(folders["commit"], "--flights=400", "--kills=2") as commits,
+        running(folders["append"], "--flights=200", "--kills=1", "--write=append") as appends,
+    ):
+        out, err = commits.communicate(timeout=TIMEOUT_S)
+        assert commits.returncode == 0, out + err
+        assert ended(folders["commit"], out) == {
+            "published": 805,
+            "merged": 400,
+            "duplicate": 400,
+            "dead letters": 5,
+            "left over": 0,
+            "kills": 2,
+            "numbers": numbers(400),
+            "wrong": 0,
+        }
+        assert out.count("SIGKILL ") == 2
+        out, err = appends.communicate(timeout=TIMEOUT_S)
+        assert appends.returncode == 0, out + err
+        rows = ended(folders["append"], out)
+        # Of the round in which it is killed, a folder tells nothing. Each flight is folded for each key.
+        assert rows.pop("rounds") > 2
+        assert rows.pop("found twice") >= 0
+        assert 0 <= rows.pop("folded") <= 200 * len(flights.KEYS)
+        assert rows == {
+            "published": 405,
+            "recorded": 400,
+            "counted": 200,
+            "dead letters": 5,
+            "left over": 0,
+            "kills": 1,
+            "folder kills": 1,
+            "numbers": numbers(200),
+            "wrong": 0,
+        }
+        assert out.count("SIGKILL ") == 2
+
+
+def numbers(n: int) -> int:
+    """How many there are to compare of so many flights."""
+    return len(end_to_end.recount(list(islice(flights.read_flights(str(flights.shipped_data())), n))))
+
+
+def ended(folder: Path, out: str) -> dict[str, int]:
+    """The table at the end of a run, after which nothing may be left."""
     hosts = re.findall(r"127\.0\.0\.1:\d+", out)
-    rows = {name.strip(): int(n.replace(",", "")) for name, n in re.findall(r"(?m)^([a-z ]{14}) *([\d,]+)  ", out)}
-    numbers = len(end_to_end.recount(list(islice(flights.read_flights(str(flights.shipped_data())), 400))))
-    assert rows == {
-        "published": 805,
-        "merged": 400,
-        "duplicate": 400,
-        "dead letters": 5,
-        "left over": 0,
-        "kills": 2,
-        "numbers": numbers,
-        "wrong": 0,
-    }
-    assert out.count("SIGKILL ") == 2
     assert "every number is exact, after " in out.splitlines()[-1]
     assert len(hosts) == 2
     assert not any(listens(host) for host in hosts)
     assert workers(hosts) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
+    return {name.strip(): int(n.replace(",", "")) for name, n in re.findall(r"(?m)^([a-z ]{14}) *([\d,]+)  ", out)}
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
@@ -173,7 +207,7 @@ def test_the_exit_code_says_whether_all_is_right(
     change: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong numbers, messages left over, dead letters that are missing, changed or too many: each is a failure."""
-    monkeypatch.setattr(end_to_end, "run", lambda flights, kills, seed: FINE._replace(**change))
+    monkeypatch.setattr(end_to_end, "run", lambda flights, kills, seed, write: FINE._replace(**change))
     assert end_to_end.main(["--flights=3"]) == code
     out = capsys.readouterr().out
     assert ("every number is exact" in out) == (code == 0)

@@ -65,9 +65,10 @@ MAY_IMPORT = {
     # What users hold in their hands.
     "transforms": f"{LIBRARY} merger",
     "reader": LIBRARY,
-    "cli": f"{LIBRARY} reader __init__ cli_arguments cli_delete cli_output cli_tables",
+    "cli": f"{LIBRARY} reader __init__ cli_arguments cli_delete cli_fold cli_output cli_tables",
     "cli_arguments": LIBRARY,
     "cli_delete": f"{LIBRARY} reader",
+    "cli_fold": f"{LIBRARY} reader cli_output state.bigtable.*",
     "cli_output": LIBRARY,
     "cli_tables": f"{LIBRARY} __init__ state.bigtable.*",
     "__main__": "cli",

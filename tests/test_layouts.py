@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -89,6 +90,7 @@ def version_of(where: BigtableSpec) -> tuple[str, int]:
     [
         (b"layout", b"3"),
         (b"write", b"stream"),
+        (b"appended", b"0"),
         (b"forgets", b"2"),
         (b"calendar", b"month Europe/Paris"),
         (b"granularity_us", b"month"),
@@ -127,7 +129,8 @@ def test_a_record_of_a_later_release_is_refused(
     ("meta", "cells"),
     [
         pytest.param(Meta(DAILY), {b"write": b"commit"}, id="commit"),
-        pytest.param(Meta(DAILY, write=APPEND), {b"write": b"append"}, id="append"),
+        pytest.param(Meta(DAILY, write=APPEND, appended=True), {b"write": b"append", b"appended": b"1"}, id="append"),
+        pytest.param(Meta(DAILY, appended=True), {b"write": b"commit", b"appended": b"1"}, id="was-appended-to"),
         pytest.param(
             Meta(DAILY, marker_age=DAY, forgets=True), {b"write": b"commit", b"forgets": b"1"}, id="dedup-retention"
         ),
@@ -138,22 +141,40 @@ def test_a_record_of_a_later_release_is_refused(
     ],
 )
 def test_how_a_table_is_written_is_recorded(meta: Meta, cells: dict[bytes, bytes]) -> None:
-    """And whether it ever had a dedup retention; layout 1 has cells for neither."""
+    """And ever was, and whether it ever had a dedup retention; layout 1 has no cells for that."""
     made = cells_of(meta)
-    assert {name: value for name, value in made.items() if name in (b"write", b"forgets")} == cells
+    assert {name: value for name, value in made.items() if name in (b"write", b"appended", b"forgets")} == cells
     assert meta_of(made, "the table") == meta._replace(schema=meta.schema._replace(vague=False))
 
 
 def test_a_dedup_retention_is_recorded_as_one(bigtable_host: str) -> None:
-    """Whoever records it, and whether the table is new or not."""
+    """Whoever records it, and whether the table is new or not; so is that it is appended to."""
     where = new_spec(bigtable_host)
     where.open(Sum()).close()
     with closing(where.connect()) as connection:
         before = connection.run(read_meta(connection))
+        assert before is not None
         assert before == Meta(Schema("sum", None))
         connection.run(amend_meta(connection, before, before._replace(marker_age=DAY)))
         assert connection.run(read_meta(connection)) == before._replace(marker_age=DAY, forgets=True)
     assert cells_of(before._replace(marker_age=DAY))[b"forgets"] == b"1"
+    assert cells_of(before._replace(write=APPEND))[b"appended"] == b"1"
+
+
+def test_no_table_becomes_both(bigtable_host: str) -> None:
+    """Appended to, and with a dedup retention: whoever comes second records nothing, whatever it has seen before."""
+    for first, second in itertools.permutations(({"write": APPEND}, {"marker_age": DAY})):
+        where = new_spec(bigtable_host)
+        where.open(Sum()).close()
+        with closing(where.connect()) as connection:
+            before = connection.run(read_meta(connection))
+            assert before is not None
+            connection.run(amend_meta(connection, before, before._replace(**first)))
+            recorded = connection.run(read_meta(connection))
+            assert recorded is not None
+            assert (recorded.appended, recorded.forgets) == ("write" in first, "marker_age" in first)
+            connection.run(amend_meta(connection, before, before._replace(**second)))
+            assert connection.run(read_meta(connection)) == recorded
 
 
 @pytest.mark.parametrize("missing", [b"write", b"monoid:", b"shards"])
@@ -165,7 +186,7 @@ def test_a_record_without_a_field_is_refused(missing: bytes) -> None:
         meta_of(cells, "the table")
 
 
-def test_what_is_yet_to_be_folded_is_not_left_out(bigtable_host: str) -> None:
+def test_what_only_a_later_release_can_fold_is_not_left_out(bigtable_host: str) -> None:
     """A later release has written it: each reader says so, whether the row has a value or not."""
     where = new_spec(bigtable_host)
     with closing(where.open(Sum())) as store:
@@ -173,7 +194,7 @@ def test_what_is_yet_to_be_folded_is_not_left_out(bigtable_host: str) -> None:
         put(where, row_key(A), wire.PENDING, b"name", b"payload")
         put(where, row_key(Key("b")), wire.PENDING, b"name", b"payload")
         for work in (lambda: store.get(A), lambda: store.get(Key("b")), lambda: list(store.scan())):
-            with pytest.raises(SchemaMismatch, match="yet to be folded"):
+            with pytest.raises(SchemaMismatch, match="pending deltas has format"):
                 work()
         assert store.get(Key("whole")) == 1
 
@@ -186,5 +207,5 @@ def test_a_scan_of_some_buckets_sees_what_is_yet_to_be_folded(bigtable_host: str
         cell = wire.put(wire.PENDING, b"name", at_us, b"payload")
         assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("a", 3)), [cell])]), 1)) == {}
         assert list(store.scan(first=4)) == list(store.scan(last=2)) == []
-        with pytest.raises(SchemaMismatch, match="yet to be folded"):
+        with pytest.raises(SchemaMismatch, match="pending deltas has format"):
             list(store.scan(first=3, last=3))

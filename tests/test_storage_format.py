@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.state.base import Schema, fingerprint
-from murmur_beam.state.bigtable import commits, known, row_key, scratch, tables
+from murmur_beam.state.bigtable import commits, known, pending, row_key, scratch, tables
 from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
@@ -71,6 +72,33 @@ def test_layout_1_is_written_as_the_golden_file_says(bigtable_host: str, tmp_pat
     storage.put_bigtable(PLACE, prefix, golden(1), rows=False)
     storage.write_bigtable(PLACE, prefix)
     require_same(golden(1), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_pending_deltas_are_written_and_folded_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+    """Names and payloads of each kind, and what a fold makes of them."""
+    require_same(storage.read("bigtable-appended.json"), storage.append_and_fold(PLACE, new_prefix()), tmp_path)
+
+
+def test_pending_deltas_of_a_golden_file_are_read_and_folded(bigtable_host: str) -> None:
+    """By a store that has not written them; values are the same before and after, and so is each cell of a fold."""
+    prefix, document = new_prefix(), storage.read("bigtable-appended.json")
+    storage.put_bigtable(PLACE, prefix, document, which=storage.APPENDED)
+    for table in storage.APPENDED:
+        expected: dict[Key, Any] = {}
+        seen = set()
+        for key, delta, event_id, _ in (update for _, updates in table.updates() for update in updates):
+            if (key, event_id) not in seen:
+                seen.add((key, event_id))
+                expected[key] = table.monoid.combine(expected.get(key, table.monoid.identity), delta)
+        with closing(storage.opened(table, PLACE, prefix)) as store:
+            store._clock.time += len(table.flushes) - 1
+            assert store.get_many(list(expected)) == list(expected.values())
+            assert store.fold().duplicates == (1 if not table.monoid.idempotent else 0)
+            assert store.get_many(list(expected)) == list(expected.values())
+            assert dict(store.scan()) == expected
+        found = storage.raw_rows(storage.spec_of(table, PLACE, prefix))
+        del found[shown(SCHEMA_ROW)]
+        assert storage.differences(document["tables"][table.name]["folded"], found) == []
 
 
 def test_sqlite_is_written_as_the_golden_file_says(tmp_path: Path) -> None:
@@ -214,10 +242,10 @@ def test_another_fingerprint_is_another_event(bigtable_host: str) -> None:
 
 def test_each_other_leaf_of_a_golden_file_is_noticed() -> None:
     """In every file, every name and value."""
-    for name in ("bigtable-layout-1.json", "bigtable-layout-2.json", "sqlite.json"):
+    for name in ("bigtable-layout-1.json", "bigtable-layout-2.json", "bigtable-appended.json", "sqlite.json"):
         document = storage.read(name)
         leaves = list(_leaves(document))
-        assert len(leaves) > 150
+        assert len(leaves) > 80
         for where, leaf in leaves:
             value, where[leaf] = where[leaf], "another"
             assert len(storage.differences(storage.read(name), document)) == 1 if value != "another" else True
@@ -288,13 +316,15 @@ def test_the_page_has_the_fields_of_the_record(layout: int) -> None:
 
 def test_the_pages_examples_are_of_the_golden_files() -> None:
     """Each block that names a golden table shows lines of it, in their order."""
-    blocks = re.findall(r"```text\n(bigtable-layout-\d\.json): (\w+)\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```text\n(bigtable-[\w-]+\.json): (\w+)\n(.*?)```", PAGE, re.DOTALL)
     assert {(name, table) for name, table, _ in blocks} >= {
-        ("bigtable-layout-1.json", "views"), ("bigtable-layout-2.json", "views"), ("bigtable-layout-2.json", "flags")
+        ("bigtable-layout-1.json", "views"), ("bigtable-layout-2.json", "views"), ("bigtable-layout-2.json", "flags"),
+        ("bigtable-appended.json", "clicks"),
     }  # fmt: skip
     for name, table, text in blocks:
         found = storage.read(name)["tables"][table]
-        left = iter(storage.lines({shown(SCHEMA_ROW): found["record"], **found["rows"]}))
+        rows = {shown(SCHEMA_ROW): found["record"], **found["rows"]}
+        left = iter([*storage.lines(rows), *storage.lines(found.get("folded", {}))])
         for line in text.splitlines():
             assert any(line == one or (line.endswith("...") and one.startswith(line[:-3])) for one in left), line
 
@@ -346,6 +376,16 @@ def test_the_pages_links_lead_somewhere() -> None:
         headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     assert "(docs/storage.md)" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_page_has_the_kinds_of_pending_cells() -> None:
+    """Each that the code writes, and how large cells are."""
+    kinds = [int(code(row[0]), 16) for row in table_under("Pending deltas")]
+    assert kinds == [pending.ONES, pending.INTEGERS, pending.STATES, pending.TOGETHER]
+    found = json.dumps(storage.read("bigtable-appended.json"))
+    assert all(f'"0x01{kind:02x}0000' in found for kind in kinds)
+    assert f"{pending.EVENTS_PER_CELL:,} events" in section("Pending deltas")
+    assert pending.CELL_BYTES == 2**20
 
 
 def test_the_pages_numbers() -> None:

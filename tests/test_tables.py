@@ -444,6 +444,12 @@ def without_it_again(where: BigtableSpec) -> None:
     tables.create(where, NINETY_DAYS, yes=True)
 
 
+def by_commits_again(where: BigtableSpec) -> None:
+    """Make one that was appended to for a while."""
+    by_appending(where)
+    tables.create(where, tables.purpose(DAILY), write=COMMIT)
+
+
 def by_appending(where: BigtableSpec) -> None:
     """Make one that is appended to."""
     tables.create(where, tables.purpose(DAILY), write=APPEND)
@@ -460,10 +466,10 @@ class TestWaysOfWriting:
         steps = tables.create(where, NINETY_DAYS, write=write)
         assert steps[-1][:2] == ("record", "purpose")
         assert steps[-1].text.endswith(f"written by {'appending' if way == APPEND else 'commits'}")
-        assert recorded(where) == NINETY_DAYS._replace(write=way)
+        assert recorded(where) == NINETY_DAYS._replace(write=way, appended=way == APPEND)
         assert tables.plan(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
         tables.create(where, tables.purpose(DAILY, 120 * DAY))
-        assert recorded(where) == tables.purpose(DAILY, 120 * DAY)._replace(write=way)
+        assert recorded(where) == tables.purpose(DAILY, 120 * DAY)._replace(write=way, appended=way == APPEND)
         assert wrong(tables.check(where)) == wrong(tables.check(where, write=way)) == {}
         with closing(where.open(Sum(), DAY)) as store:
             assert store.appends is (way == APPEND)
@@ -479,7 +485,7 @@ class TestWaysOfWriting:
             assert remedies(findings) == {command}
             planned = tables.plan(where, NINETY_DAYS, write=way)
             assert cli.main(command.split()[1:]) == 0
-            assert recorded(where) == NINETY_DAYS._replace(write=way)
+            assert recorded(where) == NINETY_DAYS._replace(write=way, appended=True)
             assert [step[:2] for step in planned] == [("change", "way of writing"), ("record", "purpose")]
             assert planned[0].text.startswith(text)
             assert "pipelines that run go on as before until they are started again" in planned[0].text
@@ -520,6 +526,22 @@ class TestWaysOfWriting:
             pytest.param(
                 by_appending, tables.purpose(DAILY, None, 7 * DAY), None, "dedup_retention",
                 "leave it out: TABLE is written by appending", id="dedup-retention-later",
+            ),
+            pytest.param(
+                by_appending,
+                tables.purpose(DAILY, None, 7 * DAY),
+                COMMIT,
+                "dedup_retention",
+                "leave it out: TABLE was written by appending, and an event that is pending for longer",
+                id="dedup-retention-instead",
+            ),
+            pytest.param(
+                by_commits_again,
+                tables.purpose(DAILY, None, 7 * DAY),
+                None,
+                "dedup_retention",
+                "leave it out: TABLE was written by appending, and an event that is pending for longer",
+                id="dedup-retention-afterwards",
             ),
             pytest.param(None, NINETY_DAYS, "stream", "write", "expected commit or append, got 'stream'", id="unknown"),
         ],
@@ -575,7 +597,8 @@ class TestWaysOfWriting:
             tables.create(where, longer)
         assert asked == 2
         assert recorded(where) == longer._replace(write=APPEND)
-        assert tables.create(where, longer) == []
+        tables.create(where, longer)
+        assert recorded(where) == longer._replace(write=APPEND, appended=True)
 
 
 class TestInterrupted:

@@ -116,3 +116,13 @@ def test_an_answer_is_understood_whatever_else_it_says(met: bool) -> None:
     answer = CheckAndMutateRowResponse.pb()(predicate_matched=met).SerializeToString()
     unknown = b"\xfa\x01\x03abc"
     assert wire.was_met(answer) is wire.was_met(answer + unknown) is wire.was_met(unknown + answer) is met
+
+
+@pytest.mark.parametrize("n", [1, 2, 128, 300])
+def test_the_usual_answer_to_a_bulk_write_says_that_all_was_written(n: int) -> None:
+    """As the client's own class reads it; and as it writes it, with what it leaves out."""
+    answer = wire.BulkResponse.FromString(wire.all_written(n))
+    assert [(entry.index, entry.HasField("status"), entry.status.code) for entry in answer.entries] == [
+        (i, True, 0) for i in range(n)
+    ]
+    assert answer.SerializeToString() == wire.all_written(n)

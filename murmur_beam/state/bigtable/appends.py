@@ -22,7 +22,7 @@ from murmur_beam.model import Outcome
 from murmur_beam.state.base import Flushed, unfoldable
 from murmur_beam.state.bigtable import pending, wire
 from murmur_beam.state.bigtable.cells import Cells
-from murmur_beam.state.bigtable.connection import Connection, status_of
+from murmur_beam.state.bigtable.connection import Connection, is_unavailable, status_of
 from murmur_beam.state.bigtable.groups import Flush, Group
 from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES
 from murmur_beam.state.bigtable.refusals import Refusals, append_nothing
@@ -131,7 +131,13 @@ class Appends(Generic[V]):
         if not self._cells.monoid.idempotent:
             positions = self._once(flush, positions)
         try:
-            return list(self._encoded(flush, positions))
+            values = list(self._encoded(flush, positions))
+            if not self._cells.sums:
+                for value in values:
+                    pending.decoded(
+                        self._cells.monoid, value
+                    )  # what cannot be read again would keep its whole row from being read
+            return values
         except Exception:  # whatever a monoid raises: one by one it raises it again, for one to blame
             positions = self._encodable(flush, positions)
             return list(self._encoded(flush, positions)) if positions else ()
@@ -221,6 +227,9 @@ class Appends(Generic[V]):
         except Exception as err:
             if status_of(err) is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._throttle.sent(0, OVERLOADED)
+            elif status_of(err) is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._sender.gate.silent = True  # until the loop has found that it answers again
+            self._sender.gate.broken = is_unavailable(err)
             failed = dict.fromkeys(range(len(entries)), err)
         except BaseException as err:
             failed = dict.fromkeys(range(len(entries)), TransientError(f"interrupted: {err!r}"))

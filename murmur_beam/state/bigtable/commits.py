@@ -23,7 +23,7 @@ from murmur_beam.model import Outcome
 from murmur_beam.state.base import Flushed, Result, fold_row
 from murmur_beam.state.bigtable import known, wire
 from murmur_beam.state.bigtable.cells import Cells, int64
-from murmur_beam.state.bigtable.connection import Burst, Call, Connection
+from murmur_beam.state.bigtable.connection import Burst, Call, Connection, is_unavailable
 from murmur_beam.state.bigtable.groups import EVENTS_PER_COMMIT, Flush, Group, joined
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.known import KnownRow, KnownRows, Waiter, split
@@ -356,7 +356,7 @@ class Commits(Generic[V]):
                         self._begin(turn, burst, now_us)
                     rest = [turn for turn in turns if not await self._succeeds(turn, burst)]
             finally:
-                gate.leave(probes, burst.answered)
+                gate.leave(probes, burst.answered, broken=burst.broken)
             contended = [turn for turn in rest if turn.contended]
             await all_of([self._settle(turn) for turn in rest if not turn.contended])
         # These wait for others, and not for the server: they keep nobody from being sent.
@@ -395,7 +395,10 @@ class Commits(Generic[V]):
             try:
                 met = await turn.answer
             except Exception as err:
-                burst.heard = True
+                if is_unavailable(err):
+                    burst.broken = True
+                else:
+                    burst.heard = True
                 turn.answer, turn.failure = None, err
                 return False
             except asyncio.CancelledError:

@@ -13,7 +13,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from murmur_beam.errors import PermanentError, TransientError
+from murmur_beam.errors import MurmurError, PermanentError, TransientError
 from murmur_beam.state.bigtable import pending, wire
 from murmur_beam.state.bigtable.cells import Cells
 from murmur_beam.state.bigtable.commits import MAX_VALUE_BYTES, Commits, Fold
@@ -34,8 +34,8 @@ _ROWS = 64
 _SIDE_BY_SIDE = 4
 _READ_BYTES = 8 << 20
 """So much is read at once; of a row that holds more, what comes first."""
-_CELLS = 4_096
-_EVENTS = 60_000
+_CELLS = 65_536
+_EVENTS = 100_000
 """Of one commit."""
 _DELETES = 5_000
 """Cells that one request deletes."""
@@ -105,14 +105,13 @@ class Folder(Generic[V]):
         Args:
             start, end: keys.
             least: only rows with so many pending cells.
-            tell: is told now and then how far it is.
+            tell: is told now and then how far it is; what it raises ends it, between rows.
 
         Raises:
             Exception: the table cannot be read, or not be written. What was folded stays so; again, it goes on.
         """
         total = Folded()
         async for keys in self._unfolded(start, end, least):
-            total = total.plus(Folded(rows=len(keys)))
             parts = [keys[i : i + _ROWS] for i in range(0, len(keys), _ROWS)]
             for i in range(0, len(parts), _SIDE_BY_SIDE):
                 for folded in await _all(map(self._fold_rows, parts[i : i + _SIDE_BY_SIDE])):
@@ -146,7 +145,9 @@ class Folder(Generic[V]):
                 await _all(map(self._fold_row, ready))
                 await self._verify([one for one in ready if one.unverified])
                 await self._clear(ready)
-            return functools.reduce(Folded.plus, [one.total for one in rows.values()])
+            # A row that takes several commits is one row.
+            totals = [one.total._replace(folded=min(1, one.total.folded)) for one in rows.values()]
+            return functools.reduce(Folded.plus, totals, Folded(rows=len(keys)))
         finally:
             for one in rows.values():
                 if one.held:
@@ -158,7 +159,7 @@ class Folder(Generic[V]):
     async def _know(self, some: Sequence[_Folding]) -> None:
         """Read version, value and markers of rows of which nothing is known."""
         while some:
-            request = wire.only_news(wire.read_rows(self._connection, [one.key for one in some]), 0)
+            request = self._committed([one.key for one in some])
             found, _, more = await self._connection.read_some(request, _READ_BYTES)
             fit = _reached(some, found) if more else len(some)
             by_key = {row.key: row for row in found}
@@ -167,10 +168,13 @@ class Folder(Generic[V]):
             for one in some[fit : fit + 1]:
                 # Alone, since markers must be known as they are at one moment, however many there are.
                 async with self._large:
-                    request = wire.only_news(wire.read_rows(self._connection, [one.key]), 0)
-                    (whole,) = await self._connection.read(request) or (None,)
+                    (whole,) = await self._connection.read(self._committed([one.key])) or (None,)
                     self._learn(one, whole)
             some = some[fit + 1 :]
+
+    def _committed(self, keys: Sequence[bytes]) -> Any:
+        family = wire.AGG if self._cells.sums else wire.STATE
+        return wire.only_committed(wire.read_rows(self._connection, keys), family, self._cells.layout.version_family)
 
     def _learn(self, one: _Folding, found: Row | None) -> None:
         try:
@@ -195,7 +199,7 @@ class Folder(Generic[V]):
             fit = len(part)
             if more:
                 fit = _reached(part, found)
-                cells_of[part[fit].key] = begun
+                cells_of |= {one.key: begun for one in part[fit : fit + 1]}
             for i, one in enumerate(part):
                 one.cells = [(cell.qualifier, cell.value) for cell in cells_of.get(one.key, ())]
                 one.done = i < fit and len(one.cells) < _CELLS
@@ -254,6 +258,8 @@ class Folder(Generic[V]):
         """Fold the cells that were read, some events at a time."""
         some: list[_Cell] = []
         n = 0
+        one.has = one.row.has if one.row.events else None
+        one.seen = {}
         for name, data in one.cells:
             try:
                 cell = _Cell(name, len(name) + len(data), pending.decoded(self._cells.monoid, data))
@@ -273,7 +279,10 @@ class Folder(Generic[V]):
     async def _fold_cells(self, one: _Folding, cells: Sequence[_Cell]) -> bool:
         """Bring what is new of these cells into the aggregate, in one commit; False: it was not done."""
         row = one.row
-        deltas = _new_deltas(cells, row.has if row.events else None)
+        deltas = _new_deltas(cells, one.has)
+        # What came before among the cells that were read; to ask the row for it would take ten times as long.
+        for event in one.seen.keys() & deltas.keys():
+            del deltas[event]
         failed: Collection[bytes] = ()
         try:
             value, column = self._folded(row, deltas.values())
@@ -293,6 +302,7 @@ class Folder(Generic[V]):
                 expires_us = self._cells.live_until_us(one.bucket, expires_us, pending=True)
             if not await self._commit(one, Fold(journal, value, column, expires_us, apart)):
                 return False
+        one.seen.update(deltas)
         one.unverified = not writes
         gone = [cell for cell in cells if cell.name not in kept]
         one.gone += [cell.name for cell in gone]
@@ -369,8 +379,10 @@ class Folder(Generic[V]):
         entries: list[tuple[bytes, list[bytes]]] = []
         n = 0
         for one in some:
-            for start in range(0, len(one.gone), _DELETES):
-                names = one.gone[start : start + _DELETES]
+            # From the last one on: so the emulator moves none of those that go as well.
+            gone = one.gone[::-1]
+            for start in range(0, len(gone), _DELETES):
+                names = gone[start : start + _DELETES]
                 if entries and n + len(names) > _DELETES:
                     await self._delete(entries)
                     entries, n = [], 0
@@ -406,6 +418,8 @@ class _Folding:
         tries: commits that came to nothing.
         after: name of the last cell that stays; cells before it are not read again.
         cells: that were read last, by name.
+        has: tells whether the row had a marker of an event when they were read; None: it had none at all.
+        seen: events of these cells that were folded since.
         gone: names of cells to delete.
         total: what was done.
     """
@@ -418,6 +432,8 @@ class _Folding:
         self.tries = 0
         self.after = b""
         self.cells: list[tuple[bytes, bytes]] = []
+        self.has: Callable[[bytes], bool] | None = None
+        self.seen: dict[bytes, Any] = {}
         self.gone: list[bytes] = []
         self.total = Folded()
         self._failed: set[bytes] = set()
@@ -430,14 +446,15 @@ class _Folding:
         """These, each told by its fingerprint or its cell's name, cannot be folded."""
         new = self._failed.union(events)
         if len(new) > len(self._failed):
-            text = f"{parse_row_key(self.key)[0].entity!r:.80}, bucket {self.bucket}: {err}"
+            why = str(err) if isinstance(err, MurmurError) else f"{type(err).__name__}: {err}"
+            text = f"{parse_row_key(self.key)[0].entity!r:.80}, bucket {self.bucket}: {why}"
             self.add(unfoldable=len(new) - len(self._failed), named=() if self._failed else (text,))
             self._failed = new
 
 
 def _reached(some: Sequence[_Folding], found: Sequence[Row]) -> int:
-    """Position of the row that a read has stopped in."""
-    return next(i for i, one in enumerate(some) if not found or one.key > found[-1].key)
+    """Position of the row that a read has stopped in, or before; behind the last row, where it has come to its end."""
+    return next((i for i, one in enumerate(some) if not found or one.key > found[-1].key), len(some))
 
 
 def _new_deltas(cells: Sequence[_Cell], has: Callable[[bytes], bool] | None) -> dict[bytes, Any]:

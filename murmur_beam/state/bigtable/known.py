@@ -23,6 +23,8 @@ ROW_WEIGHT = 60
 _FORGET = 32
 _CELL_OVERHEAD = 8
 _IN_BUCKET = 128
+_LARGE = 4_096
+"""A column of more events is put into buckets only once somebody asks; after a fold nobody may ever do."""
 # So much of a fingerprint is enough to know an event again: two of a million in a row meet with a chance of 4e-13. Its
 # first byte may be that of the whole row, which is a shard of its key.
 _FROM, _TO = 1, 11
@@ -78,6 +80,7 @@ class KnownRow:
     # Python's garbage collector to walk over again and again. Dicts of bytes are not among those.
     __slots__ = (
         "_held",
+        "_late",
         "_seen",
         "column",
         "crowded",
@@ -119,6 +122,7 @@ class KnownRow:
         # One fingerprint after the other; many are shortened, and spread by their first bits over buckets that are
         # short enough to be searched: that takes an eighth of what a set does.
         self._seen: bytes | list[bytes] = b""
+        self._late: list[bytes] | None = None
 
     def try_acquire(self) -> bool:
         """Take the row if it is free."""
@@ -170,7 +174,13 @@ class KnownRow:
 
     @property
     def has(self) -> Callable[[bytes], bool]:
-        """A function that tells whether an event is in the row, as far as it is known now."""
+        """A function that tells whether an event is in the row, as far as it is known now.
+
+        Raises:
+            MemoryError: see `learn`.
+        """
+        if self._late is not None:
+            self._add_late(self._late)
         seen = self._seen
         if isinstance(seen, bytes):
             return seen.__contains__
@@ -202,19 +212,32 @@ class KnownRow:
             MemoryError: there is no room; nothing is known of the row any more, since what is half known counts twice.
         """
         n = len(journal) // FINGERPRINT_BYTES
-        try:
-            self.expect(n)
-            if isinstance(self._seen, bytes):
-                self._seen += journal
-            else:
-                _add(self._seen, journal)
-        except BaseException:
-            self.forget()
-            raise
+        if n > _LARGE:
+            self._late = [*(self._late or ()), journal]
+        else:
+            try:
+                self.expect(n)
+                if isinstance(self._seen, bytes):
+                    self._seen += journal
+                else:
+                    _add(self._seen, journal)
+            except BaseException:
+                self.forget()
+                raise
         self.events += n
         self.journal_bytes += len(column) + len(journal) + _CELL_OVERHEAD
         if n <= SMALL_EVENTS:
             self.small += 1
+
+    def _add_late(self, journals: Sequence[bytes]) -> None:
+        try:
+            self.expect(0)
+            for journal in journals:
+                _add(self._seen, journal)  # type: ignore[arg-type]  # so many events are in buckets
+        except BaseException:
+            self.forget()
+            raise
+        self._late = None
 
     def take(self, version: int, columns: Sequence[tuple[bytes, bytes]], *, exists: bool) -> bool:
         """Learn what a read says of all commits after the version that is known.

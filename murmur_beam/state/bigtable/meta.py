@@ -2,7 +2,7 @@
 
     monoid, granularity_us, shards, bucket_age_us, marker_age_us     of both layouts; an empty text is None
     field, typed                                                     of layout 1, by releases after 0.1.0
-    layout, write, forgets, monoid:, field:                          of layout 2
+    layout, write, appended, forgets, monoid:, field:                of layout 2
 
 In layout 2 ``monoid`` is what 0.1.0 takes for another aggregate, so that it refuses the table; the aggregate stands in
 ``monoid:`` as it was typed. A field or a value that is not known here was written by a later release. Then the table is
@@ -26,11 +26,12 @@ _TYPED = b"typed"  # not there where release 0.1.0 made the record: it called a 
 _SHARED = {b"monoid", b"granularity_us", b"shards", b"bucket_age_us", b"marker_age_us"}
 _KNOWN = {
     1: {*_SHARED, b"field", _TYPED},
-    2: {*_SHARED, b"layout", b"write", b"forgets", b"monoid:", b"field:"},
+    2: {*_SHARED, b"layout", b"write", b"appended", b"forgets", b"monoid:", b"field:"},
 }
 COMMIT, APPEND = "commit", "append"
 WAYS = (COMMIT, APPEND)
 """How events come into a table: into the aggregate at once, on a condition; or as pending deltas, without one."""
+_NEVER_WITH = {b"appended": b"forgets", b"forgets": b"appended"}
 _SHARDS = {str(n) for n in range(1, 257)}
 
 
@@ -44,8 +45,9 @@ class Meta(NamedTuple):
         shards: rows that each key is spread over.
         layout: of its cells.
         write: `COMMIT` or `APPEND`, which takes layout 2.
-        forgets: has or had it a dedup retention, in layout 2? This is never taken back: what is pending for longer than
-            an event was known would count again.
+        appended: is it, or was it, written by appending?
+        forgets: has it, or had it, a dedup retention, in layout 2? Neither this nor ``appended`` is ever taken back,
+            and a table is never both: an event that is pending for longer than it is known would count again.
     """
 
     schema: Schema
@@ -54,6 +56,7 @@ class Meta(NamedTuple):
     shards: int = 1
     layout: Layout = LAYOUTS[NEWEST]
     write: str = COMMIT
+    appended: bool = False
     forgets: bool = False
 
     @property
@@ -75,18 +78,25 @@ async def write_meta(connection: Connection, meta: Meta) -> None:
 
 
 async def amend_meta(connection: Connection, before: Meta, meta: Meta) -> None:
-    """Record other ages, another way of writing, and that the table forgets; all else stays.
+    """Record other ages and another way of writing; all else stays. Nothing is written where it would make a table both
+    of what it is never together.
 
     Args:
         connection: of the table.
-        before: what is recorded; of it, only what is another now is written, so that two who change something else do
-            not take back what the other did.
+        before: what is recorded. A way of writing that is the same is left alone: somebody else may just have changed
+            it.
         meta: what is to be recorded.
     """
-    had, cells = cells_of(before), cells_of(meta)
-    changed = [name for name in (b"write", b"forgets") if name in cells and cells[name] != had.get(name)]
-    changes = [wire.put(wire.META, name, 0, cells[name]) for name in (b"bucket_age_us", b"marker_age_us", *changed)]
-    await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=changes))
+    cells = cells_of(meta)
+    names = [b"bucket_age_us", b"marker_age_us", *([b"write"] if meta.write != before.write else [])]
+    kinds = [name for name in _NEVER_WITH if name in cells]
+    changes = [wire.put(wire.META, name, 0, cells[name]) for name in (*names, *kinds)]
+    if kinds:
+        other = wire.has_column(wire.META, _NEVER_WITH[kinds[0]])
+        request = wire.commit(connection, SCHEMA_ROW, other, if_not=changes)
+    else:
+        request = wire.commit(connection, SCHEMA_ROW, wire.has_family(wire.META), if_met=changes)
+    await connection.commit(request)
 
 
 async def name_field(connection: Connection, layout: Layout, field: str) -> None:
@@ -158,8 +168,9 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
             raise unknown(qualifier)
     if number > 1 and text(b"write") not in WAYS:
         raise unknown(b"write")
-    if cells.get(b"forgets", b"1") != b"1":
-        raise unknown(b"forgets")
+    for qualifier in sorted(_NEVER_WITH):
+        if cells.get(qualifier, b"1") != b"1":
+            raise unknown(qualifier)
     if text(b"shards") not in _SHARDS:
         raise unknown(b"shards")
     layout = LAYOUTS[number]
@@ -176,6 +187,7 @@ def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
         int(text(b"shards")),
         layout,
         COMMIT if number == 1 else text(b"write"),
+        b"appended" in cells,
         b"forgets" in cells,
     )
 
@@ -191,6 +203,8 @@ def cells_of(meta: Meta) -> dict[bytes, bytes]:
         number = str(meta.layout.number).encode("ascii")
         write = meta.write.encode("ascii")
         own = {b"layout": number, b"write": write, b"monoid": monoid + b"/" + number, b"monoid:": monoid}
+        if meta.appended or meta.write == APPEND:
+            own[b"appended"] = b"1"
         if meta.forgets or meta.dedup_retention is not None:
             own[b"forgets"] = b"1"
     return {

@@ -33,6 +33,9 @@ _HEAD = struct.Struct(">BBI")
 _LENGTH = struct.Struct(">I")
 ONE = _HEAD.pack(_FORMAT, ONES, 1)
 """Head of a cell of one event that adds 1, before its fingerprint."""
+_ONE_BYTES = len(ONE) + FINGERPRINT_BYTES
+_ONE_DELTA: Any = (1,)
+_new = tuple.__new__  # of a NamedTuple: half the time of calling the class
 
 EVENTS_PER_CELL = 40_000
 CELL_BYTES = 1 << 20
@@ -53,7 +56,7 @@ class Names:
 
     def __call__(self) -> bytes:
         """The next one, for any thread."""
-        at_us = int(self._clock.now() * 1e6)
+        at_us = max(0, int(self._clock.now() * 1e6))
         return at_us.to_bytes(8, "big") + self._writer + (next(self._counter) & 0xFFFFFF).to_bytes(3, "big")
 
     def beside(self, name: bytes) -> bytes:
@@ -128,6 +131,9 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events[V]:
         SchemaMismatch: a later release has written it.
         PermanentError: it is damaged, or not what the monoid understands.
     """
+    if len(value) == _ONE_BYTES and value.startswith(ONE):
+        # A fifth of the time of what follows; where rows have many such cells, most of reading them is here.
+        return _new(Events, ((value[_HEAD.size :],), _ONE_DELTA))
     if len(value) < _HEAD.size:
         raise PermanentError(f"a cell of pending deltas has only {len(value)} bytes: {value!r}")
     version, kind, n = _HEAD.unpack_from(value)
@@ -168,5 +174,8 @@ def united(cells: Iterable[Events[V]]) -> dict[bytes, V]:
     """
     deltas: dict[bytes, V] = {}
     for prints, values in reversed(list(cells)):
-        deltas.update(zip(prints, values, strict=True))
+        if len(prints) == 1:
+            deltas[prints[0]] = values[0]
+        else:
+            deltas.update(zip(prints, values, strict=True))
     return deltas

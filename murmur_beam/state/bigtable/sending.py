@@ -11,7 +11,7 @@ import grpc
 
 from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.retry import ceiling_s
-from murmur_beam.state.bigtable.connection import is_creating, status_of
+from murmur_beam.state.bigtable.connection import is_creating, is_unavailable, status_of
 from murmur_beam.state.bigtable.settings import Settings
 
 T = TypeVar("T")
@@ -28,10 +28,11 @@ class Gate:
 
     Attributes:
         silent: whether the last request that is known of got no answer.
+        broken: whether the last one failed because its connection was not there, or broke.
     """
 
     def __init__(self) -> None:
-        self.silent = False
+        self.silent = self.broken = False
         self._probing = False
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -49,15 +50,18 @@ class Gate:
             await turn
         return False
 
-    def leave(self, probes: bool, answered: bool | None) -> None:
+    def leave(self, probes: bool, answered: bool | None, *, broken: bool = False) -> None:
         """Tell what became of a request.
 
         Args:
             probes: as `enter` has returned.
-            answered: in whatever way; None: it was not sent, or somebody would not wait.
+            answered: in whatever way; None: it was not sent, its connection broke, or somebody would not wait.
+            broken: its connection did.
         """
         if answered is not None:
             self.silent = not answered
+        if answered is not None or broken:
+            self.broken = broken
         if probes:
             self._probing = False
         if not self.silent or probes:
@@ -143,7 +147,13 @@ class Sender:
                 f"{self._settings}: the table was still being created after {self._patience_s:g} s; try again later"
             )
         within = f"within {self._patience_s:g} s (patience_s)"
-        why = "does not answer" if self.gate.silent else "has too much to do, or others write the same rows"
+        if self.gate.silent:
+            why = "does not answer"
+        elif self.gate.broken:
+            # What is tried again waits for another connection, and is not overdue.
+            why = "cannot be reached, or says that it is unavailable"
+        else:
+            why = "has too much to do, or others write the same rows"
         return TransientError(f"{self._settings}: not done {within}: the server {why}")
 
     def overdue(self, deadline: float) -> bool:
@@ -186,14 +196,16 @@ class Sender:
     async def _send(self, call: Callable[[], Awaitable[T]]) -> T:
         probes = await self.gate.enter()
         answered: bool | None = None
+        broken = False
         try:
             result = await call()
             answered = True
         except Exception as err:
-            answered = status_of(err) is not grpc.StatusCode.DEADLINE_EXCEEDED
+            broken = is_unavailable(err)
+            answered = None if broken else status_of(err) is not grpc.StatusCode.DEADLINE_EXCEEDED
             raise
         finally:
-            self.gate.leave(probes, answered)
+            self.gate.leave(probes, answered, broken=broken)
         return result
 
 

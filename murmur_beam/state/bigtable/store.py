@@ -229,13 +229,23 @@ class BigtableStore(Generic[V]):
 
     # ---- folding ----
 
+    def keeps_pending(self) -> bool:
+        """Can its rows hold what is yet to be folded? Those of a table of layout 1 cannot.
+
+        Raises:
+            TransientError: the table does not answer.
+        """
+        self._connection.run(self._check())
+        return wire.PENDING in self._cells.layout.families
+
     def fold(self, prefix: str = "", *, least: int = 1, tell: Callable[[Folded], None] = lambda folded: None) -> Folded:
         """Bring what is pending into the aggregates, once for each row; others may append, fold and read meanwhile.
 
         Args:
             prefix: only of entities that start with it.
             least: only in rows with so many pending cells.
-            tell: is told now and then how far it is.
+            tell: is told now and then how far it is, in another thread. What it raises ends the fold, with no row half
+                done.
 
         Returns:
             What was done.
@@ -243,7 +253,8 @@ class BigtableStore(Generic[V]):
         Raises:
             TransientError, PermanentError: not all could be done; what was folded stays so, and again, it goes on.
         """
-        self._connection.run(self._check())
+        if not self.keeps_pending():
+            return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
         folder = Folder(self._spec, self._connection, self._sender, self._cells, self._commits)
         return self._connection.run(folder.fold(start, end, least, tell))

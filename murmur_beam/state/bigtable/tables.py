@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable.meta import APPEND, COMMIT, WAYS, Meta, amend_me
 from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.settings import Settings
-from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look
+from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look, size_text
 
 _LONGEST_AGE = timedelta(seconds=315_576_000_000)
 """What a rule of garbage collection can say: 10,000 years."""
@@ -336,19 +336,22 @@ def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
 
 
 def _filled(where: Settings, found: _Found, meta: Meta, write: str | None) -> Meta:
-    """With what only the table knows, where it fits: layout, field, whether it ever had a dedup retention; and with the
-    shards of the URI and the way of writing that was asked for, or else as recorded.
+    """With what only the table knows, where it fits: layout, field, what it ever was; and with the shards of the URI,
+    and the way of writing that was asked for, or else as recorded.
     """
     if write not in (None, *WAYS):
         raise ConfigurationError("write", f"expected {' or '.join(WAYS)}, got {write!r:.80}")
     if found.meta is None:
-        return meta._replace(shards=where.shards or 1, write=write or meta.write)
+        write = write or meta.write
+        return meta._replace(shards=where.shards or 1, write=write, appended=write == APPEND)
     recorded = found.meta
+    write = write or recorded.write
     return meta._replace(
         schema=recorded.schema if recorded.schema.accepts(meta.schema) else meta.schema,
         shards=where.shards or recorded.shards,
         layout=recorded.layout,
-        write=write or recorded.write,
+        write=write,
+        appended=recorded.appended or write == APPEND,
         forgets=recorded.layout.number > 1 and (recorded.forgets or meta.forgets),
     )
 
@@ -364,24 +367,24 @@ def _require_way(where: Settings, recorded: Meta | None, wanted: Meta) -> None:
     Raises:
         ConfigurationError: no; the text says why, and what to do.
     """
-    if wanted.write != APPEND:
-        return
-    if wanted.layout.number == 1:
-        raise ConfigurationError(
-            "write",
-            f"append takes layout 2, and {where} is of layout 1; a table keeps its layout: make another table",
-        )
-    if recorded is not None and (recorded.forgets or recorded.dedup_retention is not None):
-        raise ConfigurationError(
-            "write",
-            f"append is not for {where}, which has or had a dedup retention: an event that is pending for longer than "
-            "it is known would count again; make another table",
-        )
-    if wanted.dedup_retention is not None:
+    if wanted.write == APPEND:
+        if wanted.layout.number == 1:
+            raise ConfigurationError(
+                "write",
+                f"append takes layout 2, and {where} is of layout 1; a table keeps its layout: make another table",
+            )
+        if recorded is not None and (recorded.forgets or recorded.dedup_retention is not None):
+            raise ConfigurationError(
+                "write",
+                f"append is not for {where}, which has or had a dedup retention: an event that is pending for longer "
+                "than it is known would count again; make another table",
+            )
+    if wanted.appended and wanted.dedup_retention is not None:
+        written = "is written by appending (--write append)" if wanted.write == APPEND else "was written by appending"
         raise ConfigurationError(
             "dedup_retention",
-            f"leave it out: {where} is written by appending (--write append), and an event that is pending for longer "
-            "than it is known would count again",
+            f"leave it out: {where} {written}, and an event that is pending for longer than it is known would count "
+            "again",
         )
 
 
@@ -411,7 +414,6 @@ def _record(where: Settings, meta: Meta) -> None:
             found = await read_meta(connection)
             assert found is not None  # it was just written
             _require(where, found, meta)  # another pipeline may have been the first
-            _require_way(where, found, meta)
             if found._replace(schema=meta.schema) != meta:
                 await amend_meta(connection, found, meta)
                 found = await read_meta(connection)
@@ -531,14 +533,14 @@ def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
     yield Finding(
         "rows",
         WARNING if too_large else OK,
-        f"{sizes.rows:,}, {_size_text(total.size)}{part}; the largest, {_size_text(largest.size)}: {largest}"
+        f"{sizes.rows:,}, {size_text(total.size)}{part}; the largest, {size_text(largest.size)}: {largest}"
         + (
             "; rows beyond 100 MB get slow, and beyond 256 MB cannot be read: use shards or shorter buckets" * too_large
         ),
     )
     if sizes.events:
         most = sizes.most_markers
-        text = f"of {sizes.events:,} events, {_size_text(total.markers)}; the most, {_size_text(most.markers)}: {most}"
+        text = f"of {sizes.events:,} events, {size_text(total.markers)}; the most, {size_text(most.markers)}: {most}"
         yield Finding("markers", OK, text)
     if total.cells:
         most = sizes.most_pending
@@ -546,18 +548,10 @@ def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
         yield Finding(
             "pending",
             OK if recorded.write == APPEND else WARNING,
-            f"{total.cells:,} cells are yet to be folded, {_size_text(total.pending)}, the oldest since "
-            f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {_size_text(most.pending)}: {most}",
+            f"{total.cells:,} cells are yet to be folded, {size_text(total.pending)}, the oldest since "
+            f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {size_text(most.pending)}: {most}",
             "" if recorded.write == APPEND else shlex.join(["murmur", "fold", str(where)]),
         )
-
-
-def _size_text(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1_000:
-            return f"{size:.4g} {unit}"
-        size /= 1_000
-    return f"{size:.4g} GB"
 
 
 def _check_app_profile(where: Settings, admin: Admin) -> Finding:

@@ -102,7 +102,7 @@ def only_results(request: Any, family: str, *, pending: bool = False, between_us
         if pending:
             either = wanted.add().interleave.filters
             _only_column(either.add(), family, VALUE)
-            either.add().family_name_regex_filter = PENDING
+            _only_family(either.add(), PENDING)
         else:
             _only_column(wanted.add(), family, VALUE)
         times = wanted.add().timestamp_range_filter
@@ -113,9 +113,14 @@ def only_results(request: Any, family: str, *, pending: bool = False, between_us
     _only_column(either.add(), family, VALUE)
     _only_column(either.add(), STATE, EXPIRY)
     if pending:
-        either.add().family_name_regex_filter = PENDING
+        _only_family(either.add(), PENDING)
     chain.add().cells_per_column_limit_filter = 1
     return request
+
+
+def _only_family(row_filter: Any, family: str) -> None:
+    # Not by a regular expression: the emulator compiles it anew for each cell, of which there may be many.
+    row_filter.column_range_filter.family_name = family
 
 
 def _only_column(row_filter: Any, family: str, qualifier: bytes) -> None:
@@ -148,6 +153,25 @@ def only_keys(request: Any) -> Any:
     return request
 
 
+def only_committed(request: Any, family: str, version_family: str) -> Any:
+    """Of each row the aggregate with what belongs to it, and all markers; in a row of many pending cells this is found
+    in a tenth of the time of `only_news`.
+
+    Args:
+        request: gets the filter.
+        family: that values are in.
+        version_family: that versions are in.
+    """
+    chain = request.filter.chain.filters
+    either = chain.add().interleave.filters
+    _only_column(either.add(), family, VALUE)
+    _only_column(either.add(), version_family, VERSION)
+    _only_column(either.add(), STATE, EXPIRY)
+    _only_family(either.add(), DEDUP)
+    chain.add().cells_per_column_limit_filter = 1
+    return request
+
+
 def only_unfolded(request: Any, cells: int) -> Any:
     """Of each row its first pending cells, without their values.
 
@@ -156,7 +180,7 @@ def only_unfolded(request: Any, cells: int) -> Any:
         cells: how many at most.
     """
     chain = request.filter.chain.filters
-    chain.add().family_name_regex_filter = PENDING
+    _only_family(chain.add(), PENDING)
     chain.add().cells_per_row_limit_filter = cells
     chain.add().strip_value_transformer = True
     return request
@@ -227,6 +251,12 @@ def was_met(answer: bytes) -> bool:
 
 
 _ANSWERS = {b"": False, b"\x08\x00": False, b"\x08\x01": True}
+
+
+@lru_cache(maxsize=256)
+def all_written(n: int) -> bytes:
+    """What the answer to a bulk write of ``n`` entries mostly is: that all were written, and nothing else."""
+    return b"".join(_field(b"\x0a", (b"\x08" + _varint(i) if i else b"") + b"\x12\x00") for i in range(n))
 
 
 def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, token: bytes = b"") -> bytes:
