@@ -524,18 +524,24 @@ def act(place: Place, role: str, number: int, process: int, start: int) -> None:
         ROLES[role](place, process, seed).run(number)
 
 
-def serve_proxy(pipe: Connection, upstream: str, seed: int) -> None:
+def serve_proxy(pipe: Connection, upstream: str, seed: int, replay_s: float) -> None:
     """The fault proxy, in a process of its own. The pipe gets its address; then it takes commands, and answers each.
 
     ``calm`` ends all faults and waits for what is late; ``replay`` does all that was kept once more, and says how much
     that was; ``counts`` gives the counts and the faults. Until it is calm, now and then something is done once more.
+
+    Args:
+        pipe: to the other side.
+        upstream: ``host:port`` of the emulator.
+        seed: of its chance.
+        replay_s: when it does something once more, again and again.
     """
     with FaultProxy(upstream, Plan(PLAN, seed, late_s=LATE_S, whole_reads=True), keeps=KEPT) as proxy:
         proxy.spared = _spared
         pipe.send(proxy.address)
         calm = False
         while True:
-            if not pipe.poll(0.05):
+            if not pipe.poll(replay_s):
                 if not calm:
                     proxy.replay(1)
                 continue

@@ -44,6 +44,8 @@ _LOOK_S = 0.02
 _KILLED = ("appender", "appender", "folder", "folder", "reader")
 _LAST_FOLDS = 50
 _KEYS_PER_READ = 2_000
+_FEW = 200
+"""Deliveries of one flush, where there are few."""
 
 
 class Proved(NamedTuple):
@@ -78,7 +80,7 @@ class Proved(NamedTuple):
 
 def shaped(deliveries: int, seed: int, *, large: bool) -> Shape:
     """A run of at least so many deliveries."""
-    shape = Shape(seed, 1, 150, 8, 6_000, 4, 3, 2, 800) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, 200)
+    shape = Shape(seed, 1, 100, 8, 12_000, 4, 3, 2, 3_000) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, _FEW)
     return shape._replace(waves=max(3, -(-deliveries // n_deliveries(shape))))
 
 
@@ -133,7 +135,8 @@ def _proxy(upstream: str, shape: Shape) -> Iterator[tuple[str, Callable[[str], A
 
     context = _context(shape)
     pipe, theirs = context.Pipe()
-    process = context.Process(target=serve_proxy, args=(theirs, upstream, shape.seed), daemon=True)
+    replay_s = 0.5 if shape.most > _FEW else 0.05
+    process = context.Process(target=serve_proxy, args=(theirs, upstream, shape.seed, replay_s), daemon=True)
     process.start()
     theirs.close()
 
@@ -165,6 +168,7 @@ class _Run:
         self._chance = random.Random(f"{self._shape.seed}/kills")
         self._kill_at = [(n + self._chance.random()) / (kills + 1) * 0.97 for n in range(kills)]
         self._switch_at = list(SWITCHED)
+        self._merged = 0
         self.kills: Counter[str] = Counter()
         self.switches = 0
         self.lost = self.doubled = 0
@@ -213,7 +217,8 @@ class _Run:
             while self._kill_at and self._kill_at[0] <= done:
                 self._kill_at.pop(0)
                 self._kill_one(processes, self._chance.choice(_KILLED))
-            if self._switch_at and self._switch_at[0] <= done:
+            # Not back before somebody has committed.
+            if self._switch_at and self._switch_at[0] <= done and self._book.counted("merged") >= self._merged:
                 self._switch_at.pop(0)
                 self._switch(processes)
             for process in processes:
@@ -237,7 +242,9 @@ class _Run:
         from murmur_beam.state.bigtable import tables
 
         self.switches += 1
-        tables.create(self._place.spec(), _purpose(), write="commit" if self.switches % 2 else "append")
+        commits = self.switches % 2
+        self._merged = self._book.counted("merged") + commits
+        tables.create(self._place.spec(), _purpose(), write="commit" if commits else "append")
         self._kill_one(processes, "appender")
 
     # ---- at the end ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any
 
@@ -401,3 +403,82 @@ def wait_until_steady(measure: Any) -> None:
         now = measure()
         if now != last:
             last, since = now, time.monotonic()
+
+
+# ---- whole reads, and what is done again much later ----
+
+
+class Meeting:
+    """Makes requests slow and notes which of them are under way at the same time.
+
+    Args:
+        proxy: whose requests it looks at.
+    """
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self.inside: Counter[str] = Counter()
+        self.met: set[tuple[str, ...]] = set()
+        self._send = proxy._send_now
+        proxy._send_now = self.send  # type: ignore[method-assign]
+
+    async def send(self, path: str, request: bytes) -> list[bytes]:
+        """Slowly."""
+        method = path.rpartition("/")[2]
+        self.inside[method] += 1
+        self.met.add(tuple(sorted(self.inside.elements())))
+        await asyncio.sleep(0.05)
+        try:
+            return await self._send(path, request)
+        finally:
+            self.inside[method] -= 1
+
+
+@pytest.mark.parametrize("whole_reads", [False, True])
+def test_reads_and_writes_are_kept_apart(proxy: FaultProxy, client: Client, whole_reads: bool) -> None:
+    """At any time several of the ones or of the others are under way, and never both, if that is asked for."""
+    proxy.plan = Plan({}, whole_reads=whole_reads)
+    meeting = Meeting(proxy)
+    with ThreadPoolExecutor(12) as pool:
+        calls = []
+        for n in range(24):
+            row = b"%d" % n
+            calls.append(pool.submit(client.read))
+            calls.append(pool.submit(client.write, (CHECK_AND_MUTATE, MUTATE_ROWS)[n % 2], row))
+        for call in calls:
+            call.result()
+    assert client.read() == {b"%d" % n for n in range(24)}
+    together = {READ_ROWS in methods and len({*methods}) > 1 for methods in meeting.met}
+    assert (True in together) != whole_reads
+    if whole_reads:
+        assert any(methods.count(READ_ROWS) > 1 for methods in meeting.met)
+        assert any(len(methods) > 1 and READ_ROWS not in methods for methods in meeting.met)
+
+
+def test_a_write_goes_on_though_its_client_has_gone(proxy: FaultProxy, client: Client, direct: Client) -> None:
+    """Else it would meet a read in the emulator, where nobody can take it back."""
+    proxy.plan = Plan({}, whole_reads=True)
+    Meeting(proxy)
+    call = client.start(b"a")
+    time.sleep(0.02)
+    call.cancel()
+    assert client.read() <= {b"a"}
+    proxy.drain()
+    assert direct.read() == {b"a"}
+
+
+def test_requests_that_are_kept_are_done_again(bigtable_host: str, table: str, direct: Client) -> None:
+    """As if they had been very late, also those that were lost; but not those that are spared, which never fail."""
+    with FaultProxy(bigtable_host, Plan({Fault.REFUSE: 1.0}), keeps=2) as proxy:
+        proxy.spared = lambda method, request: b"spared" in request
+        client = Client(proxy.address, table)
+        for row in (b"a", b"b", b"c"):
+            assert code_of(lambda row=row: client.write(MUTATE_ROWS, row)) is grpc.StatusCode.UNAVAILABLE
+        client.write(MUTATE_ROWS, b"spared")
+        assert direct.read() == {b"spared"}
+        assert proxy.faults == {Fault.REFUSE: 3}
+        assert proxy.replay(1) == 1
+        assert len(direct.read()) == 2
+        assert proxy.replay() == 2
+        assert len(direct.read()) == 3
+        assert proxy.counts[MUTATE_ROWS].replayed == 3
+        client.close()
