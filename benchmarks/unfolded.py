@@ -26,6 +26,8 @@ CELLS = 20
 _ROW = Key("row")
 _REQUEST = 2_000
 """Cells of one."""
+_TIMEOUT_S, _PATIENCE_S = 60.0, 120.0
+"""A machine that is busy is to show in the figures, and not to end the run."""
 _NEWS, _FOLD_EVERY = 10, 20
 """Events that are appended before each read, and reads before each fold."""
 
@@ -38,7 +40,9 @@ class _Table(NamedTuple):
     @classmethod
     def new(cls, write: str) -> _Table:
         """An empty one, written in this way."""
-        spec = BigtableSpec("benchmark", "instance", f"unfolded-{uuid.uuid4().hex[:8]}")
+        spec = BigtableSpec(
+            "benchmark", "instance", f"unfolded-{uuid.uuid4().hex[:8]}", timeout_s=_TIMEOUT_S, patience_s=_PATIENCE_S
+        )
         tables.create(spec, tables.purpose(Schema(Sum().name, None)), write=write)
         return cls(spec)
 
