@@ -251,8 +251,9 @@ def test_a_server_that_asks_for_less_gets_less() -> None:
     clock.time += 1
     throttle.sent(0, Hint(2.0, 1.0))
     assert throttle.limit == pytest.approx(819)  # never more than 1.3 times
-    clock.time += 70
-    throttle.sent(1, None)
+    for _ in range(3):  # nothing is said any more
+        clock.time += 1
+        throttle.sent(1, None)
     assert throttle.limit is None
 
 
@@ -266,6 +267,21 @@ def test_overload_slows_down() -> None:
     clock.time += 1
     throttle.sent(1_000, OVERLOADED)
     assert throttle.limit == pytest.approx(700)
+
+
+def test_a_little_overload_slows_down_a_little() -> None:
+    """One answer of a hundred, with long pauses: the rate is that of when there was something to send."""
+    clock = FakeClock(0.0)
+    throttle = Throttle(clock)
+    for n in range(1, 1_001):
+        throttle.wait(100)
+        clock.time += 0.01  # a request of 100 rows: 10,000 a second
+        throttle.sent(100, None)
+        if n % 100 == 0:
+            throttle.sent(0, OVERLOADED)
+            clock.time += 30
+    assert sum(clock.waits) < 10
+    assert throttle.limit is None or throttle.limit > 1_000
 
 
 def test_the_servers_hint_is_heeded(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +299,6 @@ def test_the_servers_hint_is_heeded(proxy: FaultProxy, monkeypatch: pytest.Monke
                 yield answer.SerializeToString()
 
         monkeypatch.setattr(store._connection, "_mutate_here", hinting)
-        store._appends._throttle._changed_s -= 2
         assert store.merge_updates([Update(A, 1, "e")]) == [RECORDED]
         assert store._appends._throttle.limit is not None
         assert headers[0]["bigtable-features"] == "GAEoAQ=="

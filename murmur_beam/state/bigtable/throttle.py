@@ -14,7 +14,11 @@ from murmur_beam.state.bigtable.connection import Hint
 OVERLOADED = Hint(0.7, 1.0)
 """What RESOURCE_EXHAUSTED means."""
 _LEAST, _MOST = 0.7, 1.3
-_FORGET_S = 60.0
+_WINDOW_S = 1.0
+_FADES = 0.9
+"""What a window's rate is still worth a window later."""
+_SLOWEST = 100.0
+"""Rows a second that are always allowed."""
 
 
 class Throttle:
@@ -31,8 +35,10 @@ class Throttle:
         self.limit: float | None = None
         self._clock = clock
         self._lock = threading.Lock()
-        self._free_s = self._slowed_s = self._changed_s = self._since_s = clock.monotonic()
+        self._free_s = self._since_s = clock.monotonic()
+        self._holds_s = float("-inf")  # until when the last hint does
         self._rows = 0
+        self._rate = 0.0
 
     def wait(self, rows: int) -> None:
         """Wait until so many rows may be sent."""
@@ -48,20 +54,26 @@ class Throttle:
             self._clock.wait(start_s - now_s)
 
     def sent(self, rows: int, hint: Hint | None) -> None:
-        """So many rows were written, and this is what the server said."""
+        """So many rows were written, and this is what the server said. Where it says nothing any more, the limit rises
+        until it is none.
+        """
         with self._lock:
-            self._rows += rows
             now_s = self._clock.monotonic()
-            if hint is not None and now_s - self._changed_s >= hint.period_s:
-                self._change(hint.factor, now_s)
-            elif self.limit is not None and now_s - self._slowed_s >= _FORGET_S:
-                self.limit = None
+            self._rows += rows
+            if now_s - self._since_s >= _WINDOW_S:
+                # The best of late: a time in which there was little to send says nothing of what the server takes.
+                self._rate = max(self._rate * _FADES, self._rows / (now_s - self._since_s))
+                self._rows, self._since_s = 0, now_s
+            if now_s < self._holds_s:
+                return
+            if hint is not None and (hint.factor < 1 or self.limit is not None):
+                self._change(hint.factor, now_s + hint.period_s)
+            elif self.limit is not None:
+                self._change(_MOST, now_s + _WINDOW_S)
+                if self.limit >= self._rate:
+                    self.limit = None
 
-    def _change(self, factor: float, now_s: float) -> None:
-        rate = self.limit or self._rows / max(now_s - self._since_s, 1e-3)
-        self._changed_s = self._since_s = now_s
-        self._rows = 0
-        if factor < 1:
-            self._slowed_s = now_s
-        if self.limit is not None or factor < 1:
-            self.limit = max(1.0, rate * min(max(factor, _LEAST), _MOST))
+    def _change(self, factor: float, holds_s: float) -> None:
+        rate = self.limit or max(self._rate, float(self._rows))
+        self.limit = max(_SLOWEST, rate * min(max(factor, _LEAST), _MOST))
+        self._holds_s = holds_s
