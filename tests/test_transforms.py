@@ -1497,6 +1497,9 @@ def test_a_cache_is_closed_too(store: Faulty) -> None:
 def test_a_pipeline_closes_its_store(store: Faulty) -> None:
     """A runner calls teardown at its end: no store must stay open."""
     run([event("1")], **FIELDS, store=store.spec)
+    deadline = time.monotonic() + 30
+    while store.closed < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)  # Prism's worker may still be at its teardown
     assert store.closed == 2, "once when the pipeline was built, and once by its worker"
 
 
