@@ -30,8 +30,7 @@ def _claim() -> None:
         if not one.done and one.row.version == 0:
             request = wire.only_pending(wire.read_rows(self._connection, [one.key]), b"", 4_096)
             found = await self._connection.read(request)
-            events = [pending.decoded(self._cells.monoid, cell.value) for row in found for cell in row.cells]
-            deltas = pending.united(events)
+            deltas = pending.united(self._cells.monoid, [cell.value for row in found for cell in row.cells])
             value, column = self._folded(one.row, deltas.values())
             await self._commit(one, Fold(b"".join(deltas), value, column, one.row.expires_us))
         else:

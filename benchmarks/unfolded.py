@@ -121,7 +121,9 @@ def _append(table: _Table, events: int, per_cell: int) -> None:
     cells = []
     for start in range(0, events, per_cell):
         prints = [fingerprint(f"event-{n}") for n in range(start, min(events, start + per_cell))]
-        cells += [(names(), value) for value in pending.encoded(monoid, pending.Events(prints, [1] * len(prints)))]
+        cells += [
+            (names(), value) for value in pending.encoded(monoid, pending.Events(b"".join(prints), [1] * len(prints)))
+        ]
     with closing(table.spec.connect()) as connection:
         for some in _parts(cells):
             entry = wire.entry(row_key(_ROW), *[wire.put(wire.PENDING, name, 0, value) for name, value in some])

@@ -25,6 +25,7 @@ from murmur_beam.state.bigtable.cells import Cells
 from murmur_beam.state.bigtable.connection import Connection, is_unavailable, status_of
 from murmur_beam.state.bigtable.groups import Flush, Group
 from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES
+from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.refusals import Refusals, append_nothing
 from murmur_beam.state.bigtable.sending import Sender
 from murmur_beam.state.bigtable.settings import Settings
@@ -133,20 +134,18 @@ class Appends(Generic[V]):
         try:
             values = list(self._encoded(flush, positions))
             if not self._cells.sums:
-                for value in values:
-                    pending.decoded(
-                        self._cells.monoid, value
-                    )  # what cannot be read again would keep its whole row from being read
+                for value in values:  # one that cannot be read again would keep its whole row from being read
+                    pending.decoded(self._cells.monoid, value)
             return values
         except Exception:  # whatever a monoid raises: one by one it raises it again, for one to blame
             positions = self._encodable(flush, positions)
             return list(self._encoded(flush, positions)) if positions else ()
 
     def _encoded(self, flush: Flush, positions: Sequence[int]) -> Iterator[bytes]:
-        prints: Sequence[bytes] = ()
+        fingerprints = b""
         if not self._cells.monoid.idempotent:
-            prints = [flush.prints[i] or os.urandom(FINGERPRINT_BYTES) for i in positions]
-        return pending.encoded(self._cells.monoid, pending.Events(prints, [flush.updates[i].delta for i in positions]))
+            fingerprints = b"".join([flush.prints[i] or os.urandom(FINGERPRINT_BYTES) for i in positions])
+        return pending.encoded(self._cells.monoid, Events(fingerprints, [flush.updates[i].delta for i in positions]))
 
     def _once(self, flush: Flush, positions: Sequence[int]) -> list[int]:
         """Without the events that are among them before."""

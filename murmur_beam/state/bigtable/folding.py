@@ -19,7 +19,7 @@ from murmur_beam.state.bigtable.cells import Cells
 from murmur_beam.state.bigtable.commits import MAX_VALUE_BYTES, Commits, Fold
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import parse_row_key
-from murmur_beam.state.bigtable.known import KnownRow, Waiter
+from murmur_beam.state.bigtable.known import KnownRow, Waiter, split
 from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.reading import Row
 from murmur_beam.state.bigtable.sending import Sender
@@ -261,25 +261,24 @@ class Folder(Generic[V]):
         one.has = one.row.has if one.row.events else None
         one.seen = {}
         for name, data in one.cells:
-            try:
-                cell = _Cell(name, len(name) + len(data), pending.decoded(self._cells.monoid, data))
-            except Exception as err:
-                one.fail([name], err)
-                one.after = name
-                continue
-            if some and n + cell.events.n > _EVENTS:
+            cell = _Cell(name, data, 1 if self._cells.monoid.idempotent else pending.count(data))
+            if some and n + cell.n > _EVENTS:
                 if not await self._fold_cells(one, some):
                     return
                 some, n = [], 0
             some.append(cell)
-            n += cell.events.n
+            n += cell.n
         if some:
             await self._fold_cells(one, some)
 
     async def _fold_cells(self, one: _Folding, cells: Sequence[_Cell]) -> bool:
         """Bring what is new of these cells into the aggregate, in one commit; False: it was not done."""
         row = one.row
-        deltas = _new_deltas(cells, one.has)
+        try:
+            deltas = self._new_deltas(cells, one.has)
+        except Exception:  # which may be any, of a user's decode: cell by cell it is raised again, for one to blame
+            cells = self._decodable(one, cells)
+            deltas = self._new_deltas(cells, one.has)
         # What came before among the cells that were read; to ask the row for it would take ten times as long.
         for event in one.seen.keys() & deltas.keys():
             del deltas[event]
@@ -310,12 +309,36 @@ class Folder(Generic[V]):
         one.add(
             folded=int(writes),
             cells=len(gone),
-            n_bytes=sum(cell.size for cell in gone),
+            n_bytes=sum(len(cell.name) + len(cell.data) for cell in gone),
             events=events,
-            duplicates=sum(cell.events.n for cell in cells) - events - len(failed),
+            duplicates=sum(cell.n for cell in cells) - events - len(failed),
             oldest_us=min((pending.time_us(cell.name) for cell in gone), default=None),
         )
         return True
+
+    def _decodable(self, one: _Folding, cells: Sequence[_Cell]) -> list[_Cell]:
+        """Without those that cannot be decoded, which stay."""
+        good = []
+        for cell in cells:
+            try:
+                pending.decoded(self._cells.monoid, cell.data)
+                good.append(cell)
+            except Exception as err:
+                one.fail([cell.name], err)
+                one.after = cell.name
+        return good
+
+    def _new_deltas(self, cells: Sequence[_Cell], has: Callable[[bytes], bool] | None) -> dict[bytes, Any]:
+        """Delta of each event that is new, by fingerprint; where there are no fingerprints, of each cell, by name.
+
+        Raises:
+            Exception: a cell cannot be decoded.
+        """
+        monoid = self._cells.monoid
+        if monoid.idempotent:
+            return {cell.name: delta for cell in cells for delta in pending.decoded(monoid, cell.data).deltas}
+        new = pending.united(monoid, [cell.data for cell in cells])
+        return new if has is None else {print_: delta for print_, delta in new.items() if not has(print_)}
 
     def _folded(self, row: KnownRow, deltas: Collection[Any]) -> tuple[Any, Any]:
         """The value with these deltas, and as it is stored.
@@ -357,15 +380,16 @@ class Folder(Generic[V]):
         apart: list[bytes] = []
         monoid = self._cells.monoid
         for cell in cells:
+            events = pending.decoded(monoid, cell.data)
             if monoid.idempotent:
-                bad = Events((), cell.events.deltas) if cell.name in failed else Events((), ())
+                bad = Events(b"", events.deltas) if cell.name in failed else Events(b"", ())
             else:
-                both = zip(cell.events.prints, cell.events.deltas, strict=True)
+                both = zip(split(events.fingerprints), events.deltas, strict=True)
                 pairs = [(print_, delta) for print_, delta in both if print_ in failed]
-                bad = Events([print_ for print_, _ in pairs], [delta for _, delta in pairs])
+                bad = Events(b"".join([print_ for print_, _ in pairs]), [delta for _, delta in pairs])
             if not bad.deltas:
                 continue
-            if len(bad.deltas) == len(cell.events.deltas) or not writes:
+            if len(bad.deltas) == len(events.deltas) or not writes:
                 kept.add(cell.name)
                 one.after = max(one.after, cell.name)
                 continue
@@ -400,11 +424,11 @@ class Folder(Generic[V]):
 
 
 class _Cell(NamedTuple):
-    """A pending cell: its name, what name and value take, and what is in it."""
+    """A pending cell: its name, its value, and how many events it says that it has."""
 
     name: bytes
-    size: int
-    events: Events[Any]
+    data: bytes
+    n: int
 
 
 class _Folding:
@@ -455,14 +479,6 @@ class _Folding:
 def _reached(some: Sequence[_Folding], found: Sequence[Row]) -> int:
     """Position of the row that a read has stopped in, or before; behind the last row, where it has come to its end."""
     return next((i for i, one in enumerate(some) if not found or one.key > found[-1].key), len(some))
-
-
-def _new_deltas(cells: Sequence[_Cell], has: Callable[[bytes], bool] | None) -> dict[bytes, Any]:
-    """Delta of each event that is new, by fingerprint; where there are no fingerprints, of each cell, by name."""
-    if not cells[0].events.prints:
-        return {cell.name: delta for cell in cells for delta in cell.events.deltas}
-    new = pending.united([cell.events for cell in cells])
-    return new if has is None else {print_: delta for print_, delta in new.items() if not has(print_)}
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

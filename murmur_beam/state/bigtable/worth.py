@@ -155,12 +155,12 @@ def _knows(row: KnownRow, content: Content, since: int) -> bool:
 
 def _deltas(monoid: Any, content: Content, has: Callable[[bytes], bool] | None) -> Sequence[Any]:
     """One for each event that has no marker."""
-    cells = [pending.decoded(monoid, data) for _, data in content.pending]
+    values = [data for _, data in content.pending]
     if monoid.idempotent:
-        return [delta for _, deltas in cells for delta in deltas]
-    if has is None and len(cells) == 1:
-        return cells[0].deltas
-    events = pending.united(cells)
+        return [delta for value in values for delta in pending.decoded(monoid, value).deltas]
+    if has is None and len(values) == 1:
+        return pending.decoded(monoid, values[0]).deltas
+    events = pending.united(monoid, values)
     if has is None:
         return list(events.values())
     return [delta for print_, delta in events.items() if not has(print_)]
