@@ -23,7 +23,7 @@ from murmur_beam.reader import Reader
 from murmur_beam.state import StoreSpec
 
 if TYPE_CHECKING:
-    from murmur_beam.state.bigtable.folding import Folded
+    from murmur_beam.state.bigtable.row_fold import Folded
 
 FOLD = (
     "Bring into the aggregates of a table in Bigtable what pipelines have appended to it (create-table --write append)."
@@ -207,7 +207,7 @@ class _Folding:
             progress.show(folded)
 
         try:
-            folded = store.fold(self._args.prefix, least=self._args.min_cells, tell=tell)
+            folded = store.fold(self._args.prefix, least=self._args.min_cells, report=tell)
             whole = True
         except _Ended:
             assert so_far is not None

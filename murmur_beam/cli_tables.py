@@ -21,7 +21,7 @@ from murmur_beam.state import Schema, StoreSpec
 
 if TYPE_CHECKING:
     from murmur_beam.state.bigtable.probe import Report
-    from murmur_beam.state.bigtable.settings import Settings
+    from murmur_beam.state.bigtable.spec import BigtableSpec
 
 DONE, PROBLEMS = 0, 1
 
@@ -133,7 +133,7 @@ def _require_any_order(monoid: Monoid[Any] | None, write: str | None) -> None:
         )
 
 
-def _origin(where: Settings) -> dict[str, Any]:
+def _origin(where: BigtableSpec) -> dict[str, Any]:
     """Where what is pasted into an issue comes from."""
     from murmur_beam.state.bigtable.scratch import on_emulator
 
@@ -168,12 +168,12 @@ def _print_report(report: Report) -> None:
     _print_columns(rows, _ISSUE_COLUMNS)
 
 
-def _settings(spec: StoreSpec, args: argparse.Namespace) -> Settings | None:
+def _settings(spec: StoreSpec, args: argparse.Namespace) -> BigtableSpec | None:
     if urlsplit(args.uri).scheme != "bigtable":
         return None
-    from murmur_beam.state.bigtable.settings import Settings
+    from murmur_beam.state.bigtable.spec import BigtableSpec
 
-    assert isinstance(spec, Settings)
+    assert isinstance(spec, BigtableSpec)
     return spec
 
 

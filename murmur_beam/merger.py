@@ -17,9 +17,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from murmur_beam import forks
 from murmur_beam.coalescer import Coalescer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
-from murmur_beam.dedicated import put_aside
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
 from murmur_beam.extract import Extractor, Known, Rejected
+from murmur_beam.gc_tuning import freeze_startup_objects
 from murmur_beam.metrics import Recorder
 from murmur_beam.model import DeadLetter, Fields, MergeResult, Message, Outcome
 from murmur_beam.processor import DUPLICATE, MERGED, RECORDED, RecordResult, needs_event_id
@@ -131,7 +131,7 @@ class Merger(Generic[T]):
         self._elements: list[Any] = []
         self._rejected: list[tuple[T, DeadLetter]] = []
         _mergers.add(self)
-        put_aside()
+        freeze_startup_objects()
 
     def add(self, element: Any, timestamp_us: int, token: T) -> bool:
         """Buffer an element; True says that it is time to flush.

@@ -28,7 +28,7 @@ from murmur_beam.errors import (
 from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
 from murmur_beam.model import Fields, Key, Outcome, Record, Update, check_fields, to_us
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Cache, Flushed, Result, Store
+from murmur_beam.state.base import Cache, Result, Store, UpdateResults
 from murmur_beam.windows import WindowConfig
 
 __all__ = [
@@ -351,7 +351,7 @@ def merge_records(
     def write(pending: Sequence[Update]) -> list[Result]:
         with _timed(cfg, pipeline_name, "store_merge"):
             written = store.merge_updates(pending)
-        if isinstance(written, Flushed):
+        if isinstance(written, UpdateResults):
             _report(cfg.recorder, pipeline_name, written)
         return written
 
@@ -578,7 +578,7 @@ def _now_us(cfg: Config) -> int:
     return int(cfg.clock.now() * 1_000_000)
 
 
-def _report(recorder: Recorder, pipeline_name: str, flushed: Flushed) -> None:
+def _report(recorder: Recorder, pipeline_name: str, flushed: UpdateResults) -> None:
     for what, n in flushed.counts.items():
         count_events(recorder, f"{pipeline_name}:{what}", n)
     if flushed.sizes and isinstance(recorder, SizeRecorder):  # which takes as long as three events

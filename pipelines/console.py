@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-from murmur_beam.dedicated import dedicate
 from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Outcome
 from pipelines.endings import INTERRUPTED, MISTAKE, STORE_FAILED
 
@@ -89,7 +89,7 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
 
 def program(main: Main) -> NoReturn:
     """Run a main function as what this process is for, and end with its exit code."""
-    dedicate()
+    declare_worker_process()
     sys.exit(main(None))
 
 

@@ -7,7 +7,7 @@ import pkgutil
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.imported import load
+from murmur_beam.import_path import load
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom

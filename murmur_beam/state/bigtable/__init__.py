@@ -4,13 +4,13 @@ A row holds one aggregate (of one shard, where hot keys are split into several):
 
     agg:v         the sum, in an aggregate family: AddToCell is the increment
     state:n       the row's version: one more with each commit (agg:n in tables that release 0.1.0 made, see `layouts`)
-    dedup:<n><w>  the events of the commit that made version n, 16 bytes each; <w> says whose it was
+    dedup:<n><w>  markers: fingerprints of the events of the commit that made version n; <w> is unique to the writer
     state:v       the value of a monoid that is not a sum
-    state:x       its timestamp says when the row expires, where it does
-    pending:      what is yet to be folded; no release writes it yet, each reader looks for it
+    state:x       its timestamp is the time at which the row expires, if it does
+    pending:<q>   appended deltas that are not folded yet, with the fingerprints of their events
 
-One row more, before all others, says in the family ``meta`` what the table holds. `keys` makes the row keys, `wire` the
-requests, `store` keeps the protocol, `connection` the client, `tables` makes and checks tables.
+One more row, before all others, holds in the family ``meta`` what the table records of itself. docs/design.md lists the
+modules of this package.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from __future__ import annotations
 from urllib.parse import SplitResult, parse_qsl
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.state.bigtable.keys import entity_prefix, parse_row_key, row_key
+from murmur_beam.state.bigtable.keys import encode_row_key, entity_prefix, parse_row_key
 from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.store import BigtableStore
 
-__all__ = ["BigtableSpec", "BigtableStore", "entity_prefix", "from_uri", "parse_row_key", "row_key"]
+__all__ = ["BigtableSpec", "BigtableStore", "encode_row_key", "entity_prefix", "from_uri", "parse_row_key"]
 
 
 def from_uri(uri: SplitResult) -> BigtableSpec:

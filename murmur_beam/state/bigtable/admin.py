@@ -30,8 +30,8 @@ from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.connection import is_creating
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.grpc_errors import is_creating
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 NO_PROFILES = AppProfile()
 """Stands for the profiles of an emulator, which has none."""
@@ -88,7 +88,7 @@ class Admin:
         TransientError: by any method: the service does not answer.
     """
 
-    def __init__(self, where: Settings, emulator: str | None = None) -> None:
+    def __init__(self, where: BigtableSpec, emulator: str | None = None) -> None:
         self._where = where
         self._instance = f"projects/{where.project}/instances/{where.instance}"
         self._name = f"{self._instance}/tables/{where.table}"

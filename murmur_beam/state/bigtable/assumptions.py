@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.cells import FOREVER_US
-from murmur_beam.state.bigtable.scratch import Cells, Scratch, difference, int64, marker
+from murmur_beam.state.bigtable.codec import FOREVER_US
+from murmur_beam.state.bigtable.scratch import RowCodec, Scratch, difference, int64, marker
 
 _WRITERS = 16
 _TIMED = 40
@@ -54,7 +54,7 @@ def _require(holds: bool, otherwise: str) -> None:
         raise Wrong(otherwise)
 
 
-def _same(seen: Cells, wanted: Cells) -> None:
+def _same(seen: RowCodec, wanted: RowCodec) -> None:
     _require(seen == wanted, difference(seen, wanted))
 
 
@@ -293,11 +293,16 @@ STEPS = (
     Step(
         "refused neighbour",
         _refused_neighbour,
-        "Sums without event ids would count twice or not at all. Use event ids.",
+        "BulkAdder without event ids would count twice or not at all. Use event ids.",
     ),
     Step("repeated append", _repeated_append, f"An append that is tried again would count twice. {_REPORT}"),
     Step("delete by name", _delete_by_name, f"A fold would leave what it has folded, or take more. {_REPORT}"),
-    Step("idempotency token", _idempotency_token, "Sums without event ids may count twice after a lost answer.", False),
+    Step(
+        "idempotency token",
+        _idempotency_token,
+        "BulkAdder without event ids may count twice after a lost answer.",
+        False,
+    ),
     Step("unaligned timestamp", _unaligned_timestamp, "The table takes microseconds; nothing here writes them.", False),
     Step("set cell of sums", _set_sum, "Nothing here writes such cells.", False),
     Step("plain writes", _plain_writes, "Latencies are not known.", False),

@@ -16,7 +16,7 @@ SCHEMA_ROW = b"\x00\x00schema"
 AFTER_SCHEMA = b"\x00\x01"
 
 
-def row_key(key: Key, shard: int = 0) -> bytes:
+def encode_row_key(key: Key, shard: int = 0) -> bytes:
     """The row of a key; row keys sort as entity, bucket and shard do.
 
     Raises:

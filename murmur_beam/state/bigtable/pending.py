@@ -1,4 +1,4 @@
-"""Cells of pending deltas: what an append writes, and what readers and folds take out of them.
+"""RowCodec of pending deltas: what an append writes, and what readers and folds take out of them.
 
 A cell's name is 8 bytes of the time of its first try, in microseconds, and 8 bytes that no other append has. Its value
 is a head, the fingerprints of its events, and their deltas:
@@ -23,7 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from murmur_beam.clock import Clock
 from murmur_beam.errors import PermanentError, SchemaMismatch
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES, split
+from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES, split
 
 V = TypeVar("V")
 
@@ -37,14 +37,14 @@ _ONES_HEAD = ONE[:2]
 
 EVENTS_PER_CELL = 40_000
 CELL_BYTES = 1 << 20
-"""A cell has no more events and, unless it is of one event, no more bytes: folds take a row cell by cell."""
+"""Limits of a cell, since folds take a row cell by cell; only a cell of one event may have more bytes."""
 
 
 class Names:
-    """Names of cells, each given once.
+    """Makes names of cells, each once.
 
     Args:
-        clock: says when.
+        clock: of the time in a name.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -53,26 +53,26 @@ class Names:
         self._counter = itertools.count()
 
     def __call__(self) -> bytes:
-        """The next one, for any thread."""
+        """The next name; for any thread."""
         at_us = max(0, int(self._clock.now() * 1e6))
         return at_us.to_bytes(8, "big") + self._writer + (next(self._counter) & 0xFFFFFF).to_bytes(3, "big")
 
     def beside(self, name: bytes) -> bytes:
-        """Another one, of the same time."""
+        """The next name, with the time of another."""
         return name[:8] + self()[8:]
 
 
 def time_us(name: bytes) -> int:
-    """When a cell of this name was first tried."""
+    """The time in a name: when the cell was first tried."""
     return int.from_bytes(name[:8], "big")
 
 
 class Events(NamedTuple, Generic[V]):
-    """What is in a cell.
+    """The events of a cell.
 
     Attributes:
-        fingerprints: one after the other, none of them twice; empty where folding again changes nothing.
-        deltas: of each event, or of all of them together.
+        fingerprints: one after the other, each once; empty if folding again changes nothing.
+        deltas: of each event, or of all events together.
     """
 
     fingerprints: bytes
@@ -80,12 +80,12 @@ class Events(NamedTuple, Generic[V]):
 
     @property
     def n(self) -> int:
-        """How many."""
+        """Number of deltas."""
         return len(self.deltas)
 
 
 def encoded(monoid: Monoid[V], events: Events[V]) -> Iterator[bytes]:
-    """Cells of these events, in their order: the value of each.
+    """RowCodec of these events, in their order: the value of each.
 
     Raises:
         Exception: a delta has no encoding; whatever the monoid raises.
@@ -132,7 +132,7 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events[V]:
     Raises:
         SchemaMismatch: a later release has written it.
         PermanentError: it is damaged, or of another kind than the monoid's.
-        Exception: whatever the monoid raises of what it does not understand.
+        Exception: the monoid cannot decode a delta.
     """
     if len(value) < _HEAD.size:
         raise PermanentError(f"a cell of pending deltas has only {len(value)} bytes: {value!r}")
@@ -155,13 +155,14 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events[V]:
     states = _parts(value, body) if kind == STATES and monoid.native != "sum" else []
     if not n or len(states) != n:
         raise PermanentError(
-            f"a cell of pending deltas is damaged, or of no {monoid.name}: {len(value)} bytes, kind {kind}, {n} events"
+            f"a cell of pending deltas is damaged, or not of a {monoid.name}: {len(value)} bytes, kind {kind}, "
+            f"{n} events"
         )
     return Events(fingerprints, [monoid.decode(state) for state in states])
 
 
 def _parts(value: bytes, at: int) -> list[bytes]:
-    """Encodings from there on; none where they do not come to the very end."""
+    """Encodings from a position on; empty if they do not fill the value exactly."""
     parts = []
     while at + _LENGTH.size <= len(value):
         (length,) = _LENGTH.unpack_from(value, at)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable.assumptions import CORE, STEPS, Step, Wrong
-from murmur_beam.state.bigtable.connection import is_creating
+from murmur_beam.state.bigtable.grpc_errors import is_creating
 from murmur_beam.state.bigtable.meta import read_meta
 from murmur_beam.state.bigtable.scratch import PREFIX, Scratch
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 OK, WRONG, NOTE = "ok", "wrong", "note"
 
@@ -64,7 +64,7 @@ class Report(NamedTuple):
         return [result for result in self.results if result.status == WRONG]
 
 
-def run(where: Settings, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_S) -> Report:
+def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_S) -> Report:
     """Try steps on a table. One that fails keeps no other from being tried; the scratch rows are removed in any case.
 
     Args:
@@ -97,7 +97,7 @@ def run(where: Settings, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_
     )
 
 
-def require_core(where: Settings) -> None:
+def require_core(where: BigtableSpec) -> None:
     """Try what commits need, on a table that was just made.
 
     Raises:

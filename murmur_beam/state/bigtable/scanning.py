@@ -14,23 +14,23 @@ import grpc
 from murmur_beam.errors import PermanentError
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import Connection
-from murmur_beam.state.bigtable.reading import Row, RowAssembler
+from murmur_beam.state.bigtable.read_rows import Row, RowAssembler
 
 PAGE = 1_000
 """Rows of one answer."""
 STREAMS = 4
 """Pieces that are read at the same time."""
 PAGES_AHEAD = 2
-"""Pages of each piece that are kept until they are asked for; the next one is read only when there is room."""
+"""Pages of each piece that are read ahead; the next one is read only when there is room."""
 PIECE_BYTES = 1 << 18
-"""Size of a piece at least, by the server's estimate, so that a small table is not cut up."""
+"""Least size of a piece, by the server's estimate, so that a small table is not divided."""
 
 
 class Scan:
     """The rows from ``start`` on, before ``end`` (None: to the last row).
 
     At most ``STREAMS * (PAGES_AHEAD + 1)`` pages are in memory. Pieces are read side by side as long as each fits into
-    its share of that; of longer ones only so much is read ahead.
+    its share of that; of a longer piece only its share is read ahead.
 
     Args:
         connection: to the table.
@@ -62,7 +62,7 @@ class Scan:
     async def _pieces(self) -> list[tuple[bytes, bytes | None]]:
         try:
             samples = await self._connection.sample_row_keys()
-        except Exception:  # a scan that nobody may divide, or not now, is still a scan
+        except Exception:  # without samples the scan reads the range as one piece
             samples = []
         cuts = cuts_between(samples, self._start, self._end)
         return list(zip([self._start, *cuts], [*cuts, self._end], strict=True))
@@ -77,8 +77,8 @@ class Scan:
     async def _read_on(self, start: bytes, end: bytes | None) -> tuple[Sequence[Row], bytes | None]:
         """The next page, and where to go on; None: the piece is at its end.
 
-        A server that finds little of what the filter asks for may take longer than a request's deadline. Then what has
-        come is a page, and the next request goes on behind it, or behind what the server says that it has looked at.
+        A server that finds few rows for the filter may take longer than a request's deadline. Then the rows that have
+        come are a page, and the next request goes on behind them, or behind the last row that the server has looked at.
         """
         request = self._narrow(wire.read_range(self._connection, start, end, PAGE))
         deadline = time.monotonic() + self._connection.timeout_s
@@ -125,23 +125,26 @@ class _Piece:
         await self._ahead.put(last)
 
     async def next_page(self) -> Any:
-        """The next rows, None after the last; raises what reading them has raised."""
+        """The next rows; None after the last.
+
+        Raises:
+            Exception: the rows could not be read."""
         page = await self._ahead.get()
         if isinstance(page, Exception):
             raise page
         return page
 
     def stop(self) -> None:
-        """For any thread, also once the connection is closed, which has stopped it already."""
+        """Stop reading, from any thread; also after the connection was closed."""
         with suppress(RuntimeError):
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
 def cuts_between(samples: Sequence[tuple[bytes, int]], start: bytes, end: bytes | None) -> list[bytes]:
-    """Where to cut a range of keys, so that each piece but perhaps the last has `PIECE_BYTES` or more.
+    """Keys at which to divide a range, so that each piece except perhaps the last has `PIECE_BYTES` or more.
 
     Args:
-        samples: keys in their order, each with how many bytes are stored before it.
+        samples: keys in their order, each with the number of bytes stored before it.
         start, end: the range; None: to the last key.
     """
     cuts = []

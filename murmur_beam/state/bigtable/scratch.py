@@ -13,7 +13,7 @@ from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import successor
 from murmur_beam.state.bigtable.meta import Meta
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 PREFIX = b"\x00\x00probe\x00"
 """How the keys of all scratch rows begin: before the rows of all keys."""
@@ -22,7 +22,7 @@ _REMOVALS = 3
 _AGAIN_S = 0.1
 _EVENT = bytes(range(16))
 
-Cells = dict[tuple[str, bytes, int], bytes]
+RowCodec = dict[tuple[str, bytes, int], bytes]
 """Values by family, column and timestamp."""
 
 
@@ -49,7 +49,7 @@ class Scratch:
         requests: that were sent.
     """
 
-    def __init__(self, where: Settings, connection: Connection, meta: Meta) -> None:
+    def __init__(self, where: BigtableSpec, connection: Connection, meta: Meta) -> None:
         self.connection = connection
         self.clock = where.clock
         self.layout = meta.layout
@@ -81,7 +81,7 @@ class Scratch:
             wire.put(wire.DEDUP, marker(after), self.now_us, _EVENT),
         ]
 
-    def cells_at(self, version: int, total: int, *commits: int) -> Cells:
+    def cells_at(self, version: int, total: int, *commits: int) -> RowCodec:
         """What is in a row of this version and sum, with the markers of the commits that made these versions."""
         return {
             (self.layout.version_family, wire.VERSION, self.at_us): int64(version),
@@ -106,7 +106,7 @@ class Scratch:
         for error in (await self.write((key, mutations), token=token)).values():
             raise error
 
-    async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> Cells:
+    async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> RowCodec:
         """What is in a row; of that, what a filter lets pass."""
         self.requests += 1
         rows = await self.connection.read(narrow(wire.read_rows(self.connection, [key])), persist=False)
@@ -161,7 +161,7 @@ def int64(n: int) -> bytes:
     return n.to_bytes(8, "big", signed=True)
 
 
-def difference(seen: Cells, wanted: Cells) -> str:
+def difference(seen: RowCodec, wanted: RowCodec) -> str:
     """In which cell what was seen is not what was wanted; empty: in none."""
     differing = [cell for cell in sorted({*seen, *wanted}) if seen.get(cell) != wanted.get(cell)]
     if not differing:

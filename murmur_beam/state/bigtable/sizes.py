@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, parse_row_key
-from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES
 
 WARN_ROW_BYTES = 50 * 2**20
 """Rows work best below 100 MB; from this size on there is a warning."""

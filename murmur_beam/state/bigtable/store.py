@@ -1,4 +1,4 @@
-"""The store: a table, opened; what is read of it, and how a flush is shared out."""
+"""The store: an open table, with its reads and writes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from murmur_beam.durations import format_duration
 from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, only
+from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, single_outcome
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.appends import Appends
-from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
-from murmur_beam.state.bigtable.commits import Commits
-from murmur_beam.state.bigtable.connection import status_of
+from murmur_beam.state.bigtable.adder import BulkAdder
+from murmur_beam.state.bigtable.appender import Appender
+from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch, batch_of, split_oversized
+from murmur_beam.state.bigtable.codec import EXPIRY_SLACK_US, RowCodec, Value
+from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.deleting import delete_rows
-from murmur_beam.state.bigtable.folding import Folded, Folder
-from murmur_beam.state.bigtable.groups import Flush, Group, flush_of, pieces
-from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, entity_prefix, parse_row_key, row_key, successor
+from murmur_beam.state.bigtable.dispatcher import Dispatcher
+from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.grpc_errors import status_of
+from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, encode_row_key, entity_prefix, parse_row_key, successor
 from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
-from murmur_beam.state.bigtable.reading import Row
+from murmur_beam.state.bigtable.read_rows import Row
+from murmur_beam.state.bigtable.row_fold import Folded
+from murmur_beam.state.bigtable.row_reader import RowReader
 from murmur_beam.state.bigtable.scanning import Scan
-from murmur_beam.state.bigtable.sending import Sender
-from murmur_beam.state.bigtable.settings import Settings
-from murmur_beam.state.bigtable.sums import Sums
-from murmur_beam.state.bigtable.worth import Worth
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 V = TypeVar("V")
 
@@ -50,13 +51,13 @@ class BigtableStore(Generic[V]):
     Args:
         spec: which.
         monoid: how to fold.
-        granularity: length of a bucket: cells of a bucket carry its start as timestamp, so that garbage collection by
-            age takes whole buckets.
+        granularity: length of a bucket, whose start is the timestamp of its cells, so that garbage collection by age
+            takes whole buckets.
     """
 
     waits_for_network = True
 
-    def __init__(self, spec: Settings, monoid: Monoid[V], granularity: timedelta | None) -> None:
+    def __init__(self, spec: BigtableSpec, monoid: Monoid[V], granularity: timedelta | None) -> None:
         self.monoid = monoid
         self.bucket_age: timedelta | None = None
         self.marker_age: timedelta | None = None
@@ -68,17 +69,17 @@ class BigtableStore(Generic[V]):
         self._granularity_us = 0 if granularity is None else granularity // _MICROSECOND
         self._checked = False
         self._shards = 1
-        self._cells = Cells(monoid, self._granularity_us, spec.clock)
+        self._codec = RowCodec(monoid, self._granularity_us, spec.clock)
         self._connection = spec.connect()
-        self._sender = Sender(spec)
-        self._commits = Commits(spec, self._connection, self._sender, self._cells)
-        self._sums = Sums(spec, self._connection, self._sender, self._cells)
-        self._worth = Worth(spec, self._connection, self._cells)
-        self._appends = Appends(spec, self._connection, self._sender, self._cells)
+        self._dispatcher = Dispatcher(spec)
+        self._committer = RowCommitter(spec, self._connection, self._dispatcher, self._codec)
+        self._adder = BulkAdder(spec, self._connection, self._dispatcher, self._codec)
+        self._row_reader = RowReader(spec, self._connection, self._codec)
+        self._appender = Appender(spec, self._connection, self._dispatcher, self._codec)
         try:
             self._connection.run(self._check())
         except TransientError as err:
-            _log.warning("%s; going on, until it answers nothing can be merged", err)
+            _log.warning("%s; going on, but nothing can be merged until it answers", err)
         except BaseException as err:
             self.close()
             if isinstance(err, StoreUnavailable) and status_of(err.__cause__) is grpc.StatusCode.NOT_FOUND:
@@ -86,22 +87,22 @@ class BigtableStore(Generic[V]):
                 run = shlex.join(["murmur", "create-table", str(spec), "--monoid", monoid.name, *window])
                 raise StoreUnavailable(f"{err}; make the table with: {run}") from err
             if isinstance(err, PermanentError) and not isinstance(err, (SchemaMismatch, StoreUnavailable)):
-                # What is wrong with this request is wrong with all, such as an app profile without transactions.
+                # The fault concerns every request: the app profile allows no transactions, for example.
                 raise StoreUnavailable(f"{err}; see: murmur check '{spec}'") from err
             raise
 
     async def _check(self) -> None:
-        """Record what the table is for, or check that it is for that; until the server has answered once.
+        """Record the table's schema, or check it; done once the server has answered.
 
         Raises:
-            SchemaMismatch, StoreUnavailable: it is for something else, or was not made for us.
+            SchemaMismatch, StoreUnavailable: the table has another schema, or was not made by this library.
         """
         if self._checked:
             return
         shards = self._spec.shards
         recorded = await read_meta(self._connection)
         if recorded is None:
-            # Two that do this at once are no matter: one of them writes, and both read what it wrote.
+            # Two processes may do this at once: one of them writes, and both read what it has written.
             await write_meta(self._connection, Meta(self._schema, shards=shards or 1))
             recorded = await read_meta(self._connection)
         if recorded is None:
@@ -118,10 +119,10 @@ class BigtableStore(Generic[V]):
         self._shards = recorded.shards
         self.bucket_age, self.marker_age = recorded.bucket_age, recorded.marker_age
         self.appends = recorded.write == APPEND
-        self._cells.layout = recorded.layout
+        self._codec.layout = recorded.layout
         if recorded.bucket_age is not None and recorded.layout.number > 1:
-            self._cells.bucket_age_us = recorded.bucket_age // _MICROSECOND
-        self._cells.appended = self.appends
+            self._codec.bucket_age_us = recorded.bucket_age // _MICROSECOND
+        self._codec.appended = self.appends
         self._checked = True
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
@@ -131,11 +132,11 @@ class BigtableStore(Generic[V]):
             await self._check()
             deleted = 0
             before: Key | None = None
-            async for rows in delete_rows(self._connection, self._sender, entity, first, last, prefix):
-                self._sums.forget(rows)
-                await self._commits.forget(rows)
-                for encoded in rows:
-                    key, _ = parse_row_key(encoded)
+            async for rows in delete_rows(self._connection, self._dispatcher, entity, first, last, prefix):
+                self._adder.forget(rows)
+                await self._committer.forget(rows)
+                for row_key in rows:
+                    key, _ = parse_row_key(row_key)
                     deleted += key != before
                     before = key
             return deleted
@@ -149,7 +150,7 @@ class BigtableStore(Generic[V]):
     def settle_retention(self, retention: timedelta | None) -> timedelta | None:
         """See `Store`."""
         if retention is None and self._granularity is not None:
-            with suppress(MurmurError):  # what it is shows when something is merged
+            with suppress(MurmurError):  # the error will show when something is merged
                 if not self._checked:
                     self._connection.run(self._check())
             if self.bucket_age is not None:
@@ -171,14 +172,14 @@ class BigtableStore(Generic[V]):
         return self._connection.run(self._get_many(keys, fresh))
 
     async def _get_many(self, keys: Sequence[Key], fresh: bool) -> list[V | None]:
-        with self._sender.patience():
+        with self._dispatcher.patience():
             await self._check()
-            wanted = {row_key(key, shard): key for key in keys for shard in range(self._shards)}
+            wanted = {encode_row_key(key, shard): key for key in keys for shard in range(self._shards)}
             found: dict[Key, list[Value]] = {}
-            for encoded, value in (await self._worth.read(list(wanted), fresh=fresh)).items():
-                found.setdefault(wanted[encoded], []).append(value)
+            for row_key, value in (await self._row_reader.read(list(wanted), fresh=fresh)).items():
+                found.setdefault(wanted[row_key], []).append(value)
             return [self._live(found.get(key, [])) for key in keys]
-        raise self._sender.late()
+        raise self._dispatcher.late()
 
     def scan(
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
@@ -186,9 +187,9 @@ class BigtableStore(Generic[V]):
         """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
         self._connection.run(self._check())
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        family = wire.AGG if self._cells.sums else wire.STATE
+        family = wire.AGG if self._codec.sums else wire.STATE
         between_us = self._between_us(first, last)
-        pending = wire.PENDING in self._cells.layout.families
+        pending = wire.PENDING in self._codec.layout.families
 
         def narrow(request: Any) -> Any:
             return wire.only_results(request, family, pending=pending, between_us=between_us)
@@ -202,24 +203,24 @@ class BigtableStore(Generic[V]):
                 yield key, value
 
     def _values(self, rows: Iterator[Row], fresh: bool) -> Iterator[tuple[bytes, Value]]:
-        """Keys and values, in their order; a scan's rows come without their version and markers."""
+        """Keys and values, in the order of rows, which are read without their version and markers."""
         if not fresh:
-            yield from ((row.key, self._worth.at_last_fold(row)) for row in rows)
+            yield from ((row.key, self._row_reader.at_last_fold(row)) for row in rows)
             return
         while some := list(islice(rows, _ROWS_PER_UNION)):
-            found = self._connection.run(self._worth.of(some))
+            found = self._connection.run(self._row_reader.united(some))
             yield from ((row.key, found[row.key]) for row in some)
 
     def _between_us(self, first: int | None, last: int | None) -> tuple[int, int] | None:
-        """Which timestamps the values of these buckets have, for `wire.only_results`."""
+        """The timestamps of these buckets' values, for `wire.only_results`."""
         if not self._granularity_us or (first is None and last is None):
             return None
-        start_us = 0 if first is None else self._cells.start_us(first)
-        end_us = 0 if last is None else self._cells.start_us(last) + 1000
+        start_us = 0 if first is None else self._codec.start_us(first)
+        end_us = 0 if last is None else self._codec.start_us(last) + 1000
         return min(start_us, _LAST_US), min(end_us, _LAST_US)
 
     def _live(self, shards: Sequence[Value]) -> V | None:
-        """The shards of a key combined; None where there are none, or the last to expire has done so."""
+        """The shards of a key combined; None if there are none, or all have expired."""
         values: list[V] = [shard.value for shard in shards if shard.value is not None]
         expiries = [shard.expires_us for shard in shards if shard.value is not None]
         latest = None if None in expiries else max((e for e in expiries if e is not None), default=None)
@@ -230,43 +231,43 @@ class BigtableStore(Generic[V]):
     # ---- folding ----
 
     def keeps_pending(self) -> bool:
-        """Can its rows hold what is yet to be folded? Those of a table of layout 1 cannot.
+        """Whether its rows may hold pending deltas; those of a table of layout 1 do not.
 
         Raises:
             TransientError: the table does not answer.
         """
         self._connection.run(self._check())
-        return wire.PENDING in self._cells.layout.families
+        return wire.PENDING in self._codec.layout.families
 
-    def fold(self, prefix: str = "", *, least: int = 1, tell: Callable[[Folded], None] = lambda folded: None) -> Folded:
-        """Bring what is pending into the aggregates, once for each row; others may append, fold and read meanwhile.
+    def fold(
+        self, prefix: str = "", *, min_cells: int = 1, report: Callable[[Folded], None] = lambda folded: None
+    ) -> Folded:
+        """Fold the pending deltas of each row once; others may append, fold and read meanwhile.
 
         Args:
-            prefix: only of entities that start with it.
-            least: only in rows with so many pending cells.
-            tell: is told now and then how far it is, in another thread. What it raises ends the fold, with no row half
-                done.
-
-        Returns:
-            What was done.
+            prefix: only rows of entities that start with it.
+            min_cells: only rows with at least this many pending cells.
+            report: is given the totals now and then, in another thread; an exception of it ends the fold, and no row is
+                left half done.
 
         Raises:
-            TransientError, PermanentError: not all could be done; what was folded stays so, and again, it goes on.
+            TransientError, PermanentError: not every row could be folded; what was folded stays so, and another call
+                goes on from there.
         """
         if not self.keeps_pending():
             return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        folder = Folder(self._spec, self._connection, self._sender, self._cells, self._commits)
-        return self._connection.run(folder.fold(start, end, least, tell))
+        folder = Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
+        return self._connection.run(folder.fold(start, end, min_cells, report))
 
     # ---- writing ----
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """See `Store.merge_update`."""
-        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        """See `Store.merge_updates`; rows are written at the same time, at most `Settings.max_in_flight`."""
+        """See `Store.merge_updates`; at most `BigtableSpec.max_in_flight` rows are written at once."""
         if not self._checked:
             self._connection.run(self._check_patiently())
         if self.appends:
@@ -274,58 +275,58 @@ class BigtableStore(Generic[V]):
         return self._connection.run(self._merge(updates))
 
     async def _check_patiently(self) -> None:
-        deadline = self._sender.deadline()
-        with self._sender.patience():
-            await self._sender.send(self._check, deadline)
+        deadline = self._dispatcher.deadline()
+        with self._dispatcher.patience():
+            await self._dispatcher.send(self._check, deadline)
             return
-        raise self._sender.late()
+        raise self._dispatcher.late()
 
     def _append(self, updates: Sequence[Update]) -> list[Result]:
-        flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
-        flush.deadline = self._sender.deadline()
+        batch, rows = batch_of(updates, self._shards, marks=not self.monoid.idempotent)
+        batch.deadline = self._dispatcher.deadline()
         if self.bucket_age is not None:
-            for group in groups:
-                self._require_kept(self.bucket_age, group, updates)
-        return self._appends.append(flush, groups)
+            for row in rows:
+                self._require_kept(self.bucket_age, row, updates)
+        return self._appender.append(batch, rows)
 
     async def _merge(self, updates: Sequence[Update]) -> list[Result]:
-        flush, groups = flush_of(updates, self._shards, marks=not self.monoid.idempotent)
-        flush.deadline = self._sender.deadline()
-        with self._sender.patience():
+        batch, rows = batch_of(updates, self._shards, marks=not self.monoid.idempotent)
+        batch.deadline = self._dispatcher.deadline()
+        with self._dispatcher.patience():
             try:
-                await self._merge_groups(flush, groups)
+                await self._merge_rows(batch, rows)
             finally:
-                flush.over = True
-        if flush.unsettled:
-            late = self._sender.late()
-            for group in list(flush.unsettled.values()):
-                flush.fail(group, late)
-        return flush.results
+                batch.over = True
+        if batch.unsettled:
+            late = self._dispatcher.late()
+            for row in list(batch.unsettled.values()):
+                batch.fail(row, late)
+        return batch.results
 
-    async def _merge_groups(self, flush: Flush, groups: list[Group]) -> None:
+    async def _merge_rows(self, batch: WriteBatch, rows: list[RowUpdates]) -> None:
         if self.bucket_age is not None:
-            for group in groups:
-                self._require_kept(self.bucket_age, group, flush.updates)
-        adds: list[Group] = []
-        if self._cells.sums:
-            adds = [group for group in groups if not flush.marked(group)]
-            groups = [group for group in groups if flush.marked(group)] if adds else groups
-        commits = list(pieces(groups))
-        flush.begin([*adds, *commits])
+            for row in rows:
+                self._require_kept(self.bucket_age, row, batch.updates)
+        adds: list[RowUpdates] = []
+        if self._codec.sums:
+            adds = [row for row in rows if not batch.marked(row)]
+            rows = [row for row in rows if batch.marked(row)] if adds else rows
+        commits = list(split_oversized(rows))
+        batch.begin([*adds, *commits])
         if adds:
-            await self._sums.add(adds, flush)
+            await self._adder.add(adds, batch)
         if commits:
-            await self._commits.merge(commits, flush)
+            await self._committer.merge(commits, batch)
 
-    def _require_kept(self, bucket_age: timedelta, group: Group, updates: Sequence[Update]) -> None:
-        """A pipeline that was built while the table could not be asked is found out here.
+    def _require_kept(self, bucket_age: timedelta, row: RowUpdates, updates: Sequence[Update]) -> None:
+        """Check what could not be checked if the table did not answer when the pipeline was built.
 
         Raises:
             SchemaMismatch: garbage collection would take the bucket while it still receives events.
         """
-        ttl = updates[group.positions[-1]].ttl
+        ttl = updates[row.positions[-1]].ttl
         if ttl is not None:
-            start = timedelta(microseconds=group.bucket * self._granularity_us)
+            start = timedelta(microseconds=row.bucket * self._granularity_us)
             needed = timedelta(seconds=self._clock.now()) + min(ttl, _LONG) - start + timedelta(seconds=GRACE_S)
             if needed <= bucket_age + timedelta(microseconds=EXPIRY_SLACK_US):
                 return

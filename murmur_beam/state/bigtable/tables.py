@@ -21,12 +21,13 @@ from murmur_beam.errors import ConfigurationError, PermanentError, SchemaMismatc
 from murmur_beam.state.base import Schema, bucket_lifetime
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin, Family, Rule
-from murmur_beam.state.bigtable.connection import Connection, is_creating
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.grpc_errors import is_creating
 from murmur_beam.state.bigtable.meta import APPEND, COMMIT, WAYS, Meta, amend_meta, read_meta, write_meta
 from murmur_beam.state.bigtable.probe import require_core
 from murmur_beam.state.bigtable.refusals import commit_nothing
-from murmur_beam.state.bigtable.settings import Settings
 from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, look, size_text
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 _LONGEST_AGE = timedelta(seconds=315_576_000_000)
 """What a rule of garbage collection can say: 10,000 years."""
@@ -127,7 +128,7 @@ def rules(meta: Meta) -> dict[str, Rule]:
     return {name: made[name] for name in meta.layout.families}
 
 
-def command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
+def command(where: BigtableSpec, meta: Meta, recorded: Meta | None = None) -> str:
     """The command line that makes a table for this purpose, or what is there fit for it.
 
     Args:
@@ -149,7 +150,7 @@ def command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
     return shlex.join(words)
 
 
-def plan(where: Settings, meta: Meta, *, write: str | None = None) -> list[Step]:
+def plan(where: BigtableSpec, meta: Meta, *, write: str | None = None) -> list[Step]:
     """What `create` would do; nothing is changed.
 
     Raises:
@@ -161,7 +162,7 @@ def plan(where: Settings, meta: Meta, *, write: str | None = None) -> list[Step]
 
 
 def create(
-    where: Settings,
+    where: BigtableSpec,
     meta: Meta,
     *,
     write: str | None = None,
@@ -227,7 +228,7 @@ def create(
 
 
 def check(
-    where: Settings,
+    where: BigtableSpec,
     monoid: str | None = None,
     granularity: timedelta | None = None,
     retention: timedelta | None = None,
@@ -270,7 +271,7 @@ def check(
         return [*findings, _check_app_profile(where, admin)]
 
 
-def _once_created(where: Settings, work: Callable[[], T], say: Callable[[str], None]) -> T:
+def _once_created(where: BigtableSpec, work: Callable[[], T], say: Callable[[str], None]) -> T:
     """Do it, and again for as long as the service says that it is still creating the table.
 
     Raises:
@@ -304,7 +305,7 @@ def _failover_text(clusters: list[str]) -> str:
 # ---- what is there, and what is to be done ----
 
 
-def _look(where: Settings, admin: Admin) -> _Found:
+def _look(where: BigtableSpec, admin: Admin) -> _Found:
     families = admin.families()
     if not families or wire.META not in families:
         return _Found(families, None)
@@ -312,7 +313,7 @@ def _look(where: Settings, admin: Admin) -> _Found:
         return _Found(families, connection.run(read_meta(connection)))
 
 
-def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
+def _steps(where: BigtableSpec, found: _Found, meta: Meta) -> list[Step]:
     if found.meta is not None:
         _require(where, found.meta, meta)
     _require_way(where, found.meta, meta)
@@ -335,7 +336,7 @@ def _steps(where: Settings, found: _Found, meta: Meta) -> list[Step]:
     return steps
 
 
-def _filled(where: Settings, found: _Found, meta: Meta, write: str | None) -> Meta:
+def _filled(where: BigtableSpec, found: _Found, meta: Meta, write: str | None) -> Meta:
     """With what only the table knows, where it fits: layout, field, what it ever was; and with the shards of the URI,
     and the way of writing that was asked for, or else as recorded.
     """
@@ -356,7 +357,7 @@ def _filled(where: Settings, found: _Found, meta: Meta, write: str | None) -> Me
     )
 
 
-def _require_way(where: Settings, recorded: Meta | None, wanted: Meta) -> None:
+def _require_way(where: BigtableSpec, recorded: Meta | None, wanted: Meta) -> None:
     """Can the table be written in the way that is wanted?
 
     Args:
@@ -388,7 +389,7 @@ def _require_way(where: Settings, recorded: Meta | None, wanted: Meta) -> None:
         )
 
 
-def _require(where: Settings, recorded: Meta, wanted: Meta) -> None:
+def _require(where: BigtableSpec, recorded: Meta, wanted: Meta) -> None:
     recorded.schema.require(wanted.schema, str(where))
     if recorded.shards != wanted.shards:
         raise SchemaMismatch(
@@ -406,7 +407,7 @@ def _changed(families: dict[str, Family], meta: Meta) -> dict[str, Rule]:
     return {name: rule for name, rule in rules(meta).items() if name in families and families[name].rule != rule}
 
 
-def _record(where: Settings, meta: Meta) -> None:
+def _record(where: BigtableSpec, meta: Meta) -> None:
     with _data(where) as connection:
 
         async def record() -> None:
@@ -444,7 +445,7 @@ def _wrong_type(name: str, family: Family) -> str:
     return ""
 
 
-def _no_other_way(where: Settings) -> str:
+def _no_other_way(where: BigtableSpec) -> str:
     return (
         "a family's type cannot be changed: make another table, or, if nothing in this one is needed, delete it with "
         f"cbt -project {where.project} -instance {where.instance} deletetable {where.table}"
@@ -474,7 +475,7 @@ def _way_text(write: str) -> str:
 # ---- checks ----
 
 
-def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> Iterator[Finding]:
+def _check_table(where: BigtableSpec, found: _Found, wanted: Meta, said: bool) -> Iterator[Finding]:
     remedy = command(where, wanted, found.meta)
     if found.families is None:
         if not said:
@@ -508,7 +509,7 @@ def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> It
             yield Finding(subject, OK, f"garbage collection takes {rule}")
 
 
-def _check_access(where: Settings) -> Finding:
+def _check_access(where: BigtableSpec) -> Finding:
     try:
         with _data(where) as connection:
             connection.run(commit_nothing(connection))
@@ -517,7 +518,7 @@ def _check_access(where: Settings) -> Finding:
     return Finding("writing", OK)
 
 
-def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
+def _check_sizes(where: BigtableSpec, recorded: Meta) -> Iterator[Finding]:
     try:
         with _data(where) as connection:
             sizes = connection.run(look(connection))
@@ -554,7 +555,7 @@ def _check_sizes(where: Settings, recorded: Meta) -> Iterator[Finding]:
         )
 
 
-def _check_app_profile(where: Settings, admin: Admin) -> Finding:
+def _check_app_profile(where: BigtableSpec, admin: Admin) -> Finding:
     subject = f"app profile {where.app_profile or 'default'}"
     remedy = shlex.join(
         [
@@ -581,7 +582,7 @@ def _check_app_profile(where: Settings, admin: Admin) -> Finding:
 
 
 @contextmanager
-def _data(where: Settings) -> Iterator[Connection]:
+def _data(where: BigtableSpec) -> Iterator[Connection]:
     """A client of the table's data, whose errors do not lead to the command that shows them."""
     try:
         with closing(where.connect()) as connection:

@@ -1,7 +1,7 @@
-"""How fast to write: as fast as may be, until the server asks for less.
+"""Limits the rate of writes once the server asks for it.
 
-The answer to a bulk write may carry a factor and a period: go so many times as fast as now, and look again after the
-period. So a cluster is filled without being overrun (RateLimitInfo in google/bigtable/v2/bigtable.proto).
+The answer to a bulk write may hold a factor and a period: multiply the present rate by the factor, and look again after
+the period. So a cluster is loaded fully without being overloaded (RateLimitInfo in google/bigtable/v2/bigtable.proto).
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from murmur_beam.clock import Clock
 from murmur_beam.state.bigtable.connection import Hint
 
 OVERLOADED = Hint(0.7, 1.0)
-"""What RESOURCE_EXHAUSTED means."""
+"""The hint that RESOURCE_EXHAUSTED stands for."""
 _LEAST, _MOST = 0.7, 1.3
 _WINDOW_S = 1.0
 _FADES = 0.9
-"""What a window's rate is still worth a window later."""
+"""Weight of a window's rate one window later."""
 _SLOWEST = 100.0
 """Rows a second that are always allowed."""
 
 
 class Throttle:
-    """Of one process and table; for any thread.
+    """The rate limit of one process and table; for any thread.
 
     Args:
         clock: measures the rate.
 
     Attributes:
-        limit: rows a second; None: no limit.
+        limit: rows a second; None if there is no limit.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -36,12 +36,12 @@ class Throttle:
         self._clock = clock
         self._lock = threading.Lock()
         self._free_s = self._since_s = clock.monotonic()
-        self._holds_s = float("-inf")  # until when the last hint does
+        self._holds_s = float("-inf")  # until when the last hint holds
         self._rows = 0
         self._rate = 0.0
 
     def wait(self, rows: int) -> None:
-        """Wait until so many rows may be sent."""
+        """Wait until this number of rows may be sent."""
         if self.limit is None:
             return
         with self._lock:
@@ -54,14 +54,12 @@ class Throttle:
             self._clock.wait(start_s - now_s)
 
     def sent(self, rows: int, hint: Hint | None) -> None:
-        """So many rows were written, and this is what the server said. Where it says nothing any more, the limit rises
-        until it is none.
-        """
+        """Count rows that were written, and heed the server's hint. Without hints the limit rises until it ends."""
         with self._lock:
             now_s = self._clock.monotonic()
             self._rows += rows
             if now_s - self._since_s >= _WINDOW_S:
-                # The best of late: a time in which there was little to send says nothing of what the server takes.
+                # The best of the latest windows: a window with little to send does not show what the server takes.
                 self._rate = max(self._rate * _FADES, self._rows / (now_s - self._since_s))
                 self._rows, self._since_s = 0, now_s
             if now_s < self._holds_s:

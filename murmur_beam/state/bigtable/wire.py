@@ -1,7 +1,7 @@
-"""Requests. Writes are put together as bytes: one is built for each row of a flush, and a message object with an object
-for each of its parts costs as much as sending it.
+"""Requests. Writes are built as bytes: there is one for each row of a batch, and building it from message objects takes
+more than twice the time (2.8 us against 6.7 us, of about 65 us for a commit).
 
-The numbers of fields are those of google/bigtable/v2/{bigtable,data}.proto; the tests parse what is built here with the
+The field numbers are those of google/bigtable/v2/{bigtable,data}.proto; the tests parse what is built here with the
 client's own classes.
 """
 
@@ -75,29 +75,29 @@ def read_range(connection: Any, start: bytes, end: bytes | None, limit: int) -> 
 
 
 def only_values(request: Any, families: str) -> Any:
-    """Of each row the aggregate and what belongs to it, without the events.
+    """Narrow a read to the aggregate, version and expiry of each row, without markers.
 
     Args:
         request: gets the filter.
-        families: that these are in, as a regular expression.
+        families: of the aggregate, as a regular expression.
     """
     _values(request.filter, families)
     return request
 
 
 def only_results(request: Any, family: str, *, pending: bool = False, between_us: tuple[int, int] | None = None) -> Any:
-    """Of each row the value and when it expires, and no more.
+    """Narrow a read to the value and expiry of each row.
 
     Args:
         request: gets the filter.
-        family: that values are in.
-        pending: also what is yet to be folded.
+        family: of values.
+        pending: with the cells that are not folded yet.
         between_us: only rows whose value has a timestamp from the first of these times on, before the second (0: no
             end); microseconds. Other cells of a row have other timestamps, so they are not asked.
     """
     row_filter = request.filter
     if between_us is not None:
-        # The condition first: what comes before it would be done for rows that are not wanted, too.
+        # The condition comes first: a filter before it would run for unwanted rows, too.
         wanted = row_filter.condition.predicate_filter.chain.filters
         if pending:
             either = wanted.add().interleave.filters
@@ -119,7 +119,7 @@ def only_results(request: Any, family: str, *, pending: bool = False, between_us
 
 
 def _only_family(row_filter: Any, family: str) -> None:
-    # Not by a regular expression: the emulator compiles it anew for each cell, of which there may be many.
+    # Not a regular expression: the emulator compiles it again for each cell, of which there may be many.
     row_filter.column_range_filter.family_name = family
 
 
@@ -130,12 +130,12 @@ def _only_column(row_filter: Any, family: str, qualifier: bytes) -> None:
 
 
 def only_news(request: Any, version: int, families: str = f"{AGG}|{STATE}") -> Any:
-    """Of each row the aggregate with what belongs to it, and the events of all commits after this version.
+    """Narrow a read to the aggregate, version and expiry of each row, and the markers of all commits after a version.
 
     Args:
         request: gets the filter.
-        version: 0 for all events.
-        families: that the aggregate is in, and what is pending, as a regular expression.
+        version: 0 for all markers.
+        families: of the aggregate, and of pending cells, as a regular expression.
     """
     either = request.filter.interleave.filters
     _values(either.add(), families)
@@ -146,7 +146,7 @@ def only_news(request: Any, version: int, families: str = f"{AGG}|{STATE}") -> A
 
 
 def only_keys(request: Any) -> Any:
-    """Of each row one cell without its value: that it is there."""
+    """Narrow a read to one cell of each row without its value: whether the row exists."""
     chain = request.filter.chain.filters
     chain.add().cells_per_row_limit_filter = 1
     chain.add().strip_value_transformer = True
@@ -154,13 +154,13 @@ def only_keys(request: Any) -> Any:
 
 
 def only_committed(request: Any, family: str, version_family: str) -> Any:
-    """Of each row the aggregate with what belongs to it, and all markers; in a row of many pending cells this is found
-    in a tenth of the time of `only_news`.
+    """Narrow a read to the aggregate, version, expiry and all markers of each row; in a row of many pending cells this
+    takes a tenth of the time of `only_news`.
 
     Args:
         request: gets the filter.
-        family: that values are in.
-        version_family: that versions are in.
+        family: of values.
+        version_family: of versions.
     """
     chain = request.filter.chain.filters
     either = chain.add().interleave.filters
@@ -173,11 +173,11 @@ def only_committed(request: Any, family: str, version_family: str) -> Any:
 
 
 def only_unfolded(request: Any, cells: int) -> Any:
-    """Of each row its first pending cells, without their values.
+    """Narrow a read to the first pending cells of each row, without their values.
 
     Args:
         request: gets the filter.
-        cells: how many at most.
+        cells: the largest number of cells.
     """
     chain = request.filter.chain.filters
     _only_family(chain.add(), PENDING)
@@ -187,12 +187,12 @@ def only_unfolded(request: Any, cells: int) -> Any:
 
 
 def only_pending(request: Any, after: bytes, cells: int) -> Any:
-    """Of each row its pending cells after this name.
+    """Narrow a read to the pending cells of each row after a name.
 
     Args:
         request: gets the filter.
         after: a name; empty for all.
-        cells: how many at most.
+        cells: the largest number of cells.
     """
     chain = request.filter.chain.filters
     column = chain.add().column_range_filter
@@ -204,13 +204,13 @@ def only_pending(request: Any, after: bytes, cells: int) -> Any:
 
 
 def only_version(request: Any, family: str) -> Any:
-    """Of each row its version, which is in this family."""
+    """Narrow a read to the version of each row, in this family."""
     _only_column(request.filter, family, VERSION)
     return request
 
 
 def only_meta(request: Any) -> Any:
-    """Of the first row what it says of the table."""
+    """Narrow a read to the table's own record."""
     request.filter.family_name_regex_filter = META
     return request
 
@@ -243,7 +243,7 @@ def commit(
 
 
 def was_met(answer: bytes) -> bool:
-    """Was the predicate met? Nearly all answers say nothing else; these need no message object."""
+    """Whether the predicate was met. Nearly all answers say nothing else, and need no message object."""
     if answer in _ANSWERS:
         return _ANSWERS[answer]
     met: bool = CommitResponse.FromString(answer).predicate_matched
@@ -255,29 +255,30 @@ _ANSWERS = {b"": False, b"\x08\x00": False, b"\x08\x01": True}
 
 @lru_cache(maxsize=256)
 def all_written(n: int) -> bytes:
-    """What the answer to a bulk write of ``n`` entries mostly is: that all were written, and nothing else."""
+    """The usual answer to a bulk write of ``n`` entries: all were written."""
     return b"".join(_field(b"\x0a", (b"\x08" + _varint(i) if i else b"") + b"\x12\x00") for i in range(n))
 
 
 def bulk(connection: Any, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, token: bytes = b"") -> bytes:
-    """A MutateRowsRequest: of each entry the row's key, and its mutations.
+    """A MutateRowsRequest.
 
     Args:
         connection: the table's name and app profile are taken from it.
-        entries: what to write.
-        token: of idempotency, at least 8 bytes, for each entry; empty: none.
+        entries: the key of each row, and its mutations.
+        token: the idempotency token of each entry, at least 8 bytes; empty: none.
     """
     once = _field(b"\x1a", _field(b"\x0a", token)) if token else b""
     return bulk_of(connection, [entry(key, *mutations, once=once) for key, mutations in entries])
 
 
 def entry(key: bytes, *mutations: bytes, once: bytes = b"") -> bytes:
-    """What `bulk_of` takes for a row: mutations, and how the entry ends."""
+    """An entry of a row for `bulk_of`."""
     return _field(b"\x12", b"".join((_field(b"\x0a", key), *[b"\x12" + mutation for mutation in mutations], once)))
 
 
 def setter(family: str, qualifier: bytes, at_us: int) -> Callable[[bytes, bytes], bytes]:
-    """Makes entries that set this cell, given a row's key and a value; in a fifth of the time of `entry` and `put`."""
+    """A function of a row's key and a value that makes an entry which sets this cell, in a fifth of the time of `entry`
+    and `put`."""
     around: dict[tuple[int, int], tuple[bytes, bytes]] = {}
 
     def of(key: bytes, value: bytes) -> bytes:
@@ -294,11 +295,11 @@ def setter(family: str, qualifier: bytes, at_us: int) -> Callable[[bytes, bytes]
 
 
 def bulk_of(connection: Any, entries: Iterable[bytes]) -> bytes:
-    """A MutateRowsRequest of entries that are made already."""
+    """A MutateRowsRequest of entries from `entry` or `setter`."""
     return b"".join((_table(connection.name, connection.app_profile, 3), *entries))
 
 
-# Mutations, each with its length before it. All that comes before a number or a value is the same again and again.
+# Mutations, each with its length prefix. The bytes before a number or a value are the same in most requests.
 
 
 def add(qualifier: bytes, at_us: int, delta: int) -> bytes:
@@ -323,7 +324,7 @@ def put(family: str, qualifier: bytes, at_us: int, value: bytes) -> bytes:
 
 @lru_cache(maxsize=1_024)
 def _around_column(family: str, column: int, time: int, value: int) -> tuple[bytes, bytes]:
-    """What comes before a cell's column, and after its time, given how long all of them are."""
+    """The bytes before a cell's column, and after its time, from the lengths of all parts."""
     before = _family(family) + b"\x12" + _varint(column)
     after = b"\x22" + _varint(value)
     n = len(before) + column + len(b"\x18") + time + len(after) + value
@@ -342,11 +343,11 @@ def clear_column(family: str, qualifier: bytes) -> bytes:
 
 
 DELETE_ROW = b"\x02\x22\x00"
-"""The mutation that deletes all of a row."""
+"""The mutation that deletes a row."""
 
 
 def _before(tag: bytes, n: int) -> bytes:
-    """What comes before a mutation of which this field, of ``n`` bytes, is all."""
+    """Length prefix and tag of a mutation whose only field has ``n`` bytes."""
     field = tag + _varint(n)
     return _varint(len(field) + n) + field
 
@@ -378,7 +379,7 @@ def has_column(family: str, qualifier: bytes) -> bytes:
 
 @lru_cache(maxsize=16)
 def _column(family: str, qualifier: bytes) -> bytes:
-    # Not by regular expressions: the emulator compiles those anew for every cell of the row.
+    # Not regular expressions: the emulator compiles them again for every cell of the row.
     return _field(b"\x3a", _family(family) + _field(b"\x12", qualifier) + _field(b"\x22", qualifier))
 
 
@@ -392,7 +393,7 @@ def _encoded(n: int) -> bytes:
     return bytes(groups)
 
 
-# Lengths, times and small numbers are the same again and again.
+# Lengths, times and small numbers repeat.
 _varint = lru_cache(maxsize=4_096)(_encoded)
 
 
@@ -411,4 +412,4 @@ def _table(name: str, app_profile: str, app_profile_field: int) -> bytes:
 
 
 NEVER = _field(b"\x32", b"\x90\x01\x01")
-"""The predicate that no row meets."""
+"""A predicate that no row meets."""

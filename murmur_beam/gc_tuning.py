@@ -22,13 +22,13 @@ _said = False
 _done = False
 
 
-def dedicate() -> None:
+def declare_worker_process() -> None:
     """Say that this process does nothing but run pipelines; for main programs. Beam's own workers need not be told."""
     global _said
     _said = True
 
 
-def put_aside() -> None:
+def freeze_startup_objects() -> None:
     """Put aside what is alive now, if the process is dedicated; the first call in a process does it, others nothing."""
     global _done
     if not _done and (_said or _is_beam_worker()):

@@ -1,4 +1,4 @@
-"""How many requests are under way at once, and what is done when the server has too much to do."""
+"""Sends requests: limits how many are under way, and retries what an overloaded or silent server did not take."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import grpc
 
 from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.retry import ceiling_s
-from murmur_beam.state.bigtable.connection import is_creating, is_unavailable, status_of
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.grpc_errors import is_creating, is_unavailable, status_of
+from murmur_beam.state.bigtable.spec import BigtableSpec
 
 T = TypeVar("T")
 
@@ -23,12 +23,12 @@ _BACKOFF = timedelta(milliseconds=50), timedelta(seconds=5)
 
 
 class Gate:
-    """Lets requests to the server. While it stands still only one, so that this is found out once, and not by each
-    request again; the others wait for what becomes of that one.
+    """Lets requests through to the server. While the server is silent it lets only one through, the probe; the others
+    wait for the outcome of the probe instead of timing out themselves.
 
     Attributes:
-        silent: whether the last request that is known of got no answer.
-        broken: whether the last one failed because its connection was not there, or broke.
+        silent: whether the last request got no answer.
+        broken: whether the last request failed because its connection was missing, or broke.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class Gate:
         self._waiting: list[asyncio.Future[None]] = []
 
     async def enter(self) -> bool:
-        """Wait until a request may be sent; True if it is the one that shows how the server is.
+        """Wait until a request may be sent; True if it is the probe.
 
-        After it comes `leave`.
+        Call `leave` afterwards.
         """
         while self.silent:
             if not self._probing:
@@ -51,12 +51,13 @@ class Gate:
         return False
 
     def leave(self, probes: bool, answered: bool | None, *, broken: bool = False) -> None:
-        """Tell what became of a request.
+        """Report the outcome of a request.
 
         Args:
-            probes: as `enter` has returned.
-            answered: in whatever way; None: it was not sent, its connection broke, or somebody would not wait.
-            broken: its connection did.
+            probes: what `enter` has returned.
+            answered: whether there was an answer, of any kind; None: the request was not sent, its connection broke, or
+                its caller stopped waiting.
+            broken: whether its connection broke.
         """
         if answered is not None:
             self.silent = not answered
@@ -72,13 +73,13 @@ class Gate:
 
 
 class Patience:
-    """Cancels the running task when its time is over; the end of the ``with`` statement catches that.
+    """Cancels the running task when its time is over; the end of the ``with`` statement catches the cancellation.
 
     Args:
-        seconds: how long.
+        seconds: the time.
 
     Attributes:
-        over: is it?
+        over: whether the time is over.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -99,78 +100,77 @@ class Patience:
     def _end(self) -> None:
         self.over = True
         self._task.cancel()
-        # Again, if somebody takes that for the end of a request.
+        # Again, in case other code takes the cancellation for the end of a request.
         self._timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._end)
 
 
-class Sender:
-    """Shared by all flushes of a store.
+class Dispatcher:
+    """Sends the requests of a store, for all of its batches.
 
     Args:
-        settings: how hard to try.
+        spec: the limits.
 
     Attributes:
-        burst: so many requests are made, and then sent together.
-        in_flight: to be held for each burst.
-        gate: to be passed by each burst.
+        burst: number of requests that are made first and then sent together.
+        in_flight: semaphore to be held for each burst.
+        gate: to be entered for each burst.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._clock = settings.clock
-        self._patience_s = settings.patience_s
-        # Requests one after the other, as each gets its turn, wake the server up for each, and us for each answer.
-        self.burst = max(1, min(_BURST, settings.max_in_flight // _BURSTS))
-        self.in_flight = asyncio.Semaphore(max(1, settings.max_in_flight // self.burst))
+    def __init__(self, spec: BigtableSpec) -> None:
+        self._spec = spec
+        self._clock = spec.clock
+        self._patience_s = spec.patience_s
+        # Requests that are sent one by one wake the server up for each, and the client for each answer.
+        self.burst = max(1, min(_BURST, spec.max_in_flight // _BURSTS))
+        self.in_flight = asyncio.Semaphore(max(1, spec.max_in_flight // self.burst))
         self.gate = Gate()
-        # Was that the last that went wrong?
-        self._creating = False
-        # Of those that are sent one by one.
-        self._singles = asyncio.Semaphore(settings.max_in_flight)
+        self._creating = False  # whether the last request failed because the table is still being created
+        # For requests that are sent outside of a burst.
+        self._singles = asyncio.Semaphore(spec.max_in_flight)
 
     def deadline(self) -> float:
-        """Until when a flush that begins now goes on, by the monotonic clock."""
+        """The deadline of a batch that begins now, by the monotonic clock."""
         return self._clock.monotonic() + self._patience_s
 
     def patience(self, deadline: float | None = None) -> Patience:
-        """The same for the task that runs, however long it waits for an answer.
+        """Cancels the running task at the deadline, even while it waits for an answer.
 
         Args:
-            deadline: until when, if that has begun before.
+            deadline: of a batch that has begun before; None: it begins now.
         """
         return Patience(self._patience_s if deadline is None else max(0.0, deadline - self._clock.monotonic()))
 
     def late(self) -> MurmurError:
-        """Why something is not done though its time is over: a failed try, unless more of them would be in vain."""
+        """The error of work that is not done when its time is over: transient, unless retries would have no effect."""
         if self._creating:
             return StoreUnavailable(
-                f"{self._settings}: the table was still being created after {self._patience_s:g} s; try again later"
+                f"{self._spec}: the table was still being created after {self._patience_s:g} s; try again later"
             )
         within = f"within {self._patience_s:g} s (patience_s)"
         if self.gate.silent:
             why = "does not answer"
         elif self.gate.broken:
-            # What is tried again waits for another connection, and is not overdue.
+            # A retry waits for another connection, and is not overdue.
             why = "cannot be reached, or says that it is unavailable"
         else:
             why = "has too much to do, or others write the same rows"
-        return TransientError(f"{self._settings}: not done {within}: the server {why}")
+        return TransientError(f"{self._spec}: not done {within}: the server {why}")
 
     def overdue(self, deadline: float) -> bool:
-        """Tell whether the deadline has passed."""
+        """Whether the deadline has passed."""
         return self._clock.monotonic() >= deadline
 
     async def send(self, call: Callable[[], Awaitable[T]], deadline: float, failure: Exception | None = None) -> T:
-        """Call, and again for as long as the server says that it has too much to do, or is still creating the table.
+        """Send a request, and retry while the server answers that it is overloaded, or still creates the table.
 
         Args:
             call: makes the request.
-            deadline: until when to try again.
-            failure: of a first try that has been made.
+            deadline: no retry begins after it.
+            failure: of a first try that was made before.
 
         Raises:
-            StoreUnavailable: the table is still not there.
-            Exception: what the last try has raised.
+            StoreUnavailable: the table does not exist yet.
+            Exception: the error of the last try.
         """
         attempt = 0
         async with self._singles:
@@ -190,7 +190,7 @@ class Sender:
                     raise failure
                 failure = None
                 attempt += 1
-                # Waiting here keeps a place of those in flight: so the whole store slows down.
+                # The wait keeps its place among the requests in flight, so the whole store slows down.
                 await self._clock.sleep(self._clock.uniform(0.0, ceiling_s(attempt, *_BACKOFF)))
 
     async def _send(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -210,9 +210,9 @@ class Sender:
 
 
 async def all_of(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Wait until all have ended, also when one of them fails or this is cancelled; then raise what the first has.
+    """Wait until all have ended, even if one of them fails or this is cancelled; then raise the first error.
 
-    There is no task where there is only one, as with small flushes.
+    A single coroutine, as of a small batch, gets no task of its own.
     """
     if len(work) == 1:
         await work[0]

@@ -1,10 +1,10 @@
-"""Appending: each row of a flush gets one cell of pending deltas, without a condition, in a few large requests.
+"""Appends: each row of a batch gets one cell of pending deltas, without a condition, in a few large requests.
 
-Setting a cell again changes nothing, and its name is kept over the tries of a flush: so a request that may have
-happened is sent again as it is. Requests are made and sent by the threads that flush, since the way to the loop and
-back takes longer than a small request. What comes in while enough of them are under way goes out together, in one
-request, by whichever of those threads is free first. What the server does not take at once is left to the loop, which
-waits, tries again, and finds out which row is at fault.
+Setting a cell again changes nothing, and a cell keeps its name over the tries of a batch. So a request that may have
+been applied is sent again as it is. The calling threads build and send requests themselves, since the way to the event
+loop and back takes longer than a small request. Batches that arrive while enough requests are under way go out
+together, in one request, by the first thread that is free. What the server does not take at once is left to the loop,
+which waits, retries, and finds out which row is at fault.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import grpc
 
 from murmur_beam.errors import TransientError
 from murmur_beam.model import Outcome
-from murmur_beam.state.base import Flushed, unfoldable
+from murmur_beam.state.base import UpdateResults, unfoldable
 from murmur_beam.state.bigtable import pending, wire
-from murmur_beam.state.bigtable.cells import Cells
-from murmur_beam.state.bigtable.connection import Connection, is_unavailable, status_of
-from murmur_beam.state.bigtable.groups import Flush, Group
-from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES
+from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch
+from murmur_beam.state.bigtable.codec import RowCodec
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.dispatcher import Dispatcher
+from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES
+from murmur_beam.state.bigtable.grpc_errors import is_unavailable, status_of
 from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.refusals import Refusals, append_nothing
-from murmur_beam.state.bigtable.sending import Sender
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.throttle import OVERLOADED, Throttle
 
 V = TypeVar("V")
@@ -40,15 +41,15 @@ _REQUESTS = 2
 
 
 class _Ticket:
-    """The entries of a flush, and what has become of them.
+    """The entries of a batch, and how far they have come.
 
     Attributes:
-        entries: all of them.
-        taken: how many of them have gone out.
-        left: how many have no answer yet.
-        failed: why some were not written, by position.
+        entries: of all rows.
+        taken: number of entries that were sent.
+        left: number of entries without an answer.
+        failed: errors of entries that were not written, by position.
         wake: set when all have an answer, or when it is this thread's turn to send.
-        over: nobody waits for it any more.
+        over: whether its thread has stopped waiting.
     """
 
     __slots__ = ("entries", "failed", "left", "over", "taken", "wake")
@@ -63,119 +64,119 @@ class _Ticket:
 
 
 _Part = tuple[_Ticket, int, int]
-"""Entries of a ticket, from one position on, before another."""
+"""A range of a ticket's entries: the first position, and the one after the last."""
 
 
-class Appends(Generic[V]):
-    """Appends groups of updates to their rows.
+class Appender(Generic[V]):
+    """Appends updates to their rows.
 
     Args:
-        settings: which table, and how hard to work on it.
-        connection, sender: to it.
-        cells: what it holds.
+        spec: which table, and the limits of work on it.
+        connection, dispatcher: to the table.
+        codec: of its rows.
     """
 
-    def __init__(self, settings: Settings, connection: Connection, sender: Sender, cells: Cells[V]) -> None:
-        self._settings = settings
+    def __init__(self, spec: BigtableSpec, connection: Connection, dispatcher: Dispatcher, codec: RowCodec[V]) -> None:
+        self._spec = spec
         self._connection = connection
-        self._sender = sender
-        self._cells = cells
-        self._refusals = Refusals(settings, connection, sender, append_nothing)
-        self._throttle = Throttle(settings.clock)
-        self._names = pending.Names(settings.clock)
+        self._dispatcher = dispatcher
+        self._codec = codec
+        self._refusals = Refusals(spec, connection, dispatcher, append_nothing)
+        self._throttle = Throttle(spec.clock)
+        self._names = pending.Names(spec.clock)
         self._lock = threading.Lock()
         self._waiting: deque[_Ticket] = deque()
         self._under_way = 0
 
-    def append(self, flush: Flush, groups: Sequence[Group]) -> Flushed:
-        """Append the updates of many rows, in the thread that calls; what became of each."""
-        flush.results = Flushed([Outcome.RECORDED] * len(flush.updates))
+    def append(self, batch: WriteBatch, rows: Sequence[RowUpdates]) -> UpdateResults:
+        """Append the updates of many rows, in the calling thread; the result of each."""
+        batch.results = UpdateResults([Outcome.RECORDED] * len(batch.updates))
         self._connection.require_open()
-        entries, written = self._entries(flush, groups)
+        entries, written = self._entries(batch, rows)
         ticket = _Ticket(entries)
-        self._send_all(ticket, flush.deadline)
+        self._send_all(ticket, batch.deadline)
         if ticket.failed and not ticket.over:
-            self._connection.run(self._send_again(ticket, flush.deadline))
+            self._connection.run(self._send_again(ticket, batch.deadline))
         for i, error in ticket.failed.items():
             positions = written[i].positions
-            flush.results.put(positions, [error] * len(positions))
-        return flush.results
+            batch.results.put(positions, [error] * len(positions))
+        return batch.results
 
     # ---- what is written ----
 
-    def _entries(self, flush: Flush, groups: Sequence[Group]) -> tuple[list[bytes], list[Group]]:
-        """What is written, and of which group each is; updates whose delta cannot be have their result."""
-        updates, prints = flush.updates, flush.prints
-        sums = self._cells.sums
+    def _entries(self, batch: WriteBatch, rows: Sequence[RowUpdates]) -> tuple[list[bytes], list[RowUpdates]]:
+        """Entries, and the row of each; updates whose delta cannot be written get their result."""
+        updates, fingerprints = batch.updates, batch.fingerprints
+        sums = self._codec.sums
         name = self._names()
         setters: dict[int, Callable[[bytes, bytes], bytes]] = {}
         entries, written = [], []
         one = pending.ONE
-        for group in groups:
-            encoded, bucket, positions = group
+        for row in rows:
+            row_key, bucket, positions = row
             entry = setters.get(bucket)
             if entry is None:
-                entry = setters[bucket] = wire.setter(wire.PENDING, name, self._cells.start_us(bucket))
+                entry = setters[bucket] = wire.setter(wire.PENDING, name, self._codec.start_us(bucket))
             if sums and len(positions) == 1 and updates[positions[0]].delta == 1:
-                entries.append(entry(encoded, one + (prints[positions[0]] or os.urandom(FINGERPRINT_BYTES))))
-                written.append(group)
+                entries.append(entry(row_key, one + (fingerprints[positions[0]] or os.urandom(FINGERPRINT_BYTES))))
+                written.append(row)
                 continue
-            for n, value in enumerate(self._values(flush, positions)):
+            for n, value in enumerate(self._values(batch, positions)):
                 if n:
-                    entry = wire.setter(wire.PENDING, self._names(), self._cells.start_us(bucket))
-                entries.append(entry(encoded, value))
-                written.append(group)
+                    entry = wire.setter(wire.PENDING, self._names(), self._codec.start_us(bucket))
+                entries.append(entry(row_key, value))
+                written.append(row)
         return entries, written
 
-    def _values(self, flush: Flush, positions: Sequence[int]) -> Sequence[bytes]:
-        """The cells of a row."""
-        if not self._cells.monoid.idempotent:
-            positions = self._once(flush, positions)
+    def _values(self, batch: WriteBatch, positions: Sequence[int]) -> Sequence[bytes]:
+        """The values of a row's cells."""
+        if not self._codec.monoid.idempotent:
+            positions = self._once(batch, positions)
         try:
-            values = list(self._encoded(flush, positions))
-            if not self._cells.sums:
-                for value in values:  # one that cannot be read again would keep its whole row from being read
-                    pending.decoded(self._cells.monoid, value)
+            values = list(self._encoded(batch, positions))
+            if not self._codec.sums:
+                for value in values:  # a value that cannot be decoded would keep its whole row from being read
+                    pending.decoded(self._codec.monoid, value)
             return values
-        except Exception:  # whatever a monoid raises: one by one it raises it again, for one to blame
-            positions = self._encodable(flush, positions)
-            return list(self._encoded(flush, positions)) if positions else ()
+        except Exception:  # a monoid may raise anything; one by one the update at fault raises it again
+            positions = self._encodable(batch, positions)
+            return list(self._encoded(batch, positions)) if positions else ()
 
-    def _encoded(self, flush: Flush, positions: Sequence[int]) -> Iterator[bytes]:
+    def _encoded(self, batch: WriteBatch, positions: Sequence[int]) -> Iterator[bytes]:
         fingerprints = b""
-        if not self._cells.monoid.idempotent:
-            fingerprints = b"".join([flush.prints[i] or os.urandom(FINGERPRINT_BYTES) for i in positions])
-        return pending.encoded(self._cells.monoid, Events(fingerprints, [flush.updates[i].delta for i in positions]))
+        if not self._codec.monoid.idempotent:
+            fingerprints = b"".join([batch.fingerprints[i] or os.urandom(FINGERPRINT_BYTES) for i in positions])
+        return pending.encoded(self._codec.monoid, Events(fingerprints, [batch.updates[i].delta for i in positions]))
 
-    def _once(self, flush: Flush, positions: Sequence[int]) -> list[int]:
-        """Without the events that are among them before."""
+    def _once(self, batch: WriteBatch, positions: Sequence[int]) -> list[int]:
+        """The positions without those of repeated events."""
         seen: set[bytes] = set()
         once = []
         for i in positions:
-            print_ = flush.prints[i]
-            if print_ is None or print_ not in seen:
+            fingerprint = batch.fingerprints[i]
+            if fingerprint is None or fingerprint not in seen:
                 once.append(i)
-                if print_ is not None:
-                    seen.add(print_)
+                if fingerprint is not None:
+                    seen.add(fingerprint)
         return once
 
-    def _encodable(self, flush: Flush, positions: Sequence[int]) -> list[int]:
-        """Those whose delta can be stored and read again; the others get their result."""
-        monoid = self._cells.monoid
+    def _encodable(self, batch: WriteBatch, positions: Sequence[int]) -> list[int]:
+        """Positions whose delta can be stored and read again; the others get their result."""
+        monoid = self._codec.monoid
         good = []
         for i in positions:
             try:
-                for value in self._encoded(flush, [i]):
+                for value in self._encoded(batch, [i]):
                     pending.decoded(monoid, value)
                 good.append(i)
             except Exception as err:
-                flush.results[i] = unfoldable(monoid, flush.updates[i], err)
+                batch.results[i] = unfoldable(monoid, batch.updates[i], err)
         return good
 
     # ---- sending ----
 
     def _send_all(self, ticket: _Ticket, deadline: float) -> None:
-        """Have all entries sent, by this thread or another."""
+        """Wait until all entries are sent, by this thread or another."""
         with self._lock:
             self._waiting.append(ticket)
         try:
@@ -186,15 +187,15 @@ class Appends(Generic[V]):
                     self._under_way += bool(parts)
                 if parts:
                     self._send(parts)
-                elif ticket.left and not ticket.wake.wait(deadline - self._settings.clock.monotonic()):
-                    late = self._sender.late()
+                elif ticket.left and not ticket.wake.wait(deadline - self._spec.clock.monotonic()):
+                    late = self._dispatcher.late()
                     ticket.failed = dict.fromkeys(range(len(ticket.entries)), late)
                     break
         finally:
             ticket.over = ticket.left > 0
 
     def _take(self) -> list[_Part]:
-        """What goes out with the next request."""
+        """The entries of the next request."""
         parts: list[_Part] = []
         rows, size = _ROWS_PER_REQUEST, _REQUEST_BYTES
         while self._waiting and rows > 0 and size > 0:
@@ -218,7 +219,7 @@ class Appends(Generic[V]):
         failed: dict[int, Exception] = {}
         try:
             self._throttle.wait(len(entries))
-            if self._sender.gate.silent:
+            if self._dispatcher.gate.silent:
                 raise TransientError("the server does not answer")
             request = wire.bulk_of(self._connection, entries)
             failed, hint = self._connection.mutate_here(request, len(entries))
@@ -227,8 +228,8 @@ class Appends(Generic[V]):
             if status_of(err) is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._throttle.sent(0, OVERLOADED)
             elif status_of(err) is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._sender.gate.silent = True  # until the loop has found that it answers again
-            self._sender.gate.broken = is_unavailable(err)
+                self._dispatcher.gate.silent = True  # until a request of the loop has an answer again
+            self._dispatcher.gate.broken = is_unavailable(err)
             failed = dict.fromkeys(range(len(entries)), err)
         except BaseException as err:
             failed = dict.fromkeys(range(len(entries)), TransientError(f"interrupted: {err!r}"))
@@ -254,7 +255,7 @@ class Appends(Generic[V]):
                 self._waiting[0].wake.set()
 
     async def _send_again(self, ticket: _Ticket, deadline: float) -> None:
-        """Send what the server has not taken, with all patience."""
+        """Send again what the server has not taken, until the deadline."""
         failed, ticket.failed = ticket.failed, {}
         again = list(failed)
 
@@ -262,10 +263,10 @@ class Appends(Generic[V]):
             return await self._connection.mutate(wire.bulk_of(self._connection, entries), len(entries))
 
         entries = [ticket.entries[i] for i in again]
-        with self._sender.patience(deadline):
+        with self._dispatcher.patience(deadline):
             for start in range(0, len(again), _ROWS_PER_REQUEST):
                 some = entries[start : start + _ROWS_PER_REQUEST]
                 still = await self._refusals.send_many(write, some, deadline)
                 ticket.failed.update({again[start + i]: error for i, error in still.items()})
             return
-        ticket.failed = dict.fromkeys(again, self._sender.late())
+        ticket.failed = dict.fromkeys(again, self._dispatcher.late())

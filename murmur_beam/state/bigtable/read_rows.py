@@ -1,4 +1,4 @@
-"""Rows out of the chunks that a read answers with, as the service's documentation of ReadRows describes them."""
+"""Assembles rows from the chunks of a ReadRows answer, as the service documents them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 class RowAssembler:
-    """Puts rows together. A chunk says only what differs from the one before, and holds at most one cell or a piece."""
+    """Assembles rows. A chunk holds at most one cell or a piece of one, and what differs from the one before."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -39,11 +39,11 @@ class RowAssembler:
 
     @property
     def begun(self) -> list[Cell]:
-        """Cells, each whole, of a row that is not."""
+        """Complete cells of a row that is not complete yet."""
         return self._cells
 
     def take(self, chunks: Iterable[Any]) -> None:
-        """The chunks of the next response; finished rows are in ``rows``."""
+        """Add the chunks of the next response; complete rows are in ``rows``."""
         for chunk in chunks:
             if chunk.reset_row:
                 self._reset()
