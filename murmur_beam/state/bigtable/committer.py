@@ -79,7 +79,7 @@ class RowCommitter(Generic[V]):
         self._codec = codec
         self._planner = CommitPlanner(codec)
         self._refresher = Refresher(spec, connection, dispatcher, codec, self.rows)
-        self._committer = 0
+        self._commit_count = 0
         self._batches = 0
         self._writer = os.urandom(8)
         self._chance = random.Random()
