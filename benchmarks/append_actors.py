@@ -28,7 +28,7 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
 from murmur_beam.state.bigtable import BigtableSpec
-from tests.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
+from tests.support.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 PATIENT = Config(
     dedup=AtomicDedup(),

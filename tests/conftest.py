@@ -1,4 +1,4 @@
-"""Fixtures that test modules share: a clock that never sleeps, a store of sums that runs by it, and the emulators."""
+"""Fixtures that all tests share: a clock that never sleeps, and the emulators."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import emulators
 import pytest
-from commands import Murmur
 from hypothesis import settings
 
-from murmur_beam.monoids.sum import Sum
-from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock
 from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
 
+# Failed assertions of helpers show the values compared, as those of tests do; the helpers are imported after it.
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support import emulators  # noqa: E402
+
 if TYPE_CHECKING:
-    from fault_proxy import FaultProxy
+    from tests.support.fault_proxy import FaultProxy
 
 # No deadline: these are not tests of speed, and a busy machine must not fail them.
 settings.register_profile("murmur_beam", deadline=None)
@@ -45,18 +46,6 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore[int]:
-    """An empty store of sums."""
-    return MemoryStore(Sum(), clock)
-
-
-@pytest.fixture
-def murmur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Murmur:
-    """Runs the command ``murmur`` on a file of this test's own."""
-    return Murmur(tmp_path, capsys)
-
-
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for the whole test run, which all workers see."""
@@ -75,7 +64,7 @@ def bigtable_host(run_folder: Path) -> Iterator[str]:
 def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """Before the Bigtable emulator; what clients of this process come to. It passes everything on until it is told
     otherwise."""
-    from fault_proxy import FaultProxy  # takes a second to import
+    from tests.support.fault_proxy import FaultProxy  # takes a second to import
 
     with FaultProxy(bigtable_host) as running:
         monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", running.address)

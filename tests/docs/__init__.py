@@ -1,0 +1,1 @@
+"""Tests of what the pages say, and of the benchmarks that their figures come from."""

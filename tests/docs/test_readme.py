@@ -1,0 +1,92 @@
+"""README's examples are run, and print what README says they print; what it names exists."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from murmur_beam import Count, MergeRecords
+from pipelines import merge_files
+from pipelines.common import IN_PROCESS_RUNNER
+from tests.support import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_python_example_has_its_output_beside_it() -> None:
+    """An example without an expected output would not be checked."""
+    assert len(EXAMPLES) == README.count("```python\n") >= 2
+
+
+def test_all_of_it_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From top to bottom, as somebody pastes it: each example prints what stands under it, and no two of them want
+    different things of one store."""
+    monkeypatch.chdir(tmp_path)
+    # The examples name no runner, and Beam's default would look for a binary on the network.
+    monkeypatch.setattr(StandardOptions, "DEFAULT_RUNNER", IN_PROCESS_RUNNER)
+    events = [{"id": f"e{n}", "page": "ab"[n % 2]} for n in range(10)]
+    (one_line,) = re.findall(r"^```\nevents \| (MergeRecords\(.*\))\n```", README, re.MULTILINE)
+    (flags,) = re.findall(r"^(--murmur_.*)$", README, re.MULTILINE)
+    (of_files,) = re.findall(r"python -m pipelines\.merge_files ([^`]*)`", README)
+
+    with beam.Pipeline() as p:
+        _ = p | beam.Create(events) | eval(one_line, {"MergeRecords": MergeRecords, "Count": Count})
+    for code, output in EXAMPLES:
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+        assert capsys.readouterr().out == output
+    with beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as p:
+        _ = p | beam.Create(events) | MergeRecords()
+    with gzip.open("events-1.jsonl.gz", "wt") as file:
+        file.writelines(f"{json.dumps(event)}\n" for event in events)
+    assert merge_files.main(shlex.split(of_files)) == 0
+    assert "0 merged / 10 duplicate / 0 dead-lettered" in capsys.readouterr().out, "the third time that they come"
+
+
+def test_the_commands_are_one_line_each_and_make_their_own_environment() -> None:
+    """A new user copies one line to see the main job, and one to run the tests."""
+    commands = re.findall(r"^python3 -m venv \.venv && (.*)$", README, re.MULTILINE)
+    assert [command.rpartition(" && ")[2].split()[:3] for command in commands] == [
+        [".venv/bin/python", "-m", "pipelines.flights"],
+        [".venv/bin/python", "-m", "pytest"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "module", sorted({*re.findall(r"python -m ((?:pipelines|benchmarks)\.\w+)", README), "murmur_beam"})
+)
+def test_named_commands_exist(module: str) -> None:
+    """Each command that README names answers --help."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+def test_linked_files_exist() -> None:
+    """Each link to a file of the project leads somewhere."""
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_package_exports_what_it_lists() -> None:
+    """Each public name is there; importing the package alone loads no Beam."""
+    code = (
+        "import murmur_beam, sys; assert not any(m.split('.')[0] == 'apache_beam' for m in sys.modules);"
+        "print(all(getattr(murmur_beam, name) is not None for name in murmur_beam.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr

@@ -1,0 +1,262 @@
+"""`flights` and `merge_files` on each engine that a user may name, as commands: the state is the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import murmur_beam
+from murmur_beam.errors import StoreUnavailable
+from murmur_beam.model import DeadLetter
+from murmur_beam.reader import Reader
+from murmur_beam.testing.emulators import stop
+from pipelines import flights
+from pipelines.common import IN_PROCESS_RUNNER
+from tests.support import emulators
+from tests.support.engines import PRISM, Flink, flink
+
+TIMEOUT_S = 240.0
+FEW = 3_000
+MANY = 32_000
+PART = MANY // 16
+
+STREAMING = [
+    "--streaming",
+    "--checkpointing_interval=2000",
+    "--unaligned_checkpoint_enabled",
+    "--max_bundle_size=1",
+    "--shutdown_sources_after_idle_ms=0",
+]
+"""What makes Flink keep checkpoints of a source that ends, one or several between two parts of the file."""
+
+
+class State(NamedTuple):
+    """All that a table shows to its readers.
+
+    Attributes:
+        numbers: how many aggregates there are.
+        digest: of all of them, with their names and buckets.
+    """
+
+    numbers: int
+    digest: str
+
+
+def state_of(uri: str) -> State:
+    """What is there now."""
+    with Reader.open(uri) as reader:
+        aggregates = sorted((key.entity, key.bucket, value) for key, value in reader.store.scan())
+    return State(len(aggregates), hashlib.sha256(json.dumps(aggregates).encode()).hexdigest())
+
+
+def new_uri(host: str) -> str:
+    """Of an empty table."""
+    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(host)}"
+
+
+def first_flights(path: Path, n: int) -> Path:
+    """The first rows of the shipped file."""
+    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
+        path.write_bytes(b"".join(itertools.islice(member, n + 1)))
+    return path
+
+
+class Run:
+    """A command that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self._output = output
+
+    def wait(self) -> str:
+        """What it has printed, once it has come to a good end."""
+        code = self.process.wait(TIMEOUT_S)
+        printed = self._output.read_text("utf-8", "replace")
+        assert code == 0, printed
+        return printed
+
+
+@contextmanager
+def pipeline(name: str, folder: Path, *arguments: str) -> Iterator[Run]:
+    """``python -m pipelines.NAME``, as users start it; neither it nor what it starts outlives the block."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(murmur_beam.__file__).parents[1])}
+    output = folder / f"{name}.out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"pipelines.{name}", *arguments],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield Run(process, output)
+    finally:
+        stop(process.pid)
+
+
+def run_flights(folder: Path, file: Path, uri: str, flags: Sequence[str] = ()) -> str:
+    """Merge the flights of a file, with ``--check``; what it has printed."""
+    with pipeline("flights", folder, f"--input={file}", f"--state={uri}", "--check", *flags) as run:
+        return run.wait()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of flights."""
+    return first_flights(tmp_path_factory.mktemp("few") / "flights.csv", FEW)
+
+
+@pytest.fixture(scope="module")
+def expected(bigtable_host: str, few: Path, tmp_path_factory: pytest.TempPathFactory) -> State:
+    """What a run without any engine leads to: in the pipeline's own process."""
+    uri = new_uri(bigtable_host)
+    run_flights(tmp_path_factory.mktemp("expected"), few, uri)
+    return state_of(uri)
+
+
+@pytest.mark.parametrize("total", [0, 1, 15, 16, 17, FEW])
+def test_the_parts_are_the_file(few: Path, total: int) -> None:
+    """All parts together must be the first so many rows, each once and in order; and one part where one worker runs."""
+    parts = flights.parts_of(str(few), total, "PrismRunner")
+    assert len(parts) == 16
+    rows = [row for part in parts for row in flights.read_flights(*part)]
+    assert rows == list(itertools.islice(flights.read_flights(str(few)), total))
+    assert flights.parts_of(str(few), total, IN_PROCESS_RUNNER) == [(str(few), 0, total)]
+
+
+def prism_flags() -> list[str]:
+    """What a user types for Prism; skips the test where it is not installed."""
+    emulators.require(PRISM)
+    return ["--runner=PrismRunner", f"--prism_location={PRISM.find()}"]
+
+
+SEVERAL_PROCESSES = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+
+
+@contextmanager
+def engine(name: str, folder: Path) -> Iterator[tuple[list[str], Path]]:
+    """The flags of an engine, and what tells of its work: its log, or what the pipeline prints."""
+    printed = folder / "flights.out"
+    if name == "flink":
+        with flink(folder) as running:
+            yield running.flags, running.log
+    else:
+        yield prism_flags() if name == "prism" else SEVERAL_PROCESSES, printed
+
+
+@pytest.mark.parametrize(
+    ("name", "trace", "times"),
+    [
+        ("prism", "INFO:PrismRunner:pipeline done!", 1),
+        ("several processes", "Python sdk harness starting.", 2),
+        ("flink", "switched from state RUNNING to FINISHED.", 1),
+    ],
+    ids=["prism", "several processes", "flink"],
+)
+def test_flights_end_with_the_same_state(
+    name: str, trace: str, times: int, few: Path, expected: State, bigtable_host: str, tmp_path: Path
+) -> None:
+    """Every number must be that of a run without an engine, and that of the file; a second run must move none."""
+    uri = new_uri(bigtable_host)
+    with engine(name, tmp_path) as (flags, log):
+        first = run_flights(tmp_path, few, uri, flags)
+        assert log.read_text("utf-8", "replace").count(trace) == times
+        assert state_of(uri) == expected
+        again = run_flights(tmp_path, few, uri, flags)
+    for measure in flights.MEASURES:
+        assert re.search(rf"^{measure} +{FEW:,} merged / 0 duplicate / 0 dead-lettered$", first, re.MULTILINE)
+        assert re.search(rf"^{measure} +0 merged / {FEW:,} duplicate / 0 dead-lettered$", again, re.MULTILINE)
+    assert f"check: {expected.numbers:,} numbers compared with flights.csv, 0 differ\n" in first
+    assert state_of(uri) == expected
+
+
+def test_files_on_prism(bigtable_host: str, tmp_path: Path) -> None:
+    """Each record of several files must be merged once, and what is no record be in the file of dead letters."""
+    flags = prism_flags()
+    clicks = [{"id": str(i), "page": "abc"[i % 3]} for i in range(300)]
+    for part in range(3):
+        lines = [json.dumps(click) for click in clicks[part * 100 : part * 100 + 100]]
+        (tmp_path / f"clicks-{part}.jsonl").write_text("\n".join([*lines, f"no record {part}"]))
+    uri = new_uri(bigtable_host)
+    what = ["--input=clicks-*.jsonl", f"--store={uri}", "--key=page/{page}", "--monoid=count", "--event_id=id"]
+    for outcomes in ("300 merged / 0 duplicate", "0 merged / 300 duplicate"):
+        with pipeline("merge_files", tmp_path, *what, *flags) as run:
+            assert f"{outcomes} / 3 dead-lettered" in run.wait()
+        letters = tmp_path / "dead-letters.jsonl"
+        payloads = {DeadLetter.from_json(line).payload for line in letters.read_bytes().splitlines()}
+        assert payloads == {b"no record 0", b"no record 1", b"no record 2"}
+        letters.unlink()
+        with Reader.open(uri) as reader:
+            assert {entity: total for entity, total, _ in reader.list()} == {f"page/{page}": 100 for page in "abc"}
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+# A worker that is killed.
+
+
+def committed(uri: str) -> int:
+    """How many flights the state holds by now."""
+    try:
+        with Reader.open(uri) as reader:
+            return sum(total for _, total, _ in reader.list("flights/all"))
+    except StoreUnavailable:  # nothing was written yet
+        return 0
+
+
+def wait_for_the_middle(run: Run, engine: Flink, uri: str) -> None:
+    """Until Flink has kept a checkpoint, and more than a part of the file was committed after it."""
+    deadline = time.monotonic() + TIMEOUT_S
+    checkpoints = at_checkpoint = 0
+    while time.monotonic() < deadline:
+        assert run.process.poll() is None, f"it has ended before a worker could be killed: {run.wait()}"
+        now = committed(uri)
+        if checkpoints and now - at_checkpoint > PART:
+            return
+        if engine.logged("Completed checkpoint ") > checkpoints:
+            checkpoints, at_checkpoint = engine.logged("Completed checkpoint "), committed(uri)
+        time.sleep(0.1)
+    pytest.fail(f"{checkpoints} checkpoints and {now} flights within {TIMEOUT_S} s")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers by Linux's list of processes")
+def test_flink_recovers_from_a_killed_worker(bigtable_host: str, tmp_path: Path) -> None:
+    """SIGKILL for a worker in the middle of its work: Flink must deliver again what came after its last checkpoint, of
+    which some was committed already, and every count be right."""
+    file, uri, alone = first_flights(tmp_path / "flights.csv", MANY), new_uri(bigtable_host), new_uri(bigtable_host)
+    with flink(tmp_path) as engine:
+        flags = [f"--input={file}", f"--state={uri}", "--check", *engine.flags, *STREAMING]
+        with pipeline("flights", tmp_path, *flags) as run:
+            wait_for_the_middle(run, engine, uri)
+            assert engine.logged("to RESTARTING.") == 0, "so far nothing has failed"
+            victim = engine.busiest_worker()
+            os.kill(victim, signal.SIGKILL)
+            at_kill = committed(uri)
+            assert 0 < at_kill < MANY, "killed in the middle"
+            printed = run.wait()
+        assert engine.logged("from state RUNNING to RESTARTING.") == 1
+        assert engine.logged("Restoring job ") == 1, "from a checkpoint"
+    outcomes = re.findall(r"^(\w+) +([\d,]+) merged / ([\d,]+) duplicate / 0 dead-lettered$", printed, re.MULTILINE)
+    again = {measure: int(duplicates.replace(",", "")) for measure, _, duplicates in outcomes}
+    assert again.keys() == set(flights.MEASURES)
+    assert sum(again.values()) > 0, "what was committed before the kill came again"
+    assert ", 0 differ\n" in printed
+    run_flights(tmp_path, file, alone)
+    assert state_of(uri) == state_of(alone)
+    print(f"killed worker {victim} with {at_kill:,} of {MANY:,} flights committed; came again: {again}")

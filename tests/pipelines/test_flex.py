@@ -1,0 +1,269 @@
+"""The Flex Templates: their parameters are the pipelines' own flags, and what the image is made of exists."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import posixpath
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.monoids import names
+from murmur_beam.spec import from_flags, resolve
+from pipelines import messages, pubsub
+from tests.support import ROOT
+from tests.support.parsing import parse
+
+FLEX = ROOT / "flex"
+PIPELINES = ("pubsub", "merge_files")
+DOCKERFILE = re.sub(r"\\\n", " ", (FLEX / "Dockerfile").read_text("utf-8"))
+
+LEFT_OUT = {
+    "pubsub": {
+        "help": "no flag of a job",
+        "cache": "a copy of the counts lives in one process, and nobody reads it in a worker's",
+    },
+    "merge_files": {
+        "help": "no flag of a job",
+        "cache": "a copy of the counts lives in one process, and nobody reads it in a worker's",
+    },
+}
+"""Flags that a template has no parameter for, and why."""
+
+EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
+    "subscription": (["projects/p/subscriptions/s"], ["s", "projects/p/topics/s"]),
+    "dead_letter_topic": (["projects/p/topics/t"], ["t", "projects/p/subscriptions/t"]),
+    "topic": (["projects/p/topics/t"], ["t", "projects/p/subscriptions/t"]),
+    "input": (["gs://b/x*.csv", "gs://b/1.json|gs://b/2.json"], ["x.csv", "gs://b/x|y", "/x"]),
+    "dead_letters": (["gs://b/dead.jsonl"], ["dead.jsonl", "gs://b/", "gs://b/dead/"]),
+    "store": (["bigtable://p/i/t", "bigtable://p/i/t?app_profile=a&shards=8"], ["sqlite:///x.db", "bigtable://p/i"]),
+    "monoid": (names(), ["median", "my.module:monoid"]),
+    "window": (["daily", "hourly", "minute", "15m", "2w"], ["weekly", "15"]),
+    "retention": (["90d", "2w"], ["90", "d"]),
+    "decode": (["json", "csv"], ["xml", "my.module:decode"]),
+    "time_unit": (["s", "ms", "us", "ns"], ["m", "seconds"]),
+    "id_format": (["escaped", "plain"], ["json", "text"]),
+    "delimiter": ([";", "|", "tab", "\\t"], ["", ";;", '"', " "]),
+    "dedup": (["exact", "none"], ["yes"]),
+    "on_exhausted": (["dead_letter", "raise"], ["ignore"]),
+    "max_attempts": (["1", "30"], ["0", "-1", "x"]),
+    "max_record_bytes": (["1", "1000000"], ["0", "16MB"]),
+    "max_dead_letters": (["0", "100", "1%", "0.5%"], ["few", "-1"]),
+    "flush_events": (["1", "1000"], ["0", "x"]),
+    "flush_rows": (["1", "1000"], ["0", "x"]),
+    "flush_bytes": (["1", "1000000"], ["0", "64MB"]),
+    "flush_age": (["5s", "500ms"], ["5"]),
+    "backoff_base": (["50ms", "1s"], ["fast"]),
+    "backoff_max": (["5s"], ["5 s"]),
+}
+"""Of each parameter with a rule: values that it takes, and values that it does not."""
+
+
+def metadata(pipeline: str) -> dict[str, Any]:
+    """Of a template."""
+    found: dict[str, Any] = json.loads((FLEX / f"{pipeline}.metadata.json").read_text("utf-8"))
+    return found
+
+
+def parameters(pipeline: str) -> dict[str, dict[str, Any]]:
+    """Of a template, by name."""
+    return {parameter["name"]: parameter for parameter in metadata(pipeline)["parameters"]}
+
+
+def accepts(parameter: dict[str, Any], value: str) -> bool:
+    """Would Dataflow let this value pass?"""
+    return all(re.fullmatch(rule, value) for rule in parameter.get("regexes", []))
+
+
+def argv_of(values: dict[str, str]) -> list[str]:
+    """A command line."""
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def actions(pipeline: str) -> list[argparse.Action]:
+    """All flags of a pipeline."""
+    return parse(f"pipelines.{pipeline}", argv_of(required(pipeline))).parser._actions
+
+
+def usable(pipeline: str, values: dict[str, str]) -> bool:
+    """Can the pipeline be built with these flags, as far as that can be told without a store?"""
+    try:
+        flags = parse(f"pipelines.{pipeline}", argv_of(values)).flags
+        if pipeline == "pubsub":
+            pubsub.check_places(flags.dead_letter_topic, flags.dead_letters)
+            messages.merge_arguments(flags)
+        else:
+            resolve({"event_id": "id", **from_flags(flags)})
+    except (ConfigurationError, SystemExit):
+        return False
+    return True
+
+
+def required(pipeline: str) -> dict[str, str]:
+    """An example of each parameter that must be given."""
+    needed = [name for name, parameter in parameters(pipeline).items() if not parameter["isOptional"]]
+    return {name: EXAMPLES[name][0][0] if name in EXAMPLES else "page" for name in needed} | {"monoid": "count"}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+class TestParameters:
+    """Of both templates, against the pipelines' own parsers."""
+
+    def test_each_is_a_flag_and_no_flag_is_missing(self, pipeline: str) -> None:
+        """Parameters and flags are the same, but for those that stand on the list with a reason."""
+        flags = {action.dest for action in actions(pipeline)}
+        assert set(parameters(pipeline)) == flags - LEFT_OUT[pipeline].keys()
+        assert LEFT_OUT[pipeline].keys() <= flags
+
+    def test_the_required_ones_are_required(self, pipeline: str) -> None:
+        """With all of them the pipeline can be built; without any one of them it cannot."""
+        given = required(pipeline)
+        assert usable(pipeline, given)
+        for name in given.keys() - {"monoid"} - ({"dead_letters"} if pipeline == "merge_files" else set()):
+            assert not usable(pipeline, {key: value for key, value in given.items() if key != name}), name
+
+    def test_rules_accept_what_the_pipeline_takes(self, pipeline: str) -> None:
+        """Values that are meant to pass do, here and in the pipeline; others are refused before a job starts."""
+        for name, parameter in parameters(pipeline).items():
+            assert (name in EXAMPLES) == ("regexes" in parameter), name
+            good, bad = EXAMPLES.get(name, ([], []))
+            more = {"event_time": "at"} if name in ("window", "retention") else {}
+            more |= {"decode": "csv"} if name == "delimiter" else {}
+            more |= {"value": "n"} if name == "monoid" else {}
+            more |= {"window": "daily", "event_time": "at"} if name == "retention" else {}
+            for value in good:
+                assert accepts(parameter, value), (name, value)
+                assert usable(pipeline, {**required(pipeline), **more, name: value}), (name, value)
+            assert [value for value in bad if accepts(parameter, value)] == [], name
+
+    def test_people_are_told_what_they_are(self, pipeline: str) -> None:
+        """Each has a label and a text, and says whether it may be left out."""
+        for parameter in metadata(pipeline)["parameters"]:
+            assert parameter["label"]
+            assert parameter["helpText"].endswith((".", "=all", "NAME of a message."))
+            assert isinstance(parameter["isOptional"], bool)
+
+    def test_dataflow_knows_the_format(self, pipeline: str) -> None:
+        """The file has the fields and the kinds of parameters of Dataflow's own type."""
+        dataflow = pytest.importorskip("google.cloud.dataflow_v1beta3", reason="needs the extra 'dataflow'")
+        text = (FLEX / f"{pipeline}.metadata.json").read_text("utf-8")
+        read = dataflow.TemplateMetadata.from_json(text, ignore_unknown_fields=False)
+        assert [parameter.name for parameter in read.parameters] == list(parameters(pipeline))
+        assert read.streaming is (pipeline == "pubsub")
+
+    def test_both_streaming_modes_may_be_chosen(self, pipeline: str) -> None:
+        """The streaming template takes either, exactly once by default."""
+        modes = {key: value for key, value in metadata(pipeline).items() if "Once" in key or "Mode" in key}
+        both = {"supportsAtLeastOnce": True, "supportsExactlyOnce": True, "defaultStreamingMode": "EXACTLY_ONCE"}
+        assert modes == (both if pipeline == "pubsub" else {})
+
+
+class TestLaunch:
+    """What stands between a template's launcher and the pipeline."""
+
+    @pytest.fixture
+    def flags(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], list[str]]:
+        """`launch.flags`, found as the image finds it."""
+        monkeypatch.syspath_prepend(str(FLEX))
+        monkeypatch.delitem(sys.modules, "launch", raising=False)
+        found: Callable[[list[str]], list[str]] = importlib.import_module("launch").flags
+        return found
+
+    @pytest.mark.parametrize(
+        ("argv", "expected"),
+        [
+            (["--key=a|b", "--store=x"], ["--key=a", "--key=b", "--store=x"]),
+            (["--key==all"], ["--key==all"]),
+            (["--input=gs://b/1|gs://b/2"], ["--input=gs://b/1", "--input=gs://b/2"]),
+            (["--value=a|b", "--runner=DataflowRunner"], ["--value=a|b", "--runner=DataflowRunner"]),
+            (["--key", "a|b"], ["--key", "a|b"]),
+        ],
+    )
+    def test_several_in_one(
+        self, flags: Callable[[list[str]], list[str]], argv: list[str], expected: list[str]
+    ) -> None:
+        """Only the flags that may be repeated are taken apart."""
+        assert flags(argv) == expected
+
+    def test_only_flags_that_may_be_repeated_are(self) -> None:
+        """Those are the pipelines' own that add to a list."""
+        repeated = {
+            option
+            for pipeline in PIPELINES
+            for action in actions(pipeline)
+            if type(action).__name__ == "_AppendAction"
+            for option in action.option_strings
+        }
+        source = (FLEX / "launch.py").read_text("utf-8")
+        assert set(re.findall(r'"(--\w+)"', source)) == repeated
+
+
+class TestTheImage:
+    """The Dockerfile, as far as it can be told without building it."""
+
+    def copied(self) -> dict[str, str]:
+        """Where in the image each file and folder of this project goes."""
+        (folder,) = re.findall(r"^WORKDIR (.*)$", DOCKERFILE, re.MULTILINE)
+        found = {}
+        for line in DOCKERFILE.splitlines():
+            if line.startswith("COPY ") and "--from" not in line:
+                *sources, target = line.split()[1:]
+                for source in sources:
+                    found[source] = posixpath.normpath(
+                        posixpath.join(folder, target, source if target.endswith("/") else "")
+                    )
+        return found
+
+    def test_what_is_copied_exists(self) -> None:
+        """Each file and folder that is copied is in the project."""
+        assert self.copied()
+        assert [source for source in self.copied() if not (ROOT / source).exists()] == []
+
+    def test_setup_py_finds_all_that_it_reads(self) -> None:
+        """The package can be built of what is copied."""
+        read = set(re.findall(r'HERE / "([\w./]+)"', (ROOT / "setup.py").read_text("utf-8")))
+        for name in {
+            *read,
+            "setup.py",
+            "pyproject.toml",
+            "LICENSE",
+            "murmur_beam/__init__.py",
+            "pipelines/__init__.py",
+        }:
+            assert any(name == source or name.startswith(f"{source}/") for source in self.copied()), name
+
+    @pytest.mark.parametrize("pipeline", PIPELINES)
+    def test_its_entry_points_exist(self, pipeline: str) -> None:
+        """The files that the launcher is told to run and to package are where they are copied to."""
+        variables = dict(re.findall(r"^ENV (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
+        assert set(variables) == {"FLEX_TEMPLATE_PYTHON_PY_FILE", "FLEX_TEMPLATE_PYTHON_SETUP_FILE"}
+        for path in variables.values():
+            inside = path.replace("${PIPELINE}", pipeline)
+            here = [
+                ROOT / source / posixpath.relpath(inside, target)
+                for source, target in self.copied().items()
+                if f"{inside}/".startswith(f"{target}/")
+            ]
+            assert [file.is_file() for file in here] == [True], path
+
+    def test_its_beam_is_one_that_the_launch_takes(self) -> None:
+        """The image's Beam is a release that the extra "dataflow" allows, for a Python that we support."""
+        ((python, beam),) = re.findall(r"^FROM apache/beam_python([\d.]+)_sdk:([\d.]+)$", DOCKERFILE, re.MULTILINE)
+        setup = (ROOT / "setup.py").read_text("utf-8")
+        (oldest,) = re.findall(r'"apache-beam>=([\d.]+)"', setup)
+        assert [int(part) for part in beam.split(".")] >= [int(part) for part in oldest.split(".")]
+        assert f"Python :: {python}" in setup
+        assert f"python{python.replace('.', '')}-template-launcher-base" in DOCKERFILE
+
+    def test_the_build_gives_what_it_asks_for(self) -> None:
+        """Cloud Build is told each argument of the Dockerfile, and the Dockerfile is where it says."""
+        build = (FLEX / "cloudbuild.yaml").read_text("utf-8")
+        assert set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)) == set(re.findall(r'build-arg, "(\w+)=', build))
+        (file,) = re.findall(r"--file, ([\w/]+)", build)
+        assert (ROOT / file).is_file()

@@ -1,0 +1,395 @@
+"""What is stored, byte by byte: what the code writes is what the golden files hold, it reads them, and docs/storage.md
+says the same. A change of a golden file is a change of the format: it takes another layout (docs/storage.md).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import ROOT
+
+pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
+
+from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
+from murmur_beam.monoids import by_name
+from murmur_beam.monoids.timed import Timed
+from murmur_beam.state.base import Schema, fingerprint
+from murmur_beam.state.bigtable import commits, known, pending, row_key, scratch, tables
+from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
+from murmur_beam.state.bigtable.layouts import LAYOUTS
+from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
+from tests.support import storage
+from tests.support.emulators import INSTANCE, PROJECT
+from tests.support.storage import TABLES, Table, hidden, shown
+
+PAGE = (ROOT / "docs/storage.md").read_text("utf-8")
+PLACE = PROJECT, INSTANCE
+STATES: dict[str, Any] = storage.read("states.json")
+_names = itertools.count()
+
+
+def golden(layout: int) -> Any:
+    """The golden file of a layout of Bigtable."""
+    return storage.read(f"bigtable-layout-{layout}.json")
+
+
+def new_prefix() -> str:
+    """What no other table's name begins with."""
+    return f"golden-{os.getpid()}-{next(_names)}"
+
+
+def require_same(expected: Any, found: Any, folder: Path) -> None:
+    """Fail if two golden documents differ, and leave the one that was found in the folder."""
+    if told := storage.differences(expected, found):
+        (folder / "found.json").write_text(storage.text_of(found))
+        pytest.fail("\n".join([f"{len(told)} differences to {folder / 'found.json'}:", *told[:20]]))
+
+
+# ---- the code and the golden files ----
+
+
+def test_layout_2_is_made_and_written_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+    """Families, record and each cell."""
+    prefix = new_prefix()
+    storage.make_bigtable(PLACE, prefix)
+    storage.write_bigtable(PLACE, prefix)
+    require_same(golden(2), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_layout_1_is_written_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+    """In tables that 0.1.0 made, each cell is as 0.1.0 writes it (`test_mixed_releases`)."""
+    prefix = new_prefix()
+    storage.put_bigtable(PLACE, prefix, golden(1), rows=False)
+    storage.write_bigtable(PLACE, prefix)
+    require_same(golden(1), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_pending_deltas_are_written_and_folded_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+    """Names and payloads of each kind, and what a fold makes of them."""
+    require_same(storage.read("bigtable-appended.json"), storage.append_and_fold(PLACE, new_prefix()), tmp_path)
+
+
+def test_pending_deltas_of_a_golden_file_are_read_and_folded(bigtable_host: str) -> None:
+    """By a store that has not written them; values are the same before and after, and so is each cell of a fold."""
+    prefix, document = new_prefix(), storage.read("bigtable-appended.json")
+    storage.put_bigtable(PLACE, prefix, document, which=storage.APPENDED)
+    for table in storage.APPENDED:
+        expected: dict[Key, Any] = {}
+        seen = set()
+        for key, delta, event_id, _ in (update for _, updates in table.updates() for update in updates):
+            if (key, event_id) not in seen:
+                seen.add((key, event_id))
+                expected[key] = table.monoid.combine(expected.get(key, table.monoid.identity), delta)
+        with closing(storage.opened(table, PLACE, prefix)) as store:
+            store._clock.time += len(table.flushes) - 1
+            assert store.get_many(list(expected)) == list(expected.values())
+            assert store.fold().duplicates == (1 if not table.monoid.idempotent else 0)
+            assert store.get_many(list(expected)) == list(expected.values())
+            assert dict(store.scan()) == expected
+        found = storage.raw_rows(storage.spec_of(table, PLACE, prefix))
+        del found[shown(SCHEMA_ROW)]
+        assert storage.differences(document["tables"][table.name]["folded"], found) == []
+
+
+def test_sqlite_is_written_as_the_golden_file_says(tmp_path: Path) -> None:
+    """What makes each table, and each row."""
+    storage.write_sqlite(tmp_path / "counts.db")
+    require_same(storage.read("sqlite.json"), storage.read_sqlite(tmp_path / "counts.db"), tmp_path)
+
+
+def redelivered(table: Table, spec: Any) -> None:
+    """All aggregates are there, and each event that comes again is a duplicate."""
+    expected: dict[Key, Any] = {}
+    merged = set()
+    with closing(spec.open(table.monoid, table.granularity)) as store:
+        for now_s, updates in table.updates():
+            spec.clock.time = now_s
+            again = [update for update in updates if update.event_id is not None]
+            outcome = Outcome.MERGED if table.monoid.idempotent else Outcome.DUPLICATE
+            assert store.merge_updates(again) == [outcome] * len(again)
+            for key, delta, event_id, _ in updates:
+                if (key, event_id) not in merged:
+                    merged.add((key, event_id))
+                    expected[key] = table.monoid.combine(expected.get(key, table.monoid.identity), delta)
+        assert dict(store.scan()) == expected
+        assert store.get_many(list(expected)) == list(expected.values())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_golden_table_is_read(bigtable_host: str, layout: int, tmp_path: Path) -> None:
+    """Values and markers alike, without a cell that changes; ``murmur check`` finds nothing wrong with it."""
+    prefix = new_prefix()
+    storage.put_bigtable(PLACE, prefix, golden(layout))
+    for table in TABLES:
+        spec = storage.spec_of(table, PLACE, prefix)
+        redelivered(table, spec)
+        if table.granularity is None and table.dedup_retention is None:
+            continue  # made for what others are made for; a check takes its time
+        assert {finding.status for finding in tables.check(spec)} <= {tables.OK, tables.NOT_CHECKED}
+    require_same(golden(layout), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_a_golden_file_of_sqlite_is_read(tmp_path: Path) -> None:
+    """Values and markers alike, without a row that changes."""
+    path = tmp_path / "counts.db"
+    storage.put_sqlite(path, storage.read("sqlite.json"))
+    for table in TABLES:
+        redelivered(table, storage.sqlite_spec(table, path))
+    found, expected = storage.read_sqlite(path), storage.read("sqlite.json")
+    for document in (found, expected):
+        document["rows"]["murmur_facts"] = [row[:-1] for row in document["rows"]["murmur_facts"]]  # seen_at goes on
+    require_same(expected, found, tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_row_keys_and_fingerprints(layout: int) -> None:
+    """Those of the golden files are made of what was merged, and of nothing else."""
+    for table in TABLES:
+        rows = golden(layout)["tables"][table.name]["rows"]
+        updates = [update for _, flush in table.updates() for update in flush]
+        prints = {(update.key, fingerprint(str(update.event_id))) for update in updates if update.event_id is not None}
+        assert {parse_row_key(hidden(row))[0] for row in rows} == {update.key for update in updates}
+        assert list(rows) == sorted(rows, key=hidden)
+        for row, columns in rows.items():
+            key, shard = parse_row_key(hidden(row))
+            assert shown(row_key(key, shard)) == row
+            journal = b"".join(
+                hidden(value) for name, cells in columns.items() if name.startswith("dedup") for value in cells.values()
+            )
+            found = {journal[i : i + 16] for i in range(0, len(journal), 16)}
+            wanted = {print_ for of, print_ in prints if of == key and print_[0] % table.shards == shard}
+            assert found == (set() if table.monoid.idempotent else wanted)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_states_are_encoded_as_the_golden_file_says(name: str) -> None:
+    """Of each monoid that ships and is no sum: deltas to bytes, and back."""
+    monoid = by_name(name)
+    for times_and_values, state in STATES[name]:
+        value = monoid.fold([monoid.lift_ns(v, at_us, ns) for at_us, ns, v in times_and_values])
+        assert shown(monoid.encode(value)) == state
+        decoded = monoid.decode(hidden(state))
+        assert (type(decoded), decoded) == (type(value), value)
+        assert not isinstance(decoded, Timed) or isinstance(decoded.ns, int)
+
+
+# ---- a comparison that can fail ----
+
+
+def _renamed(where: dict[str, Any], name: str, new: str) -> None:
+    where[new] = where.pop(name)
+
+
+def _flipped(text: str, at: int = -1) -> str:
+    data = bytearray(hidden(text))
+    data[at] ^= 1
+    return f"0x{data.hex()}"
+
+
+ROW, MARKER = "0x706167652f3100018000000000005a6c00", "dedup:0x000000ee957b0dc97772697465722d310000000000000002"
+FLIPS: dict[str, Callable[[Any], None]] = {
+    "row key": lambda t: _renamed(t["rows"], ROW, _flipped(ROW, 0)),
+    "shard": lambda t: _renamed(t["rows"], ROW, _flipped(ROW)),
+    "sum": lambda t: t["rows"][ROW].update({"agg:v": {"1999987200000000": "0x0000010000000062"}}),
+    "timestamp": lambda t: t["rows"][ROW].update({"agg:v": {"1999987201000000": "0x0000010000000063"}}),
+    "version": lambda t: t["rows"][ROW].update({"state:n": {"1999987200000000": "0x000000ee957b0dcb"}}),
+    "column's version": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:], 7)),
+    "column's writer": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:], 8)),
+    "column's number": lambda t: _renamed(t["rows"][ROW], MARKER, "dedup:" + _flipped(MARKER[6:])),
+    "fingerprint": lambda t: t["rows"][ROW].update(
+        {MARKER: {"2000000001000000": "0x86bce09cf63d843e201bf4e076ed0ecc"}}
+    ),
+    "expiry": lambda t: t["rows"][ROW].update({"state:x": {"2002665601000000": ""}}),
+    "record": lambda t: t["record"].update({"meta:monoid": {"0": "sum/3"}}),
+    "rule": lambda t: t["families"]["dedup"].update({"max_versions": 2}),
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_one_other_byte_is_noticed(bigtable_host: str, name: str) -> None:
+    """In a table, of whatever class it is: the comparison tells one place, or two where something has another name."""
+    document = golden(2)
+    document["tables"] = {"views": document["tables"]["views"]}
+    other = copy.deepcopy(document)
+    FLIPS[name](other["tables"]["views"])
+    prefix = new_prefix()
+    storage.put_bigtable(PLACE, prefix, other)
+    told = storage.differences(document, storage.read_bigtable(PLACE, prefix, ["views"]))
+    assert 1 <= len(told) <= 2
+    assert all(text.startswith("/tables/views/") for text in told)
+
+
+def test_another_fingerprint_is_another_event(bigtable_host: str) -> None:
+    """Reading a golden file back can fail as well."""
+    document = golden(2)
+    FLIPS["fingerprint"](document["tables"]["views"])
+    document["tables"] = {"views": document["tables"]["views"]}
+    prefix = new_prefix()
+    storage.put_bigtable(PLACE, prefix, document)
+    with pytest.raises(AssertionError, match="MERGED"):
+        redelivered(TABLES[0], storage.spec_of(TABLES[0], PLACE, prefix))
+
+
+def test_each_other_leaf_of_a_golden_file_is_noticed() -> None:
+    """In every file, every name and value."""
+    for name in ("bigtable-layout-1.json", "bigtable-layout-2.json", "bigtable-appended.json", "sqlite.json"):
+        document = storage.read(name)
+        leaves = list(_leaves(document))
+        assert len(leaves) > 80
+        for where, leaf in leaves:
+            value, where[leaf] = where[leaf], "another"
+            assert len(storage.differences(storage.read(name), document)) == 1 if value != "another" else True
+            where[leaf] = value
+
+
+def _leaves(document: Any) -> Iterator[tuple[Any, Any]]:
+    for name in list(document) if isinstance(document, dict) else range(len(document)):
+        if isinstance(document[name], (dict, list)):
+            yield from _leaves(document[name])
+        else:
+            yield document, name
+
+
+# ---- docs/storage.md ----
+
+
+def section(title: str) -> str:
+    """What stands under a heading, with all that is below it."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#+ |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found[2]
+
+
+def table_under(title: str) -> list[list[str]]:
+    """The rows of the first table under a heading, without its head."""
+    rows = re.findall(r"^\|(.*)\|$", section(title), re.MULTILINE)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
+
+
+def code(cell: str) -> str:
+    """A cell of code."""
+    return cell.strip("`")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_page_has_the_families(layout: int) -> None:
+    """Type and rule of each, in the words of the command, for one table with a retention and one without."""
+    [told] = [{code(row[0]): row[1:] for row in table_under("Families")}]
+    found = {}
+    for name in LAYOUTS[2].families:
+        types, rule_1, rule_2 = told[name]
+        rule = rule_1 if layout == 1 else rule_2
+        found[name] = (types, rule)
+    meta = Meta(Schema("sum", None), bucket_age=storage.DAY, marker_age=2 * storage.DAY, layout=LAYOUTS[layout])
+    spoken = {
+        name: str(rule).replace("1d", "the bucket age", 1).replace("2d", "the marker age", 1)
+        for name, rule in tables.rules(meta).items()
+    }
+    spoken = {name: spoken.get(name, "no such family") for name in found}
+    assert {name: rule for name, (_, rule) in found.items()} == spoken
+    assert {name for name, (types, _) in found.items() if types == "aggregate: sum of int64"} == {"agg"}
+    assert len(told) == len(LAYOUTS[2].families)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_page_has_the_fields_of_the_record(layout: int) -> None:
+    """Each that is known, in the layouts that know it, and its value in an example."""
+    rows = {code(row[0]): row for row in table_under("The record")}
+    assert {name for name, row in rows.items() if row[layout] != "no"} == {q.decode() for q in _KNOWN[layout]}
+    schema = Schema("sum", storage.DAY, None if layout == 1 else "bytes", vague=layout == 1)
+    lifetime = storage.DAY + storage.RETENTION + storage.HOUR
+    example = cells_of(Meta(schema, lifetime, lifetime, 2, LAYOUTS[layout]))
+    assert {name: code(row[layout]) for name, row in rows.items() if name.encode() in example} == {
+        name.decode(): value.decode() for name, value in example.items()
+    }
+
+
+def test_the_pages_examples_are_of_the_golden_files() -> None:
+    """Each block that names a golden table shows lines of it, in their order."""
+    blocks = re.findall(r"```text\n(bigtable-[\w-]+\.json): (\w+)\n(.*?)```", PAGE, re.DOTALL)
+    assert {(name, table) for name, table, _ in blocks} >= {
+        ("bigtable-layout-1.json", "views"), ("bigtable-layout-2.json", "views"), ("bigtable-layout-2.json", "flags"),
+        ("bigtable-appended.json", "clicks"),
+    }  # fmt: skip
+    for name, table, text in blocks:
+        found = storage.read(name)["tables"][table]
+        rows = {shown(SCHEMA_ROW): found["record"], **found["rows"]}
+        left = iter([*storage.lines(rows), *storage.lines(found.get("folded", {}))])
+        for line in text.splitlines():
+            assert any(line == one or (line.endswith("...") and one.startswith(line[:-3])) for one in left), line
+
+
+def test_the_pages_row_keys_are_those_of_the_code() -> None:
+    """Entity, bucket and shard, and the bytes."""
+    rows = table_under("Row keys")
+    assert len(rows) >= 5
+    keys = []
+    for entity, bucket, shard, made in rows:
+        key = row_key(Key(code(entity).encode("ascii").decode("unicode_escape"), int(bucket)), int(shard))
+        assert code(made).replace(" ", "") == key.hex()
+        keys.append(key)
+    assert keys == sorted(keys)
+    text = section("Row keys").replace(" ", "")
+    assert SCHEMA_ROW.hex() in text
+    assert scratch.PREFIX.hex() in text
+    assert f"{MAX_ENTITY_BYTES:,}" in text
+    assert f"{MAX_ROW_KEY_BYTES:,}" in text
+
+
+def test_the_pages_fingerprint_is_that_of_the_code() -> None:
+    """Of an event id, 16 bytes."""
+    event_id, found = re.findall(r"`(e\d)` is `([0-9a-f]{32})`", PAGE)[0]
+    assert found == fingerprint(event_id).hex()
+
+
+def test_the_page_has_the_states() -> None:
+    """Of each monoid, just as the golden file."""
+    told = [(code(row[0]), code(row[-1])) for row in table_under("Values")]
+    wanted = [(name, state) for name, examples in STATES.items() for _, state in examples]
+    assert [row for row in told if row[0] in STATES] == wanted
+
+
+def test_the_page_has_the_schema_of_sqlite() -> None:
+    """All statements, for a table called ``views``."""
+    statements = re.findall(r"```sql\n(.*?)```", section("SQLite"), re.DOTALL)
+    told = {re.sub(r"\s+", " ", one).strip() for one in "".join(statements).split(";\n") if one.strip()}
+    schema = storage.read("sqlite.json")["schema"]
+    wanted = {sql for name, sql in schema.items() if name.split("_")[0] in ("views", "murmur")}
+    assert told == wanted
+
+
+def test_the_pages_links_lead_somewhere() -> None:
+    """Each to a heading of a page that is there."""
+    links = re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE)
+    assert len(links) >= 2
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert "(docs/storage.md)" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_page_has_the_kinds_of_pending_cells() -> None:
+    """Each that the code writes, and how large cells are."""
+    kinds = [int(code(row[0]), 16) for row in table_under("Pending deltas")]
+    assert kinds == [pending.ONES, pending.INTEGERS, pending.STATES, pending.TOGETHER]
+    found = json.dumps(storage.read("bigtable-appended.json"))
+    assert all(f'"0x01{kind:02x}0000' in found for kind in kinds)
+    assert f"{pending.EVENTS_PER_CELL:,} events" in section("Pending deltas")
+    assert pending.CELL_BYTES == 2**20
+
+
+def test_the_pages_numbers() -> None:
+    """Those of markers are the code's."""
+    for number in (known.PACK_AT, known.PACKED, known.SMALL_EVENTS):
+        assert re.search(rf"\b{number}\b", section("Markers")), number
+    assert f"{commits.EVENTS_PER_COMMIT:,}" in section("Markers")

@@ -1,0 +1,38 @@
+"""The commands of docs/dataflow.md, as a shell would see them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from string import Template
+
+from tests.support import ROOT
+
+PAGE = ROOT / "docs/dataflow.md"
+
+
+def commands() -> list[list[str]]:
+    """All commands in the order of the page, each as its words, with the page's own exports filled in.
+
+    Raises:
+        KeyError: a variable that the page has not exported before.
+    """
+    text = PAGE.read_text("utf-8")
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    variables: dict[str, str] = {}
+    found = []
+    for line in lines.splitlines():
+        for command in line.split(" && "):
+            words = shlex.split(command)
+            if words[:1] == ["export"]:
+                for word in words[1:]:
+                    name, _, value = word.partition("=")
+                    variables[name] = Template(value).substitute(variables)
+            elif words:
+                found.append([Template(word).substitute(variables) for word in words])
+    return found
+
+
+def launches() -> list[list[str]]:
+    """Of those the ones that give a job to Dataflow, without ``python -m``."""
+    return [words[2:] for words in commands() if words[:2] == ["python", "-m"] and "--runner=DataflowRunner" in words]

@@ -1,0 +1,139 @@
+"""The emulators as the tests use them: one for a whole test run, tables and topics of its own for each test."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from murmur_beam.testing.emulators import EmulatorMissing, Running, Server, stop
+
+if TYPE_CHECKING:
+    from murmur_beam.state.bigtable import BigtableSpec
+
+PROJECT, INSTANCE = "test-project", "test-instance"
+_numbers = itertools.count()
+
+
+@contextmanager
+def shared(emulator: Server, folder: Path) -> Iterator[str]:
+    """An emulator's ``host:port``, the same one for all processes that are in here at the same time.
+
+    The first starts it, the last stops it. Who uses it holds a lock on a file, which ends with the process even where
+    that is killed.
+
+    Args:
+        emulator: which.
+        folder: where all of them look.
+    """
+    with open(folder / f"{emulator.program}.users", "a+") as users:
+        with _alone(emulator, folder):
+            if _lock(users.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                users.truncate(0)
+                running = emulator.start()
+                users.write(json.dumps(running))
+                users.flush()
+            fcntl.flock(users, fcntl.LOCK_SH)
+            users.seek(0)
+            running = Running(*json.load(users))
+        try:
+            yield running.host
+        finally:
+            with _alone(emulator, folder):
+                if _lock(users.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    stop(running.pid)
+
+
+@contextmanager
+def _alone(emulator: Server, folder: Path) -> Iterator[None]:
+    """Nobody else comes or goes."""
+    with open(folder / f"{emulator.program}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: int, how: int) -> bool:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def require(emulator: Server) -> None:
+    """Skip the test that calls this if the emulator is not installed; with ``CI=true`` fail it."""
+    try:
+        emulator.find()
+    except EmulatorMissing as err:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(err))
+
+
+@contextmanager
+def for_tests(emulator: Server, variable: str, folder: Path) -> Iterator[str]:
+    """As `shared`, with the environment leading clients to it; `require` comes first.
+
+    Args:
+        emulator: which.
+        variable: that clients look at.
+        folder: where all workers of the test run look.
+    """
+    require(emulator)
+    with shared(emulator, folder) as host, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, host)
+        yield host
+
+
+def new_table(host: str, layout: int | None = None) -> str:
+    """A table of its own for a test, for whatever opens it first, which keeps all.
+
+    Args:
+        host: of the emulator.
+        layout: of its cells; None: the newest.
+    """
+    # Not above: they take a second to import, and every test run imports this module.
+    from murmur_beam.state.base import Schema
+    from murmur_beam.state.bigtable.admin import Admin
+    from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
+    from murmur_beam.state.bigtable.settings import Settings
+    from murmur_beam.state.bigtable.tables import purpose, rules
+
+    name = f"table-{os.getpid()}-{next(_numbers)}"
+    with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
+        # The same for any purpose that keeps all.
+        admin.create(rules(purpose(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
+    return name
+
+
+def new_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own."""
+    from murmur_beam.state.bigtable import BigtableSpec
+
+    return BigtableSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
+def appended_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is appended to."""
+    from tests.support.appended import AppendedSpec
+
+    return AppendedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
+def folded_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is appended to and folded after each flush."""
+    from tests.support.appended import FoldedSpec
+
+    return FoldedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
+
+
+def first_layout_spec(host: str, **arguments: Any) -> BigtableSpec:
+    """Of a table of its own, which is of layout 1: whatever opens it first records that, as release 0.1.0 does."""
+    from tests.support.first_layout import FirstLayoutSpec
+
+    return FirstLayoutSpec(PROJECT, INSTANCE, new_table(host, 1), **arguments)

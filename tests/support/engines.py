@@ -1,0 +1,149 @@
+"""Engines as the tests use them: Prism, Flink behind Beam's job server, and processes in which our code runs there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from apache_beam.version import __version__ as beam_version
+
+from murmur_beam.testing.emulators import EmulatorMissing, Server, stop
+from tests.support.emulators import require
+
+JAR_VARIABLE = "FLINK_JOB_SERVER_JAR"
+
+
+@dataclass(frozen=True)
+class Prism(Server):
+    """Beam's local engine."""
+
+    def find(self) -> str:
+        """Path of the program; see `Server.find`."""
+        found = shutil.which(self.program)
+        if found is None:
+            raise EmulatorMissing(
+                f"{self.title} ({self.program}) is not on the PATH; run: "
+                f"go install github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam_version}"
+            )
+        return found
+
+    def command(self, program: str, port: int) -> list[str]:
+        """The command line that starts it."""
+        return [program, f"--job_port={port}", "--serve_http=false", "--log_level=error"]
+
+
+@dataclass(frozen=True)
+class FlinkJobServer(Server):
+    """Beam's job server with the Flink that is in it.
+
+    Attributes:
+        folder: where it puts its files.
+    """
+
+    folder: Path
+
+    def find(self) -> str:
+        """Path of Java; see `Server.find`."""
+        find_jar()
+        found = shutil.which(self.program)
+        if found is None:
+            raise EmulatorMissing(f"{self.title} runs on Java, and there is no {self.program} on the PATH; install it")
+        return found
+
+    def command(self, program: str, port: int) -> list[str]:
+        """The command line that starts it."""
+        # It is stopped by SIGKILL: what it would leave behind goes to the test's own folder.
+        java = [program, "-XX:-UsePerfData", f"-Djava.io.tmpdir={self.folder}", "-jar", find_jar()]
+        ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
+        return [*java, *ports, f"--artifacts-dir={self.folder}"]
+
+
+def find_jar() -> str:
+    """Path of the job server's jar.
+
+    Raises:
+        EmulatorMissing: the environment names none.
+    """
+    jar = os.environ.get(JAR_VARIABLE, "")
+    if not Path(jar).is_file():
+        raise EmulatorMissing(
+            f"{JAR_VARIABLE} names no file; build one with: mvn package -f .ci/flink-job-server, and set it to "
+            "target/flink-job-server.jar there"
+        )
+    return jar
+
+
+@dataclass(frozen=True)
+class WorkerPool(Server):
+    """Starts a process of Beam's Python SDK whenever an engine asks for a worker."""
+
+    def find(self) -> str:
+        """Path of Python."""
+        return sys.executable
+
+    def command(self, program: str, port: int) -> list[str]:
+        """The command line that starts it."""
+        return [program, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+
+    def environment(self) -> dict[str, str]:
+        """Its environment variables: it starts whatever ``python`` there is on the PATH."""
+        return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+PRISM = Prism("Prism", "prism")
+
+
+class Flink(NamedTuple):
+    """A job server that answers, and a pool of workers for it.
+
+    Attributes:
+        flags: of a pipeline that is to run there, with two workers.
+        log: what the job server and Flink have printed.
+        pool_pid: of the process whose children are the workers.
+    """
+
+    flags: list[str]
+    log: Path
+    pool_pid: int
+
+    def logged(self, text: str) -> int:
+        """How often a text is in the log."""
+        return self.log.read_text("utf-8", "replace").count(text)
+
+    def busiest_worker(self) -> int:
+        """The worker, by its process id, that has used the processor for longest."""
+        used: dict[int, int] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # Behind the name, which may hold anything: state, parent's id, ...; the 12th and 13th are clock ticks.
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z" and int(fields[1]) == self.pool_pid:
+                used[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+        return max(used, key=lambda pid: used[pid])
+
+
+@contextmanager
+def flink(folder: Path) -> Iterator[Flink]:
+    """Flink with nothing to do yet, its workers in processes of their own; skips the test where it is not installed.
+
+    Args:
+        folder: for its files.
+    """
+    server = FlinkJobServer("Beam's Flink job server", "java", folder)
+    require(server)
+    log = folder / "flink.log"
+    with ExitStack() as stack:
+        jobs = server.start(log)
+        stack.callback(stop, jobs.pid)
+        pool = WorkerPool("Beam's worker pool", "python").start(folder / "workers.log")
+        stack.callback(stop, pool.pid)
+        flags = ["--runner=FlinkRunner", f"--job_endpoint={jobs.host}", "--parallelism=2", "--sdk_worker_parallelism=2"]
+        yield Flink([*flags, "--environment_type=EXTERNAL", f"--environment_config={pool.host}"], log, pool.pid)

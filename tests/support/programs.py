@@ -1,0 +1,84 @@
+"""Pipelines run by their own ``main(argv)``, and the records that are merged by them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from murmur_beam.model import DeadLetter
+from murmur_beam.monoids import Sum
+from murmur_beam.state.sqlite import SqliteSpec
+
+State = dict[tuple[str, int], int]
+
+MILLISECOND = ["--backoff_base=0s", "--backoff_max=0s"]
+"""Waits between tries that no test has to wait for."""
+
+
+class Ran(NamedTuple):
+    """What a run gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def outcomes(self) -> str:
+        """The line that sums up a run of merge_files or replay."""
+        (line,) = [line for line in self.out.splitlines() if " merged / " in line]
+        return line
+
+    @property
+    def mistake(self) -> str:
+        """The only line on stderr of a run that a user's mistake ended."""
+        (line,) = self.err.splitlines()
+        assert self.code == 2
+        assert self.out == ""
+        return line
+
+
+Run = Callable[..., Ran]
+
+
+def state_of(path: Path, window: timedelta | None = None) -> State:
+    """All there is in a SQLite file of sums, by entity and bucket."""
+    store = SqliteSpec(str(path)).open(Sum(), window)
+    try:
+        return {tuple(key): total for key, total in store.scan()}
+    finally:
+        store.close()
+
+
+DAY = timedelta(days=1)
+
+
+CLICKS = [
+    {"id": "1", "page": "a", "n": 1, "t": "2026-11-14T10:00:00Z"},
+    {"id": "2", "page": "b", "n": 2, "t": "2026-11-14T11:00:00Z"},
+    {"id": "3", "page": "a", "n": 3, "t": "2026-11-15T10:00:00+01:00"},
+]
+FLAGS = ["--store=sqlite:///counts.db", "--key=page/{page}", "--key==all", "--value=n", "--event_id=id", *MILLISECOND]
+
+
+def jsonl(*records: object) -> bytes:
+    """One line each."""
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def by_hand(records: Iterable[dict[str, Any]], daily: bool = False) -> State:
+    """The state that clicks must lead to, by `FLAGS`."""
+    state: Counter[tuple[str, int]] = Counter()
+    for click in records:
+        day = (date.fromisoformat(click["t"][:10]) - date(1970, 1, 1)).days if daily else 0
+        state[f"page/{click['page']}", day] += click["n"]
+        state["all", day] += click["n"]
+    return dict(state)
+
+
+def letters_in(path: str) -> list[DeadLetter]:
+    """The dead letters of a file."""
+    return [DeadLetter.from_json(line) for line in Path(path).read_bytes().splitlines()]

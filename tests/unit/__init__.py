@@ -1,0 +1,1 @@
+"""Tests of plain functions and classes, without Beam, stores or emulators."""
