@@ -25,7 +25,7 @@ FUNCTION_LINES, MODULE_LINES, TEST_FILE_LINES = 60, 500, 800
 PHRASES = {
     r"\b(whoever|nobody|somebody)\b": "name the reader, the other writer, the caller",
     r"\bso (many|much|long)\b(?! as\b)": "give the number, or write 'this many', 'a limit'",
-    r"(?<!there )\b(is|are|was|were) no (?!longer|more|later|less|fewer|better|worse|need|such|way|room)(?=[a-z])": "is not a ...",
+    r"(?<!there )\b(is|are|was|were) no (?!longer|more|later|less|fewer|better|need|such)(?=[a-z])": "is not a ...",
     r"(?<!there )\b(is|are|was|were) none\b": "say what is missing",
     r"\b(is|are|was|were|be|been|being) told\b": "is reported, is given, learns",
     r"\b(tells|told|tell) (how|what|which|whether|why|that)\b": "says, shows, reports",

@@ -296,7 +296,7 @@ class Folder(Actor):
     def fold(self, store: Any, prefix: str, least: int = 1) -> Any:
         """Once; what was done, or None where not all could be."""
         try:
-            folded = store.fold(prefix, least=least)
+            folded = store.fold(prefix, min_cells=least)
         except TransientError:
             self.count("folds failed")
             return None

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from murmur_beam.state.bigtable import pending, wire
-from murmur_beam.state.bigtable.commits import Fold
-from murmur_beam.state.bigtable.folding import Folder
-from murmur_beam.state.bigtable.worth import Worth
+from murmur_beam.state.bigtable.attempt import FoldCommit
+from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.row_reader import RowReader
 
 
 def _family() -> None:
@@ -30,9 +30,9 @@ def _claim() -> None:
         if not one.done and one.row.version == 0:
             request = wire.only_pending(wire.read_rows(self._connection, [one.key]), b"", 4_096)
             found = await self._connection.read(request)
-            deltas = pending.united(self._cells.monoid, [cell.value for row in found for cell in row.cells])
+            deltas = pending.united(self._codec.monoid, [cell.value for row in found for cell in row.cells])
             value, column = self._folded(one.row, deltas.values())
-            await self._commit(one, Fold(b"".join(deltas), value, column, one.row.expires_us))
+            await self._commit(one, FoldCommit(b"".join(deltas), value, column, one.row.expires_us))
         else:
             await real(self, one)
 
@@ -41,23 +41,23 @@ def _claim() -> None:
 
 def _markers() -> None:
     """A reader ignores markers."""
-    real: Any = Worth._unite
-    Worth._unite = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
+    real: Any = RowReader._unite
+    RowReader._unite = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
 
 
 def _version() -> None:
     """A reader holds what is pending against the markers it knows, whatever their version."""
-    real: Any = Worth.of
+    real: Any = RowReader.of
 
     async def of(self: Any, rows: Any) -> Any:
         found = {}
         for row in rows:
-            content = self._cells.content_of(row)
-            if content.pending and content.column is not None and row.key in self._rows:
+            content = self._codec.content_of(row)
+            if content.pending and content.stored is not None and row.key in self._rows:
                 found[row.key] = self._unite(row.key, content, self._rows[row.key].has)
         return found | await real(self, [row for row in rows if row.key not in found])
 
-    Worth.of = of  # type: ignore[method-assign]
+    RowReader.of = of  # type: ignore[method-assign]
 
 
 def _verify() -> None:

@@ -25,7 +25,7 @@ from benchmarks.planning import KNOWN_BYTES, Assumptions, Load, Options, Plan, a
 from benchmarks.simulation import Latencies, Simulated, draw, hot_row, spread
 from murmur_beam.durations import format_duration, parse_duration
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.state.base import fingerprint
+from murmur_beam.state.base import fingerprint_of
 from pipelines.console import Parser, one_line_errors
 
 EVENTS = (10_000.0, 1_000_000.0, 10_000_000.0)
@@ -60,7 +60,7 @@ def drawn_rows(made: Plan, seed: int) -> float:
     rows = 0
     for number in range(_SAMPLED_FLUSHES):
         events = enumerate(itertools.islice(ranks, n))
-        rows += len({(rank, fingerprint(f"{number}/{i}")[0] % options.shards) for i, rank in events})
+        rows += len({(rank, fingerprint_of(f"{number}/{i}")[0] % options.shards) for i, rank in events})
     return rows / _SAMPLED_FLUSHES
 
 
@@ -76,7 +76,7 @@ def column(title: str, made: Plan, seed: int) -> dict[str, str]:
         "bucket": _short(made.load.bucket_s),
         "shards": f"{o.shards}",
         "flush or batch, events": f"{o.flush:,}",
-        "max_known_events": f"{o.known:,}",
+        "max_cached_events": f"{o.known:,}",
         "events a flush": f"{made.events_per_flush:,.0f}",
         "rows a flush": f"{made.rows_per_flush:,.0f}",
         "  drawn": drawn,
@@ -114,7 +114,7 @@ def settings(made: Plan) -> list[str]:
     lines = [
         f"murmur create-table 'bigtable://PROJECT/INSTANCE/TABLE?shards={o.shards}' --window {_short(load.bucket_s)} "
         f"--retention {_short(load.retention_s)} ...",
-        f"store=BigtableSpec(..., shards={o.shards}, max_in_flight={made.in_flight}, max_known_events={o.known:_}), "
+        f"store=BigtableSpec(..., shards={o.shards}, max_in_flight={made.in_flight}, max_cached_events={o.known:_}), "
         f"flush=FlushLimits(events={o.flush:_}, age=timedelta(seconds={o.age_s:g}))",
     ]
     if o.by_row:
@@ -162,7 +162,7 @@ def _parser() -> Parser:
     )
     add("--shards", type=int, default=1, metavar="N", help="rows of each key, 1 to 256 (%(default)s)")
     add("--by-row", action="store_true", help="a grouping step gives each row to one worker")
-    add("--known", type=int, default=1_000_000, metavar="N", help="max_known_events of the store (%(default)s)")
+    add("--known", type=int, default=1_000_000, metavar="N", help="max_cached_events of the store (%(default)s)")
     add("--workers", type=int, metavar="N", help="of one vCPU each (as many as it takes)")
     add("--seed", type=int, default=1, metavar="N", help="of the simulation (%(default)s)")
     add("--json", action="store_true", help="print one JSON document")

@@ -20,7 +20,7 @@ from benchmarks.planning import Assumptions, Load, Options, plan
 from benchmarks.simulation import Contest, Keys, Latencies, Simulated, draw, key_shares, rows_per_flush
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
-from murmur_beam.state.base import Schema, fingerprint
+from murmur_beam.state.base import Schema, fingerprint_of
 from murmur_beam.state.bigtable import BigtableSpec, tables
 
 STARTING_S = 1.5
@@ -172,7 +172,7 @@ def _events(case: Case, number: int) -> Iterator[tuple[str, str]]:
 def row_of(case: Case, event: tuple[str, str]) -> tuple[str, int]:
     """Key and shard."""
     key, event_id = event
-    return key, fingerprint(event_id)[0] % case.shards
+    return key, fingerprint_of(event_id)[0] % case.shards
 
 
 def _owner(case: Case, row: tuple[str, int]) -> int:

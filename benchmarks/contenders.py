@@ -34,7 +34,7 @@ from benchmarks.harness import Inexact, Usage, peak_mb
 from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.coalescer import FlushLimits
-from murmur_beam.dedicated import dedicate, put_aside
+from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
@@ -42,8 +42,9 @@ from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
-from murmur_beam.state.bigtable.connection import Burst, Call, Connection
-from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
+from murmur_beam.state.bigtable.channels import Burst, Call
+from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.keys import SCHEMA_ROW, encode_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.bigtable.meta import APPEND
 from murmur_beam.state.bigtable.meta import COMMIT as COMMITS
@@ -113,7 +114,7 @@ class Emit(beam.DoFn):
 
     def setup(self) -> None:
         """As a pipeline's own process does."""
-        put_aside()
+        freeze_startup_objects()
 
     def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
         pages(*workload[:2])
@@ -172,7 +173,7 @@ def limit(job: Job) -> list[Pass]:
         at_us = int(time.time() * 1000) * 1000
         mutations = [layout.raised(0, 0, 1), wire.add(wire.VALUE, 0, 1)]
         mutations.append(wire.put(wire.DEDUP, b"commit-1", at_us, os.urandom(16)))
-        data = wire.commit(table, row_key(Key(page)), layout.exists, if_not=mutations)
+        data = wire.commit(table, encode_row_key(Key(page)), layout.exists, if_not=mutations)
         requests.append(CheckAndMutateRowRequest.pb().FromString(data))
 
     async def send_all() -> Usage:
@@ -190,7 +191,7 @@ def limit(job: Job) -> list[Pass]:
                     if (await send(request, metadata=metadata)).predicate_matched:
                         raise Inexact("the limit met a row that should not exist")
 
-            put_aside()
+            freeze_startup_objects()
             watch.start()
             await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
             return watch.stop()
@@ -229,7 +230,7 @@ def claim(job: Job) -> list[Pass]:
     n = max(1, job.events // CLAIMS_PART)
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
         exists = filters.FamilyNameRegexFilter(wire.STATE)
-        put_aside()
+        freeze_startup_objects()
         watch.start()
         for event in events("own", n):
             claimed = SetCell(wire.STATE, b"claimed", b"1")
@@ -420,7 +421,7 @@ def measure(name: str, job: Job) -> list[Pass]:
     logging.disable(logging.WARNING)
     os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
     warnings.simplefilter("ignore", RuntimeWarning)  # of Beam's client, about the emulator
-    dedicate()
+    declare_worker_process()
     return (CONTENDERS | APPENDING)[name].run(job)
 
 

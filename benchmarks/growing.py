@@ -17,7 +17,7 @@ from benchmarks.harness import Inexact, peak_mb
 from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, EXPONENT, FLUSH, zipf_stream
 from murmur_beam.coalescer import FlushLimits
-from murmur_beam.dedicated import dedicate
+from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
 from murmur_beam.state.base import Schema
@@ -117,7 +117,7 @@ def run(host: str, n: int) -> Run:
 
 def _table(host: str) -> BigtableSpec:
     logging.disable(logging.WARNING)
-    dedicate()
+    declare_worker_process()
     warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
     os.environ["BIGTABLE_EMULATOR_HOST"] = host
     spec = BigtableSpec("benchmark", "instance", TABLE)

@@ -22,7 +22,7 @@ from typing import Any
 import apache_beam as beam
 
 from benchmarks.workloads import zipf_events, zipf_pages
-from murmur_beam.dedicated import dedicate, put_aside
+from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.monoids import Sum
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import MergeRecords
@@ -34,7 +34,7 @@ class Emit(beam.DoFn):
 
     def setup(self) -> None:
         """As a pipeline's own process does."""
-        put_aside()
+        freeze_startup_objects()
 
     def process(self, workload: tuple[int, float]) -> Iterator[dict[str, object]]:
         yield from zipf_events(*workload)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    dedicate()
+    declare_worker_process()
 
     figures = []
     for exponent in (1.1, 1.3):

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.simulation import Keys, key_shares, touched
 from murmur_beam.state.base import GRACE_S
-from murmur_beam.state.bigtable.known import FINGERPRINT_BYTES, PACK_AT, PACKED, ROW_WEIGHT, SMALL_EVENTS
+from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES
+from murmur_beam.state.bigtable.row_cache import PACK_AT, PACKED, ROW_WEIGHT, SMALL_EVENTS
 
 DAY_S = 86_400.0
 MB = 1e6
@@ -145,7 +146,7 @@ class Options:
         age_s: for which events are buffered, at most.
         shards: rows of each key.
         by_row: is there a grouping step that gives each row to one worker?
-        known: events that a worker remembers; ``max_known_events``.
+        known: events that a worker remembers; ``max_cached_events``.
         workers: of one core each; None for as many as it takes.
     """
 
@@ -230,7 +231,7 @@ class Plan:
         if not self.keeps_up:
             what = "more workers"
             if options.workers is None and options.by_row:
-                what = "they would read again what they have forgotten; a larger max_known_events, or shorter buckets"
+                what = "they would read again what they have forgotten; a larger max_cached_events, or shorter buckets"
             elif options.workers is None:
                 what = "more of them read more of what the others write; take --by-row, or shorter buckets"
             found.append(f"{self.workers:,} workers would be {self.worker_load:,.0%} busy: {what}")
@@ -244,11 +245,11 @@ class Plan:
         if self.hot_events > options.known:
             found.append(
                 f"the hottest row has {self.hot_events:,.0f} events in the end, more than a worker remembers, and is "
-                "read again each time: a larger max_known_events, more shards, or shorter buckets"
+                "read again each time: a larger max_cached_events, more shards, or shorter buckets"
             )
         known_gb = options.known * KNOWN_BYTES / 1e9
         if known_gb > a.worker_gb / 2:
-            found.append(f"max_known_events={options.known} takes {known_gb:,.1f} GB of {a.worker_gb:g}")
+            found.append(f"max_cached_events={options.known} takes {known_gb:,.1f} GB of {a.worker_gb:g}")
         return found
 
 

@@ -251,7 +251,7 @@ class Contest:
         self._chance = random.Random(seed)
         self._packing = packing
         self._rows: dict[Hashable, _Row] = {}
-        self._done = self._commits = self._reads = self._flushed = 0
+        self._done = self._committer = self._reads = self._flushed = 0
         self._last_s = 0.0
 
     def run(self, until_s: float = math.inf) -> Simulated:
@@ -261,7 +261,7 @@ class Contest:
             clock.start(start_s, self._work(number, _Worker()))
         clock.run(until_s)
         seconds = self._last_s if math.isinf(until_s) else until_s
-        return Simulated(self._done, self._commits, self._reads, self._flushed, seconds)
+        return Simulated(self._done, self._committer, self._reads, self._flushed, seconds)
 
     def _work(self, number: int, worker: _Worker) -> Step:
         now_s = yield 0.0

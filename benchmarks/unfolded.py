@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from benchmarks.harness import Inexact, Usage, Watch, needing_extra, say
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.state.base import Schema, fingerprint
+from murmur_beam.state.base import Schema, fingerprint_of
 
 with needing_extra():
     from murmur_beam.state.bigtable import BigtableSpec, pending, tables, wire
-    from murmur_beam.state.bigtable.keys import row_key
+    from murmur_beam.state.bigtable.keys import encode_row_key
     from murmur_beam.state.bigtable.meta import APPEND, COMMIT
 
 CELLS = 20
@@ -120,13 +120,13 @@ def _append(table: _Table, events: int, per_cell: int) -> None:
     names = pending.Names(table.spec.clock)
     cells = []
     for start in range(0, events, per_cell):
-        prints = [fingerprint(f"event-{n}") for n in range(start, min(events, start + per_cell))]
+        prints = [fingerprint_of(f"event-{n}") for n in range(start, min(events, start + per_cell))]
         cells += [
             (names(), value) for value in pending.encoded(monoid, pending.Events(b"".join(prints), [1] * len(prints)))
         ]
     with closing(table.spec.connect()) as connection:
         for some in _parts(cells):
-            entry = wire.entry(row_key(_ROW), *[wire.put(wire.PENDING, name, 0, value) for name, value in some])
+            entry = wire.entry(encode_row_key(_ROW), *[wire.put(wire.PENDING, name, 0, value) for name, value in some])
             failed, _ = connection.mutate_here(wire.bulk_of(connection, [entry]), 1)
             for error in failed.values():
                 raise error

@@ -1,4 +1,4 @@
-"""What a user names on a command line as ``package.module:attribute``."""
+"""Loads what a user names as ``package.module:attribute``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError
 
 
-def load(name: str, what: str, argument: str) -> Any:
-    """The attribute of a module, which is imported.
+def load_attribute(name: str, what: str, argument: str) -> Any:
+    """Import a module and return one of its attributes.
 
     Args:
         name: ``package.module:attribute``.
-        what: it is, for the message.
-        argument: that the user gave it as.
+        what: noun for the message, such as ``monoid``.
+        argument: the argument whose value this is.
 
     Raises:
-        ConfigurationError: there is none, or the module cannot be imported, naming ``argument``.
+        ConfigurationError: the module cannot be imported, or has no such attribute; names ``argument``.
     """
     module, _, attribute = name.partition(":")
     try:

@@ -20,7 +20,7 @@ from murmur_beam.durations import format_duration, parse_duration, spell_duratio
 from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch
 from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
-from murmur_beam.import_path import load
+from murmur_beam.import_path import load_attribute
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.state import Schema, StoreSpec, require_lasting, spec_from_uri
@@ -439,7 +439,7 @@ def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:
         raise ConfigurationError(
             flag, f"unknown format {name!r}; choose {', '.join(DECODERS)} or write package.module:attribute"
         )
-    found = load(name, "decoder", flag)
+    found = load_attribute(name, "decoder", flag)
     if not callable(found):
         raise ConfigurationError(flag, f"{name!r} is a {type(found).__name__}, not a function of an element")
     decoder: Callable[[Any], Any] = found

@@ -7,7 +7,7 @@ import pkgutil
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.import_path import load
+from murmur_beam.import_path import load_attribute
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
@@ -49,7 +49,7 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
         ConfigurationError: there is none, naming ``argument``.
     """
     if ":" in name:
-        found = load(name, "monoid", argument)
+        found = load_attribute(name, "monoid", argument)
     elif name in names():
         found = importlib.import_module(f"{__name__}.{name}").MONOID
     else:

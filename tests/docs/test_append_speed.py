@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
 from benchmarks import append_speed, contenders, contention, harness, unfolded, workloads
-from murmur_beam.state.bigtable.appends import Appends
+from murmur_beam.state.bigtable.appender import Appender
 
 pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped where there is no emulator
 
@@ -135,12 +135,12 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 def test_rows_that_are_not_as_they_should_be_have_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles of many threads, and rows of many writers, are compared key by key."""
-    entries = Appends._entries
+    entries = Appender._entries
 
     def lost(self: Any, flush: Any, groups: Any) -> Any:
         return entries(self, flush, groups[1:] if len(groups) > 1 else groups)
 
-    monkeypatch.setattr(Appends, "_entries", lost)
+    monkeypatch.setattr(Appender, "_entries", lost)
     with pytest.raises(harness.Inexact, match=r"k\d+ is (None|\d+), and should be \d+"):
         contention.merge_bundles(contention.new_table("append"), 60, 2, 10, 5)
 

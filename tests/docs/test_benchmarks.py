@@ -23,7 +23,7 @@ from tests.support import ROOT, emulators
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
 from benchmarks import contenders, growing, growth, harness, latency, throughput, workloads
-from murmur_beam.state.bigtable.cells import Cells
+from murmur_beam.state.bigtable.codec import RowCodec
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -220,12 +220,12 @@ def test_a_wrong_count_has_no_figure(job: contenders.Job, monkeypatch: pytest.Mo
 
 def test_a_store_that_counts_wrong_has_no_figure(job: contenders.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that adds one too many must be found out, though it says of every event that it was merged."""
-    changes = Cells.changes
+    changes = RowCodec.changes
 
-    def too_much(cells: Cells[int], at_us: int, before: Any, after: int, *expiry: Any) -> list[bytes]:
+    def too_much(cells: RowCodec[int], at_us: int, before: Any, after: int, *expiry: Any) -> list[bytes]:
         return changes(cells, at_us, before, after + 1, *expiry)
 
-    monkeypatch.setattr(Cells, "changes", too_much)
+    monkeypatch.setattr(RowCodec, "changes", too_much)
     with pytest.raises(harness.Inexact, match=r"page-0 is 63, and should be 60"):
         contenders.CONTENDERS["hot"].run(job)
 

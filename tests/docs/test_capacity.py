@@ -29,8 +29,7 @@ from benchmarks.simulation import Contest, Latencies, draw, hot_row, key_shares,
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Count
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, commits, sending, tables
-from murmur_beam.state.bigtable.groups import flush_of
+from murmur_beam.state.bigtable import BigtableSpec, committer, dispatcher, tables
 from murmur_beam.state.bigtable.keys import parse_row_key
 
 DOCUMENT = (ROOT / "docs" / "scaling.md").read_text("utf-8")
@@ -133,10 +132,10 @@ def test_one_writer_takes_as_many_as_planned_with() -> None:
 def test_the_simulation_uses_the_store_s_numbers() -> None:
     """What is simulated must be the store as it is."""
     ours = simulation.BURST, simulation.LANES, simulation.PART, simulation.SURE_PART, simulation.SURE
-    theirs = sending._BURST, sending._BURSTS, commits._FIRST_ROWS, commits._ROWS_PER_READ, commits._SURE
+    theirs = dispatcher._BURST, dispatcher._BURSTS, committer._FIRST_ROWS, committer._ROWS_PER_READ, committer._SURE
     assert ours == theirs
-    assert commits._READS == simulation.LANES
-    assert (simulation.PACK_AT, simulation.PACKED) == (commits.known.PACK_AT, commits.known.PACKED)
+    assert committer._READS == simulation.LANES
+    assert (simulation.PACK_AT, simulation.PACKED) == (committer.known.PACK_AT, committer.known.PACKED)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -292,7 +291,7 @@ def test_where_nothing_helps_nothing_is_advised() -> None:
     [
         ({"flush": 1_000}, "the hottest row gets 1,000 commits/s of 71"),
         ({}, "the hottest row grows to 2,8.. MB of 100"),
-        ({"known": 1_000_000_000}, r"max_known_events=1000000000 takes 15.0 GB of 4"),
+        ({"known": 1_000_000_000}, r"max_cached_events=1000000000 takes 15.0 GB of 4"),
         ({}, "workers would be .*% busy: more of them read more"),
         ({"by_row": True}, "workers would be .*% busy: they would read again what they have forgotten"),
         ({"workers": 3, "by_row": True}, "3 workers would be .*% busy: more workers"),
@@ -491,7 +490,7 @@ def test_the_recipe_groups_by_the_store_s_rows(monkeypatch: pytest.MonkeyPatch) 
     """What it groups by must be what decides about the row, or a row has several workers."""
     names, _, _ = recipe(monkeypatch)
     updates = [Update(Key(event["page"]), 1, event["id"]) for event in names["events"]]
-    _, found = flush_of(updates, names["SHARDS"], marks=True)
+    _, found = batch_of(updates, names["SHARDS"], marks=True)
     assert len(found) > names["SHARDS"]
     for group in found:
         key, shard = parse_row_key(group.encoded)

@@ -17,7 +17,7 @@ from benchmarks.append_book import EVENTS, ONCE, Book, Shape, deliveries, n_deli
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, folding, tables
+from murmur_beam.state.bigtable import BigtableSpec, folder, tables
 from murmur_beam.testing.emulators import BIGTABLE
 from tests.support import ROOT, emulators
 from tests.support.fault_proxy import READ_ROWS, Fault, FaultProxy, Plan
@@ -165,12 +165,12 @@ def test_a_fold_that_comes_second_deletes_nothing_it_has_not_verified(
 ) -> None:
     """It knows the markers of a row that was deleted and made anew. The first cells hold nothing new, as far as it
     knows; the commit of others then finds that the row is another one. None of the cells may be deleted."""
-    monkeypatch.setattr(folding, "_EVENTS", 1)
-    with closing(spec.open(Sum())) as folder, closing(spec.open(Sum())) as other:
+    monkeypatch.setattr(folder, "_EVENTS_PER_COMMIT", 1)
+    with closing(spec.open(Sum())) as first, closing(spec.open(Sum())) as other:
         append(other, 1)
-        assert folder.fold().events == 1
+        assert first.fold().events == 1
         other.delete("k")
         append(other, 1)
         append(other, 2)
-        folder.fold()
+        first.fold()
         assert other.get(Key("k")) == 4**1 + 4**2

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from murmur_beam.errors import MurmurError, PermanentError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Custom, Sum
-from murmur_beam.state.bigtable import appends, wire
+from murmur_beam.state.bigtable import appender, wire
 from murmur_beam.state.bigtable.connection import Hint
 from murmur_beam.state.bigtable.throttle import OVERLOADED, Throttle
 from murmur_beam.testing import FakeClock
@@ -79,18 +79,18 @@ def test_what_comes_in_meanwhile_goes_out_together(proxy: FaultProxy) -> None:
         for thread in threads:
             thread.join(30)
         assert outcomes == [[RECORDED]] * 20
-        assert proxy.counts[MUTATE_ROWS].requests - before <= appends._REQUESTS + 2
+        assert proxy.counts[MUTATE_ROWS].requests - before <= appender._REQUESTS + 2
         assert store.get_many([Key(f"k{i}") for i in range(20)]) == list(range(20))
 
 
 def test_a_large_flush_is_several_requests(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounded in rows and in bytes; a row with more events than a cell takes has several cells."""
-    monkeypatch.setattr(appends, "_ROWS_PER_REQUEST", 100)
+    monkeypatch.setattr(appender, "_ROWS_PER_REQUEST", 100)
     with closing(appended(proxy)) as store:
         before = proxy.counts[MUTATE_ROWS].requests
         assert store.merge_updates([Update(Key(f"k{i}"), 1, "e") for i in range(250)]) == [RECORDED] * 250
         assert proxy.counts[MUTATE_ROWS].requests - before == 3
-        monkeypatch.setattr(appends, "_REQUEST_BYTES", 1_000)
+        monkeypatch.setattr(appender, "_REQUEST_BYTES", 1_000)
         assert store.merge_updates([Update(Key(f"k{i}"), 1, "f") for i in range(90)]) == [RECORDED] * 90
         assert proxy.counts[MUTATE_ROWS].requests - before >= 3 + 90 * 60 // 1_000
         monkeypatch.setattr("murmur_beam.state.bigtable.pending.EVENTS_PER_CELL", 10)
@@ -300,5 +300,5 @@ def test_the_servers_hint_is_heeded(proxy: FaultProxy, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(store._connection, "_mutate_here", hinting)
         assert store.merge_updates([Update(A, 1, "e")]) == [RECORDED]
-        assert store._appends._throttle.limit is not None
+        assert store._appender._throttle.limit is not None
         assert headers[0]["bigtable-features"] == "GAEoAQ=="

@@ -31,14 +31,8 @@ from murmur_beam.monoids import Max, Sum
 from murmur_beam.monoids.sum import Overflow
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.state.base import Schema, Store
-from murmur_beam.state.bigtable import (
-    BigtableSpec,
-    entity_prefix,
-    parse_row_key,
-    row_key,
-    tables,
-)
-from murmur_beam.state.bigtable.known import ROW_WEIGHT
+from murmur_beam.state.bigtable import BigtableSpec, encode_row_key, entity_prefix, parse_row_key, tables
+from murmur_beam.state.bigtable.row_cache import ROW_WEIGHT
 from murmur_beam.testing import FakeClock, StoreContract
 from murmur_beam.testing.emulators import bigtable
 from tests.stores.test_conservation import check_conservation
@@ -109,7 +103,7 @@ class TestSmallMemory(TestBigtableStore):
     """A store that forgets what it knows of rows at once keeps it too: then it reads them again."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
-        return new_spec(self.host, max_known_events=0, clock=clock)
+        return new_spec(self.host, max_cached_events=0, clock=clock)
 
 
 @pytest.mark.parametrize("spec", [new_spec, first_layout_spec], ids=["layout-2", "layout-1"])
@@ -135,7 +129,7 @@ KEYS = st.builds(Key, ENTITIES, st.integers(-(2**63), 2**63 - 1) | st.integers(-
 @given(keys=st.lists(st.tuples(KEYS, st.integers(0, 255)), min_size=2, max_size=2))
 def test_row_keys_are_ordered_and_none_begins_another(keys: list[tuple[Key, int]]) -> None:
     """Row keys sort as their keys and shards do, come back as they were, and are no prefixes of one another."""
-    first, second = (row_key(*key) for key in keys)
+    first, second = (encode_row_key(*key) for key in keys)
     assert parse_row_key(first) == keys[0]
     assert (first < second) == (keys[0] < keys[1])
     assert (first == second) == (keys[0] == keys[1])
@@ -150,13 +144,13 @@ def test_a_prefix_of_the_text_is_one_of_the_row_key(prefix: str, entity: str) ->
         encoded = entity_prefix(prefix)
     except UnicodeEncodeError:
         return
-    assert row_key(Key(entity)).startswith(encoded) == entity.startswith(prefix)
+    assert encode_row_key(Key(entity)).startswith(encoded) == entity.startswith(prefix)
 
 
 def test_a_row_key_that_is_too_long_is_refused() -> None:
     """NULs take two bytes each, so that even a short entity may be too long."""
     with pytest.raises(InvalidRecord, match="row key of 50"):
-        row_key(Key("\x00" * 2500))
+        encode_row_key(Key("\x00" * 2500))
 
 
 def test_a_row_expires_when_the_last_writer_says(bigtable_host: str) -> None:
@@ -279,13 +273,13 @@ def test_opening_and_closing_leaves_nothing_behind(bigtable_host: str) -> None:
 
 def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> None:
     """The count that keeps memory in bounds must stay that of the rows and events known, however often it is used."""
-    spec = new_spec(bigtable_host, max_known_events=500)
+    spec = new_spec(bigtable_host, max_cached_events=500)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         for i in range(30):
             store.merge_updates([Update(Key(f"k{n % 40}"), 1, f"{i}/{n}") for n in range(i, i + 15)])
             other.merge_update(Key(f"k{i}"), 1, event_id=str(i))
-            known = sum(row.events + ROW_WEIGHT for row in store._commits.rows._rows.values())
-            assert store._commits.rows.weight == known <= 500
+            known = sum(row.events + ROW_WEIGHT for row in store._committer.rows._rows.values())
+            assert store._committer.rows.weight == known <= 500
 
 
 def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:

@@ -25,11 +25,8 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Max, SetUnion, Sum
 from murmur_beam.monoids.sum import Overflow
 from murmur_beam.processor import AtomicDedup, Config, merge_many
-from murmur_beam.state.base import Flushed
-from murmur_beam.state.bigtable import (
-    row_key,
-    wire,
-)
+from murmur_beam.state.base import UpdateResults
+from murmur_beam.state.bigtable import encode_row_key, wire
 from murmur_beam.testing import FakeClock
 from tests.support.emulators import new_spec
 from tests.support.lines import UNAVAILABLE, Line, Unreadable
@@ -85,7 +82,7 @@ def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigta
         assert [type(result) for result in store.merge_updates(updates)] == [TransientError] * 2
         flushed = store.merge_updates([*updates, Update(A, 4, "3"), Update(A, 1, "1")])
         assert flushed == [Outcome.MERGED] * 3 + [Outcome.DUPLICATE]
-        assert isinstance(flushed, Flushed)
+        assert isinstance(flushed, UpdateResults)
         assert flushed.counts == {"ambiguous_resolved": 1, "rows_read": 1}
         assert store.merge_updates(updates) == [Outcome.DUPLICATE] * 2
         assert store.get(A) == 7
@@ -300,7 +297,7 @@ def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
             store.merge_updates([Update(key, 1, f"old {i}") for key in keys])
         line = Line(store)
         nothing_left = [wire.clear(family) for family in (wire.AGG, wire.DEDUP, wire.STATE)]
-        deletion = wire.bulk(line, [(row_key(key), nothing_left) for key in keys])
+        deletion = wire.bulk(line, [(encode_row_key(key), nothing_left) for key in keys])
         assert line.run(line.real.mutate(deletion, len(keys))) == {}
         for i in range(3):
             other.merge_updates([Update(key, 10, f"new {i}") for key in keys])
@@ -336,7 +333,7 @@ def test_a_row_that_cannot_be_read_hurts_no_other(bigtable_host: str, known: int
     keys = [Key(f"k{i:03}") for i in range(known + 3)]
     with closing(spec.open(SetUnion())) as store:
         store.merge_updates([Update(key, frozenset({"x"})) for key in keys])
-        spoil = wire.bulk(store._connection, [(row_key(keys[-2]), [wire.put(wire.STATE, wire.VALUE, 0, b"{")])])
+        spoil = wire.bulk(store._connection, [(encode_row_key(keys[-2]), [wire.put(wire.STATE, wire.VALUE, 0, b"{")])])
         assert store._connection.run(store._connection.mutate(spoil, 1)) == {}
     with closing(spec.open(SetUnion())) as store:
         store.merge_updates([Update(key, frozenset({"y"})) for key in keys[:known]])
@@ -381,7 +378,7 @@ def test_packing_loses_no_event(
     with closing(spec.open(Sum())) as store:
         assert store.merge_updates([Update(A, 1, event) for event in events]) == [Outcome.DUPLICATE] * len(events)
         assert store.get(A) == len(events)
-        assert store._commits.rows[row_key(A)].small <= 4
+        assert store._committer.rows[encode_row_key(A)].small <= 4
 
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 from murmur_beam import cli
 from murmur_beam.model import Key
 from murmur_beam.state import spec_from_uri
-from murmur_beam.state.bigtable import row_key, wire
+from murmur_beam.state.bigtable import encode_row_key, wire
 from tests.support import emulators
 
 _names = itertools.count()
@@ -214,7 +214,8 @@ is known for 91d 1h; layout 2, written by commits
         where: Any = spec_from_uri(murmur.uri)
         with closing(where.connect()) as connection:
             cell = wire.put(wire.PENDING, bytes(24), 0, b"x")
-            assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("a")), [cell])]), 1)) == {}
+            request = wire.bulk(connection, [(encode_row_key(Key("a")), [cell])])
+            assert connection.run(connection.mutate(request, 1)) == {}
         ran = murmur("check")
         assert ran.code == 0
         assert ran.out.startswith(f"{murmur.uri}: as it should be\n")

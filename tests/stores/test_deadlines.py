@@ -28,8 +28,7 @@ from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, connection, tables
-from murmur_beam.state.bigtable.sending import Gate, Patience, Sender
-from murmur_beam.state.bigtable.settings import Settings
+from murmur_beam.state.bigtable.dispatcher import Dispatcher, Gate, Patience
 from murmur_beam.testing import emulators as emulation
 from murmur_beam.testing.emulators import BIGTABLE, stop
 from tests.support.fault_proxy import CHECK_AND_MUTATE, METHODS, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan
@@ -119,7 +118,7 @@ def test_by_default_that_is_within_a_minute(proxy: FaultProxy, bigtable_host: st
         proxy.plan = None
         merge_all(store, [Update(Key(f"k{i}"), 1, str(i)) for i in range(5_000)])
         assert sum(value for _, value in store.scan()) == 5_000
-    assert 3 * Settings.patience_s <= took_s <= 60
+    assert 3 * BigtableSpec.patience_s <= took_s <= 60
 
 
 def test_a_connection_whose_other_end_is_gone(
@@ -364,7 +363,7 @@ def test_the_last_request_tells_what_is_wrong(codes: list[StatusCode | None], bl
     """A connection that breaks is no answer, and no silence of a server that has got the request."""
 
     async def work() -> None:
-        sender = Sender(Settings("p", "i", "t"))
+        sender = Dispatcher(BigtableSpec("p", "i", "t"))
         for code in codes:
             with suppress(AioRpcError):
                 await sender.send(functools.partial(answer, code), sender.deadline())
@@ -426,6 +425,6 @@ def test_patience_ends_whatever_goes_on() -> None:
 def test_patience_is_a_setting(bigtable_host: str) -> None:
     """Of the store; what is said names it."""
     with closing(open_store(bigtable_host)) as store:
-        late = str(store._sender.late())
+        late = str(store._dispatcher.late())
     assert f"not done within {PATIENCE_S:g} s (patience_s)" in late
     assert timedelta(seconds=BigtableSpec("p", "i", "t").patience_s) == timedelta(seconds=15)

@@ -17,7 +17,7 @@ from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import SetUnion, Sum
 from murmur_beam.state.bigtable import BigtableStore
-from murmur_beam.state.bigtable.keys import row_key
+from murmur_beam.state.bigtable.keys import encode_row_key
 from tests.support.emulators import new_spec
 from tests.support.fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from tests.support.lines import Unreadable
@@ -127,11 +127,11 @@ def test_a_row_that_was_crowded_is_quick_again(bigtable_host: str) -> None:
         for n in range(40):
             for each in (store, other):
                 each.merge_update(Key("row"), 1, event_id=f"{n}")
-        row = store._commits.rows[row_key(Key("row"))]
-        row.crowded = 8
+        row = store._committer.rows[encode_row_key(Key("row"))]
+        row.contention = 8
         for _ in range(8):
             assert store.merge_update(Key("row"), 1, event_id="1") is DUPLICATE
-        assert row.crowded == 0
+        assert row.contention == 0
 
 
 def test_monoids_that_need_no_marker_share_commits_too(bigtable_host: str) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.state.bigtable import folding
+from murmur_beam.state.bigtable import folder
 from tests.support.emulators import appended_spec
 
 
@@ -21,8 +21,8 @@ def test_where_a_read_stops_makes_no_difference(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, n_bytes: int, rows: int, events_per_commit: int
 ) -> None:
     """Within a row, behind one, and behind the last of all; each event counts once, also one that is in two cells."""
-    monkeypatch.setattr(folding, "_READ_BYTES", n_bytes)
-    monkeypatch.setattr(folding, "_EVENTS", events_per_commit)
+    monkeypatch.setattr(folder, "_READ_BYTES", n_bytes)
+    monkeypatch.setattr(folder, "_EVENTS_PER_COMMIT", events_per_commit)
     spec = appended_spec(bigtable_host)
     keys = [Key(f"row-{n}") for n in range(rows)]
     with closing(spec.open(Sum())) as store:
@@ -31,8 +31,8 @@ def test_where_a_read_stops_makes_no_difference(
                 # The last event of a flush is the first of the next one.
                 ids = [f"{round_}/{n}" for n in range(3 * flush, 3 * flush + 4)]
                 store.merge_updates([Update(key, 1, event_id) for key in keys for event_id in ids])
-            with closing(spec.open(Sum())) as folder:
-                folded = folder.fold()
+            with closing(spec.open(Sum())) as another:
+                folded = another.fold()
             assert (folded.events, folded.duplicates) == (13 * rows, 3 * rows)
             assert (folded.cells, folded.left) == (4 * rows, 0)
             for fresh in (True, False):

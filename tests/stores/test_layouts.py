@@ -16,7 +16,7 @@ from murmur_beam.errors import SchemaMismatch
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
+from murmur_beam.state.bigtable import BigtableSpec, encode_row_key, tables, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import APPEND, Meta, amend_meta, cells_of, meta_of, read_meta
@@ -77,7 +77,7 @@ def test_the_version_is_where_the_layout_says(bigtable_host: str, spec: Callable
 def version_of(where: BigtableSpec) -> tuple[str, int]:
     """Of the row of A: family and number."""
     with closing(where.connect()) as connection:
-        request = wire.only_values(wire.read_rows(connection, [row_key(A)]), "agg|state")
+        request = wire.only_values(wire.read_rows(connection, [encode_row_key(A)]), "agg|state")
         [row] = connection.run(connection.read(request))
         [(family, number)] = [(c.family, int.from_bytes(c.value, "big")) for c in row.cells if c.qualifier == b"n"]
         return family, number
@@ -190,8 +190,8 @@ def test_what_only_a_later_release_can_fold_is_not_left_out(bigtable_host: str) 
     where = new_spec(bigtable_host)
     with closing(where.open(Sum())) as store:
         store.merge_updates([Update(A, 1, "e"), Update(Key("whole"), 1, "e")])
-        put(where, row_key(A), wire.PENDING, b"name", b"payload")
-        put(where, row_key(Key("b")), wire.PENDING, b"name", b"payload")
+        put(where, encode_row_key(A), wire.PENDING, b"name", b"payload")
+        put(where, encode_row_key(Key("b")), wire.PENDING, b"name", b"payload")
         for work in (lambda: store.get(A), lambda: store.get(Key("b")), lambda: list(store.scan())):
             with pytest.raises(SchemaMismatch, match="pending deltas has format"):
                 work()
@@ -204,7 +204,8 @@ def test_a_scan_of_some_buckets_sees_what_is_yet_to_be_folded(bigtable_host: str
     with closing(where.open(Sum(), DAY)) as store, closing(where.connect()) as connection:
         at_us = 3 * DAY // timedelta(microseconds=1)
         cell = wire.put(wire.PENDING, b"name", at_us, b"payload")
-        assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("a", 3)), [cell])]), 1)) == {}
+        request = wire.bulk(connection, [(encode_row_key(Key("a", 3)), [cell])])
+        assert connection.run(connection.mutate(request, 1)) == {}
         assert list(store.scan(first=4)) == list(store.scan(last=2)) == []
         with pytest.raises(SchemaMismatch, match="pending deltas has format"):
             list(store.scan(first=3, last=3))

@@ -15,7 +15,7 @@ from murmur_beam.monoids import Count, Max, Sum
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.sum import INT64_MAX, INT64_MIN
 from murmur_beam.state.bigtable import pending
-from murmur_beam.state.bigtable.known import split
+from murmur_beam.state.bigtable.fingerprints import split
 from murmur_beam.state.bigtable.pending import INTEGERS, ONES, STATES, TOGETHER, Events, decoded, encoded, united
 from murmur_beam.testing import FakeClock
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import SetUnion
-from murmur_beam.state.bigtable.reading import Cell, Row, RowAssembler
+from murmur_beam.state.bigtable.read_rows import Cell, Row, RowAssembler
 from tests.support import emulators
 
 Chunk: Any = ReadRowsResponse.CellChunk.pb()

@@ -23,8 +23,8 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.timed import Timed
-from murmur_beam.state.base import Schema, fingerprint
-from murmur_beam.state.bigtable import commits, known, pending, row_key, scratch, tables
+from murmur_beam.state.base import Schema, fingerprint_of
+from murmur_beam.state.bigtable import committer, encode_row_key, pending, row_cache, scratch, tables
 from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
@@ -157,12 +157,13 @@ def test_row_keys_and_fingerprints(layout: int) -> None:
     for table in TABLES:
         rows = golden(layout)["tables"][table.name]["rows"]
         updates = [update for _, flush in table.updates() for update in flush]
-        prints = {(update.key, fingerprint(str(update.event_id))) for update in updates if update.event_id is not None}
+        marked = [update for update in updates if update.event_id is not None]
+        prints = {(update.key, fingerprint_of(str(update.event_id))) for update in marked}
         assert {parse_row_key(hidden(row))[0] for row in rows} == {update.key for update in updates}
         assert list(rows) == sorted(rows, key=hidden)
         for row, columns in rows.items():
             key, shard = parse_row_key(hidden(row))
-            assert shown(row_key(key, shard)) == row
+            assert shown(encode_row_key(key, shard)) == row
             journal = b"".join(
                 hidden(value) for name, cells in columns.items() if name.startswith("dedup") for value in cells.values()
             )
@@ -335,7 +336,7 @@ def test_the_pages_row_keys_are_those_of_the_code() -> None:
     assert len(rows) >= 5
     keys = []
     for entity, bucket, shard, made in rows:
-        key = row_key(Key(code(entity).encode("ascii").decode("unicode_escape"), int(bucket)), int(shard))
+        key = encode_row_key(Key(code(entity).encode("ascii").decode("unicode_escape"), int(bucket)), int(shard))
         assert code(made).replace(" ", "") == key.hex()
         keys.append(key)
     assert keys == sorted(keys)
@@ -349,7 +350,7 @@ def test_the_pages_row_keys_are_those_of_the_code() -> None:
 def test_the_pages_fingerprint_is_that_of_the_code() -> None:
     """Of an event id, 16 bytes."""
     event_id, found = re.findall(r"`(e\d)` is `([0-9a-f]{32})`", PAGE)[0]
-    assert found == fingerprint(event_id).hex()
+    assert found == fingerprint_of(event_id).hex()
 
 
 def test_the_page_has_the_states() -> None:
@@ -390,6 +391,6 @@ def test_the_page_has_the_kinds_of_pending_cells() -> None:
 
 def test_the_pages_numbers() -> None:
     """Those of markers are the code's."""
-    for number in (known.PACK_AT, known.PACKED, known.SMALL_EVENTS):
+    for number in (row_cache.PACK_AT, row_cache.PACKED, row_cache.SMALL_EVENTS):
         assert re.search(rf"\b{number}\b", section("Markers")), number
-    assert f"{commits.EVENTS_PER_COMMIT:,}" in section("Markers")
+    assert f"{committer.EVENTS_PER_COMMIT:,}" in section("Markers")

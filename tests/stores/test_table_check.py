@@ -19,7 +19,7 @@ from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 from murmur_beam.errors import ConfigurationError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.state.bigtable import row_key, tables, wire
+from murmur_beam.state.bigtable import encode_row_key, tables, wire
 from murmur_beam.state.bigtable import sizes as sizes_of
 from murmur_beam.state.bigtable.meta import APPEND, Meta
 from murmur_beam.testing import FakeClock
@@ -68,11 +68,12 @@ class TestCheck:
             store.merge_updates([Update(Key(f"k{n}"), 1, "e") for n in range(9)])
             name = (1_800_000_000_000_000).to_bytes(8, "big") + b"writer.."
             cells = [wire.put(wire.PENDING, name, 0, b"x" * 100), wire.put(wire.PENDING, b"late", 0, b"")]
-            assert connection.run(connection.mutate(wire.bulk(connection, [(row_key(Key("k1")), cells)]), 1)) == {}
+            request = wire.bulk(connection, [(encode_row_key(Key("k1")), cells)])
+            assert connection.run(connection.mutate(request, 1)) == {}
             # key, version (column and 8 bytes), sum (the same), 24 bytes of a marker's column, and markers
             sizes = connection.run(sizes_of.look(connection))
         assert sizes.whole
-        assert sizes.largest.size == len(row_key(Key("home"))) + 9 + 9 + 24 + 16_000
+        assert sizes.largest.size == len(encode_row_key(Key("home"))) + 9 + 9 + 24 + 16_000
         found = {finding.subject: finding[1:3] for finding in tables.check(where)}
         assert found["rows"] == ("ok", "10, 16.82 kB; the largest, 16.06 kB: 'home', bucket 0")
         assert found["markers"] == ("ok", "of 1,009 events, 16.14 kB; the most, 16 kB: 'home', bucket 0")

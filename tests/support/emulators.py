@@ -99,13 +99,13 @@ def new_table(host: str, layout: int | None = None) -> str:
     """
     # Not above: they take a second to import, and every test run imports this module.
     from murmur_beam.state.base import Schema
+    from murmur_beam.state.bigtable import BigtableSpec
     from murmur_beam.state.bigtable.admin import Admin
     from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
-    from murmur_beam.state.bigtable.settings import Settings
     from murmur_beam.state.bigtable.tables import purpose, rules
 
     name = f"table-{os.getpid()}-{next(_numbers)}"
-    with Admin(Settings(PROJECT, INSTANCE, name), host) as admin:
+    with Admin(BigtableSpec(PROJECT, INSTANCE, name), host) as admin:
         # The same for any purpose that keeps all.
         admin.create(rules(purpose(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
     return name

@@ -8,9 +8,7 @@ from typing import Any
 import grpc
 
 from murmur_beam.monoids import Max
-from murmur_beam.state.bigtable import (
-    BigtableStore,
-)
+from murmur_beam.state.bigtable import BigtableStore
 
 
 class Line:
@@ -32,7 +30,7 @@ class Line:
         self.refuse: list[grpc.StatusCode | None] = []
         self.lose: list[grpc.StatusCode | None] = []
         self.unread: list[grpc.StatusCode | None] = []
-        for holder in (store._commits, store._sums):
+        for holder in (store._committer, store._adder):
             holder.connection = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:

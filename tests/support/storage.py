@@ -211,10 +211,10 @@ def write_bigtable(place: tuple[str, str], prefix: str) -> None:
 def opened(table: Table, place: tuple[str, str], prefix: str) -> Any:
     """A store without chance: where the versions of a row begin, and who the writer is."""
     store = spec_of(table, place, prefix).open(table.monoid, table.granularity)
-    store._commits._chance = random.Random(table.name)
-    store._commits._writer = b"writer-1"
+    store._committer._chance = random.Random(table.name)
+    store._committer._writer = b"writer-1"
     if hasattr(store, "_appends"):  # not in 0.1.0
-        store._appends._names._writer = b"write"
+        store._appender._names._writer = b"write"
     return store
 
 

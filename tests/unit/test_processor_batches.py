@@ -30,7 +30,7 @@ from murmur_beam.processor import (
     defaults,
     merge_records,
 )
-from murmur_beam.state.base import Flushed, Result
+from murmur_beam.state.base import Result, UpdateResults
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock, FaultyStore
 from murmur_beam.windows import daily
@@ -202,7 +202,7 @@ class Talkative(FaultyStore[int]):
     """A store that says what it noticed."""
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        flushed = Flushed(super().merge_updates(updates))
+        flushed = UpdateResults(super().merge_updates(updates))
         flushed.counts.update({"ambiguous_resolved": 2})
         flushed.sizes = {"row_bytes": 9}
         return flushed

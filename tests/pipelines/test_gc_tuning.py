@@ -17,36 +17,38 @@ def state_after(*lines: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lines", "put_aside"),
+    ("lines", "freeze_startup_objects"),
     [
-        pytest.param(["dedicated.dedicate()", "dedicated.put_aside()"], True, id="a program"),
-        pytest.param(["dedicated.put_aside()"], False, id="somebody else's process"),
-        pytest.param(["dedicated.dedicate()"], False, id="before the first merge"),
+        pytest.param(
+            ["gc_tuning.declare_worker_process()", "gc_tuning.freeze_startup_objects()"], True, id="a program"
+        ),
+        pytest.param(["gc_tuning.freeze_startup_objects()"], False, id="somebody else's process"),
+        pytest.param(["gc_tuning.declare_worker_process()"], False, id="before the first merge"),
         pytest.param(
             [
                 "import sys, types, importlib.machinery as machinery",
                 "main = 'apache_beam.runners.worker.sdk_worker_main'",
                 "sys.modules['__main__'].__spec__ = machinery.ModuleSpec(main, None)",
-                "dedicated.put_aside()",
+                "gc_tuning.freeze_startup_objects()",
             ],
             True,
             id="Beam's worker",
         ),
     ],
 )
-def test_only_a_dedicated_process_is_changed(lines: list[str], put_aside: bool) -> None:
+def test_only_a_dedicated_process_is_changed(lines: list[str], freeze_startup_objects: bool) -> None:
     """What is alive is put aside where the process is a pipeline's own, and nowhere else."""
-    assert state_after(*lines) == ("True True" if put_aside else "False False")
+    assert state_after(*lines) == ("True True" if freeze_startup_objects else "False False")
 
 
 def test_it_is_done_once() -> None:
     """What comes to life after the first merge stays the collector's."""
     counts = state_after(
-        "dedicated.dedicate()",
-        "dedicated.put_aside()",
+        "gc_tuning.declare_worker_process()",
+        "gc_tuning.freeze_startup_objects()",
         "before = gc.get_freeze_count()",
         "more = [[] for _ in range(1000)]",
-        "dedicated.put_aside()",
+        "gc_tuning.freeze_startup_objects()",
         "print(gc.get_freeze_count() - before)",
     )
     assert counts.split()[0] == "0"

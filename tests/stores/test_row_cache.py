@@ -1,4 +1,4 @@
-"""What a process knows of a row: each event it has learned, however many, and no other."""
+"""What a process knows of a row: each event that it has learned, and no other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("google.cloud.bigtable")
 
-from murmur_beam.state.base import fingerprint
-from murmur_beam.state.bigtable.known import KnownRow
+from murmur_beam.state.base import fingerprint_of
+from murmur_beam.state.bigtable.fingerprints import FingerprintSet
+from murmur_beam.state.bigtable.row_cache import CachedRow
 
 
 @given(
@@ -28,9 +29,9 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
     """
 
     def of(name: object) -> bytes:
-        return fingerprint(str(name)) if shard is None else shard + fingerprint(str(name))[1:]
+        return fingerprint_of(str(name)) if shard is None else shard + fingerprint_of(str(name))[1:]
 
-    row = KnownRow()
+    row = CachedRow()
     events = [of(first + i) for i in range(sum(sizes))]
     ends = list(itertools.accumulate(sizes))
     columns = [
@@ -39,9 +40,7 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
     ]
     for start in range(0, len(columns), at_once):
         some = columns[start : start + at_once]
-        row.expect(sum(len(journal) for _, journal in some) // 16)
-        for column, journal in some:
-            row.learn(column, journal)
+        assert row.absorb(row.version + len(some), some, exists=True)
         learned = ends[min(start + at_once, len(ends)) - 1]
         assert row.has(events[learned - 1])
         assert row.has(events[random.Random(learned).randrange(learned)])
@@ -49,53 +48,54 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
     assert not any(row.has(of(f"another {i}")) for i in range(200))
     assert row.events == len(events)
     assert row.small == sum(size <= 256 for size in sizes)
-    assert row.journal_bytes == sum(24 + 16 * size + 8 for size in sizes)
+    assert row.marker_bytes == sum(24 + 16 * size + 8 for size in sizes)
 
 
 @pytest.mark.parametrize("shard", [b"", b"\xff"])
 def test_buckets_stay_short(shard: bytes) -> None:
     """They are searched from their beginning; also where all fingerprints begin alike."""
-    row = KnownRow()
+    row = CachedRow()
     for column in range(20):
-        events = [(shard + fingerprint(f"{column} {i}"))[:16] for i in range(1_000)]
+        events = [(shard + fingerprint_of(f"{column} {i}"))[:16] for i in range(1_000)]
         row.learn(bytes(24), b"".join(events))
-    lengths = [len(bucket) for bucket in row._seen]
+    assert isinstance(row._markers, FingerprintSet)
+    lengths = [len(bucket) for bucket in row._markers._buckets]
     assert len(lengths) == 256
     assert max(lengths) < 2 * 10 * 20_000 / 256
 
 
 def test_a_row_that_is_forgotten_knows_nothing() -> None:
     """As before it was first read."""
-    row = KnownRow()
-    row.learn(bytes(24), fingerprint("a"))
+    row = CachedRow()
+    row.learn(bytes(24), fingerprint_of("a"))
     row.forget()
-    assert not row.has(fingerprint("a"))
-    assert (row.read, row.version, row.events, row.small, row.journal_bytes) == (False, 0, 0, 0, 0)
+    assert not row.has(fingerprint_of("a"))
+    assert (row.read, row.version, row.events, row.small, row.marker_bytes) == (False, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("held", [1, 200])
 @pytest.mark.parametrize("part", ["_add", "_doubled"])
 def test_a_row_that_does_not_fit_is_forgotten(monkeypatch: pytest.MonkeyPatch, held: int, part: str) -> None:
-    """Whoever believed that the half of it were all would count the other half twice."""
-    row = KnownRow()
-    row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(held)))
+    """With half of the markers known, the events of the other half would count twice."""
+    row = CachedRow()
+    row.learn(bytes(24), b"".join(fingerprint_of(str(i)) for i in range(held)))
     row.read, row.version = True, 7
 
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(f"murmur_beam.state.bigtable.known.{part}", full)
-    more = b"".join(fingerprint(f"more {i}") for i in range(300))
+    monkeypatch.setattr(f"murmur_beam.state.bigtable.fingerprints.{part}", full)
+    more = b"".join(fingerprint_of(f"more {i}") for i in range(300))
     with pytest.raises(MemoryError):
         row.learn(bytes(24), more)
     assert (row.read, row.version, row.events) == (False, 0, 0)
-    assert not row.has(fingerprint("0"))
+    assert not row.has(fingerprint_of("0"))
 
 
 def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made before anything else that a read has found is believed."""
-    row = KnownRow()
-    row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(200)))
+    row = CachedRow()
+    row.learn(bytes(24), b"".join(fingerprint_of(str(i)) for i in range(200)))
 
     left = iter([[]])
 
@@ -105,8 +105,8 @@ def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         except StopIteration:
             raise MemoryError from None
 
-    monkeypatch.setattr("murmur_beam.state.bigtable.known.split", full)
+    monkeypatch.setattr("murmur_beam.state.bigtable.fingerprints.split", full)
     with pytest.raises(MemoryError):
-        row.expect(1_000)
-    assert row.events == 200
-    assert all(row.has(fingerprint(str(i))) for i in range(200))
+        row.absorb(9, [(bytes(24), bytes(16 * 1_000))], exists=True)
+    assert (row.events, row.version) == (200, 0)
+    assert all(row.has(fingerprint_of(str(i))) for i in range(200))
