@@ -107,6 +107,6 @@ def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("murmur_beam.state.bigtable.fingerprints.split", full)
     with pytest.raises(MemoryError):
-        row.absorb(9, [(bytes(24), bytes(16 * 1_000))], exists=True)
+        row.absorb(1, [(bytes(24), bytes(16 * 1_000))], exists=True)
     assert (row.events, row.version) == (200, 0)
     assert all(row.has(fingerprint_of(str(i))) for i in range(200))
