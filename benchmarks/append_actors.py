@@ -21,8 +21,8 @@ from google.cloud.bigtable_v2.types import MutateRowsRequest
 
 from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Book, Bounds, Delivery, Shape, deliveries, wrong
 from benchmarks.append_planted import plant
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.clock import Clock
-from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum

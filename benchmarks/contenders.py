@@ -33,7 +33,7 @@ from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 from benchmarks.harness import Inexact, Usage, peak_mb
 from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, events, expected, pages
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name

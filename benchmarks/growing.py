@@ -16,7 +16,7 @@ from pipelines.quiet_beam import beam  # isort: split
 from benchmarks.harness import Inexact, peak_mb
 from benchmarks.timing import Done, watch
 from benchmarks.workloads import COMMIT, EXPONENT, FLUSH, zipf_stream
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count

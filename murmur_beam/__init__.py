@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
 from murmur_beam.monoids import Count, Custom, First, Last, Max, Min, SetUnion, Sum
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one

@@ -1,7 +1,7 @@
-"""What every driver does with its elements: read, buffer, merge, and tell what became of each. Needs no Beam.
+"""What every driver does with its elements: read, buffer, merge, and return the result of each. It needs no Beam.
 
-`MergeDoFn` drives it bundle by bundle, a plain subscriber batch by batch. What either owes its source stays its own:
-windows here, acknowledgements there.
+`MergeDoFn` drives it bundle by bundle, the worker batch by batch. Duties towards a source stay with its driver: Beam's
+windows, or the acknowledgement of messages.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from murmur_beam import forks
-from murmur_beam.coalescer import Coalescer
+from murmur_beam.buffer import Batch, Buffer
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
 from murmur_beam.extract import Extractor, Known, Rejected
 from murmur_beam.gc_tuning import freeze_startup_objects
 from murmur_beam.metrics import Recorder
-from murmur_beam.model import DeadLetter, Fields, MergeResult, Message, Outcome
-from murmur_beam.processor import DUPLICATE, MERGED, RECORDED, RecordResult, needs_event_id
+from murmur_beam.model import DeadLetter, MergeResult, Message, Outcome, Record
+from murmur_beam.processor import DUPLICATE, MERGED, RECORDED, RecordResult, merge_records, needs_event_id
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.pool import Lease
 from murmur_beam.times import parse_rfc3339
@@ -42,9 +41,9 @@ def message_of(letter: DeadLetter) -> Message:
 
 
 def size_of(element: Any) -> int:
-    """Bytes that an element carries, as `FlushLimits.bytes` counts them; the characters of a text count as one each.
+    """Size of an element in bytes, as `FlushLimits.bytes` counts it; a character of a text counts as one.
 
-    0 for what is neither bytes, text, message nor dead letter.
+    It is 0 for anything but bytes, text, messages and dead letters.
     """
     if isinstance(element, (bytes, str)):
         return len(element)
@@ -52,42 +51,32 @@ def size_of(element: Any) -> int:
         data = element.payload if isinstance(element, DeadLetter) else element.data
         attributes = element.attributes or {}
         return len(data or b"") + sum(map(len, attributes)) + sum(map(len, attributes.values()))
-    except Exception:  # no message; whatever looks like one may raise anything
+    except Exception:  # not a message; an object that looks like one may raise anything
         return 0
-
-
-@dataclass(frozen=True)
-class _Batch(Generic[T]):
-    """What is merged together: of what made a record the element, token and record; of the rest the dead letters."""
-
-    elements: list[Any]
-    tokens: list[T]
-    records: list[Fields]
-    rejected: list[tuple[T, DeadLetter]]
 
 
 class RecordCounter(Recorder, Protocol):
     """A recorder that also counts whole records."""
 
     def count(self, name: str, n: int) -> None:
-        """``n`` records ended as ``name`` says: ``NAME:record_merged``, ``:record_duplicate``, ``:record_recorded``,
+        """Count ``n`` records under ``name``: ``NAME:record_merged``, ``:record_duplicate``, ``:record_recorded``,
         ``:record_expired``."""
 
 
 class Merger(Generic[T]):
-    """Takes elements one by one, merges them with one write per touched row, and tells what became of each.
+    """Takes elements one by one, merges them with one write per touched row, and returns the result of each.
 
-    Elements may be dead letters of an earlier run: of those only the keys that had failed are merged. Each element has
-    a token: whatever its driver needs to hand the result on. Belongs to one thread, and has one more of its own where a
-    store has ``waits_for_network``: there `flush_behind` merges while the driver goes on. In a child of a fork it is
-    empty: what was buffered or under way is its parent's to merge.
+    Elements may be dead letters of an earlier run: of these only the failed keys are merged. Each element has a token,
+    with which its driver hands the result on. A merger belongs to one thread. If the store has ``waits_for_network``,
+    it has a second thread: `flush_behind` merges there while the driver goes on. In a child of a fork it is empty: its
+    parent merges what was buffered or under way.
 
     Args:
         spec: from `murmur_beam.spec.resolve`; its stores are opened here, one for each process.
-        recorder: gets the counts, in place of the recorder in the spec; of a flush behind from the other thread.
+        recorder: gets the counts, in place of the recorder in the spec; those of a flush behind from its thread.
         message: makes the driver's kind of message from a dead letter that holds one.
-        cancel: set it, from any thread, and what fails is not tried again: the flush raises `MergeCancelled`, whose
-            elements are to be delivered again.
+        cancel: once it is set, from any thread, failures are not retried: the flush raises `MergeCancelled`, and its
+            elements have to be delivered again.
 
     Raises:
         MurmurError: a store cannot be opened.
@@ -103,7 +92,8 @@ class Merger(Generic[T]):
         self._spec = spec
         self._recorder = recorder
         self._message = message
-        config = spec.config.with_recorder(recorder)
+        self._config = config = spec.config.with_recorder(recorder)
+        self._cancel = cancel
         extractor = Extractor(
             spec.extraction,
             spec.monoid,
@@ -112,7 +102,7 @@ class Merger(Generic[T]):
         )
         self._record = extractor.record
         self._bucket_us = spec.window.granularity_us if spec.window else 0
-        self._under_way: tuple[_Batch[T], Future[list[RecordResult]]] | None = None
+        self._under_way: tuple[Batch[T], Future[list[RecordResult]]] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._leases: list[Lease] = []
         try:
@@ -121,28 +111,24 @@ class Merger(Generic[T]):
         except BaseException:
             self.close()
             raise
-        # A cache is a store with one method more, and `check_stores` has seen to it that it has that.
-        cache: Any = self._leases[1].store if spec.cache is not None else None
-        self._coalescer: Coalescer[T, Any] = Coalescer(
-            config, spec.name, self._leases[0].store, cache, spec.window, spec.flush, cancel
-        )
-        self._behind = getattr(self._leases[0].store, "waits_for_network", False)
-        self._buffer = self._coalescer.add
-        self._elements: list[Any] = []
-        self._rejected: list[tuple[T, DeadLetter]] = []
+        self._store = self._leases[0].store
+        # A cache is a store with one more method; `check_stores` has checked that it has it.
+        self._cache: Any = self._leases[1].store if spec.cache is not None else None
+        self._waits = getattr(self._store, "waits_for_network", False)
+        self._buffer: Buffer[T] = Buffer(spec.flush, self._bucket_us, config.clock.monotonic)
         _mergers.add(self)
         freeze_startup_objects()
 
     def add(self, element: Any, timestamp_us: int, token: T) -> bool:
-        """Buffer an element; True says that it is time to flush.
+        """Buffer an element. Returns whether it is time to flush.
 
         Args:
-            element: as it came, or a dead letter that holds it.
-            timestamp_us: its time unless a field says otherwise, in microseconds.
-            token: comes out of a flush again.
+            element: as the driver got it, or a dead letter that holds it.
+            timestamp_us: the event time, unless a field holds it; microseconds.
+            token: is returned with the result.
         """
         try:
-            # By its fields: a Beam worker decodes letters from elsewhere to a type made of their schema.
+            # Recognized by its fields: a Beam worker decodes letters from elsewhere to a type made of their schema.
             if isinstance(element, tuple) and getattr(element, "_fields", None) == DeadLetter._fields:
                 element = DeadLetter(*element)
                 record = self._replayed(element, timestamp_us)
@@ -150,52 +136,49 @@ class Merger(Generic[T]):
                 record = self._record(element, timestamp_us)
         except Rejected as rejected:
             letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.known))
-            self._rejected.append((token, letter))
-            return self._coalescer.count_beside(size_of(letter))
-        self._elements.append(element)
+            return self._buffer.reject(letter, token, size_of(letter))
         kind = type(element)
-        if kind is dict:
-            return self._buffer(record, token)
-        return self._buffer(record, token, len(element) if kind is bytes else size_of(element))
+        size = 0 if kind is dict else len(element) if kind is bytes else size_of(element)
+        return self._buffer.add(element, token, record, size)
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
-        """Merge what is buffered; token and result of each element, those of a flush behind before the others.
+        """Merge what is buffered; token and result of each element, after those of a flush behind.
 
-        All is merged when this returns; only the results are made one by one as they are taken.
+        Everything is merged when this returns; the results are made one by one as they are taken.
 
         Raises:
-            StoreUnavailable, SchemaMismatch: the store cannot be used as configured, which is no fault of any record,
-                so that none becomes a dead letter.
-            RetriesExhausted: all tries of a record were used up, and the spec says ``on_exhausted="raise"``.
-            MergeCancelled: ``cancel`` is set, and not all could be merged at once.
+            StoreUnavailable, SchemaMismatch: the store cannot be used as configured. That is not the fault of a record,
+                so no record becomes a dead letter.
+            RetriesExhausted: all tries of a record failed, and the spec says ``on_exhausted="raise"``.
+            MergeCancelled: ``cancel`` is set, and not everything was merged at the first try.
         """
-        batch = self._take()
-        before = self._settle()
-        return chain(before, self._results(batch, self._coalescer.merge(batch.records)))
+        batch = self._buffer.take()
+        before = self._results_behind()
+        return chain(before, self._results(batch, self._merge(batch.records)))
 
     def flush_behind(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
-        """Begin to merge what is buffered, and return what the flush behind before this one has come to.
+        """Begin to merge what is buffered, and return the results of the flush behind before this one.
 
-        So at most two buffers are held. Where merging means no waiting, and where there is nothing to merge but dead
-        letters to put out, this is `flush`.
+        So at most two buffers are held. If the store does not wait for a network, and if there are only dead letters to
+        put out, this is `flush`.
 
         Raises:
-            Exception: as `flush`, of the one before.
+            Exception: as `flush`, of the flush before.
         """
-        if not self._behind or (self._rejected and not self._elements):
+        if not self._waits or self._buffer.only_rejected:
             return self.flush()
-        batch = self._take()
-        before = self._settle()
+        batch = self._buffer.take()
+        before = self._results_behind()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "murmur-flush")
-        self._under_way = batch, self._thread.submit(self._coalescer.merge, batch.records)
+        self._under_way = batch, self._thread.submit(self._merge, batch.records)
         return before
 
     def clear(self) -> None:
-        """Forget what is buffered or under way, as when it will be delivered again."""
-        self._take()
+        """Forget what is buffered or under way, because it will be delivered again."""
+        self._buffer.take()
         if self._under_way is not None:
-            # What comes again while this is being merged would be merged at the same time.
+            # An element that is redelivered earlier would be merged at the same time.
             wait([self._under_way[1]])
             self._under_way = None
 
@@ -206,19 +189,29 @@ class Merger(Generic[T]):
         for lease in self._leases:
             lease.release()
 
-    def begin_anew(self) -> None:
-        """In a child of a fork, which has neither the thread nor a right to what it works at."""
-        self._take()
+    def begin_again(self) -> None:
+        """Begin with an empty buffer in a child of a fork, which has no such thread and whose parent does the work."""
+        self._buffer.take()
         self._thread = self._under_way = None
 
-    def _take(self) -> _Batch[T]:
-        records, tokens = self._coalescer.take()
-        batch = _Batch(self._elements, tokens, records, self._rejected)
-        self._elements, self._rejected = [], []
-        return batch
+    def _merge(self, records: Sequence[Record]) -> list[RecordResult]:
+        """Merge records; the result of each.
 
-    def _settle(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
-        """Wait for the flush that is under way; its results, none where there is no such flush."""
+        Raises:
+            MergeCancelled: ``cancel`` was set, and not everything was merged at the first try.
+        """
+        if not records:
+            return []
+        monotonic = self._config.clock.monotonic
+        started_s = monotonic()
+        results = merge_records(
+            self._config, self._spec.name, records, self._store, self._cache, self._spec.window, cancel=self._cancel
+        )
+        self._recorder.record_batch(self._spec.name, "flush", len(records), monotonic() - started_s)
+        return results
+
+    def _results_behind(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
+        """Wait for the flush behind, if one is under way; its results."""
         if self._under_way is None:
             return iter(())
         batch, merging = self._under_way
@@ -227,7 +220,7 @@ class Merger(Generic[T]):
         return self._results(batch, merging.result())
 
     def _results(
-        self, batch: _Batch[T], results: Sequence[RecordResult]
+        self, batch: Batch[T], results: Sequence[RecordResult]
     ) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         outcomes = [outcome for outcome, _, _, _, _ in results]
         if None in outcomes:
@@ -237,11 +230,11 @@ class Merger(Generic[T]):
             n = outcomes.count(outcome) if left else 0
             left -= n
             self._recorder.count(f"{self._spec.name}:record_{outcome}", n)
-        # Made one by one while they are taken, so that they do not pile up for the garbage collector.
+        # Made one by one as they are taken, so that they do not pile up for the garbage collector.
         merged = map(self._result, batch.elements, batch.records, results)
         return chain(batch.rejected, zip(batch.tokens, merged, strict=True))
 
-    def _replayed(self, letter: DeadLetter, timestamp_us: int) -> Fields:
+    def _replayed(self, letter: DeadLetter, timestamp_us: int) -> Record:
         known = Known(letter.event_id, None, None)
         try:
             known = known_of(letter)
@@ -253,7 +246,7 @@ class Merger(Generic[T]):
     def _element(self, letter: DeadLetter) -> Any:
         return read_letter(letter, self._message, unpickle=self._spec.unpickle)
 
-    def _raise_outages(self, records: Sequence[Fields], results: Sequence[RecordResult]) -> None:
+    def _raise_outages(self, records: Sequence[Record], results: Sequence[RecordResult]) -> None:
         outages = self._spec.on_exhausted == "raise"
         for (event_id, _, _, _), (_, _, failed, error, attempts) in zip(records, results, strict=True):
             if isinstance(error, (StoreUnavailable, SchemaMismatch)):
@@ -262,7 +255,7 @@ class Merger(Generic[T]):
                 reason = f"{type(error).__name__}: {error}"
                 raise RetriesExhausted(self._spec.name, event_id, failed, attempts, reason) from error
 
-    def _result(self, element: Any, record: Fields, result: RecordResult) -> MergeResult | DeadLetter:
+    def _result(self, element: Any, record: Record, result: RecordResult) -> MergeResult | DeadLetter:
         event_id, event_time_us, entities, _ = record
         outcome = result.outcome
         if outcome is not None:
@@ -289,7 +282,7 @@ _mergers: weakref.WeakSet[Merger[Any]] = weakref.WeakSet()
 
 def _in_child() -> None:
     for merger in list(_mergers):
-        merger.begin_anew()
+        merger.begin_again()
 
 
 forks.in_each_child(_in_child)

@@ -1,7 +1,7 @@
-"""The per-record core: fold a record's delta into its keys, once each, trying again what may yet succeed.
+"""The per-record core: folds a record's delta into each of its keys once, and retries what may yet succeed.
 
-Imports neither Beam nor a Google client, so that a plain subscriber, a web handler or a batch job can use it as the
-Beam transform does. All entry points lead to `merge_records`, so one record and a bundle of them obey the same rules.
+The module imports neither Beam nor a Google client, so a plain subscriber, a web handler or a batch job can use it as
+the Beam transform does. All entry points lead to `merge_records`, so one record and a bundle obey the same rules.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from murmur_beam import retry
-from murmur_beam.clock import Clock
+from murmur_beam.config import AtomicDedup, Config, Deduper, NoDedup, deduper_of, defaults, needs_event_id
 from murmur_beam.errors import (
-    ConfigurationError,
     InvalidRecord,
     MergeCancelled,
     PermanentError,
@@ -25,8 +24,8 @@ from murmur_beam.errors import (
     SchemaMismatch,
     StoreUnavailable,
 )
-from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
-from murmur_beam.model import Fields, Key, Outcome, Record, Update, check_fields, to_us
+from murmur_beam.metrics import Recorder, SizeRecorder, count_events
+from murmur_beam.model import Key, Outcome, Record, Update, check_record, to_us
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import Cache, Result, Store, UpdateResults
 from murmur_beam.windows import WindowConfig
@@ -51,104 +50,15 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
-@dataclasses.dataclass(frozen=True)
-class AtomicDedup:
-    """The store drops duplicates in the same write that folds: exactly once per (key, event id)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class NoDedup:
-    """Each delivery counts: at least once."""
-
-
-class Deduper(Protocol):
-    """Claims an event id *before* the merge, for stores that have no atomic dedup. Safe for several threads.
-
-    A weaker promise than `AtomicDedup`: a crash or a cancellation between claim and merge loses the event, since its
-    redelivery is taken for a duplicate, and so does a merge that fails for good unless its dead letter is replayed
-    with `NoDedup`. A claim that was made although ``mark_seen`` raised (its answer got lost) loses the event at
-    the next try.
-    """
-
-    def mark_seen(self, event_id: str) -> bool:
-        """Remember the id; True the first time, False if it was known. An exception counts as a failed try."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How hard to try, what to count, where to report.
-
-    Args:
-        recorder: gets events, errors and latencies.
-        max_attempts: tries for each key, at least 1.
-        backoff_base, backoff_max: after failed try ``n`` the wait is
-            ``uniform(0, min(backoff_max, backoff_base * 2 ** (n - 1)))``.
-        dedup: `AtomicDedup` (exactly once), `NoDedup` (each delivery counts: at least once) or a `Deduper`. None is
-            `AtomicDedup` in `MergeRecords` and the programs, which are exactly once unless they are told otherwise by
-            name, and `NoDedup` in `merge_one` and `merge_many`, as in Murmur.
-        clock: time, sleep and chance.
-
-    Raises:
-        ConfigurationError: an argument out of range.
-    """
-
-    recorder: Recorder = dataclasses.field(default_factory=Noop)
-    max_attempts: int = 3
-    backoff_base: timedelta = timedelta(milliseconds=50)
-    backoff_max: timedelta = timedelta(seconds=5)
-    dedup: AtomicDedup | NoDedup | Deduper | None = None
-    clock: Clock = dataclasses.field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        if type(self.max_attempts) is not int or self.max_attempts < 1:
-            raise ConfigurationError("max_attempts", f"must be an integer of at least 1, got {self.max_attempts!r}")
-        for name in ("backoff_base", "backoff_max"):
-            if not isinstance(getattr(self, name), timedelta):
-                raise ConfigurationError(name, f"must be a timedelta, got {getattr(self, name)!r:.80}")
-        claims = callable(getattr(self.dedup, "mark_seen", None)) and not isinstance(self.dedup, type)
-        if not (self.dedup is None or isinstance(self.dedup, (AtomicDedup, NoDedup)) or claims):
-            raise ConfigurationError(
-                "dedup",
-                f"must be None, AtomicDedup(), NoDedup() or an object with mark_seen(event_id), got {self.dedup!r:.80}",
-            )
-        if self.backoff_base < timedelta(0):
-            raise ConfigurationError("backoff_base", f"must not be negative, got {self.backoff_base}")
-        if self.backoff_max < self.backoff_base:
-            raise ConfigurationError(
-                "backoff_max", f"must not be less than backoff_base ({self.backoff_base}), got {self.backoff_max}"
-            )
-
-    def with_recorder(self, recorder: Recorder) -> Config:
-        """A copy that reports to ``recorder``."""
-        return dataclasses.replace(self, recorder=recorder)
-
-    def with_max_attempts(self, max_attempts: int) -> Config:
-        """A copy that tries each key so often."""
-        return dataclasses.replace(self, max_attempts=max_attempts)
-
-    def with_backoff(self, base: timedelta, cap: timedelta) -> Config:
-        """A copy with these waits."""
-        return dataclasses.replace(self, backoff_base=base, backoff_max=cap)
-
-    def with_dedup(self, dedup: AtomicDedup | NoDedup | Deduper | None) -> Config:
-        """A copy with this way of dropping duplicates."""
-        return dataclasses.replace(self, dedup=dedup)
-
-
-def defaults() -> Config:
-    """Three tries, 50 ms to 5 s of backoff, no metrics, the default dedup."""
-    return Config()
-
-
 class RecordResult(NamedTuple):
-    """What became of one record.
+    """The result of one record.
 
     Attributes:
-        outcome: of the record as a whole: recorded if any key was, else merged if any key was; None if a key failed.
-        skipped: of a record whose keys fared differently, those that were duplicates.
-        failed: entities that could not be merged.
-        error: why (the store's fault before the record's, and a permanent error before others), else None.
-        attempts: tries made for the failed keys, else 0.
+        outcome: of the whole record: recorded if any key was, else merged if any key was; None if a key failed.
+        skipped: keys that were duplicates, if the outcomes of the record's keys differ.
+        failed: keys that could not be merged.
+        error: the cause, or None; the store's fault before the record's, a permanent error before others.
+        attempts: tries made for the failed keys; 0 if none failed.
     """
 
     outcome: Outcome | None
@@ -158,7 +68,7 @@ class RecordResult(NamedTuple):
     attempts: int = 0
 
     def merged(self, entities: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the record's entities that were folded or recorded now."""
+        """The record's keys that were folded or recorded now."""
         if self.outcome is Outcome.DUPLICATE or self.outcome is Outcome.EXPIRED:
             return ()
         if not self.skipped and not self.failed:
@@ -166,7 +76,7 @@ class RecordResult(NamedTuple):
         return tuple(e for e in entities if e not in self.skipped and e not in self.failed)
 
 
-# Nearly every record has one of these four results: shared, since a bundle holds thousands of them at a time.
+# Nearly every record has one of these four results. They are shared, since a bundle holds thousands of results.
 MERGED = RecordResult(Outcome.MERGED)
 DUPLICATE = RecordResult(Outcome.DUPLICATE)
 RECORDED = RecordResult(Outcome.RECORDED)
@@ -222,22 +132,21 @@ def merge_many(
         pipeline_name: name of the metrics, and in errors.
         event_id: what makes the record the same when it is delivered again; needed with dedup.
         event_time: when it happened, with a time zone.
-        keys: entities to merge into; one that is repeated counts once, and none at all merges nothing.
+        keys: keys to merge into; a repeated key counts once; without keys nothing is merged.
         delta: what ``store.monoid.lift`` takes: an int for a sum.
-        store: where the truth is.
+        store: the source of truth.
         cache: a copy to keep up to date; its failures are recorded and change nothing.
         window: time buckets; None for one aggregate over all time.
         cancel: set it to end a wait between tries.
 
     Returns:
-        `Outcome.MERGED` or `Outcome.DUPLICATE`, from a store that appends `Outcome.RECORDED`, or `Outcome.EXPIRED`; a
-        driver acknowledges all four.
+        The outcome; a driver acknowledges the record after any of them.
 
     Raises:
-        RetriesExhausted: every try of at least one key was used up. The other keys keep their writes. Counted as
-            ``NAME:dead_letter``, since the caller has to put the record by.
-        PermanentError: a key, the delta, the event's id or time, or the store is unusable; its ``keys`` names the
-            entities that failed. Counted as ``NAME:dead_letter`` too, unless the store is to blame (`StoreUnavailable`,
+        RetriesExhausted: all tries of at least one key failed. The other keys keep their writes. Counted as
+            ``NAME:dead_letter``, since the caller has to keep the record.
+        PermanentError: a key, the delta, the event's id or time, or the store is unusable; ``keys`` of the error are
+            those that failed. Counted as ``NAME:dead_letter``, unless it is the store's fault (`StoreUnavailable`,
             `SchemaMismatch`).
         MergeCancelled: ``cancel`` was set during a wait.
     """
@@ -257,13 +166,13 @@ def merge_many(
     (result,) = merge_records(cfg, pipeline_name, [record], store, cache, window, cancel=cancel)
     if result.outcome is not None:
         return result.outcome
-    # A store that cannot be used as configured is no fault of the record, and is not counted as a dead letter.
+    # A store that cannot be used as configured is not the record's fault, and makes no dead letter.
     if not isinstance(result.error, (StoreUnavailable, SchemaMismatch)):
         cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
     if isinstance(result.error, PermanentError):
         result.error.keys = result.failed
         raise result.error
-    raise RetriesExhausted(pipeline_name, record.event_id, result.failed, result.attempts) from result.error
+    raise RetriesExhausted(pipeline_name, record[0], result.failed, result.attempts) from result.error
 
 
 def make_record(
@@ -274,75 +183,50 @@ def make_record(
     value: Any,
     *,
     need_id: bool,
+    ns: int = 0,
 ) -> Record:
     """Check what a user's functions returned, and lift the value to a delta.
 
-    Raises:
-        InvalidRecord: the id is missing though it is needed, or id, keys or value are unusable.
-    """
-    return Record(*make_fields(monoid, event_id, event_time_us, keys, value, need_id=need_id))
-
-
-def make_fields(
-    monoid: Monoid[Any],
-    event_id: object,
-    event_time_us: int,
-    keys: Iterable[object],
-    value: Any,
-    *,
-    need_id: bool,
-    ns: int = 0,
-) -> Fields:
-    """`make_record` for those who keep thousands of records.
-
     Args:
+        monoid: lifts the value.
+        event_id, event_time_us, keys, value: parts of the record; the time in microseconds since the Unix epoch.
+        need_id: whether an event id is required.
         ns: nanoseconds of the event time beyond its microsecond.
 
     Raises:
-        InvalidRecord: as `make_record`.
+        InvalidRecord: a required id is missing, or id, keys or value are unusable.
     """
     if event_id is None and need_id:
-        raise InvalidRecord("event_id", "is missing, but without it a redelivery cannot be told from a new event")
+        raise InvalidRecord("event_id", "is missing, but without it a redelivery looks like a new event")
     delta = monoid.lift_ns(value, event_time_us, ns) if ns else monoid.lift(value, event_time_us)
-    return check_fields(event_id, event_time_us, keys, delta)
-
-
-def needs_event_id(cfg: Config, monoid: Monoid[Any]) -> bool:
-    """Does dropping duplicates take an event id? Not with dedup off, nor where folding twice is harmless anyway."""
-    if isinstance(cfg.dedup, AtomicDedup):
-        return not monoid.idempotent
-    return _deduper(cfg) is not None
-
-
-def _deduper(cfg: Config) -> Deduper | None:
-    return None if cfg.dedup is None or isinstance(cfg.dedup, (AtomicDedup, NoDedup)) else cfg.dedup
+    return check_record(event_id, event_time_us, keys, delta)
 
 
 def merge_records(
     cfg: Config,
     pipeline_name: str,
-    records: Sequence[Fields],
+    records: Sequence[Record],
     store: Store[V],
     cache: Cache[V] | None = None,
     window: WindowConfig | None = None,
     *,
     cancel: threading.Event | None = None,
 ) -> list[RecordResult]:
-    """Merge many records at once: each touched row is written once, and only what failed is tried again.
+    """Merge many records: each touched row is written once, and only what failed is tried again.
 
     Args:
         records: from `make_record`.
         cfg, pipeline_name, store, cache, window, cancel: as in `merge_many`.
 
     Returns:
-        One result for each record, in their order. Failures are results, not exceptions.
+        One result for each record, in order. Failures are results, not exceptions.
 
     Raises:
-        MergeCancelled: ``cancel`` was set during a wait. What had been merged stays so.
+        MergeCancelled: ``cancel`` was set during a wait. What was merged before stays merged.
     """
     window = _kept_as_the_table(window, store)
     settled = _settle_early(cfg, pipeline_name, records, window)
-    if (deduper := _deduper(cfg)) is not None:
+    if (deduper := deduper_of(cfg)) is not None:
         _claim_first(cfg, pipeline_name, deduper, records, settled, cancel)
     if settled:
         records = [record for i, record in enumerate(records) if i not in settled]
@@ -356,7 +240,7 @@ def merge_records(
         return written
 
     def settle(tried: Sequence[Update], outcomes: Sequence[Result]) -> None:
-        # After each try, not at the end: what has merged counts even if a later wait is cancelled.
+        # After each try, not at the end: what was merged counts even if a later wait is cancelled.
         merged, duplicate, recorded = _count(outcomes)
         count_events(cfg.recorder, pipeline_name, merged + recorded)
         count_events(cfg.recorder, f"{pipeline_name}:dedup_skip", duplicate)
@@ -372,7 +256,7 @@ def merge_records(
 
 
 def _kept_as_the_table(window: WindowConfig | None, store: Store[Any]) -> WindowConfig | None:
-    """A window without a retention has that of the table, where it records one."""
+    """The window with the table's retention, if it has none itself and the table records one."""
     settle = getattr(store, "settle_retention", None)
     if window is None or settle is None:
         return window
@@ -381,9 +265,9 @@ def _kept_as_the_table(window: WindowConfig | None, store: Store[Any]) -> Window
 
 
 def _settle_early(
-    cfg: Config, pipeline_name: str, records: Sequence[Fields], window: WindowConfig | None
+    cfg: Config, pipeline_name: str, records: Sequence[Record], window: WindowConfig | None
 ) -> dict[int, RecordResult]:
-    """The results of the records that touch no row, by their positions: without keys, or too old."""
+    """Results of the records that touch no row, by position: those without keys, and expired ones."""
     settled = {i: MERGED for i, (_, _, entities, _) in enumerate(records) if not entities}
     cutoff_us = window.cutoff_us(_now_us(cfg)) if window else None
     if cutoff_us is not None:
@@ -397,13 +281,13 @@ def _claim_first(
     cfg: Config,
     pipeline_name: str,
     deduper: Deduper,
-    records: Sequence[Fields],
+    records: Sequence[Record],
     settled: dict[int, RecordResult],
     cancel: threading.Event | None,
 ) -> None:
-    """Settle the records whose id was claimed before, or cannot be claimed."""
+    """Settle records whose id was claimed before, or cannot be claimed."""
 
-    def claim(pending: Sequence[Fields]) -> list[Result]:
+    def claim(pending: Sequence[Record]) -> list[Result]:
         claimed: list[Result] = []
         for event_id, _, _, _ in pending:
             try:
@@ -425,15 +309,15 @@ def _claim_first(
             settled[i] = DUPLICATE
 
 
-def _updates(cfg: Config, records: Sequence[Fields], window: WindowConfig | None, store: Store[Any]) -> list[Update]:
+def _updates(cfg: Config, records: Sequence[Record], window: WindowConfig | None, store: Store[Any]) -> list[Update]:
     """One update for each key of each record, in order."""
     atomic = isinstance(cfg.dedup, AtomicDedup)
-    # An append whose answer was lost is told by its id when it is tried again, so all tries of a flush have the same.
+    # A retried append is recognized by its event id, so all tries of a flush use the same ids.
     anonymous = not atomic and not store.monoid.idempotent and getattr(store, "appends", False)
     flush_id = uuid.uuid4().hex if anonymous else ""
     now_us = _now_us(cfg)
     granularity_us = window.granularity_us if window else 0
-    # One key object for each row, however many events it gets: most records share few rows.
+    # One key object for each row, since most records share few rows.
     buckets: dict[int, tuple[timedelta | None, dict[str, Key]]] = {}
     updates: list[Update] = []
     new = tuple.__new__  # half the time of calling the class
@@ -462,9 +346,14 @@ def _try_again(
     cancel: threading.Event | None,
     settle: Callable[[Sequence[T], Sequence[Result]], None] = lambda items, results: None,
 ) -> tuple[list[Result], list[int]]:
-    """Call with all items, then with those that failed and may yet succeed; the last results, and tries, of each.
+    """Call with all items, then again with those that failed and may yet succeed.
 
-    ``settle`` gets the items and results of every try.
+    Args:
+        call: returns the result of each item.
+        settle: is given the items and results of every try.
+
+    Returns:
+        The last result of each item, and its number of tries.
     """
     results: list[Result] = []
     tries = [1] * len(items)
@@ -517,8 +406,8 @@ def _update_cache(
         cfg.recorder.record_error(f"{pipeline_name}:cache", failure)
 
 
-def _assemble(records: Sequence[Fields], written: Sequence[Result], tries: Sequence[int]) -> list[RecordResult]:
-    """Put the results of the updates together, record by record."""
+def _assemble(records: Sequence[Record], written: Sequence[Result], tries: Sequence[int]) -> list[RecordResult]:
+    """The results of the records, from those of their updates."""
     if written and (alike := _if_alike(written)) is not None:
         return [alike] * len(records)
     assembled = []
@@ -536,16 +425,16 @@ def _result_of(entities: tuple[str, ...], written: Sequence[Result], tries: Sequ
     skipped = tuple(e for e, result in zip(entities, written, strict=True) if result is Outcome.DUPLICATE)
     failed = {e: result for e, result in zip(entities, written, strict=True) if isinstance(result, Exception)}
     if not failed:
-        # Merged and recorded side by side: the table has become one that is appended to between two tries.
+        # Both merged and recorded: between two tries the table was switched to appending.
         return RecordResult(Outcome.RECORDED if Outcome.RECORDED in written else Outcome.MERGED, skipped)
-    # What is wrong with the store comes before what is wrong with the record, and that before what may yet work.
+    # A fault of the store comes before a fault of the record, and that before a failure that a retry may cure.
     error = min(failed.values(), key=_precedence)
     attempts = max(t for t, result in zip(tries, written, strict=True) if isinstance(result, Exception))
     return RecordResult(None, skipped, tuple(failed), error, attempts)
 
 
 def _if_alike(written: Sequence[Result]) -> RecordResult | None:
-    """The one result of all that was written, of which there is some; None if outcomes differ, or something failed."""
+    """The result that all updates share; None if outcomes differ or an update failed. ``written`` is not empty."""
     for result in (MERGED, DUPLICATE, RECORDED):
         if written[0] is result.outcome:
             return result if written.count(result.outcome) == len(written) else None
@@ -553,7 +442,7 @@ def _if_alike(written: Sequence[Result]) -> RecordResult | None:
 
 
 def _count(results: Sequence[Result]) -> tuple[int, int, int]:
-    """How many were merged, were duplicates, were recorded. It stops where no more can come: most are of one kind."""
+    """Numbers of merged, duplicate and recorded results. Most calls have one kind only, and are counted once."""
     merged = results.count(Outcome.MERGED)
     duplicate = results.count(Outcome.DUPLICATE) if merged < len(results) else 0
     recorded = results.count(Outcome.RECORDED) if merged + duplicate < len(results) else 0
@@ -567,7 +456,7 @@ def _precedence(error: Exception) -> int:
 
 
 def _as_timedelta(us: int) -> timedelta:
-    """The longest there is for what is longer: a retention of `timedelta.max` is no error."""
+    """A time, at most `timedelta.max`, which is a valid retention."""
     return timedelta(microseconds=us) if us <= _LONGEST_US else timedelta.max
 
 
@@ -581,7 +470,7 @@ def _now_us(cfg: Config) -> int:
 def _report(recorder: Recorder, pipeline_name: str, flushed: UpdateResults) -> None:
     for what, n in flushed.counts.items():
         count_events(recorder, f"{pipeline_name}:{what}", n)
-    if flushed.sizes and isinstance(recorder, SizeRecorder):  # which takes as long as three events
+    if flushed.sizes and isinstance(recorder, SizeRecorder):  # the check takes as long as three events
         for what, n_bytes in flushed.sizes.items():
             recorder.record_size(pipeline_name, what, n_bytes)
 

@@ -1,6 +1,6 @@
-"""All arguments of a merge in one immutable, checked, picklable object, made from Python arguments and from flags.
+"""All arguments of a merge in one immutable, checked, picklable object, made from Python arguments or from flags.
 
-`MergeRecords`, its options and the pipelines share the one list of arguments that stands here.
+`MergeRecords`, its options and the pipelines share this list of arguments.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
+from murmur_beam.config import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.decode import DECODERS
 from murmur_beam.durations import format_duration, parse_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch
@@ -22,12 +23,13 @@ from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, ID_FORMATS, Field
 from murmur_beam.import_path import load_attribute
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.processor import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.state import Schema, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import UNITS, TimeFormat
 from murmur_beam.windows import WindowConfig, parse_window
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -61,19 +63,19 @@ _ARGUMENTS = (
 
 @dataclass(frozen=True)
 class MergeSpec:
-    """What to merge, where from and where to; `resolve` makes one.
+    """What to merge and how; `resolve` makes one.
 
     Attributes:
         name: of the metrics, and in dead letters.
-        extraction: how to get records out of elements.
+        extraction: how to make records from elements.
         monoid: how to fold.
         window: time buckets; None for one aggregate over all time.
-        store: where the truth is.
-        cache: a copy that is kept up to date; None for none.
+        store: the source of truth.
+        cache: a copy that is kept up to date, or None.
         config: retries, dedup, recorder.
         flush: when to write.
-        on_exhausted: "dead_letter", or "raise" to have the runner try the whole bundle again.
-        unpickle: may a replayed dead letter be unpickled?
+        on_exhausted: "dead_letter", or "raise" to make the runner retry the whole bundle.
+        unpickle: whether a replayed dead letter may be unpickled.
     """
 
     name: str
@@ -94,7 +96,7 @@ class MergeSpec:
 
     @property
     def aggregate(self) -> Monoid[Any]:
-        """The monoid, with the name of the field that it folds: what a table records."""
+        """The monoid with the name of the field that it folds, as a table records it."""
         return self.monoid.of(self.extraction.value) if isinstance(self.extraction.value, str) else self.monoid
 
     def check_stores(self) -> None:
@@ -140,7 +142,7 @@ class MergeSpec:
             flags = ["--window", format_duration(self.granularity), *flags]
         buckets: timedelta | None = getattr(store, "bucket_age", None)
         events: timedelta | None = getattr(store, "marker_age", None)
-        # Where no retention is given, that is for the table to say: somebody has chosen it there.
+        # Without a retention here, the one that was chosen for the table holds.
         lost = buckets is not None and needed is not None and needed > buckets
         forgotten = events is not None and needed is not None and needed > events
         for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
@@ -156,7 +158,7 @@ class MergeSpec:
                 )
 
     def _check_appending(self, store: object) -> None:
-        """On a table that is written by appending, it shows only when events are folded which of them are new."""
+        """Refuse what a table that is appended to cannot have: only a fold finds out which events are new."""
         if not getattr(store, "appends", False):
             return
         refused = [
@@ -192,7 +194,7 @@ class MergeSpec:
 
 
 def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
-    """Check the arguments of `MergeRecords`, fill in the defaults; those that are None count as not given.
+    """Check the arguments of `MergeRecords` and fill in the defaults; an argument that is None counts as not given.
 
     Raises:
         ConfigurationError: naming the argument.
@@ -202,18 +204,12 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         if name not in _ARGUMENTS:
             raise ConfigurationError(name, f"there is no such argument; there are {', '.join(_ARGUMENTS)}")
     monoid = _monoid(given.get("monoid", "sum"))
-    config = given.get("config", Config())
-    if not isinstance(config, Config):
-        raise ConfigurationError("config", f"expected a Config, got {config!r:.80}")
+    config = _instance("config", given.get("config", Config()), Config)
     if config.dedup is None:
         config = config.with_dedup(AtomicDedup())
-    window = _window(given.get("window"), given.get("retention"))
     on_exhausted = given.get("on_exhausted", ON_EXHAUSTED[0])
     if on_exhausted not in ON_EXHAUSTED:
         raise ConfigurationError("on_exhausted", f"expected {' or '.join(ON_EXHAUSTED)}, got {on_exhausted!r:.80}")
-    flush = given.get("flush", FlushLimits())
-    if not isinstance(flush, FlushLimits):
-        raise ConfigurationError("flush", f"expected FlushLimits, got {flush!r:.80}")
     name = given.get("name", DEFAULT_NAME)
     if not isinstance(name, str) or not name:
         raise ConfigurationError("name", f"expected a text that is not empty, got {name!r:.80}")
@@ -236,26 +232,37 @@ def resolve(arguments: Mapping[str, Any]) -> MergeSpec:
         )
     return MergeSpec(
         name=name,
-        extraction=Extraction(
-            keys=_keys(given.get("key"), given.get("keys")),
-            value=given.get("value"),
-            event_id=given.get("event_id"),
-            event_time=given.get("event_time"),
-            decode=given.get("decode"),
-            delimiter=given.get("delimiter"),
-            times=TimeFormat(given.get("time_unit"), given.get("assume_zone")),
-            source=given.get("source"),
-            id_format=given.get("id_format", ESCAPED),
-        ),
+        extraction=_extraction(given),
         monoid=monoid,
-        window=window,
+        window=_window(given.get("window"), given.get("retention")),
         store=store,
         cache=cache,
         config=config,
-        flush=flush,
+        flush=_instance("flush", given.get("flush", FlushLimits()), FlushLimits),
         on_exhausted=on_exhausted,
         unpickle=unpickle,
     )
+
+
+def _extraction(given: Mapping[str, Any]) -> Extraction:
+    return Extraction(
+        keys=_keys(given.get("key"), given.get("keys")),
+        value=given.get("value"),
+        event_id=given.get("event_id"),
+        event_time=given.get("event_time"),
+        decode=given.get("decode"),
+        delimiter=given.get("delimiter"),
+        times=TimeFormat(given.get("time_unit"), given.get("assume_zone")),
+        source=given.get("source"),
+        id_format=given.get("id_format", ESCAPED),
+    )
+
+
+def _instance(argument: str, value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        article = "" if kind is FlushLimits else "a "
+        raise ConfigurationError(argument, f"expected {article}{kind.__name__}, got {value!r:.80}")
+    return value
 
 
 def _keys(key: Any, keys: Any) -> Callable[[Any], Iterable[Any]] | tuple[Field, ...]:
@@ -401,8 +408,8 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
         prefix: as given to `add_flags`.
 
     Raises:
-        ConfigurationError: a flag that makes no sense, naming it; also a store that would end with the program, as
-            a store in memory does. In Python, `resolve` takes it.
+        ConfigurationError: a flag that cannot be used, with its name; also a store in memory, which ends with the
+            program. In Python, `resolve` accepts it.
     """
     given = {}
     for dest in add_flags(argparse.ArgumentParser(add_help=False), prefix):
@@ -414,7 +421,7 @@ def from_flags(flags: object, prefix: str = "") -> dict[str, Any]:
     if isinstance(given.get("decode"), str):
         arguments["decode"] = _decoder(given["decode"], f"--{prefix}decode")
     if "key" in given:
-        # Beam's options hold a text where they were made in Python and not from a command line.
+        # Beam's options hold a text if they were made in Python and not from a command line.
         arguments["keys"] = [given["key"]] if isinstance(given["key"], str) else given["key"]
     config: dict[str, Any] = {name: given[name] for name in ("max_attempts",) if name in given}
     config |= _durations(prefix, given, "backoff_base", "backoff_max")
@@ -448,7 +455,7 @@ def _decoder(name: str, flag: str) -> str | Callable[[Any], Any]:
 
 @contextmanager
 def _named_as_flag(prefix: str) -> Iterator[None]:
-    """Errors name the flag that the user wrote, not the argument that it became."""
+    """Make errors name the flag that the user wrote, not the argument that it became."""
     try:
         yield
     except ConfigurationError as err:

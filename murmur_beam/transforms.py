@@ -1,10 +1,9 @@
-"""The Beam side: `MergeRecords`, the `MergeDoFn` inside it, and the options that configure it from a command line."""
+"""The Beam side: `MergeRecords`, its `MergeDoFn`, and the options that configure it from a command line."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import UnionType
@@ -12,21 +11,19 @@ from typing import Any, Union, get_args, get_type_hints
 from uuid import NAMESPACE_DNS, uuid5
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.utils.windowed_value import WindowedValue
 
-from murmur_beam import forks
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.beam_metrics import BeamRecorder
+from murmur_beam.buffer import FlushLimits
+from murmur_beam.config import Config, needs_event_id
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import MESSAGE_ID, Field
 from murmur_beam.merger import Merger
-from murmur_beam.metrics import Noop, Recorder, SizeRecorder, count_events
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids import Monoid
-from murmur_beam.processor import Config, needs_event_id
 from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.times import parse_rfc3339
@@ -34,17 +31,16 @@ from murmur_beam.windows import WindowConfig
 
 MERGED = "merged"
 DEAD_LETTER = "dead_letter"
-METRICS_NAMESPACE = "murmur_beam"
 
 _OPTIONS_PREFIX = "murmur_"
 _log = logging.getLogger(__name__)
 
 
 def _register(row: type) -> None:
-    """Give Beam the schema of a NamedTuple: it takes annotations as they stand, and text or ``X | None`` for Any.
+    """Register the schema of a NamedTuple with Beam, which takes annotations in text, and ``X | None``, for Any.
 
-    Beam would make up an id for the schema in each process, and Dataflow may refuse to update a job to one with other
-    coders.
+    Beam would make up another id for the schema in each process, and Dataflow may refuse to update a job whose coders
+    have changed.
     """
     row.__annotations__ = {
         name: Union[get_args(hint)] if isinstance(hint, UnionType) else hint  # noqa: UP007 - that is what Beam takes
@@ -56,7 +52,7 @@ def _register(row: type) -> None:
 
 
 def _message_classes() -> tuple[type, ...]:
-    """Beam's class of Pub/Sub messages, if something of this pipeline has imported it."""
+    """Beam's class of Pub/Sub messages, if the pipeline has imported it."""
     pubsub = sys.modules.get("apache_beam.io.gcp.pubsub")
     return () if pubsub is None else (pubsub.PubsubMessage,)
 
@@ -82,52 +78,53 @@ class MergeRecords(beam.PTransform):
 
     The result has two outputs, and each input element makes exactly one element of one of them, with its own
     timestamp and windows: ``.merged`` of `MergeResult` (merged, duplicate, recorded or expired) and ``.dead_letter``
-    of `DeadLetter`. Nothing is put out before it is committed to the store. A store that appends says recorded in place
-    of merged and duplicate.
+    of `DeadLetter`. Nothing is emitted before it is committed to the store. A store that appends reports recorded in
+    place of merged and duplicate.
 
     The guarantee holds for as long as the store keeps its markers, per key and event id; it does not cover a
-    ``cache``. An event that comes again with another id is another event.
+    ``cache``. An event that is delivered again with another id is another event.
 
     Args:
         name: of the metrics, and in dead letters.
         key: what to count by: a function of the record, or the name of a field, or a template of fields
             (see `murmur_beam.fields`).
         keys: several at once: a function that returns a list, or a list of the above.
-        value: what to fold, a function or a field; not needed for `Count`.
+        value: what to fold, a function or a field; `Count` needs none.
         monoid: how to fold, an instance or a name; a sum by default.
         window: time buckets, a `WindowConfig` or ``daily``, ``hourly``, ``minute``, ``15m``; none by default.
         retention: skip events older than this, such as ``90d``; for a window given as text.
         store: where the aggregates live, a spec or a URI.
         cache: a copy to keep up to date, a spec or a URI. It gets the deltas that were merged, and nothing else: fill
-            it with `Cache.repopulate` first where the store is not empty. Its failures are counted and change nothing.
-            From a store that appends it gets nothing, since what is recorded may have been there before.
-        event_id: what stays the same when an event is delivered again, a function or a field; required, but for
-            monoids to which a redelivery is harmless, and for what `ReadFromPubSub` reads ``with_attributes``: its
-            messages are known by Pub/Sub's own id then, which does not cover a publisher that tries again.
-        event_time: when it happened, a function or a field; the element's timestamp by default.
-        time_unit: of Unix times, ``s``, ``ms``, ``us`` or ``ns``; by default as the number of their digits tells.
-        assume_zone: of times that name no zone: ``UTC``, ``+01:00``, ``Europe/Paris``; by default days begin in UTC,
-            and other times without a zone are refused (see `murmur_beam.times`).
-        decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON and anything
-            else is taken as it is.
+            it with `Cache.repopulate` first if the store is not empty. Its failures are counted and change nothing.
+            A table that is appended to has no cache, since a recorded event may have been counted before.
+        event_id: what stays the same when an event is delivered again, a function or a field. It is required, except
+            for monoids to which a redelivery makes no difference, and for messages that `ReadFromPubSub` reads
+            ``with_attributes``: these have Pub/Sub's own id, which does not cover a publisher that retries.
+        event_time: when the event happened, a function or a field; the element's timestamp by default.
+        time_unit: of Unix times, ``s``, ``ms``, ``us`` or ``ns``; by default the number of digits decides.
+        assume_zone: of times without a zone: ``UTC``, ``+01:00``, ``Europe/Paris``; by default days begin in UTC, and
+            other times without a zone are refused (see `murmur_beam.times`).
+        decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON, and other
+            elements are records already.
         delimiter: between the fields of CSV, one character or ``tab``; a comma by default.
-        source: where messages come from, such as ``projects/P/topics/T``. It is put before the ids that Pub/Sub gave
-            them (``message:id``), since those are unique within one topic only.
+        source: where messages come from, such as ``projects/P/topics/T``. It is put before Pub/Sub's own ids
+            (``message:id``), which are unique within one topic only.
         id_format: ``escaped`` keeps the parts of a template of ids apart, so that ``{a}-{b}`` of "x-y" and "z" is
-            another id than that of "x" and "y-z". ``plain``, for tables that hold such ids already, puts them together
-            as 0.1.0 did, and leaves the ``source`` out.
+            another id than that of "x" and "y-z". ``plain``, for tables that hold such ids already, joins the parts as
+            0.1.0 did, without the ``source``.
         config: retries, dedup and recorder; three tries by default, and exactly once unless it says `NoDedup`. The
-            recorder gets what Beam's
-            metrics get, on the worker, as a pickled copy: an `InMemory` of the launching program stays empty.
+            recorder gets what Beam's metrics get, on the worker, as a pickled copy: an `InMemory` of the launching
+            program stays empty.
         flush: how much to buffer before writing.
-        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. Either way
-            bad records go to the dead letters, and a store that cannot be used as configured (no such table, no
+        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. In both
+            cases bad records become dead letters, and a store that cannot be used as configured (missing table or
             permission, another schema) fails the bundle.
-        unpickle: let dead letters whose element had to be pickled be replayed. Loading one runs whatever code its
-            writer put there.
+        unpickle: replay dead letters whose element was pickled, too. Loading a pickle runs the code that its writer put
+            there.
 
     Raises:
-        ConfigurationError: when it is applied, naming the argument that is wrong, also if the store cannot be opened.
+        ConfigurationError: when the transform is applied; names the argument that is wrong. Also if the store cannot be
+            opened.
     """
 
     def __init__(
@@ -182,7 +179,7 @@ class MergeRecords(beam.PTransform):
         }
 
     def default_label(self) -> str:
-        """``MergeRecords(NAME)``, so that two of them fit into one pipeline."""
+        """``MergeRecords(NAME)``, so that one pipeline may have several."""
         return "MergeRecords" if self._name is None else f"MergeRecords({self._name})"
 
     def expand(self, elements: beam.PCollection) -> DoOutputsTuple:
@@ -204,7 +201,7 @@ class MergeRecords(beam.PTransform):
         given = {name: value for name, value in self._arguments.items() if value is not None}
         for name in options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             if name.startswith(_OPTIONS_PREFIX):
-                raise ConfigurationError(f"--{name}", "is no option of murmur_beam; see --help")
+                raise ConfigurationError(f"--{name}", "is not an option of murmur_beam; see --help")
         fallback = from_flags(options.view_as(MurmurOptions), _OPTIONS_PREFIX)
         if "key" in given:
             fallback.pop("keys", None)
@@ -217,11 +214,10 @@ class MergeRecords(beam.PTransform):
 
 
 class MergeDoFn(beam.DoFn):
-    """Buffers a bundle's records, merges them with one write per touched row, then emits what became of each.
+    """Buffers a bundle's records, merges them with one write per touched row, and emits the result of each.
 
-    Only the spec is pickled; stores are opened in `setup`, one for each process. A full buffer is merged while the next
-    one fills, if its store is one to wait for. What is not written when a bundle ends is written before the bundle
-    does.
+    Only the spec is pickled; stores are opened in `setup`, one for each process. If the store waits for a network, a
+    full buffer is merged while the next one fills. The rest is written before the bundle ends.
 
     Args:
         spec: from `murmur_beam.spec.resolve`.
@@ -238,7 +234,7 @@ class MergeDoFn(beam.DoFn):
         self._held: list[Iterable[WindowedValue | TaggedOutput]] = []
 
     def start_bundle(self) -> None:
-        """Forget the leftovers of a bundle that failed; the runner delivers it again."""
+        """Forget the rest of a bundle that failed; the runner delivers it again."""
         self._merger.clear()
         self._recorder.clear()
         self._held.clear()
@@ -246,15 +242,15 @@ class MergeDoFn(beam.DoFn):
     def process(
         self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam
     ) -> Iterable[WindowedValue | TaggedOutput]:
-        """Buffer an element; when the buffer is full, merge it, and emit what has been merged."""
+        """Buffer an element; when the buffer is full, merge it and emit the results."""
         if not self._merger.add(element, windowed.timestamp_micros, windowed):
             return ()
         outputs = _outputs(self._merger.flush_behind())
         self._recorder.report_samples()
         if len(windowed.windows) == 1:
             return outputs
-        # Beam repeats the windows of whatever leaves here once for each window of the current element, which would
-        # put every output out several times; at the end of a bundle there is no current element.
+        # Beam emits each output once for each window of the current element, which would repeat every output; at the
+        # end of a bundle there is no current element.
         self._held.append(outputs)
         return ()
 
@@ -273,115 +269,17 @@ class MergeDoFn(beam.DoFn):
 def _outputs(
     results: Iterable[tuple[WindowedValue, MergeResult | DeadLetter]],
 ) -> Iterator[WindowedValue | TaggedOutput]:
-    """What Beam takes, made while it does."""
+    """Outputs for Beam, made one by one as it takes them."""
     for windowed, result in results:
         output = windowed.with_value(result)
         yield TaggedOutput(DEAD_LETTER, output) if type(result) is DeadLetter else output
 
 
 def _message(letter: DeadLetter) -> Any:
-    # Imported when it is needed: Beam's module warns on the screen about each Google client that is not installed.
+    # Imported only when it is needed: Beam's module prints a warning for each Google client that is not installed.
     from apache_beam.io.gcp.pubsub import PubsubMessage
 
     published = letter.publish_time and parse_rfc3339(letter.publish_time)
     return PubsubMessage(
         letter.payload, dict(letter.attributes), letter.message_id, published, letter.ordering_key or ""
     )
-
-
-class BeamRecorder:
-    """Beam metrics in the namespace ``murmur_beam``, and a second recorder beside them.
-
-    Counters ``NAME`` (merged or recorded keys), ``NAME:retry``, ``NAME:dedup_skip``, ``NAME:expired``,
-    ``NAME:dead_letter``, ``NAME:error``, and of whole records ``NAME:record_merged``, ``NAME:record_duplicate``,
-    ``NAME:record_recorded``, ``NAME:record_expired``; distributions ``NAME:store_merge_us``, ``NAME:cache_merge_us``,
-    ``NAME:flush_us`` (microseconds) and ``NAME:flush_records``.
-
-    Counts are kept until `report`, since one metric update costs as much as merging an event. What is measured of a
-    flush is kept until `report_samples`: Beam takes metrics only from the thread that works at the bundle. Belongs to
-    one DoFn; anything but the reports may come from another thread.
-    """
-
-    def __init__(self, also: Recorder) -> None:
-        self._also = None if isinstance(also, Noop) else also
-        self._also_sizes = also if isinstance(also, SizeRecorder) else None
-        self._lock = forks.Lock()
-        self._counts: Counter[str] = Counter()
-        self._samples: defaultdict[str, list[int]] = defaultdict(list)
-        # Beam's, by name: to make one takes as long as merging two events, and a small bundle reports a handful.
-        self._counters: dict[str, Any] = {}
-        self._distributions: dict[str, Any] = {}
-
-    def record_event(self, pipeline: str) -> None:
-        """Count one event."""
-        self.record_events(pipeline, 1)
-
-    def record_events(self, pipeline: str, n: int) -> None:
-        """Count events."""
-        self.count(pipeline, n)
-        if self._also is not None:
-            count_events(self._also, pipeline, n)
-
-    def record_error(self, pipeline: str, err: BaseException) -> None:
-        """Count one error."""
-        self.count(f"{pipeline}:error", 1)
-        if self._also is not None:
-            self._also.record_error(pipeline, err)
-
-    def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """Add to a distribution, in microseconds."""
-        self._sample(f"{pipeline}:{op}_us", int(seconds * 1_000_000))
-        if self._also is not None:
-            self._also.record_latency(pipeline, op, seconds)
-
-    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """Add to the distributions of its size and time."""
-        self._sample(f"{pipeline}:{mode}_records", n)
-        self._sample(f"{pipeline}:{mode}_us", int(seconds * 1_000_000))
-        if self._also is not None:
-            self._also.record_batch(pipeline, mode, n, seconds)
-
-    def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
-        """Add to a distribution, in bytes."""
-        self._sample(f"{pipeline}:{what}", n_bytes)
-        if self._also_sizes is not None:
-            self._also_sizes.record_size(pipeline, what, n_bytes)
-
-    def count(self, name: str, n: int) -> None:
-        """Count what only this recorder knows: whole records."""
-        with self._lock:
-            self._counts[name] += n
-
-    def clear(self) -> None:
-        """Forget what a bundle that failed has left."""
-        with self._lock:
-            self._counts.clear()
-            self._samples.clear()
-
-    def report_samples(self) -> None:
-        """Hand to Beam, from within a bundle, what was measured of flushes."""
-        with self._lock:
-            samples = list(self._samples.items())
-            self._samples.clear()
-        for name, values in samples:
-            distribution = self._distributions.get(name)
-            if distribution is None:
-                distribution = self._distributions[name] = Metrics.distribution(METRICS_NAMESPACE, name)
-            for value in values:
-                distribution.update(value)
-
-    def report(self) -> None:
-        """Hand all to Beam, at the end of a bundle."""
-        self.report_samples()
-        with self._lock:
-            counts = list(self._counts.items())
-            self._counts.clear()
-        for name, n in counts:
-            counter = self._counters.get(name)
-            if counter is None:
-                counter = self._counters[name] = Metrics.counter(METRICS_NAMESPACE, name)
-            counter.inc(n)
-
-    def _sample(self, name: str, value: int) -> None:
-        with self._lock:
-            self._samples[name].append(value)

@@ -23,7 +23,7 @@ import grpc
 import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.errors import TransientError
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome, Update
 from murmur_beam.monoids import Sum

@@ -14,7 +14,7 @@ from apache_beam.io.gcp.pubsub import PubsubMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.merger import Merger, Message, size_of
 from murmur_beam.model import DeadLetter, MergeResult, Update

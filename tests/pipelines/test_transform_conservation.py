@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.model import DeadLetter, Key
 from murmur_beam.testing import FakeClock
 from tests.support.strategies import BIG_KEYS, START, Event, FaultPlan, Scenario, scenarios

@@ -10,7 +10,7 @@ import apache_beam as beam
 import pytest
 
 from murmur_beam import transforms
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.monoids.sum import INT64_MAX
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import MergeRecords

@@ -20,7 +20,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 import murmur_beam
 from murmur_beam import transforms
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.errors import (
     ConfigurationError,
     PermanentError,
@@ -230,7 +230,7 @@ def test_a_store_that_cannot_be_used_raises(store: Faulty, error: Exception, on_
 def test_an_option_that_is_misspelt_is_refused(memory: MemorySpec) -> None:
     """Beam passes over flags it does not know; a window left out for a typing error would count into one bucket."""
     pipeline = new_pipeline("--murmur_widnow=hourly")
-    with pytest.raises(ConfigurationError, match=r"--murmur_widnow: is no option"):
+    with pytest.raises(ConfigurationError, match=r"--murmur_widnow: is not an option"):
         _ = pipeline | beam.Create([]) | MergeRecords(**FIELDS, store=memory)
 
 

@@ -18,13 +18,14 @@ from hypothesis import given, settings
 from murmur_beam.clock import Clock
 from murmur_beam.errors import PermanentError
 from murmur_beam.metrics import InMemory
-from murmur_beam.model import Key, Outcome, Record, Update
+from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.sum import INT64_MAX, INT64_MIN, Overflow, Sum
 from murmur_beam.processor import AtomicDedup, Config, RecordResult, merge_records
 from murmur_beam.state.base import Result, Store
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FakeClock, FaultyStore
+from tests.support.records import Record
 from tests.support.strategies import BIG_KEYS, Event, FaultPlan, Scenario, scenarios
 
 OpenStore = Callable[[Clock, timedelta | None], AbstractContextManager[Store[int]]]

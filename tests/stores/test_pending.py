@@ -241,7 +241,7 @@ def test_a_cell_of_no_events_is_damaged(kind: int) -> None:
 )
 def test_a_kind_that_is_not_the_monoids_is_never_counted(monoid: Monoid[Any], cell: bytes) -> None:
     """Though it is one that there is."""
-    with pytest.raises(PermanentError, match=f"damaged, or of no {monoid.name}"):
+    with pytest.raises(PermanentError, match=f"damaged, or not of a {monoid.name}"):
         decoded(monoid, cell)
 
 

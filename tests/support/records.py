@@ -25,6 +25,20 @@ def message(data: Any = b"{}", attributes: Any = (), message_id: Any = "m1", pub
     return model.Message(data, {} if attributes == () else attributes, message_id, publish_time, None)
 
 
+class Record(NamedTuple):
+    """A record, which is a plain tuple in the package, with names for its parts."""
+
+    event_id: str | None
+    event_time_us: int
+    entities: tuple[str, ...]
+    delta: Any
+
+    @classmethod
+    def of(cls, event_id: object, event_time_us: int, entities: Any, delta: Any) -> Record:
+        """As `model.check_record` makes it."""
+        return cls(*model.check_record(event_id, event_time_us, entities, delta))
+
+
 class Order(NamedTuple):
     """A record that is no dict."""
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from murmur_beam.errors import PermanentError, TransientError
-from murmur_beam.model import Record, Update, to_us
+from murmur_beam.model import Update, to_us
 from murmur_beam.monoids.sum import INT64_MAX, INT64_MIN
 from murmur_beam.windows import WindowConfig, daily
+from tests.support.records import Record
 
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
 """Where a `FakeClock` starts."""

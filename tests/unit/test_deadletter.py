@@ -20,8 +20,9 @@ from murmur_beam import model
 from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
 from murmur_beam.errors import InvalidRecord, RetriesExhausted
 from murmur_beam.extract import Extraction, Extractor, Known, Rejected
-from murmur_beam.model import DeadLetter, Outcome, Record
+from murmur_beam.model import DeadLetter, Outcome
 from murmur_beam.monoids import Sum
+from tests.support.records import Record
 
 WHEN = datetime(2013, 1, 1, 5, 15, tzinfo=timezone.utc)
 WHEN_US = 1_357_017_300_000_000

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from murmur_beam.decode import decode_bytes, decode_csv
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
 from murmur_beam.extract import Extraction, Extractor, Known, Rejected, text_of
-from murmur_beam.model import MAX_ENTITY_BYTES, Record
+from murmur_beam.model import MAX_ENTITY_BYTES
 from murmur_beam.monoids import Count, First, Last, Max, Monoid, SetUnion, Sum, Timed
-from tests.support.records import BEAM_MAX_US, BEAM_MIN_US, UNTIMED, WHEN_US, attempt, message
+from tests.support.records import BEAM_MAX_US, BEAM_MIN_US, UNTIMED, WHEN_US, Record, attempt, message
 
 
 class Unspeakable(Exception):

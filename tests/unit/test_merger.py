@@ -77,6 +77,17 @@ class Recorder:
         """Not looked at."""
 
 
+class Batches(Recorder):
+    """Keeps the batches, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[str, str, int, float]] = []
+
+    def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
+        self.batches.append((pipeline, mode, n, seconds))
+
+
 def merger(shelf: Shelf, recorder: Recorder | None = None, **more: Any) -> Merger[str]:
     """Of events such as ``{"id": "1", "k": "a"}``, which add ``v``, or 1, to ``k``."""
     arguments = {
@@ -88,6 +99,22 @@ def merger(shelf: Shelf, recorder: Recorder | None = None, **more: Any) -> Merge
         **more,
     }
     return Merger(resolve(arguments), recorder or Recorder())
+
+
+def test_a_flush_is_recorded_with_its_size_and_time() -> None:
+    """Its size is the number of records, and its time includes the waits between tries. An empty flush is not recorded,
+    and does not call the store.
+    """
+    clock, tries = FakeClock(), iter([TransientError("busy")])
+    shelf, recorder = Shelf(lambda update: next(tries, None)), Batches()
+    merging = merger(shelf, recorder, config=Config(dedup=AtomicDedup(), clock=clock))
+    for i in range(7):
+        merging.add({"id": str(i), "k": "a"}, 0, str(i))
+    assert len(list(merging.flush())) == 7
+    assert recorder.batches == [("murmur", "flush", 7, pytest.approx(sum(clock.waits)))]
+    assert sum(clock.waits) > 0
+    assert list(merging.flush()) == []
+    assert len(recorder.batches) == 1
 
 
 def test_each_element_comes_out_with_its_token() -> None:

@@ -18,7 +18,6 @@ from murmur_beam.model import (
     DeadLetter,
     Key,
     Outcome,
-    Record,
     check_entity,
     check_event_id,
     from_us,
@@ -26,6 +25,7 @@ from murmur_beam.model import (
     rfc3339,
     to_us,
 )
+from tests.support.records import Record
 
 UTC = timezone.utc
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

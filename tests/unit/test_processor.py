@@ -15,7 +15,7 @@ from murmur_beam.errors import (
     PermanentError,
 )
 from murmur_beam.metrics import InMemory
-from murmur_beam.model import Key, Outcome, Record, Update
+from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.sum import Sum
 from murmur_beam.processor import (
@@ -50,6 +50,7 @@ from tests.support.processing import (
     values,
 )
 from tests.support.recording import RecordingStore
+from tests.support.records import Record
 
 
 class TestSuccess:
@@ -403,7 +404,7 @@ class TestRecorded:
         record = make_record(Sum(), "e1", 0, ["a", "b"], 1, need_id=True)
         (result,) = merge_records(cfg, "p", [record], faulty)
         assert result == RecordResult(None, failed=("b",), error=BUSY, attempts=3)
-        assert result.merged(record.entities) == ("a",)
+        assert result.merged(("a", "b")) == ("a",)
         assert merge(cfg, faulty, ["a", "b"]) is RECORDED
         assert values(store, "a", "b") == [1, 1]
 

@@ -20,7 +20,7 @@ from murmur_beam.errors import (
     PermanentError,
 )
 from murmur_beam.metrics import InMemory, Noop
-from murmur_beam.model import Key, Outcome, Record, Update, to_us
+from murmur_beam.model import Key, Outcome, Update, to_us
 from murmur_beam.monoids.sum import Sum
 from murmur_beam.processor import (
     AtomicDedup,
@@ -47,6 +47,7 @@ from tests.support.processing import (
     script,
     values,
 )
+from tests.support.records import Record
 
 
 class BrokenCache(MemoryStore[int]):

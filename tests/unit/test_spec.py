@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from murmur_beam.coalescer import FlushLimits
+from murmur_beam.buffer import FlushLimits
 from murmur_beam.decode import decode_csv
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.extract import Extraction

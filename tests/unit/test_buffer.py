@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from murmur_beam.coalescer import Coalescer, FlushLimits
+from murmur_beam.buffer import Buffer, FlushLimits
 from murmur_beam.errors import ConfigurationError, PermanentError, TransientError
 from murmur_beam.metrics import InMemory
-from murmur_beam.model import Fields, Key, Outcome, Record, Update
+from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.processor import AtomicDedup, Config, RecordResult
+from murmur_beam.processor import AtomicDedup, Config, RecordResult, merge_records
 from murmur_beam.state.base import Result
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock, FaultyStore
 from murmur_beam.windows import WindowConfig, daily
+from tests.support.records import Record
 
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
@@ -57,26 +58,34 @@ def record(event_id: str | None = None, *entities: str, delta: int = 1, time_us:
     return Record(event_id, time_us, entities or ("a",), delta)
 
 
-def coalescer(
-    clock: FakeClock,
-    limits: FlushLimits = NO_LIMIT,
-    window: WindowConfig | None = None,
-    store: Spy | None = None,
-    recorder: InMemory | None = None,
-    cache: MemoryStore[int] | None = None,
-) -> Coalescer[Any, int]:
-    """One that merges exactly once, under the name "p"."""
-    cfg = Config(recorder or InMemory(), dedup=AtomicDedup(), clock=clock)
-    return Coalescer(cfg, "p", store or Spy(clock), cache, window, limits)
+class Merging:
+    """A buffer whose records are merged exactly once, under the name "p"."""
+
+    def __init__(
+        self,
+        clock: FakeClock,
+        limits: FlushLimits = NO_LIMIT,
+        window: WindowConfig | None = None,
+        store: Spy | None = None,
+        recorder: InMemory | None = None,
+        cache: MemoryStore[int] | None = None,
+    ) -> None:
+        self.config = Config(recorder or InMemory(), dedup=AtomicDedup(), clock=clock)
+        self.store, self.cache, self.window = store or Spy(clock), cache, window
+        self.buffer: Buffer[Any] = Buffer(limits, window.granularity_us if window else 0, clock.monotonic)
+
+    def add(self, record: Record, token: Any) -> bool:
+        """Add a record whose element has no size."""
+        return self.buffer.add(None, token, record, 0)
+
+    def flush(self) -> list[tuple[Any, Record, RecordResult]]:
+        """Take all and merge it: token, record and result of each."""
+        batch = self.buffer.take()
+        results = merge_records(self.config, "p", batch.records, self.store, self.cache, self.window)
+        return list(zip(batch.tokens, batch.records, results, strict=True))
 
 
-def flush(pending: Coalescer[Any, int]) -> list[tuple[Any, Fields, RecordResult]]:
-    """Take all and merge it: token, record and result of each."""
-    records, tokens = pending.take()
-    return list(zip(tokens, records, pending.merge(records), strict=True))
-
-
-def full_after(pending: Coalescer[Any, int], records: Iterable[Record]) -> list[bool]:
+def full_after(pending: Merging, records: Iterable[Record]) -> list[bool]:
     """What each ``add`` says."""
     return [pending.add(each, None) for each in records]
 
@@ -84,50 +93,50 @@ def full_after(pending: Coalescer[Any, int], records: Iterable[Record]) -> list[
 class TestLimits:
     def test_it_is_full_at_so_many_events(self, clock: FakeClock) -> None:
         """At the last of them and not one sooner, however few rows they touch."""
-        pending = coalescer(clock, FlushLimits(3, 10**9, FOREVER))
+        pending = Merging(clock, FlushLimits(3, 10**9, FOREVER))
         assert full_after(pending, [record(), record(), record()]) == [False, False, True]
 
     def test_it_stays_full_until_it_is_flushed(self, clock: FakeClock) -> None:
         """A driver that cannot flush at once is told again."""
-        pending = coalescer(clock, FlushLimits(2, 10**9, FOREVER))
+        pending = Merging(clock, FlushLimits(2, 10**9, FOREVER))
         assert full_after(pending, [record()] * 4) == [False, True, True, True]
-        flush(pending)
+        pending.flush()
         assert full_after(pending, [record()] * 2) == [False, True]
 
     def test_a_limit_of_one_event_flushes_each(self, clock: FakeClock) -> None:
         """The least there is."""
-        assert full_after(coalescer(clock, FlushLimits(1, 10**9, FOREVER)), [record()]) == [True]
+        assert full_after(Merging(clock, FlushLimits(1, 10**9, FOREVER)), [record()]) == [True]
 
     def test_it_is_full_at_so_many_rows(self, clock: FakeClock) -> None:
         """Rows are entities; an entity that comes again is the same row."""
-        pending = coalescer(clock, FlushLimits(10**9, 3, FOREVER))
+        pending = Merging(clock, FlushLimits(10**9, 3, FOREVER))
         records = [record("1", "a"), record("2", "a", "b"), record("3", "b", "a"), record("4", "c"), record("5", "a")]
         assert full_after(pending, records) == [False, False, False, True, True]
 
     def test_one_record_may_fill_it(self, clock: FakeClock) -> None:
         """With many keys, beyond the limit even."""
-        assert full_after(coalescer(clock, FlushLimits(10**9, 3, FOREVER)), [record("1", *"abcde")]) == [True]
+        assert full_after(Merging(clock, FlushLimits(10**9, 3, FOREVER)), [record("1", *"abcde")]) == [True]
 
     def test_a_record_without_keys_touches_no_row(self, clock: FakeClock) -> None:
         """But it is an event."""
         empty = Record("1", NOW_US, (), 1)
-        assert full_after(coalescer(clock, FlushLimits(2, 1, FOREVER)), [empty, empty]) == [False, True]
+        assert full_after(Merging(clock, FlushLimits(2, 1, FOREVER)), [empty, empty]) == [False, True]
 
     def test_without_a_window_the_time_makes_no_row(self, clock: FakeClock) -> None:
         """One aggregate over all time is one row, whenever its events happened."""
-        pending = coalescer(clock, FlushLimits(10**9, 2, FOREVER))
+        pending = Merging(clock, FlushLimits(10**9, 2, FOREVER))
         records = [record(time_us=day * DAY_US) for day in (-3, 0, 1, 20_000)]
         assert full_after(pending, records) == [False] * 4
 
     def test_with_a_window_each_bucket_is_a_row(self, clock: FakeClock) -> None:
         """The same entity on two days is two rows; so are the two sides of the epoch."""
-        pending = coalescer(clock, FlushLimits(10**9, 3, FOREVER), daily())
+        pending = Merging(clock, FlushLimits(10**9, 3, FOREVER), daily())
         times_us = [0, DAY_US - 1, -1, -DAY_US, DAY_US]
         assert full_after(pending, [record(time_us=t) for t in times_us]) == [False, False, False, False, True]
 
     def test_it_is_full_when_its_first_record_has_waited_so_long(self, clock: FakeClock) -> None:
         """The clock starts with the first record, not with the newest, and is looked at when one is added."""
-        pending = coalescer(clock, FlushLimits(age=timedelta(seconds=10)))
+        pending = Merging(clock, FlushLimits(age=timedelta(seconds=10)))
         clock.time += 1000
         assert not pending.add(record(), None)
         clock.time += 9
@@ -135,33 +144,31 @@ class TestLimits:
         clock.time += 1
         assert pending.add(record(), None)
 
-    @pytest.mark.parametrize("end", ["take", "clear"])
-    def test_the_clock_starts_anew_with_the_next_first_record(self, clock: FakeClock, end: str) -> None:
+    def test_the_clock_starts_anew_with_the_next_first_record(self, clock: FakeClock) -> None:
         """What has been written or forgotten does not age any more."""
-        pending = coalescer(clock, FlushLimits(age=timedelta(seconds=10)))
+        pending = Merging(clock, FlushLimits(age=timedelta(seconds=10)))
         pending.add(record(), None)
         clock.time += 60
-        getattr(pending, end)()
+        pending.buffer.take()
         assert not pending.add(record(), None)
 
-    @pytest.mark.parametrize("end", ["take", "clear"])
-    def test_events_and_rows_are_counted_anew_too(self, clock: FakeClock, end: str) -> None:
+    def test_events_and_rows_are_counted_anew_too(self, clock: FakeClock) -> None:
         """A flush, or a bundle that failed, leaves nothing behind."""
         for limits in (FlushLimits(2, 10**9, FOREVER), FlushLimits(10**9, 2, FOREVER)):
-            pending = coalescer(clock, limits)
+            pending = Merging(clock, limits)
             for entity in ("a", "b", "c"):
                 assert not pending.add(record(None, entity), None)
-                getattr(pending, end)()
+                pending.buffer.take()
 
     def test_without_limits_it_has_the_default_ones(self, clock: FakeClock) -> None:
         """Events, rows and age; all three are bounded."""
         events = FlushLimits().events
-        pending: Coalescer[Any, int] = Coalescer(Config(clock=clock), "p", Spy(clock))
+        pending = Merging(clock, FlushLimits())
         assert full_after(pending, [record()] * events) == [False] * (events - 1) + [True]
-        pending.clear()
+        pending.buffer.take()
         rows = FlushLimits().rows
         assert full_after(pending, [record(None, *map(str, range(rows)))]) == [True]
-        pending.clear()
+        pending.buffer.take()
         pending.add(record(), None)
         clock.time += FlushLimits().age.total_seconds()
         assert pending.add(record(), None)
@@ -176,14 +183,14 @@ class TestLimits:
         self, keys: list[list[str]], rows: int, window: WindowConfig | None
     ) -> None:
         """It is full with the very record that touches the last row, and not before."""
-        pending = coalescer(FakeClock(), FlushLimits(10**9, rows, FOREVER), window)
+        pending = Merging(FakeClock(), FlushLimits(10**9, rows, FOREVER), window)
         for _ in ("and again, with", "nothing left behind"):
             touched: set[tuple[str, int]] = set()
             for i, entities in enumerate(keys):
                 touched |= {(entity, i % 2 if window else 0) for entity in entities}
                 full = pending.add(Record(str(i), i % 2 * DAY_US, tuple(entities), 1), None)
                 assert full == (len(touched) >= rows)
-            pending.clear()
+            pending.buffer.take()
 
 
 class TestFlushLimits:
@@ -214,26 +221,13 @@ class TestFlushLimits:
 
 
 class TestFlush:
-    def test_nothing_pending_is_nothing_to_do(self, clock: FakeClock) -> None:
-        """The store is not called and nothing is recorded."""
-        spy, recorder = Spy(clock), InMemory()
-        pending = coalescer(clock, store=spy, recorder=recorder)
-        assert flush(pending) == []
-        pending.add(record(), None)
-        flush(pending)
-        spy.calls.clear()
-        before = recorder.snapshot()
-        assert flush(pending) == []
-        assert spy.calls == []
-        assert recorder.snapshot() == before
-
     def test_results_come_in_order_with_token_and_record(self, clock: FakeClock) -> None:
         """Each result stands beside what was added with it, however rows were put together."""
-        pending = coalescer(clock)
+        pending = Merging(clock)
         records = [record("1", "a"), record("2", "b"), record("1", "a"), record("3", "a", "b"), record("2", "b", "c")]
         for i, each in enumerate(records):
             pending.add(each, f"token {i}")
-        assert flush(pending) == [
+        assert pending.flush() == [
             ("token 0", records[0], RecordResult(Outcome.MERGED)),
             ("token 1", records[1], RecordResult(Outcome.MERGED)),
             ("token 2", records[2], RecordResult(Outcome.DUPLICATE)),
@@ -243,20 +237,20 @@ class TestFlush:
 
     def test_tokens_are_not_looked_at(self, clock: FakeClock) -> None:
         """Equal ones, and such as cannot be compared or hashed, come back as they are."""
-        pending = coalescer(clock)
+        pending = Merging(clock)
         tokens = [[], [], object(), None]
         for i, token in enumerate(tokens):
             pending.add(record(str(i)), token)
-        assert all(got is token for (got, _, _), token in zip(flush(pending), tokens, strict=True))
+        assert all(got is token for (got, _, _), token in zip(pending.flush(), tokens, strict=True))
 
     def test_a_row_is_written_once_however_many_events_touch_it(self, clock: FakeClock) -> None:
         """One call to the store, one fold for each row."""
         monoid = Rows()
         spy = Spy(clock, monoid)
-        pending = coalescer(clock, store=spy)
+        pending = Merging(clock, store=spy)
         for i in range(1000):
             pending.add(record(str(i), "all", "even" if i % 2 == 0 else "odd", delta=i), None)
-        flush(pending)
+        pending.flush()
         assert len(spy.calls) == 1
         assert len(spy.calls[0]) == 2000
         assert monoid.folds == 3
@@ -265,18 +259,18 @@ class TestFlush:
     def test_a_window_puts_each_record_into_its_bucket(self, clock: FakeClock) -> None:
         """Rows are counted as they are written: by entity and bucket."""
         spy = Spy(clock)
-        pending = coalescer(clock, window=daily(), store=spy)
+        pending = Merging(clock, window=daily(), store=spy)
         for i, day in enumerate((19_675, 19_674, 19_675)):
             pending.add(record(str(i), time_us=day * DAY_US + 5), None)
-        flush(pending)
+        pending.flush()
         assert list(spy.scan()) == [(Key("a", 19_674), 1), (Key("a", 19_675), 2)]
 
     def test_an_expired_record_comes_back_as_such(self, clock: FakeClock) -> None:
         """In its place among the others."""
-        pending = coalescer(clock, window=daily(timedelta(days=1)))
+        pending = Merging(clock, window=daily(timedelta(days=1)))
         pending.add(record("1", time_us=NOW_US - 2 * DAY_US), 1)
         pending.add(record("2"), 2)
-        assert [(token, result.outcome) for token, _, result in flush(pending)] == [
+        assert [(token, result.outcome) for token, _, result in pending.flush()] == [
             (1, Outcome.EXPIRED),
             (2, Outcome.MERGED),
         ]
@@ -286,10 +280,10 @@ class TestFlush:
         bad = PermanentError("no")
         faults = {"bad": bad, "busy": TransientError("busy")}
         spy = Spy(clock, fault=lambda update: faults.get(update.key.entity))
-        pending = coalescer(clock, store=spy)
+        pending = Merging(clock, store=spy)
         for i, entity in enumerate(("good", "bad", "busy")):
             pending.add(record(str(i), entity), entity)
-        good, failed, busy = (result for _, _, result in flush(pending))
+        good, failed, busy = (result for _, _, result in pending.flush())
         assert good == RecordResult(Outcome.MERGED)
         assert failed == RecordResult(None, (), ("bad",), bad, 1)
         assert busy == RecordResult(None, (), ("busy",), faults["busy"], 3)
@@ -297,45 +291,31 @@ class TestFlush:
     def test_the_cache_gets_what_has_merged(self, clock: FakeClock) -> None:
         """A duplicate is not counted there again."""
         cache = MemoryStore(Sum(), clock)
-        pending = coalescer(clock, cache=cache)
+        pending = Merging(clock, cache=cache)
         for event_id in ("1", "2", "1"):
             pending.add(record(event_id), None)
-        flush(pending)
+        pending.flush()
         assert cache.get(Key("a")) == 2
-
-    def test_a_flush_is_recorded_with_its_size_and_time(self, clock: FakeClock) -> None:
-        """Records, not rows or keys; the waits between tries belong to its time."""
-        tries = iter([TransientError("busy")])
-        recorder = InMemory()
-        spy = Spy(clock, fault=lambda update: next(tries, None))
-        pending = coalescer(clock, store=spy, recorder=recorder)
-        for i in range(7):
-            pending.add(record(str(i), "a", "b"), None)
-        flush(pending)
-        stats = recorder.snapshot_one("p")
-        assert stats.batches == {"flush": 7}
-        assert stats.latencies["flush"].n == 1
-        assert stats.latencies["flush"].p99 == pytest.approx(sum(clock.waits)) == pytest.approx(0.05)
 
     def test_what_was_flushed_is_not_flushed_again(self, clock: FakeClock) -> None:
         """The next flush holds only what came after."""
         spy = Spy(clock)
-        pending = coalescer(clock, store=spy)
+        pending = Merging(clock, store=spy)
         pending.add(record("1", delta=5), 1)
-        first = flush(pending)
+        first = pending.flush()
         pending.add(record("2", delta=7), 2)
-        assert [token for token, _, _ in flush(pending)] == [2]
+        assert [token for token, _, _ in pending.flush()] == [2]
         assert [token for token, _, _ in first] == [1]
         assert [[update.delta for update in call] for call in spy.calls] == [[5], [7]]
 
     def test_a_flush_that_breaks_leaves_nothing_to_be_flushed_by_accident(self, clock: FakeClock) -> None:
         """Its bundle fails and will come again whole."""
         spy = Spy(clock, fault=lambda update: (_ for _ in ()).throw(KeyboardInterrupt))
-        pending = coalescer(clock, store=spy)
+        pending = Merging(clock, store=spy)
         pending.add(record(), None)
         with pytest.raises(KeyboardInterrupt):
-            flush(pending)
-        assert flush(pending) == []
+            pending.flush()
+        assert pending.flush() == []
         assert len(spy.calls) == 1
 
 
@@ -343,26 +323,26 @@ class TestClear:
     def test_what_is_cleared_is_never_written(self, clock: FakeClock) -> None:
         """A bundle that failed is delivered again: its leftovers would count twice."""
         spy = Spy(clock)
-        pending = coalescer(clock, store=spy)
+        pending = Merging(clock, store=spy)
         pending.add(record("1"), None)
-        pending.clear()
-        assert flush(pending) == []
+        pending.buffer.take()
+        assert pending.flush() == []
         assert spy.calls == []
 
     def test_what_comes_after_is_written(self, clock: FakeClock) -> None:
         """Records and tokens stay together."""
-        pending = coalescer(clock)
+        pending = Merging(clock)
         pending.add(record("1", delta=5), "old")
-        pending.clear()
+        pending.buffer.take()
         pending.add(record("2", delta=7), "new")
-        assert flush(pending) == [("new", record("2", delta=7), RecordResult(Outcome.MERGED))]
+        assert pending.flush() == [("new", record("2", delta=7), RecordResult(Outcome.MERGED))]
 
     def test_results_handed_out_are_left_alone(self, clock: FakeClock) -> None:
         """They are a driver's own."""
-        pending = coalescer(clock)
+        pending = Merging(clock)
         pending.add(record("1"), "token")
-        flushed = flush(pending)
-        pending.clear()
+        flushed = pending.flush()
+        pending.buffer.take()
         assert len(flushed) == 1
 
 
@@ -388,15 +368,15 @@ class TestAnyStream:
         """Every record comes back once and in order, limits are kept, and the state does not depend on them."""
         clock = FakeClock()
         spy, at_once = Spy(clock), Spy(clock)
-        pending = coalescer(clock, FlushLimits(events, rows, FOREVER), window, spy)
-        whole = coalescer(clock, NO_LIMIT, window, at_once)
+        pending = Merging(clock, FlushLimits(events, rows, FOREVER), window, spy)
+        whole = Merging(clock, NO_LIMIT, window, at_once)
         flushed = []
         for i, each in enumerate(records):
             whole.add(each, i)
             if pending.add(each, i):
-                flushed += flush(pending)
-        flushed += flush(pending)
-        expected = flush(whole)
+                flushed += pending.flush()
+        flushed += pending.flush()
+        expected = whole.flush()
         assert [(token, each) for token, each, _ in flushed] == list(enumerate(records))
         assert [result for _, _, result in flushed] == [result for _, _, result in expected]
         assert list(spy.scan()) == list(at_once.scan())

@@ -1,0 +1,142 @@
+"""Buffers elements and their records, so that a flush writes each touched row once however many events it got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from murmur_beam.errors import ConfigurationError
+from murmur_beam.model import DeadLetter, Record
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FlushLimits:
+    """When the buffer is written: when the first limit is reached, and at the end of a bundle.
+
+    Args:
+        events: buffered elements, at least 1: records, and elements that become dead letters.
+        rows: touched rows, at least 1.
+        age: time since the first element was buffered; it is checked when an element is added.
+        bytes: size of the buffered elements, at least 1: the length of bytes and text, data and attributes of messages
+            and dead letters. Dicts and other objects count as 0, since measuring them costs as much as merging them; if
+            they make no record, their dead letters count. So a buffer holds at most this size and one element more; if
+            the store waits for a network, as much again is being merged meanwhile.
+
+    Raises:
+        ConfigurationError: a limit that is not positive, or of another type.
+    """
+
+    events: int = 10_000
+    rows: int = 10_000
+    age: timedelta = timedelta(seconds=1)
+    bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("events", "rows", "bytes"):
+            limit = getattr(self, name)
+            if type(limit) is not int or limit < 1:
+                raise ConfigurationError(name, f"must be an integer of at least 1, got {limit!r:.80}")
+        if not isinstance(self.age, timedelta) or self.age <= timedelta(0):
+            raise ConfigurationError("age", f"must be a positive timedelta, got {self.age!r:.80}")
+
+
+@dataclass
+class Batch(Generic[T]):
+    """What is merged together.
+
+    Attributes:
+        elements, tokens, records: of each element that made a record.
+        rejected: token and dead letter of each element that made none.
+    """
+
+    elements: list[Any] = field(default_factory=list)
+    tokens: list[T] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    rejected: list[tuple[T, DeadLetter]] = field(default_factory=list)
+
+
+class Buffer(Generic[T]):
+    """Collects a batch, and knows when to write it.
+
+    Args:
+        limits: when that is.
+        bucket_us: length of a time bucket, microseconds; 0 without a window.
+        monotonic: a clock, seconds.
+    """
+
+    def __init__(self, limits: FlushLimits, bucket_us: int, monotonic: Callable[[], float]) -> None:
+        self._max_events, self._max_rows, self._max_age_s = limits.events, limits.rows, limits.age.total_seconds()
+        self._max_bytes = limits.bytes
+        self._bucket_us = bucket_us
+        self._monotonic = monotonic
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batch: Batch[T] = Batch()
+        self._rows: set[tuple[str, int]] = set()
+        self._rows_of = self._keys = self._bytes = 0
+        self._count_rows_at = self._max_rows
+        self._started_s = 0.0
+        # Full at this number of records: fewer by the number of dead letters, and 0 once there are too many bytes.
+        self._full_at = self._max_events
+
+    def add(self, element: Any, token: T, record: Record, n_bytes: int) -> bool:
+        """Add an element of ``n_bytes`` that made a record. Returns whether it is time to flush."""
+        if n_bytes:
+            self._bytes += n_bytes
+            if self._bytes >= self._max_bytes:
+                self._full_at = 0
+        batch = self._batch
+        records = batch.records
+        if not records and not batch.rejected:
+            self._started_s = self._monotonic()
+        records.append(record)
+        batch.elements.append(element)
+        batch.tokens.append(token)
+        self._keys += len(record[2])
+        return (
+            len(records) >= self._full_at
+            or (self._keys >= self._count_rows_at and self._count_rows() >= self._max_rows)
+            or self._monotonic() - self._started_s >= self._max_age_s
+        )
+
+    def reject(self, letter: DeadLetter, token: T, n_bytes: int) -> bool:
+        """Add the dead letter of an element of ``n_bytes`` that made no record. Returns whether it is time to flush."""
+        batch = self._batch
+        if not batch.records and not batch.rejected:
+            self._started_s = self._monotonic()
+        batch.rejected.append((token, letter))
+        self._full_at -= 1
+        self._bytes += n_bytes
+        if self._bytes >= self._max_bytes:
+            self._full_at = 0
+        return len(batch.records) >= self._full_at or self._monotonic() - self._started_s >= self._max_age_s
+
+    @property
+    def only_rejected(self) -> bool:
+        """Whether it holds dead letters, and nothing to merge."""
+        return bool(self._batch.rejected) and not self._batch.records
+
+    def take(self) -> Batch[T]:
+        """Hand over what is buffered, in the order of its addition, and begin again."""
+        taken = self._batch
+        self._begin()
+        return taken
+
+    def _count_rows(self) -> int:
+        """Number of touched rows; counted now and then only, since it is at most the number of keys that were added."""
+        bucket_us = self._bucket_us
+        self._rows |= {
+            (entity, event_time_us // bucket_us if bucket_us else 0)
+            for _, event_time_us, entities, _ in islice(self._batch.records, self._rows_of, None)
+            for entity in entities
+        }
+        self._rows_of = len(self._batch.records)
+        rows = len(self._rows)
+        self._count_rows_at = self._keys + self._max_rows - rows
+        return rows
