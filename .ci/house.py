@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "__main__": "cli",
     "__init__": f"{LIBRARY} reader transforms",
     "pipelines": "",
-    "pipelines.*": f"{LIBRARY} merger reader transforms pipelines.*",
+    "pipelines.*": f"{LIBRARY} merger reader transforms beam_metrics pipelines.*",
     "pipelines.end_to_end": f"{LIBRARY} state.bigtable.* reader pipelines.* testing.emulators",
     # Test helpers: nobody above imports them.
     "testing": "testing.*",

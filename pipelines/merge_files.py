@@ -28,7 +28,8 @@ from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
 from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
-from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
+from murmur_beam.beam_metrics import METRICS_NAMESPACE
+from murmur_beam.transforms import MergeRecords
 from pipelines import endings
 from pipelines.common import (
     ShowProgress,

@@ -30,7 +30,8 @@ from murmur_beam.extract import Known
 from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
-from murmur_beam.transforms import METRICS_NAMESPACE, MergeRecords
+from murmur_beam.beam_metrics import METRICS_NAMESPACE
+from murmur_beam.transforms import MergeRecords
 from pipelines import endings
 from pipelines.common import ShowProgress, beam_options, hold_letters, quiet, reasons_of, run, write_dead_letters
 from pipelines.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors, program

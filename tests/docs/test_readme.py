@@ -75,11 +75,26 @@ def test_named_commands_exist(module: str) -> None:
     assert done.stdout.startswith("usage:")
 
 
-def test_linked_files_exist() -> None:
-    """Each link to a file of the project leads somewhere."""
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    """Each link between pages of the project names a file that exists, and a heading of it."""
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text("utf-8")):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_the_readme_links_every_page() -> None:
+    """The list of pages in README is complete."""
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"\]\(([^)#]+)\)", README))
 
 
 def test_the_package_exports_what_it_lists() -> None:

