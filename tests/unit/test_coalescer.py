@@ -1,4 +1,4 @@
-"""When the buffer is full, what a flush writes, and that it forgets nothing but what it was told to."""
+"""The coalescer: when its buffer is full, what a flush writes, and that only `clear` discards records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from murmur_beam.windows import WindowConfig, daily
 SECOND_US = 1_000_000
 DAY_US = 86_400 * SECOND_US
 NOW_US = 1_700_000_000 * SECOND_US
-"""Where the fake clock stands."""
+"""The time of the fake clock at the start."""
 FOREVER = timedelta(days=1)
 NO_LIMIT = FlushLimits(10**9, 10**9, FOREVER)
 
@@ -65,51 +65,51 @@ def coalescer(
     recorder: InMemory | None = None,
     cache: MemoryStore[int] | None = None,
 ) -> Coalescer[Any, int]:
-    """One that merges exactly once, under the name "p"."""
+    """A coalescer that merges exactly once, under the name "p"."""
     cfg = Config(recorder or InMemory(), dedup=AtomicDedup(), clock=clock)
     return Coalescer(cfg, "p", store or Spy(clock), cache, window, limits)
 
 
 def flush(pending: Coalescer[Any, int]) -> list[tuple[Any, Fields, RecordResult]]:
-    """Take all and merge it: token, record and result of each."""
+    """Take all records and merge them: token, record and result of each."""
     records, tokens = pending.take()
     return list(zip(tokens, records, pending.merge(records), strict=True))
 
 
 def full_after(pending: Coalescer[Any, int], records: Iterable[Record]) -> list[bool]:
-    """What each ``add`` says."""
+    """The answer of each ``add``."""
     return [pending.add(each, None) for each in records]
 
 
 class TestLimits:
-    def test_it_is_full_at_so_many_events(self, clock: FakeClock) -> None:
-        """At the last of them and not one sooner, however few rows they touch."""
+    def test_it_is_full_at_its_limit_of_events(self, clock: FakeClock) -> None:
+        """At the last event and not one sooner, however few rows the events touch."""
         pending = coalescer(clock, FlushLimits(3, 10**9, FOREVER))
         assert full_after(pending, [record(), record(), record()]) == [False, False, True]
 
     def test_it_stays_full_until_it_is_flushed(self, clock: FakeClock) -> None:
-        """A driver that cannot flush at once is told again."""
+        """A driver that cannot flush at once gets the same answer again."""
         pending = coalescer(clock, FlushLimits(2, 10**9, FOREVER))
         assert full_after(pending, [record()] * 4) == [False, True, True, True]
         flush(pending)
         assert full_after(pending, [record()] * 2) == [False, True]
 
     def test_a_limit_of_one_event_flushes_each(self, clock: FakeClock) -> None:
-        """The least there is."""
+        """One event is the smallest limit."""
         assert full_after(coalescer(clock, FlushLimits(1, 10**9, FOREVER)), [record()]) == [True]
 
-    def test_it_is_full_at_so_many_rows(self, clock: FakeClock) -> None:
+    def test_it_is_full_at_its_limit_of_rows(self, clock: FakeClock) -> None:
         """Rows are entities; an entity that comes again is the same row."""
         pending = coalescer(clock, FlushLimits(10**9, 3, FOREVER))
         records = [record("1", "a"), record("2", "a", "b"), record("3", "b", "a"), record("4", "c"), record("5", "a")]
         assert full_after(pending, records) == [False, False, False, True, True]
 
     def test_one_record_may_fill_it(self, clock: FakeClock) -> None:
-        """With many keys, beyond the limit even."""
+        """A record with many keys may even exceed the limit."""
         assert full_after(coalescer(clock, FlushLimits(10**9, 3, FOREVER)), [record("1", *"abcde")]) == [True]
 
     def test_a_record_without_keys_touches_no_row(self, clock: FakeClock) -> None:
-        """But it is an event."""
+        """The record still counts as an event."""
         empty = Record("1", NOW_US, (), 1)
         assert full_after(coalescer(clock, FlushLimits(2, 1, FOREVER)), [empty, empty]) == [False, True]
 
@@ -125,8 +125,8 @@ class TestLimits:
         times_us = [0, DAY_US - 1, -1, -DAY_US, DAY_US]
         assert full_after(pending, [record(time_us=t) for t in times_us]) == [False, False, False, False, True]
 
-    def test_it_is_full_when_its_first_record_has_waited_so_long(self, clock: FakeClock) -> None:
-        """The clock starts with the first record, not with the newest, and is looked at when one is added."""
+    def test_it_is_full_when_its_first_record_reaches_the_age_limit(self, clock: FakeClock) -> None:
+        """The age is that of the first record, not of the newest; it is checked when a record is added."""
         pending = coalescer(clock, FlushLimits(age=timedelta(seconds=10)))
         clock.time += 1000
         assert not pending.add(record(), None)
@@ -136,8 +136,8 @@ class TestLimits:
         assert pending.add(record(), None)
 
     @pytest.mark.parametrize("end", ["take", "clear"])
-    def test_the_clock_starts_anew_with_the_next_first_record(self, clock: FakeClock, end: str) -> None:
-        """What has been written or forgotten does not age any more."""
+    def test_the_age_starts_anew_with_the_next_first_record(self, clock: FakeClock, end: str) -> None:
+        """Records that were flushed or cleared no longer age."""
         pending = coalescer(clock, FlushLimits(age=timedelta(seconds=10)))
         pending.add(record(), None)
         clock.time += 60
@@ -146,7 +146,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("end", ["take", "clear"])
     def test_events_and_rows_are_counted_anew_too(self, clock: FakeClock, end: str) -> None:
-        """A flush, or a bundle that failed, leaves nothing behind."""
+        """A flush, or a bundle that failed, leaves no counts behind."""
         for limits in (FlushLimits(2, 10**9, FOREVER), FlushLimits(10**9, 2, FOREVER)):
             pending = coalescer(clock, limits)
             for entity in ("a", "b", "c"):
@@ -154,7 +154,7 @@ class TestLimits:
                 getattr(pending, end)()
 
     def test_without_limits_it_has_the_default_ones(self, clock: FakeClock) -> None:
-        """Events, rows and age; all three are bounded."""
+        """Events, rows and age all have a default limit."""
         events = FlushLimits().events
         pending: Coalescer[Any, int] = Coalescer(Config(clock=clock), "p", Spy(clock))
         assert full_after(pending, [record()] * events) == [False] * (events - 1) + [True]
@@ -190,7 +190,7 @@ class TestFlushLimits:
     @pytest.mark.parametrize("name", ["events", "rows"])
     @pytest.mark.parametrize("limit", [0, -1, 1.5, "5", True, None])
     def test_a_count_must_be_a_positive_integer(self, name: str, limit: Any) -> None:
-        """Refused with its name, when it is made and not on a worker."""
+        """A wrong count is refused by name when the limits are made, not on a worker."""
         with pytest.raises(ConfigurationError) as caught:
             FlushLimits(**{name: limit})
         assert str(caught.value) == f"{name}: must be an integer of at least 1, got {limit!r}"
@@ -202,19 +202,19 @@ class TestFlushLimits:
             FlushLimits(age=age)
         assert str(caught.value) == f"age: must be a positive timedelta, got {age!r}"
 
-    def test_the_least_of_each_is_fine(self) -> None:
+    def test_the_smallest_values_are_accepted(self) -> None:
         """One event, one row, one microsecond."""
         limits = FlushLimits(1, 1, timedelta(microseconds=1))
         assert (limits.events, limits.rows, limits.age) == (1, 1, timedelta(microseconds=1))
 
     def test_they_cannot_be_changed(self) -> None:
-        """They are part of a spec that was checked."""
+        """Limits are part of a spec that was checked."""
         with pytest.raises(AttributeError):
             FlushLimits().events = 0  # type: ignore[misc]
 
 
 class TestFlush:
-    def test_nothing_pending_is_nothing_to_do(self, clock: FakeClock) -> None:
+    def test_flushing_an_empty_buffer_does_nothing(self, clock: FakeClock) -> None:
         """The store is not called and nothing is recorded."""
         spy, recorder = Spy(clock), InMemory()
         pending = coalescer(clock, store=spy, recorder=recorder)
@@ -228,7 +228,7 @@ class TestFlush:
         assert recorder.snapshot() == before
 
     def test_results_come_in_order_with_token_and_record(self, clock: FakeClock) -> None:
-        """Each result stands beside what was added with it, however rows were put together."""
+        """Each result stands beside its token and record, however rows were combined."""
         pending = coalescer(clock)
         records = [record("1", "a"), record("2", "b"), record("1", "a"), record("3", "a", "b"), record("2", "b", "c")]
         for i, each in enumerate(records):
@@ -241,8 +241,8 @@ class TestFlush:
             ("token 4", records[4], RecordResult(Outcome.MERGED, ("b",))),
         ]
 
-    def test_tokens_are_not_looked_at(self, clock: FakeClock) -> None:
-        """Equal ones, and such as cannot be compared or hashed, come back as they are."""
+    def test_tokens_are_returned_unchanged(self, clock: FakeClock) -> None:
+        """Equal tokens, and tokens that cannot be compared or hashed, come back unchanged."""
         pending = coalescer(clock)
         tokens = [[], [], object(), None]
         for i, token in enumerate(tokens):
@@ -271,8 +271,8 @@ class TestFlush:
         flush(pending)
         assert list(spy.scan()) == [(Key("a", 19_674), 1), (Key("a", 19_675), 2)]
 
-    def test_an_expired_record_comes_back_as_such(self, clock: FakeClock) -> None:
-        """In its place among the others."""
+    def test_an_expired_record_is_returned_as_expired(self, clock: FakeClock) -> None:
+        """It keeps its place among the others."""
         pending = coalescer(clock, window=daily(timedelta(days=1)))
         pending.add(record("1", time_us=NOW_US - 2 * DAY_US), 1)
         pending.add(record("2"), 2)
@@ -281,8 +281,8 @@ class TestFlush:
             (2, Outcome.MERGED),
         ]
 
-    def test_a_row_that_fails_hurts_only_its_records(self, clock: FakeClock) -> None:
-        """The others merge; the failure comes back with its cause and the tries it took."""
+    def test_a_row_that_fails_fails_only_its_own_records(self, clock: FakeClock) -> None:
+        """The others merge; the failure comes back with its cause and its number of tries."""
         bad = PermanentError("no")
         faults = {"bad": bad, "busy": TransientError("busy")}
         spy = Spy(clock, fault=lambda update: faults.get(update.key.entity))
@@ -294,8 +294,8 @@ class TestFlush:
         assert failed == RecordResult(None, (), ("bad",), bad, 1)
         assert busy == RecordResult(None, (), ("busy",), faults["busy"], 3)
 
-    def test_the_cache_gets_what_has_merged(self, clock: FakeClock) -> None:
-        """A duplicate is not counted there again."""
+    def test_the_cache_gets_only_merged_records(self, clock: FakeClock) -> None:
+        """A duplicate is not counted again in the cache."""
         cache = MemoryStore(Sum(), clock)
         pending = coalescer(clock, cache=cache)
         for event_id in ("1", "2", "1"):
@@ -304,7 +304,7 @@ class TestFlush:
         assert cache.get(Key("a")) == 2
 
     def test_a_flush_is_recorded_with_its_size_and_time(self, clock: FakeClock) -> None:
-        """Records, not rows or keys; the waits between tries belong to its time."""
+        """The size counts records, not rows or keys; the time includes the waits between tries."""
         tries = iter([TransientError("busy")])
         recorder = InMemory()
         spy = Spy(clock, fault=lambda update: next(tries, None))
@@ -328,8 +328,8 @@ class TestFlush:
         assert [token for token, _, _ in first] == [1]
         assert [[update.delta for update in call] for call in spy.calls] == [[5], [7]]
 
-    def test_a_flush_that_breaks_leaves_nothing_to_be_flushed_by_accident(self, clock: FakeClock) -> None:
-        """Its bundle fails and will come again whole."""
+    def test_a_flush_that_raises_leaves_nothing_for_the_next_flush(self, clock: FakeClock) -> None:
+        """Its bundle fails and is delivered again as a whole."""
         spy = Spy(clock, fault=lambda update: (_ for _ in ()).throw(KeyboardInterrupt))
         pending = coalescer(clock, store=spy)
         pending.add(record(), None)
@@ -350,15 +350,15 @@ class TestClear:
         assert spy.calls == []
 
     def test_what_comes_after_is_written(self, clock: FakeClock) -> None:
-        """Records and tokens stay together."""
+        """Records and tokens still belong together."""
         pending = coalescer(clock)
         pending.add(record("1", delta=5), "old")
         pending.clear()
         pending.add(record("2", delta=7), "new")
         assert flush(pending) == [("new", record("2", delta=7), RecordResult(Outcome.MERGED))]
 
-    def test_results_handed_out_are_left_alone(self, clock: FakeClock) -> None:
-        """They are a driver's own."""
+    def test_results_handed_out_are_not_cleared(self, clock: FakeClock) -> None:
+        """They belong to the driver."""
         pending = coalescer(clock)
         pending.add(record("1"), "token")
         flushed = flush(pending)
@@ -382,7 +382,7 @@ class TestAnyStream:
         st.integers(1, 5),
         st.sampled_from([None, daily()]),
     )
-    def test_flushing_when_told_to_is_the_same_as_one_flush_of_all(
+    def test_many_flushes_give_the_same_as_one_flush_of_all(
         self, records: list[Record], events: int, rows: int, window: WindowConfig | None
     ) -> None:
         """Every record comes back once and in order, limits are kept, and the state does not depend on them."""
@@ -401,5 +401,5 @@ class TestAnyStream:
         assert [result for _, _, result in flushed] == [result for _, _, result in expected]
         assert list(spy.scan()) == list(at_once.scan())
         for call in spy.calls:
-            # The last record may overshoot, by at most its own three keys.
+            # The last record may exceed the limit, by at most its own three keys.
             assert len({update.key for update in call}) < rows + 3

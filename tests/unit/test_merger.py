@@ -1,4 +1,4 @@
-"""`Merger`, by which `MergeDoFn` and the worker merge: what it adds to the parts that have tests of their own."""
+"""`Merger`, by which `MergeDoFn` and the worker merge: what it adds to its parts, which have tests of their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Fault = Callable[[Update], Exception | None]
 
 
 class Shelf:
-    """The spec of a store that stands here already, and counts how often it is closed."""
+    """The spec of a store that exists already; it counts how often the store is closed."""
 
     def __init__(self, fault: Fault = lambda update: None) -> None:
         self.store = FaultyStore(MemoryStore(Sum(), FakeClock()), fault)
@@ -55,7 +55,7 @@ class Shelf:
 
 
 class Recorder:
-    """Keeps what it is told of whole records."""
+    """A recorder that keeps the outcomes of whole records."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -68,17 +68,17 @@ class Recorder:
         self.count(pipeline, 1)
 
     def record_error(self, pipeline: str, err: BaseException) -> None:
-        """Not looked at."""
+        """Ignored."""
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """Not looked at."""
+        """Ignored."""
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """Not looked at."""
+        """Ignored."""
 
 
 def merger(shelf: Shelf, recorder: Recorder | None = None, **more: Any) -> Merger[str]:
-    """Of events such as ``{"id": "1", "k": "a"}``, which add ``v``, or 1, to ``k``."""
+    """A merger of events such as ``{"id": "1", "k": "a"}``, which add ``v``, or 1, to ``k``."""
     arguments = {
         "key": "k",
         "value": lambda record: record.get("v", 1),
@@ -90,8 +90,8 @@ def merger(shelf: Shelf, recorder: Recorder | None = None, **more: Any) -> Merge
     return Merger(resolve(arguments), recorder or Recorder())
 
 
-def test_each_element_comes_out_with_its_token() -> None:
-    """Merged, duplicate or a dead letter, and counted once; nothing comes out a second time."""
+def test_each_element_is_returned_with_its_token() -> None:
+    """Merged, duplicate or a dead letter, counted once; nothing is returned twice."""
     shelf, recorder = Shelf(), Recorder()
     merging = merger(shelf, recorder)
     merging.add({"id": "1", "k": "a"}, 0, "first")
@@ -108,8 +108,8 @@ def test_each_element_comes_out_with_its_token() -> None:
     assert shelf.state() == {"a": 1}
 
 
-def test_what_a_store_that_appends_has_is_recorded() -> None:
-    """All keys of a record are told, or those that did not fail; a replay of its letter records those that did."""
+def test_a_store_that_appends_reports_records_as_recorded() -> None:
+    """With all keys of the record, or those that did not fail; a replay of its letter records the failed ones."""
     shelf, recorder = Shelf(lambda update: TransientError("busy") if update.key.entity == down else None), Recorder()
     shelf.store.store = RecordingStore(shelf.store.store)
     merging = merger(shelf, recorder, key=None, keys=lambda record: record["k"])
@@ -141,8 +141,8 @@ def test_what_a_store_that_appends_has_is_recorded() -> None:
     }
 
 
-def test_what_is_cleared_is_forgotten() -> None:
-    """Neither records nor what made no record may come out later, as when their batch is delivered again."""
+def test_cleared_elements_are_forgotten() -> None:
+    """Neither records nor rejected elements may be returned later, as their batch is delivered again."""
     shelf = Shelf()
     merging = merger(shelf)
     merging.add({"id": "1", "k": "a"}, 0, "good")
@@ -163,9 +163,7 @@ def test_what_is_cleared_is_forgotten() -> None:
     ],
     ids=repr,
 )
-def test_flush_raises_before_anything_can_be_taken_for_done(
-    fault: Exception, on_exhausted: str, raised: type[Exception] | None
-) -> None:
+def test_an_outage_raises_from_flush(fault: Exception, on_exhausted: str, raised: type[Exception] | None) -> None:
     """An outage that must make no dead letters raises from `flush` itself, not from its results, and counts nothing."""
     shelf, recorder = Shelf(lambda update: fault if update.key.entity == "b" else None), Recorder()
     merging = merger(shelf, recorder, on_exhausted=on_exhausted)
@@ -185,8 +183,8 @@ def test_flush_raises_before_anything_can_be_taken_for_done(
 
 @pytest.mark.parametrize("published", [None, datetime(2026, 11, 23, 10, tzinfo=timezone.utc)], ids=str)
 @pytest.mark.parametrize("ordering_key", [None, "o"])
-def test_a_message_comes_back_out_of_its_letter(published: datetime | None, ordering_key: str | None) -> None:
-    """As it was, and `Merger` reads it again without Beam."""
+def test_a_message_is_read_back_from_its_letter(published: datetime | None, ordering_key: str | None) -> None:
+    """Unchanged, and `Merger` reads it again without Beam."""
     message = Message(b'{"v": 3}', {"colour": "red"}, "m1", published, ordering_key)
     shelf = Shelf(lambda update: TransientError("busy"))
     fields = {"key": "attribute:colour", "value": "v", "event_id": "message:id"}
@@ -214,7 +212,7 @@ def test_stores_are_closed(tmp_path: Path) -> None:
 
 
 class Gate:
-    """A store that waits, as if for a network, until the test lets it go on."""
+    """A store that waits, as if for a network, until the test lets it continue."""
 
     def __init__(self) -> None:
         self.shelf = Shelf(self._pass)
@@ -234,12 +232,12 @@ class Gate:
 
 
 def tokens(results: Iterator[tuple[str, MergeResult | DeadLetter]]) -> list[str]:
-    """Those of the elements whose results these are."""
+    """The tokens of the elements that these results belong to."""
     return [token for token, _ in results]
 
 
-def test_records_are_taken_while_a_flush_is_under_way() -> None:
-    """Its results come with the next flush, each once and in order, what made no record among them."""
+def test_records_are_accepted_while_a_flush_is_in_progress() -> None:
+    """Its results come with the next flush, each once and in order, rejected elements among them."""
     gate = Gate()
     merging = merger(gate.shelf)
     merging.add({"id": "1", "k": "a"}, 0, "first")
@@ -257,8 +255,8 @@ def test_records_are_taken_while_a_flush_is_under_way() -> None:
     assert gate.shelf.state() == {"a": 3}
 
 
-def test_what_is_cleared_under_way_comes_to_its_end_first() -> None:
-    """Or it would be merged at the same time as what comes again; its results are dropped."""
+def test_clear_waits_for_a_flush_in_progress() -> None:
+    """Otherwise its records would be merged at the same time as their redelivery; its results are dropped."""
     gate = Gate()
     merging = merger(gate.shelf)
     merging.add({"id": "1", "k": "a"}, 0, "first")
@@ -276,8 +274,8 @@ def test_what_is_cleared_under_way_comes_to_its_end_first() -> None:
     merging.close()
 
 
-def test_a_store_is_not_closed_under_a_flush() -> None:
-    """What is under way when a worker ends is merged; the thread ends with it."""
+def test_close_waits_for_a_flush_in_progress() -> None:
+    """Its records are merged when a worker ends, and the thread ends with it."""
     gate = Gate()
     merging = merger(gate.shelf)
     before = threading.active_count()
@@ -305,10 +303,10 @@ def test_a_store_is_not_closed_under_a_flush() -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("end", ["flush", "flush_behind"])
-def test_an_outage_of_a_flush_under_way_comes_out_at_the_next(
+def test_an_outage_of_a_flush_in_progress_raises_at_the_next(
     error: Exception, raised: type[Exception], end: str
 ) -> None:
-    """Once, with nothing left behind that could be taken for done."""
+    """Once, and no record of it is reported as merged."""
     gate = Gate()
     gate.error = error
     gate.open.release(99)
@@ -327,7 +325,7 @@ def test_an_outage_of_a_flush_under_way_comes_out_at_the_next(
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_no_thread_is_made_without_need(waits: bool) -> None:
+def test_no_thread_is_started_without_need(waits: bool) -> None:
     """Neither for a store in this process, nor for what fits into one buffer."""
     shelf = Shelf()
     shelf.store.waits_for_network = waits  # type: ignore[attr-defined]
