@@ -201,7 +201,7 @@ class TestRetention:
             assert expires_us > now_us
 
     def test_by_example(self) -> None:
-        """A day that is kept for two: its events count until their own age, its bucket until the end of the third day."""
+        """A day kept for two: its events count until their own age, its bucket until the end of the third day."""
         window = daily(2 * DAY)
         day_us = 86_400_000_000
         assert window.expires_us(0) == 3 * day_us
