@@ -1,4 +1,4 @@
-"""What a process knows of a row: each event it has learned, however many, and no other."""
+"""Known events of a row: each event that the process has learned, however many, and no other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from murmur_beam.state.bigtable.known import KnownRow
     shard=st.none() | st.binary(min_size=1, max_size=1),
 )
 def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, first: int, shard: bytes | None) -> None:
-    """Whether they came one by one or thousands at a time, and while the buckets they are kept in are split.
+    """Whether they came one by one or thousands at a time, and while their buckets are split.
 
     In one of 256 shards all fingerprints begin alike.
     """
@@ -54,7 +54,7 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
 
 @pytest.mark.parametrize("shard", [b"", b"\xff"])
 def test_buckets_stay_short(shard: bytes) -> None:
-    """They are searched from their beginning; also where all fingerprints begin alike."""
+    """They are searched from the start; also where all fingerprints begin alike."""
     row = KnownRow()
     for column in range(20):
         events = [(shard + fingerprint(f"{column} {i}"))[:16] for i in range(1_000)]
@@ -76,7 +76,7 @@ def test_a_row_that_is_forgotten_knows_nothing() -> None:
 @pytest.mark.parametrize("held", [1, 200])
 @pytest.mark.parametrize("part", ["_add", "_doubled"])
 def test_a_row_that_does_not_fit_is_forgotten(monkeypatch: pytest.MonkeyPatch, held: int, part: str) -> None:
-    """Whoever believed that the half of it were all would count the other half twice."""
+    """With half of the events known, the other half would count twice."""
     row = KnownRow()
     row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(held)))
     row.read, row.version = True, 7
@@ -92,8 +92,8 @@ def test_a_row_that_does_not_fit_is_forgotten(monkeypatch: pytest.MonkeyPatch, h
     assert not row.has(fingerprint("0"))
 
 
-def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is made before anything else that a read has found is believed."""
+def test_a_lack_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is reserved before the results of a read are used."""
     row = KnownRow()
     row.learn(bytes(24), b"".join(fingerprint(str(i)) for i in range(200)))
 
