@@ -1,4 +1,4 @@
-"""The garbage collector, in processes that do nothing but run pipelines, and in others."""
+"""The garbage collector in processes that only run pipelines, and in others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STATE = "print(gc.get_freeze_count() > 0, gc.get_threshold() != default)"
 
 
 def state_after(*lines: str) -> str:
-    """What the collector is like in a new process after these lines."""
+    """The state of the collector in a new process after these lines."""
     code = "\n".join(["import gc", "default = gc.get_threshold()", "from murmur_beam import dedicated", *lines, STATE])
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
@@ -20,7 +20,7 @@ def state_after(*lines: str) -> str:
     ("lines", "put_aside"),
     [
         pytest.param(["dedicated.dedicate()", "dedicated.put_aside()"], True, id="a program"),
-        pytest.param(["dedicated.put_aside()"], False, id="somebody else's process"),
+        pytest.param(["dedicated.put_aside()"], False, id="another program's process"),
         pytest.param(["dedicated.dedicate()"], False, id="before the first merge"),
         pytest.param(
             [
@@ -35,12 +35,12 @@ def state_after(*lines: str) -> str:
     ],
 )
 def test_only_a_dedicated_process_is_changed(lines: list[str], put_aside: bool) -> None:
-    """What is alive is put aside where the process is a pipeline's own, and nowhere else."""
+    """Existing objects are frozen only where the process belongs to a pipeline."""
     assert state_after(*lines) == ("True True" if put_aside else "False False")
 
 
 def test_it_is_done_once() -> None:
-    """What comes to life after the first merge stays the collector's."""
+    """Objects made after the first merge are collected as usual."""
     counts = state_after(
         "dedicated.dedicate()",
         "dedicated.put_aside()",
