@@ -23,9 +23,9 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
+from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import DeadLetter
-from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from pipelines.compressed import split_name
 from pipelines.console import Progress, shown
 from pipelines.endings import Reasons

@@ -22,13 +22,13 @@ from pipelines.quiet_beam import beam  # isort: split
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
 
+from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.decode import DECODERS, delimiter_of
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
 from murmur_beam.extract import Known
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
-from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.transforms import MergeRecords
 from pipelines import endings
 from pipelines.common import (

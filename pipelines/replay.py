@@ -24,13 +24,13 @@ from pipelines.quiet_beam import beam  # isort: split
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
+from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.extract import Known
 from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
-from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.transforms import MergeRecords
 from pipelines import endings
 from pipelines.common import ShowProgress, beam_options, hold_letters, quiet, reasons_of, run, write_dead_letters

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that a pipeline makes by default go there."""
+    """An empty working folder, in which a pipeline makes its default files."""
     monkeypatch.chdir(tmp_path)
 
 

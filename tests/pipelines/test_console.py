@@ -1,4 +1,4 @@
-"""What pipelines print: mistakes, interruptions, summaries and progress, in this process and as users see them."""
+"""The output of pipelines: mistakes, interruptions, summaries and progress, in this process and as users see them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_wrong_flags_are_one_line(run: Run, pipeline: Any, argv: list[str], mess
 
 
 def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, twin: Path) -> None:
-    """Whether it meets our code or one of Beam's steps; what was merged stays so."""
+    """Whether it occurs in this library's code or in a step of Beam; merged events stay merged."""
     for error in (KeyboardInterrupt(), RuntimeError("KeyboardInterrupt [while running 'Read']")):
 
         def interrupted(pipeline: Any, error: BaseException = error) -> None:
@@ -54,8 +54,8 @@ def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, 
         assert (ran.code, ran.err) == (130, "\nflights: interrupted; run it again to go on\n")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(twin: Path) -> None:
-    """``flights | head -1`` ends without a word on stderr."""
+def test_a_closed_pipe_is_not_an_error(twin: Path) -> None:
+    """``flights | head -1`` ends without a message on stderr."""
     command = [sys.executable, "-m", "pipelines.flights", "--input", str(twin)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -83,12 +83,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(twin: Path) -> None:
     ],
 )
 def test_the_summary(counters: dict[str, int], total: int, text: str) -> None:
-    """All elements, by what became of them; what a table never says is left out."""
+    """All elements, by outcome; outcomes that a table never has are omitted."""
     outcomes = console.Outcomes.of("p", {f"p:{name}": n for name, n in counters.items()} | {"q:record_merged": 9})
     assert (outcomes.total, str(outcomes)) == (total, text)
 
 
-def test_options_of_other_runners_are_not_judged() -> None:
+def test_options_of_other_runners_are_not_checked() -> None:
     """A runner's own flags are unknown here; without a runner an unknown flag must be refused."""
     options = common.beam_options(["--runner=OtherRunner", "--colour=red"])
     assert options.get_all_options(retain_unknown_options=True)["colour"] == "red"
@@ -99,7 +99,7 @@ def test_options_of_other_runners_are_not_judged() -> None:
 
 @pytest.mark.parametrize("mistake", [FileNotFoundError("no such file: x"), ConfigurationError("--x", "is wrong")])
 def test_a_mistake_becomes_one_line(capsys: pytest.CaptureFixture[str], mistake: Exception) -> None:
-    """Whatever tells a user what to do, a file that is not there as well, must be told in one line."""
+    """Every error that has advice for the user, a missing file included, must be one line."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         raise mistake
@@ -108,8 +108,8 @@ def test_a_mistake_becomes_one_line(capsys: pytest.CaptureFixture[str], mistake:
     assert capsys.readouterr() == ("", f"x: error: {mistake}\n")
 
 
-def test_a_fault_of_ours_keeps_its_traceback() -> None:
-    """Only errors that tell a user what to do may be cut down to one line."""
+def test_a_bug_keeps_its_traceback() -> None:
+    """Only errors with advice for the user may be shortened to one line."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         raise ZeroDivisionError
@@ -119,7 +119,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 
 
 class Terminal(io.StringIO):
-    """A screen, or a file if it is told so."""
+    """A terminal, or a file."""
 
     def __init__(self, is_terminal: bool) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("total", [None, 600])
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, total: int | None) -> None:
-    """On a terminal one line must change in place and end with all there were; in a file lines must come one by one."""
+    """On a terminal one line must be updated and end with the total; in a file separate lines must be written."""
     screen = Terminal(is_terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     progress = common.ShowProgress("flights", total)
@@ -165,14 +165,14 @@ def in_a_process(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_mistake_is_one_line_on_the_screen() -> None:
-    """In a process of its own, too: exit code 2, one line on stderr, nothing on stdout."""
+def test_a_mistake_in_a_process_is_one_line() -> None:
+    """Exit code 2, one line on stderr, nothing on stdout."""
     ran = in_a_process("merge_files", "--input=*.nothing", *FLAGS)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.splitlines() == ["merge_files: error: --input: no file matches '*.nothing'"]
 
 
-def test_a_file_that_cannot_be_read_is_one_line_on_the_screen(tmp_path: Path) -> None:
+def test_an_unreadable_file_in_a_process_is_one_line(tmp_path: Path) -> None:
     """Although it is only found in the middle of a run, where Beam would print tracebacks."""
     Path("cut.jsonl.gz").write_bytes(gzip.compress(jsonl(*CLICKS))[:-4])
     ran = in_a_process("merge_files", "--input=cut.jsonl.gz", *FLAGS)
@@ -181,8 +181,8 @@ def test_a_file_that_cannot_be_read_is_one_line_on_the_screen(tmp_path: Path) ->
     assert line.startswith(f"merge_files: error: {tmp_path}/cut.jsonl.gz: cannot be read to its end: ")
 
 
-def test_a_run_that_goes_well_is_one_line_on_the_screen(tmp_path: Path) -> None:
-    """In a process of its own it must print its outcomes and nothing else."""
+def test_a_successful_run_in_a_process_is_one_line(tmp_path: Path) -> None:
+    """It must print its outcomes and nothing else."""
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
     ran = in_a_process("merge_files", "--input=clicks.jsonl", *FLAGS)
     assert (ran.returncode, ran.stdout) == (0, "3 merged / 0 duplicate / 0 dead-lettered\n")
@@ -191,7 +191,7 @@ def test_a_run_that_goes_well_is_one_line_on_the_screen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["console", "worker"])
-def test_what_needs_no_beam_does_not_load_it(module: str) -> None:
-    """Importing it in a new process must leave Beam out: it takes seconds, and a worker has no use for it."""
+def test_modules_that_need_no_beam_do_not_load_it(module: str) -> None:
+    """Importing one in a new process must not load Beam: that needs seconds, and a worker does not use it."""
     program = f"import pipelines.{module}, sys; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -1,6 +1,6 @@
-"""The pipelines as Dataflow gets them: launched by command line against a stand-in of the service, and read back.
+"""The pipelines as Dataflow receives them: launched by command line against a stand-in of the service, and read back.
 
-What is read is what Beam sent: the job, the pipeline that it points to, and the package for the workers. The wheel is
+Beam's requests are read: the job, the pipeline that it refers to, and the package for the workers. The wheel is
 installed in an environment of its own, where every step is unpickled and set up.
 """
 
@@ -69,7 +69,7 @@ FILES = (
 )
 SETUP = "--setup_file=./setup.py"
 WHEEL = "--extra_package=WHEEL"
-"""The library's wheel, wherever it is; quicker than `SETUP`, which builds a package each time."""
+"""The library's wheel, wherever it is; faster than `SETUP`, which builds a package each time."""
 AT_LEAST_ONCE = "--dataflow_service_options=streaming_mode_at_least_once"
 MERGE_STEP = "MergeRecords/Merge/ParDo(MergeDoFn)"
 BEAM_OPTIONS = (
@@ -85,11 +85,11 @@ FILES_JOB = (*FILES, WHEEL)
 
 @dataclass(frozen=True)
 class Launched:
-    """What a launch left behind.
+    """The results of a launch.
 
     Attributes:
         code, out, err: of the launching process.
-        service: what it was sent.
+        service: the stand-in that received the job.
     """
 
     code: int
@@ -105,7 +105,7 @@ class Launched:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Of the job."""
+        """The job's environment."""
         found: dict[str, Any] = self.job["environment"]
         return found
 
@@ -121,7 +121,7 @@ Launch = Callable[..., Launched]
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the workers' package is made of, since making it leaves files behind."""
+    """A copy of the sources of the workers' package, since making the package leaves files behind."""
     folder = tmp_path_factory.mktemp("source")
     for name in ("murmur_beam", "pipelines", "flex"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -156,9 +156,9 @@ def credentials(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtable_host: str) -> Launch:
-    """Runs a pipeline's command line against a service of its own, or the one given; a store is added if none is named.
+    """Runs a pipeline's command line against a service of its own, or the given one; adds a store if none is named.
 
-    Launches that are the same are made once.
+    Equal launches are made once.
     """
     made: dict[object, Launched] = {}
     store = f"--store=bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
@@ -207,10 +207,10 @@ def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtab
 
 
 def wait_for_look(service: DataflowService, looks: int, process: subprocess.Popen[str]) -> None:
-    """Until the launching process has asked for its job, so that it waits for the end of that."""
+    """Until the launching process has asked for its job, so that it waits for the job's end."""
     deadline = time.monotonic() + LAUNCH_S
     while service.looks == looks and process.poll() is None:
-        assert time.monotonic() < deadline, "nobody asked for the job"
+        assert time.monotonic() < deadline, "the launching process has not asked for the job"
         time.sleep(0.05)
 
 
@@ -233,13 +233,13 @@ def from_files(launch: Launch) -> Launched:
 
 
 def step(pipeline: proto.Pipeline, name: str) -> proto.PTransform:
-    """The one step of that full name."""
+    """The one step with that full name."""
     (found,) = (one for one in pipeline.components.transforms.values() if one.unique_name == name)
     return found
 
 
 def before(pipeline: proto.Pipeline, name: str) -> set[str]:
-    """Names of all steps whose outputs find their way into the one of that name."""
+    """Names of all steps whose outputs lead to the step with that name."""
     steps = pipeline.components.transforms.values()
     wanted, found = set(step(pipeline, name).inputs.values()), set()
     while makers := {one.unique_name for one in steps if wanted & set(one.outputs.values())} - found:
@@ -249,7 +249,7 @@ def before(pipeline: proto.Pipeline, name: str) -> set[str]:
 
 
 def names_of(pipeline: proto.Pipeline) -> list[str]:
-    """Full names of the steps that have no steps inside them, sorted, but for the line numbers of lambdas in Beam."""
+    """Full names of the steps without inner steps, sorted, except for the line numbers of lambdas in Beam."""
     steps = pipeline.components.transforms.values()
     return sorted(re.sub(r"<lambda at .*?>", "<lambda>", one.unique_name) for one in steps if not one.subtransforms)
 
@@ -270,13 +270,13 @@ def fields_of(pipeline: proto.Pipeline, pcollection: str) -> list[str]:
 
 
 def only(values: Any) -> Any:
-    """The one of them."""
+    """The only item."""
     (value,) = values.values()
     return value
 
 
 class TestTheJobOfPubsub:
-    """`pipelines.pubsub`, read back from what Dataflow was sent."""
+    """`pipelines.pubsub`, read back from Beam's requests to Dataflow."""
 
     def test_the_launch_says_where_the_job_is(self, to_topic: Launched) -> None:
         """The address of the job's page is on stderr, and nothing else that a user must read."""
@@ -284,15 +284,15 @@ class TestTheJobOfPubsub:
         page = "https://console.cloud.google.com/dataflow/jobs/europe-west1/job-0?project=my-project"
         assert (to_topic.code, to_topic.out, said) == (0, "", [f"see {page}"])
 
-    def test_the_read_is_dataflows_own(self, to_topic: Launched) -> None:
-        """It reads the subscription with its attributes, and leaves it to us to know events by their ids."""
+    def test_the_read_is_dataflow_s_own(self, to_topic: Launched) -> None:
+        """It reads the subscription with attributes, and leaves deduplication by ids to the library."""
         read = step(to_topic.pipeline, "ReadFromPubSub/Read")
         assert read.spec.urn == "beam:transform:pubsub_read:v1"
         payload = proto.PubSubReadPayload.FromString(read.spec.payload)
         assert payload == proto.PubSubReadPayload(subscription=SUBSCRIPTION, with_attributes=True)
 
-    def test_the_merge_step_gets_what_was_read(self, to_topic: Launched) -> None:
-        """It is our DoFn, with the arguments of the command line, and its input is the output of the read."""
+    def test_the_merge_step_gets_the_messages(self, to_topic: Launched) -> None:
+        """It is `MergeDoFn`, with the arguments of the command line, and its input is the output of the read."""
         merge = step(to_topic.pipeline, MERGE_STEP)
         assert only(merge.inputs) == only(step(to_topic.pipeline, "ReadFromPubSub").outputs)
         fn = unpickled(merge)
@@ -308,7 +308,7 @@ class TestTheJobOfPubsub:
         assert fields_of(to_topic.pipeline, outputs["dead_letter"]) == list(DeadLetter._fields)
 
     def test_dead_letters_go_to_the_topic(self, to_topic: Launched) -> None:
-        """Dataflow's own write gets what the output dead_letter was made into."""
+        """Dataflow's own write gets the converted output dead_letter."""
         merge, split = step(to_topic.pipeline, "MergeRecords"), step(to_topic.pipeline, "SplitLetters")
         to_message = step(to_topic.pipeline, "DeadLetterToMessage")
         assert only(split.inputs) == merge.outputs["dead_letter"]
@@ -319,7 +319,7 @@ class TestTheJobOfPubsub:
         assert proto.PubSubWritePayload.FromString(write.spec.payload) == proto.PubSubWritePayload(topic=TOPIC)
 
     def test_dead_letters_too_large_for_a_message_go_below_the_temporary_location(self, to_topic: Launched) -> None:
-        """Dataflow's own write would refuse them, and try the bundle again for ever."""
+        """Dataflow's own write would refuse them, and retry the bundle forever."""
         write = step(to_topic.pipeline, "WriteLargeLetters")
         assert only(write.inputs) == step(to_topic.pipeline, "SplitLetters").outputs["too_large"]
         assert unpickled(write)._folder == "gs://my-bucket/tmp/dead-letters"
@@ -331,7 +331,7 @@ class TestTheJobOfPubsub:
         assert unpickled(write)._folder == "gs://my-bucket/dead"
 
     def test_the_options(self, to_topic: Launched) -> None:
-        """A streaming job, in the region and with the account, name and workers that were asked for."""
+        """A streaming job, in the requested region and with the requested account, name and workers."""
         job, environment = to_topic.job, to_topic.environment
         (pool,) = environment["workerPools"]
         assert (job["name"], job["type"], job["projectId"], job["location"]) == (
@@ -350,12 +350,12 @@ class TestTheJobOfPubsub:
         assert "serviceOptions" not in environment, "exactly-once mode is Dataflow's default"
 
     def test_at_least_once_mode(self, to_topic: Launched, to_folder: Launched) -> None:
-        """The service is asked for at-least-once mode, and the pipeline is the same as without."""
+        """The service gets the request for at-least-once mode, and the pipeline is the same as without."""
         assert to_folder.environment["serviceOptions"] == ["streaming_mode_at_least_once"]
         for name in ("ReadFromPubSub/Read", MERGE_STEP):
             assert step(to_topic.pipeline, name).spec == step(to_folder.pipeline, name).spec
 
-    def test_the_workers_package_holds_the_library_and_the_pipelines(self, to_topic: Launched) -> None:
+    def test_the_workers_package_has_the_library_and_the_pipelines(self, to_topic: Launched) -> None:
         """--setup_file sends one source package with both, which is among the job's packages."""
         (pool,) = to_topic.environment["workerPools"]
         assert "workflow.tar.gz" in [package["name"] for package in pool["packages"]]
@@ -366,7 +366,7 @@ class TestTheJobOfPubsub:
         assert wanted | {"setup.py", "README.md", "LICENSE"} <= held
 
     def test_a_signal_ends_the_launch_and_not_the_job(self, launch: Launch) -> None:
-        """Whoever launched a streaming job may leave; the job goes on."""
+        """The launch of a streaming job may end; the job continues."""
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
             done = launch(*TO_TOPIC, WHEEL, service=service)
@@ -374,7 +374,7 @@ class TestTheJobOfPubsub:
         assert len(service.jobs) == 1
 
     def test_an_update_replaces_the_job_of_that_name(self, launch: Launch) -> None:
-        """--update asks for the running job's id, and sends a job that replaces it with the same steps."""
+        """--update reads the running job's id, and sends a job that replaces it with the same steps."""
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
             launch(*TO_TOPIC, WHEEL, "--job_name=views", service=service)
@@ -384,17 +384,17 @@ class TestTheJobOfPubsub:
 
 
 class TestTheJobOfMergeFiles:
-    """`pipelines.merge_files`, read back from what Dataflow was sent."""
+    """`pipelines.merge_files`, read back from Beam's requests to Dataflow."""
 
     def test_it_is_a_batch_job(self, from_files: Launched) -> None:
-        """A batch job in the region; the launch waits for its end and shows its counters."""
+        """The launch waits for its end and prints its counters."""
         assert from_files.code == 0, from_files.err
         assert (from_files.job["type"], from_files.job["location"]) == (JobType.JOB_TYPE_BATCH, "europe-west1")
         assert from_files.environment["version"]["job_type"] == "FNAPI_BATCH"
         assert from_files.out == "0 merged / 0 duplicate / 0 dead-lettered\n"
 
     def test_the_read_knows_the_files(self, from_files: Launched) -> None:
-        """The files that the pattern matched are in the job, and what is read from them goes into the merge step."""
+        """The files that the pattern matches are in the job, and their records go to the merge step."""
         steps = from_files.pipeline.components.transforms.values()
         (paths,) = (one for one in steps if one.unique_name.startswith("Paths/FlatMap("))
         assert [*unpickled(paths).process(None)] == [b"gs://my-bucket/events/one.jsonl"]
@@ -402,7 +402,7 @@ class TestTheJobOfMergeFiles:
         assert only(merge.inputs) == step(from_files.pipeline, "Read").outputs["None"]
 
     def test_both_outputs_are_rows(self, from_files: Launched) -> None:
-        """The merge step has the outputs merged and dead_letter; the second is what is written."""
+        """The merge step has the outputs merged and dead_letter; the second is written."""
         outputs = step(from_files.pipeline, "MergeRecords").outputs
         assert fields_of(from_files.pipeline, outputs["None"]) == list(MergeResult._fields)
         assert fields_of(from_files.pipeline, outputs["dead_letter"]) == list(DeadLetter._fields)
@@ -420,7 +420,7 @@ class TestTheJobOfMergeFiles:
         assert wheel.name in [package["name"] for package in pool["packages"]]
         assert from_files.service.staged(wheel.name) == wheel.read_bytes()
 
-    def test_its_counters_are_what_dataflow_says(self, launch: Launch) -> None:
+    def test_its_counters_are_dataflow_s(self, launch: Launch) -> None:
         """The summary comes from the metrics of the job."""
         with dataflow_service.running() as service:
             service.counters = {"murmur:record_merged": 7, "murmur:record_duplicate": 2, "murmur:dead_letter": 1}
@@ -476,7 +476,7 @@ class TestStepNames:
         ],
     )
     def test_are_these(self, launch: Launch, argv: tuple[str, ...], names: list[str]) -> None:
-        """Another name here means that a running job can only be updated with --transform_name_mapping."""
+        """Any other name means that a running job can only be updated with --transform_name_mapping."""
         assert names_of(launch(*argv).pipeline) == sorted(names)
 
     @pytest.mark.parametrize("argv", [pytest.param(TOPIC_JOB, id="pubsub"), pytest.param(FILES_JOB, id="merge_files")])
@@ -498,17 +498,17 @@ class TestStepNames:
             pytest.param(["--flush_events=10", "--on_exhausted=raise", "--dedup=none"], id="tuning"),
         ],
     )
-    def test_do_not_depend_on_what_is_merged(self, launch: Launch, bigtable_host: str, more: list[str]) -> None:
+    def test_do_not_depend_on_the_merge(self, launch: Launch, bigtable_host: str, more: list[str]) -> None:
         """Flags of the merge change the step, not its name."""
         store = f"--store=bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
         assert names_of(launch(*TO_TOPIC, WHEEL, *more, store).pipeline) == names_of(launch(*TOPIC_JOB).pipeline)
 
 
 class TestThePage:
-    """docs/dataflow.md, word for word, but for where the service is."""
+    """docs/dataflow.md, word for word, except for the address of the service."""
 
     def test_its_table_and_its_launches_work(self, launch: Launch, bigtable_host: str) -> None:
-        """The table that the page makes is one that its launches take, and each of them creates a job."""
+        """Its launches accept the table that the page makes, and each of them creates a job."""
         made = [words for words in dataflow_page.commands() if words[:2] == ["murmur", "create-table"]]
         for words in made:
             subprocess.run(
@@ -534,7 +534,7 @@ class TestThePage:
 
 
 class TestMistakes:
-    """What would fail on the workers, or lose data there, fails at the launch: one line, and exit code 2."""
+    """A flag that would fail on the workers, or lose data there, fails at the launch: one line, and exit code 2."""
 
     @pytest.mark.parametrize(
         ("argv", "complaint"),
@@ -554,7 +554,7 @@ class TestMistakes:
             pytest.param((*TO_TOPIC, WHEEL, "--project=12"), "Invalid Project ID (12)", id="beam"),
         ],
     )
-    def test_are_told_at_the_launch(self, launch: Launch, argv: tuple[str, ...], complaint: str) -> None:
+    def test_are_reported_at_the_launch(self, launch: Launch, argv: tuple[str, ...], complaint: str) -> None:
         """No job is created, and the message names the flag."""
         done = launch(*argv)
         assert (done.code, done.out, done.service.jobs) == (2, "", [])
@@ -563,7 +563,7 @@ class TestMistakes:
 
 
 class TestFlexTemplates:
-    """The templates' own programs, started as their launcher starts them: it makes a template and no job."""
+    """The templates' own programs, started as their launcher starts them: they make a template and no job."""
 
     @pytest.mark.parametrize(
         ("name", "argv", "keys"),
@@ -573,7 +573,7 @@ class TestFlexTemplates:
         ],
     )
     def test_they_write_the_job_and_end(self, launch: Launch, name: str, argv: tuple[str, ...], keys: int) -> None:
-        """The job is in the file that the launcher asked for; several keys in one parameter are several keys."""
+        """The job is in the file that the launcher named; several keys in one parameter are several keys."""
         argv = tuple(one for one in argv[1:] if not one.startswith("--key="))
         template = "gs://my-bucket/staging/template_launches/job_object"
         done = launch(
@@ -616,7 +616,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def worker(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel, and with what else is installed here, but without this source."""
+    """Python of an environment with the wheel and all other packages of this one, but without this source."""
     folder = tmp_path_factory.mktemp("worker")
     venv.create(folder, symlinks=True)
     python = folder / "bin/python"
@@ -653,7 +653,7 @@ for step in pipeline.components.transforms.values():
 
 
 class TestOnAWorker:
-    """In an environment that has the wheel and not this source, as a worker has."""
+    """In an environment with the wheel and without this source, as on a worker."""
 
     def run(self, python: Path, pipeline: bytes, folder: Path, session: bytes | None = None) -> dict[str, str]:
         """Class of each DoFn that was set up and torn down there, by the name of its step."""
@@ -713,7 +713,7 @@ class TestOnAWorker:
         }
 
     def test_a_store_in_memory(self, worker: Path, tmp_path: Path) -> None:
-        """The merge step opens a store in memory as well, from a pipeline that no command line has made."""
+        """The merge step also opens a store in memory, of a pipeline made without a command line."""
         pipeline = beam.Pipeline()
         merge = {"key": "page", "event_id": "id", "monoid": "count", "store": "memory://worker"}
         pubsub.build(pipeline, SUBSCRIPTION, merge, dead_letters="gs://my-bucket/dead")
@@ -722,7 +722,7 @@ class TestOnAWorker:
         assert steps["WriteDeadLetters"] == "WriteLetters"
 
     def test_the_table_is_really_opened(self, launch: Launch, worker: Path, tmp_path: Path) -> None:
-        """Where the table does not exist, the merge step cannot be set up."""
+        """Without the table, the merge step cannot be set up."""
         pipeline = launch(*FOLDER_JOB).pipeline.SerializeToString()
         with bigtable() as empty, pytest.MonkeyPatch.context() as patch:
             patch.setenv("BIGTABLE_EMULATOR_HOST", empty)

@@ -1,4 +1,4 @@
-"""What the pipelines check before they hand a job to Dataflow; its clients need not be installed for these."""
+"""Checks of the pipelines before a launch on Dataflow; its clients need not be installed for these."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _clients(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DirectRunner", False),
     ],
 )
-def test_dataflow_is_known_by_each_of_its_names(runner: str, expected: bool) -> None:
-    """Beam takes the name of a runner in any case, and that of its class."""
+def test_dataflow_is_recognised_by_each_of_its_names(runner: str, expected: bool) -> None:
+    """Beam accepts the name of a runner in any case, and that of its class."""
     assert on_dataflow(PipelineOptions([f"--runner={runner}"])) is expected
 
 
@@ -46,14 +46,14 @@ def test_dataflow_is_known_by_each_of_its_names(runner: str, expected: bool) -> 
         (["--runner=DirectRunner", "--dry_run=true"], False),
     ],
 )
-def test_a_job_that_is_only_built_is_told_from_one_that_runs(flags: list[str], expected: bool) -> None:
-    """Only Dataflow knows dry runs and templates."""
+def test_a_job_that_is_only_built_is_recognised(flags: list[str], expected: bool) -> None:
+    """Only Dataflow has dry runs and templates."""
     assert only_built(PipelineOptions(flags)) is expected
 
 
 @pytest.mark.parametrize("runner", ["FlinkRunner", "DirectRunner", "PortableRunner"])
 def test_other_runners_may_use_this_machine(runner: str) -> None:
-    """Files and caches here are fine where the workers are here."""
+    """Local files and caches are accepted where the workers run here."""
     check_dataflow(PipelineOptions([f"--runner={runner}"]), LOCAL, "memory://cache")
 
 
@@ -62,7 +62,7 @@ def test_other_runners_may_use_this_machine(runner: str) -> None:
     "package",
     ["--setup_file=./setup.py", "--extra_package=x.whl", "--sdk_container_image=gcr.io/p/i", "--extra_packages=x.whl"],
 )
-def test_any_way_of_getting_the_library_to_the_workers_will_do(package: str) -> None:
+def test_the_library_may_reach_the_workers_in_any_way(package: str) -> None:
     """A source package, a wheel or an image."""
     options = PipelineOptions(["--runner=DataflowRunner", package])
     check_dataflow(options, REMOTE, None)
@@ -70,8 +70,8 @@ def test_any_way_of_getting_the_library_to_the_workers_will_do(package: str) -> 
         check_dataflow(options, LOCAL, None)
 
 
-def test_missing_clients_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that says what to install, instead of a traceback from within Beam."""
+def test_missing_clients_are_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that says what to install, instead of a traceback from Beam."""
     monkeypatch.setitem(sys.modules, APICLIENT, None)
     code = pubsub.main(
         [

@@ -1,4 +1,4 @@
-"""The whole production path, smaller than its users run it: exact counts after SIGKILLs, and nothing left behind."""
+"""The whole production path on a small scale: exact counts after SIGKILLs, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FINE = end_to_end.Result(
 
 @contextmanager
 def running(folder: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """It as its users start it, with a folder for all files that it makes; killed in the end if it still runs."""
+    """The program as users start it, with a folder for all files that it makes; killed at the end if it still runs."""
     emulators.require(BIGTABLE)
     emulators.require(PUBSUB)
     process = subprocess.Popen(
@@ -58,7 +58,7 @@ def running(folder: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def listens(host: str) -> bool:
-    """Does anybody take connections there?"""
+    """Whether a process accepts connections there."""
     address, _, port = host.partition(":")
     with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
         return True
@@ -76,8 +76,8 @@ def workers(hosts: list[str]) -> list[str]:
 
 
 def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> None:
-    """In processes of their own: every number right, the table says so, and neither process nor file remains. With
-    commits and by appending, at the same time, since both wait for the most part."""
+    """In processes of their own: every number is right, the table says so, and no process or file remains. With commits
+    and by appending, at the same time, since both mostly wait."""
     folders = {write: tmp_path / write for write in ("commit", "append")}
     for folder in folders.values():
         folder.mkdir()
@@ -101,7 +101,7 @@ def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> Non
         out, err = appends.communicate(timeout=TIMEOUT_S)
         assert appends.returncode == 0, out + err
         rows = ended(folders["append"], out)
-        # Of the round in which it is killed, a folder tells nothing. Each flight is folded for each key.
+        # A folder prints nothing about the round in which it is killed. Each flight is folded for each key.
         assert rows.pop("rounds") > 2
         assert rows.pop("found twice") >= 0
         assert 0 <= rows.pop("folded") <= 200 * len(flights.KEYS)
@@ -120,7 +120,7 @@ def test_counts_are_exact_after_kills_and_nothing_is_left(tmp_path: Path) -> Non
 
 
 def numbers(n: int) -> int:
-    """How many there are to compare of so many flights."""
+    """The number of values to compare for this many flights."""
     return len(end_to_end.recount(list(islice(flights.read_flights(str(flights.shipped_data())), n))))
 
 
@@ -136,8 +136,8 @@ def ended(folder: Path, out: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
-def test_when_it_is_ended_all_that_it_started_ends(by: signal.Signals, tmp_path: Path) -> None:
-    """By a signal in the middle: one line, and neither emulator nor worker nor file is left."""
+def test_a_signal_ends_all_that_it_has_started(by: signal.Signals, tmp_path: Path) -> None:
+    """In the middle of a run: one line, and no emulator, worker or file is left."""
     with running(tmp_path, "--flights=5000", "--kills=0") as process:
         assert process.stdout is not None
         hosts = re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())
@@ -157,8 +157,9 @@ def test_when_it_is_ended_all_that_it_started_ends(by: signal.Signals, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients are led to the emulators while they run, and afterwards where they went before, also after an error."""
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients are led to the emulators while these run, and to their former addresses afterwards, also after an
+    error."""
     emulators.require(BIGTABLE)
     emulators.require(PUBSUB)
     monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", "before:1")
@@ -171,8 +172,8 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(os.environ) == before
 
 
-def test_the_recount_is_that_of_the_flights_pipeline(tmp_path: Path) -> None:
-    """Two ways through the same file agree, though they share no counting."""
+def test_the_recount_equals_the_flights_pipeline(tmp_path: Path) -> None:
+    """Two independent counts of the same file agree."""
     rows = list(islice(flights.read_flights(str(flights.shipped_data())), 2_000))
     path = tmp_path / "flights.csv"
     path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]), "utf-8")
@@ -180,8 +181,8 @@ def test_the_recount_is_that_of_the_flights_pipeline(tmp_path: Path) -> None:
     assert end_to_end.recount(rows) == expected
 
 
-def test_each_number_that_differs_is_told() -> None:
-    """Too many, too few, and those that only one side has."""
+def test_each_wrong_number_is_reported() -> None:
+    """Too large, too small, and those that only one side has."""
     found = Counter({("a", 0): 1, ("b", 1): 3, ("c", 2): 1, ("e", 4): 5})
     expected = Counter({("a", 0): 1, ("b", 1): 2, ("d", 3): 1_000, ("e", 4): 6})
     assert end_to_end.compare(found, expected) == [
@@ -203,7 +204,7 @@ def test_each_number_that_differs_is_told() -> None:
         ({"dead": {**FINE.dead, "9": b"{}"}}, 1),
     ],
 )
-def test_the_exit_code_says_whether_all_is_right(
+def test_the_exit_code_reports_failures(
     change: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Wrong numbers, messages left over, dead letters that are missing, changed or too many: each is a failure."""
@@ -231,7 +232,7 @@ def test_a_mistake_is_one_line(argv: str, complaint: str, capsys: pytest.Capture
 def test_a_missing_emulator_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With what to run to have it."""
+    """It has the command that installs it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert end_to_end.main(["--flights=1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -245,7 +246,7 @@ def test_a_missing_emulator_is_one_line(
         ("replay", ["--topic=projects/p/topics/dead", "--store=sqlite:///x.db", "--key=k", "--value=v"]),
     ],
 )
-def test_without_googles_packages(module: str, argv: list[str], tmp_path: Path) -> None:
+def test_without_google_s_packages(module: str, argv: list[str], tmp_path: Path) -> None:
     """One line that says what to install."""
     blocked = (
         "import sys\n"

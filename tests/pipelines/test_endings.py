@@ -1,4 +1,4 @@
-"""How runs end: each exit code, and what stderr says of dead letters."""
+"""The end of runs: each exit code, and what stderr says about dead letters."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ COUNT = ("--key=page", "--monoid=count", "--event_id=id")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test has one of its own, and is in it."""
+    """The working folder of a test, empty at first."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def letter(error: Exception, stage: str = "extract") -> DeadLetter:
-    """A letter for this reason."""
+    """A letter with this reason."""
     return write_letter(b"x", "murmur", Failure(stage, error, Known(None, None, None)), 0)
 
 
 def write(good: int, bad: int) -> None:
-    """A file with so many good lines and so many bad ones."""
+    """A file with this many good lines and this many bad ones."""
     lines = [json.dumps({"id": f"e{i}", "page": "p"}) for i in range(good)] + [f'{{"id": "b{i}"}}' for i in range(bad)]
     Path("a.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
@@ -75,12 +75,12 @@ class TestAllowance:
 
     @pytest.mark.parametrize("text", ["", "-1", "101%", "1.5", "few", "1 %%", "%", "1e2"])
     def test_anything_else_is_refused(self, text: str) -> None:
-        """Naming the flag, before the work."""
+        """By the name of the flag, before the work."""
         with pytest.raises(ConfigurationError, match=r"^--max_dead_letters: expected a number or a percentage"):
             Allowance.parse(text)
 
     @given(st.integers(0, 1_000), st.integers(0, 1_000))
-    def test_fewer_are_never_worse(self, dead: int, good: int) -> None:
+    def test_fewer_letters_are_never_worse(self, dead: int, good: int) -> None:
         """Whatever is allowed."""
         for text in (None, "7", "3%"):
             allowance = Allowance.parse(text)
@@ -89,7 +89,7 @@ class TestAllowance:
 
 
 class TestReasons:
-    def test_what_differs_from_record_to_record_is_left_out(self) -> None:
+    def test_reasons_omit_the_values_of_a_record(self) -> None:
         """So that a million letters have few reasons; names of fields stay."""
         reasons = Reasons()
         for i in range(1_000):
@@ -103,7 +103,7 @@ class TestReasons:
         }
 
     def test_their_number_is_bounded(self) -> None:
-        """Whatever a user's functions say."""
+        """Whatever a user's functions raise."""
         reasons = Reasons()
         for i in range(10_000):
             reasons.add(letter(InvalidRecord("value", f"bad {'x' * (i % 500)}y{'z' * (i % 7)}")))
@@ -121,20 +121,22 @@ class TestReasons:
             (TransientError("bad"), "decode", False),
         ],
     )
-    def test_the_store_is_blamed_for_what_it_did(self, error: Exception, stage: str, of_the_store: bool) -> None:
-        """And not for a record that it could not take."""
+    def test_the_store_is_blamed_only_for_its_own_failures(
+        self, error: Exception, stage: str, of_the_store: bool
+    ) -> None:
+        """And not for a record that it could not accept."""
         assert reason_of(letter(error, stage)).startswith("store: ") is of_the_store
 
 
 class TestCodes:
-    def test_0_all_is_settled(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Merged, duplicate or expired; nothing is said on stderr."""
+    def test_0_without_dead_letters(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Merged, duplicate or expired; nothing is printed on stderr."""
         write(5, 0)
         assert (merge(), merge()) == (0, 0)
         assert capsys.readouterr().err == ""
 
-    def test_0_few_dead_letters(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Their reasons are told all the same."""
+    def test_0_with_few_dead_letters(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Their reasons are still printed."""
         write(18, 2)
         assert merge() == 0
         assert capsys.readouterr().err.splitlines() == [
@@ -147,7 +149,7 @@ class TestCodes:
         [(17, 2, ()), (0, 1, ()), (99, 1, ("--max_dead_letters=0",)), (98, 2, ("--max_dead_letters", "1%"))],
     )
     def test_3_too_many(self, good: int, bad: int, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-        """A run that merges next to nothing is no success."""
+        """A run that merges next to nothing is a failure."""
         write(good, bad)
         assert merge(*flags) == 3
         last = capsys.readouterr().err.splitlines()[-1]
@@ -159,7 +161,7 @@ class TestCodes:
         "flags", [("--max_dead_letters=some",), ("--kee=x",), ("--window=daily",), ("--input=gone.jsonl",)]
     )
     def test_2_a_mistake(self, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-        """Before anything is done."""
+        """Before any work."""
         write(1, 0)
         try:
             code = merge(*flags)
@@ -170,7 +172,7 @@ class TestCodes:
         assert not os.path.exists("c.db")
 
     def test_4_the_store_failed_in_the_middle(self) -> None:
-        """Its letters tell so; here the disk was full."""
+        """Its letters say so; here the disk was full."""
         write(30_000, 0)
         code = (
             "import resource, signal, sys\n"
@@ -184,8 +186,8 @@ class TestCodes:
         assert done.stderr.splitlines()[-1].endswith("records became dead letters: the store failed")
         assert "Traceback" not in done.stderr
 
-    def test_4_the_store_failed_and_the_bundle_with_it(self) -> None:
-        """With --on_exhausted raise there are no letters."""
+    def test_4_the_store_failed_with_its_bundle(self) -> None:
+        """With --on_exhausted raise the bundle makes no letters."""
         write(30_000, 0)
         code = (
             "import resource, signal, sys\n"
@@ -201,7 +203,7 @@ class TestCodes:
         assert line.startswith("merge_files: error: ")
 
     def test_130_interrupted(self) -> None:
-        """In one line; the next run goes on."""
+        """In one line; the next run continues."""
         write(300_000, 0)
         process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.merge_files", "--input=a.jsonl", *COUNT, "--store=sqlite:///c.db"],
@@ -227,7 +229,7 @@ def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
 
 
-def test_the_table_in_the_module_is_that_of_the_constants() -> None:
+def test_the_table_in_the_module_has_all_constants() -> None:
     """Each code is documented."""
     for code in (endings.SETTLED, endings.MISTAKE, endings.TOO_MANY, endings.STORE_FAILED, endings.INTERRUPTED):
         assert re.search(rf"^ *{code} ", endings.__doc__ or "", re.MULTILINE)

@@ -41,11 +41,11 @@ STREAMING = [
     "--max_bundle_size=1",
     "--shutdown_sources_after_idle_ms=0",
 ]
-"""What makes Flink keep checkpoints of a source that ends, one or several between two parts of the file."""
+"""Flags that make Flink keep checkpoints of a bounded source, one or several between two parts of the file."""
 
 
 class State(NamedTuple):
-    """All that a table shows to its readers.
+    """All aggregates of a table as readers see them.
 
     Attributes:
         numbers: how many aggregates there are.
@@ -57,14 +57,14 @@ class State(NamedTuple):
 
 
 def state_of(uri: str) -> State:
-    """What is there now."""
+    """The present state."""
     with Reader.open(uri) as reader:
         aggregates = sorted((key.entity, key.bucket, value) for key, value in reader.store.scan())
     return State(len(aggregates), hashlib.sha256(json.dumps(aggregates).encode()).hexdigest())
 
 
 def new_uri(host: str) -> str:
-    """Of an empty table."""
+    """The URI of an empty table."""
     return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(host)}"
 
 
@@ -76,14 +76,14 @@ def first_flights(path: Path, n: int) -> Path:
 
 
 class Run:
-    """A command that runs."""
+    """A running command."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
         self.process = process
         self._output = output
 
     def wait(self) -> str:
-        """What it has printed, once it has come to a good end."""
+        """Its output, after a successful end."""
         code = self.process.wait(TIMEOUT_S)
         printed = self._output.read_text("utf-8", "replace")
         assert code == 0, printed
@@ -92,7 +92,7 @@ class Run:
 
 @contextmanager
 def pipeline(name: str, folder: Path, *arguments: str) -> Iterator[Run]:
-    """``python -m pipelines.NAME``, as users start it; neither it nor what it starts outlives the block."""
+    """``python -m pipelines.NAME``, as users start it; it and all that it starts end with the block."""
     environment = {**os.environ, "PYTHONPATH": str(Path(murmur_beam.__file__).parents[1])}
     output = folder / f"{name}.out"
     with output.open("wb") as file:
@@ -112,7 +112,7 @@ def pipeline(name: str, folder: Path, *arguments: str) -> Iterator[Run]:
 
 
 def run_flights(folder: Path, file: Path, uri: str, flags: Sequence[str] = ()) -> str:
-    """Merge the flights of a file, with ``--check``; what it has printed."""
+    """Merge the flights of a file, with ``--check``; its output."""
     with pipeline("flights", folder, f"--input={file}", f"--state={uri}", "--check", *flags) as run:
         return run.wait()
 
@@ -125,7 +125,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(bigtable_host: str, few: Path, tmp_path_factory: pytest.TempPathFactory) -> State:
-    """What a run without any engine leads to: in the pipeline's own process."""
+    """The state after a run without any engine, in the pipeline's own process."""
     uri = new_uri(bigtable_host)
     run_flights(tmp_path_factory.mktemp("expected"), few, uri)
     return state_of(uri)
@@ -133,7 +133,8 @@ def expected(bigtable_host: str, few: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("total", [0, 1, 15, 16, 17, FEW])
 def test_the_parts_are_the_file(few: Path, total: int) -> None:
-    """All parts together must be the first so many rows, each once and in order; and one part where one worker runs."""
+    """All parts together must be the given number of first rows, each once and in order; and one part where one worker
+    runs."""
     parts = flights.parts_of(str(few), total, "PrismRunner")
     assert len(parts) == 16
     rows = [row for part in parts for row in flights.read_flights(*part)]
@@ -142,7 +143,7 @@ def test_the_parts_are_the_file(few: Path, total: int) -> None:
 
 
 def prism_flags() -> list[str]:
-    """What a user types for Prism; skips the test where it is not installed."""
+    """The flags that a user types for Prism; skips the test where it is not installed."""
     emulators.require(PRISM)
     return ["--runner=PrismRunner", f"--prism_location={PRISM.find()}"]
 
@@ -152,7 +153,7 @@ SEVERAL_PROCESSES = ["--runner=DirectRunner", "--direct_running_mode=multi_proce
 
 @contextmanager
 def engine(name: str, folder: Path) -> Iterator[tuple[list[str], Path]]:
-    """The flags of an engine, and what tells of its work: its log, or what the pipeline prints."""
+    """The flags of an engine, and the text with signs of its work: its log, or the pipeline's output."""
     printed = folder / "flights.out"
     if name == "flink":
         with flink(folder) as running:
@@ -173,7 +174,7 @@ def engine(name: str, folder: Path) -> Iterator[tuple[list[str], Path]]:
 def test_flights_end_with_the_same_state(
     name: str, trace: str, times: int, few: Path, expected: State, bigtable_host: str, tmp_path: Path
 ) -> None:
-    """Every number must be that of a run without an engine, and that of the file; a second run must move none."""
+    """Every number must be that of a run without an engine, and that of the file; a second run must change none."""
     uri = new_uri(bigtable_host)
     with engine(name, tmp_path) as (flags, log):
         first = run_flights(tmp_path, few, uri, flags)
@@ -188,7 +189,8 @@ def test_flights_end_with_the_same_state(
 
 
 def test_files_on_prism(bigtable_host: str, tmp_path: Path) -> None:
-    """Each record of several files must be merged once, and what is no record be in the file of dead letters."""
+    """Each record of several files must be merged once, and other lines must be in the file of dead
+    letters."""
     flags = prism_flags()
     clicks = [{"id": str(i), "page": "abc"[i % 3]} for i in range(300)]
     for part in range(3):
@@ -212,7 +214,7 @@ def test_files_on_prism(bigtable_host: str, tmp_path: Path) -> None:
 
 
 def committed(uri: str) -> int:
-    """How many flights the state holds by now."""
+    """The number of flights in the state by now."""
     try:
         with Reader.open(uri) as reader:
             return sum(total for _, total, _ in reader.list("flights/all"))
@@ -221,7 +223,7 @@ def committed(uri: str) -> int:
 
 
 def wait_for_the_middle(run: Run, engine: Flink, uri: str) -> None:
-    """Until Flink has kept a checkpoint, and more than a part of the file was committed after it."""
+    """Wait until Flink has kept a checkpoint, and more than a part of the file was committed after it."""
     deadline = time.monotonic() + TIMEOUT_S
     checkpoints = at_checkpoint = 0
     while time.monotonic() < deadline:
@@ -237,8 +239,8 @@ def wait_for_the_middle(run: Run, engine: Flink, uri: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers by Linux's list of processes")
 def test_flink_recovers_from_a_killed_worker(bigtable_host: str, tmp_path: Path) -> None:
-    """SIGKILL for a worker in the middle of its work: Flink must deliver again what came after its last checkpoint, of
-    which some was committed already, and every count be right."""
+    """SIGKILL for a worker in the middle of its work: Flink must deliver again all elements since its last checkpoint,
+    some of them committed, and every count must be right."""
     file, uri, alone = first_flights(tmp_path / "flights.csv", MANY), new_uri(bigtable_host), new_uri(bigtable_host)
     with flink(tmp_path) as engine:
         flags = [f"--input={file}", f"--state={uri}", "--check", *engine.flags, *STREAMING]

@@ -1,4 +1,4 @@
-"""Exactly once into Bigtable while requests fail, answers get lost, writers compete and the server goes away.
+"""Exactly once into Bigtable while requests fail, answers are lost, writers compete and the server goes away.
 
 The real `MergeRecords` on Beam's in-process runner, the real emulator, and between them the fault proxy.
 """
@@ -43,7 +43,7 @@ from tests.support.merging import PATIENT, Event, Merge, do_all, several
 A_FIFTH_FAILS = {
     Fault.REFUSE: 0.06,
     Fault.EXHAUST: 0.029,
-    # Each of these ends whatever else is under way on the connection.
+    # Each of these ends all other requests in progress on the connection.
     Fault.CUT: 0.001,
     Fault.LOSE: 0.05,
     Fault.EXPIRE: 0.039,
@@ -84,7 +84,7 @@ def wait_until_it_answers(uri: str) -> None:
 
 
 class Ran(NamedTuple):
-    """What a pipeline gave.
+    """The outputs of a pipeline.
 
     Attributes:
         results: how often each event had each outcome.
@@ -97,7 +97,7 @@ class Ran(NamedTuple):
     counters: dict[str, int]
 
     def outcomes(self) -> Counter[str]:
-        """How many elements had which outcome, by the counters; they must say what came out."""
+        """The number of elements with each outcome, by the counters; they must agree with the outputs."""
         counted = Counter({str(o): n for o in Outcome if (n := self.counters.get(f"test:record_{o}", 0))})
         came: Counter[str] = Counter()
         for (outcome, _), n in self.results.items():
@@ -113,7 +113,7 @@ _tallies: dict[str, Ran] = {}
 
 
 class Tally(beam.DoFn):
-    """Notes in this process what comes out: 200,000 results are too many to keep.
+    """Counts the outputs in this process: 200,000 results are too many to keep.
 
     Args:
         name: in `_tallies`.
@@ -137,7 +137,7 @@ def merge(
     """Run a pipeline of one `MergeRecords`.
 
     Args:
-        elements: that it gets.
+        elements: its input.
         built: called when it is built, before it runs.
         letters: file for the dead letters.
         arguments: of `MergeRecords`.
@@ -162,7 +162,7 @@ def merge(
 
 
 def replayed(letters: Path, uri: str, capsys: pytest.CaptureFixture[str], flags: Sequence[str] = FLAGS) -> str:
-    """Run `pipelines.replay` on a file; the first line that it prints."""
+    """Run `pipelines.replay` on a file; the first line of its output."""
     still_dead = letters.with_suffix(".again")
     capsys.readouterr()
     assert replay.main([f"--input={letters}", f"--store={uri}", f"--dead_letters={still_dead}", *flags]) == 0
@@ -171,7 +171,7 @@ def replayed(letters: Path, uri: str, capsys: pytest.CaptureFixture[str], flags:
 
 
 def test_an_overloaded_server_that_has_written_makes_no_duplicates(proxy: FaultProxy, uri: str) -> None:
-    """It says RESOURCE_EXHAUSTED after a fifth of the commits: as many are merged as there are events, exactly."""
+    """RESOURCE_EXHAUSTED after a fifth of the commits: exactly as many events are merged as there are."""
     n = 3_000
     events = [{"id": f"e{i}", "k": f"k{i % 300}", "v": 1} for i in range(n)]
     deliveries = events * 2
@@ -208,7 +208,7 @@ def test_a_fifth_of_the_requests_fail_and_every_count_is_exact(bigtable_host: st
     assert set(ran.results.values()) == {1}
     writes, reads = proxy.counts[CHECK_AND_MUTATE], proxy.counts[READ_ROWS]
     print(f"writes: {writes}; reads: {reads}; by the counters: {ran.counters}")
-    # The plan has really hit.
+    # The plan has really taken effect.
     assert writes.requests > 5_000
     assert 0.15 < writes.failed / writes.requests < 0.25
     assert 0.15 < reads.failed / reads.requests < 0.25
@@ -226,7 +226,7 @@ def test_eight_processes_count_the_same_events_once(bigtable_host: str) -> None:
     expected: Counter[str] = Counter()
     for event in events:
         expected[event.key] += event.value
-    # Each leaves out a quarter of the events, another one in turn.
+    # Each leaves out another quarter of the events.
     shares = [[event for i, event in enumerate(events) if (i + p) % processes > 1] for p in range(processes)]
     for share in shares:
         chance.shuffle(share)
@@ -253,8 +253,8 @@ def test_eight_processes_count_the_same_events_once(bigtable_host: str) -> None:
 
 
 def test_a_row_of_many_small_commits_knows_every_event(proxy: FaultProxy, uri: str) -> None:
-    """Whatever becomes of a row's journal as it grows under the hands of several writers, while requests fail, no event
-    may be forgotten: neither by them nor by those that read the row later."""
+    """Several writers extend a row's journal while requests fail: no event may be forgotten, neither by them nor by
+    later readers of the row."""
     n, writers = 600, 3
     proxy.plan = Plan(A_FIFTH_FAILS, seed=7, late_s=0.005)
     outcomes: Counter[str] = Counter()
@@ -280,7 +280,8 @@ def test_a_row_of_many_small_commits_knows_every_event(proxy: FaultProxy, uri: s
     proxy.plan = None
     proxy.drain()
     assert state(uri) == {"k": sum(range(n))}
-    # A commit without an answer that others have packed away before its writer could look is told to be a duplicate.
+    # A commit without an answer whose columns others have packed before its writer could look is reported as a
+    # duplicate.
     assert outcomes.keys() == {"merged", "duplicate"}
     assert outcomes.total() == writers * n
     assert 0.95 * n <= outcomes["merged"] <= n
@@ -291,14 +292,14 @@ def test_a_row_of_many_small_commits_knows_every_event(proxy: FaultProxy, uri: s
 
 
 @pytest.mark.parametrize("goes_down", ["before it is built", "before it runs"])
-def test_what_a_store_that_is_down_cannot_take_is_replayed(
+def test_records_during_an_outage_are_replayed(
     proxy: FaultProxy, uri: str, goes_down: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every record must be a dead letter with its payload byte for byte, and count once when the store has come back
-    and they are replayed, however often."""
+    """Every record must be a dead letter with its payload byte for byte, and count once when the store is back and they
+    are replayed, however often."""
     n = 1_000
     payloads = [
-        # As publishers write it: with spaces, letters beyond ASCII and fields that nobody reads.
+        # As publishers write it: with spaces, letters beyond ASCII and unused fields.
         f'{{ "id":"é{i}",  "k": "k{i % 40}",\t"v": {i % 7}, "note": "naïve \\u20ac {i}" }}\n'.encode()
         for i in range(n)
     ]
@@ -336,7 +337,7 @@ ROLLUP_FLAGS = ["--name=test", "--key=page/{p}", "--key=bad/{p}", "--key==all", 
 
 
 def rollups(n: int) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """So many events of three keys each, and what they add up to."""
+    """This many events of three keys each, and their sums."""
     events = [{"id": f"e{i}", "p": f"p{i % 5}", "v": i % 4 + 1} for i in range(n)]
     expected: Counter[str] = Counter()
     for event in events:
@@ -346,7 +347,7 @@ def rollups(n: int) -> tuple[list[dict[str, Any]], Counter[str]]:
 
 
 def only_bad_failed(ran: Ran, events: Sequence[dict[str, Any]]) -> None:
-    """Each event is a dead letter that names its second key alone, for a reason that no retry cures."""
+    """Each event is a dead letter that names its second key alone, with a reason that no retry cures."""
     assert ran.outcomes() == {"dead_letter": len(events)}
     pages = {event["id"]: event["p"] for event in events}
     for letter in ran.letters:
@@ -368,7 +369,7 @@ def test_a_key_that_may_not_be_written_fails_alone(
     assert all("INVALID_ARGUMENT" in letter.error_message for letter in ran.letters)
     assert state(uri) == {key: total for key, total in expected.items() if "bad" not in key}
 
-    # Now nothing else may be written.
+    # No other row may be written now.
     proxy.refused_rows = dict.fromkeys([b"page", b"all"], grpc.StatusCode.INVALID_ARGUMENT)
     assert replayed(letters, uri, capsys, ROLLUP_FLAGS) == "60 merged / 0 duplicate / 0 dead-lettered"
     assert state(uri) == dict(expected)
@@ -379,8 +380,8 @@ def test_a_key_that_may_not_be_written_fails_alone(
 def test_a_key_that_overflows_fails_alone(
     bigtable_host: str, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of records whose second key is full, the other keys must count at once; when somebody else has made room, that
-    key alone must count, also in a process that had found it full."""
+    """If the second key of a record is full, the other keys must count at once; when another writer has lowered its
+    sum, that key alone must count, also in a process that had found it full."""
     events, expected = rollups(60)
     letters = tmp_path / "letters.jsonl"
 
@@ -392,7 +393,7 @@ def test_a_key_that_overflows_fails_alone(
     bad = {key: total for key, total in expected.items() if "bad" in key}
     add(dict.fromkeys(bad, INT64_MAX), "fill")
     spec = resolve({**ROLLUP, "store": uri})
-    # What this process knows of the rows stays for as long as somebody uses the store.
+    # The process keeps its cached rows as long as the store is in use.
     lease = Lease(spec.store, spec.monoid, spec.granularity)
     try:
         only_bad_failed(merge(events, letters=letters, **ROLLUP, store=uri, config=PATIENT), events)

@@ -1,4 +1,4 @@
-"""Which files are read: names before patterns, each file once, whatever its name; and all of it or an error."""
+"""Input files: names before patterns, each file once, whatever its name; and all of it or an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE = (
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test has one of its own, and is in it."""
+    """The working folder of a test, empty at first."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -37,7 +37,7 @@ def events(n: int, start: int = 0) -> bytes:
 
 
 def names(*patterns: str) -> list[str]:
-    """What patterns match, by the names in this folder."""
+    """The names that patterns match, in this folder."""
     return [os.path.relpath(path) for path in matching(patterns)]
 
 
@@ -49,7 +49,7 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 def count() -> int | None:
-    """What was counted."""
+    """The count after a run."""
     with Reader.open("sqlite:///c.db") as reader:
         found: int | None = reader.get("p")
         return found
@@ -58,7 +58,7 @@ def count() -> int | None:
 class TestNames:
     @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:20])
     def test_a_name_that_exists_is_that_file(self, name: str) -> None:
-        """Whatever characters it holds; files that it would match as a pattern are others."""
+        """Whatever characters it has; it does not match other files as a pattern."""
         Path(name).write_bytes(events(2))
         for other in ("events1.jsonl", "events.jsonl", "a.jsonl", "b.jsonl"):
             Path(other).write_bytes(events(5, 100))
@@ -67,7 +67,7 @@ class TestNames:
         assert count() == 2
 
     @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:20])
-    def test_what_a_pattern_matches_is_no_pattern_again(self, name: str) -> None:
+    def test_a_matched_name_is_not_a_pattern_again(self, name: str) -> None:
         """It is read by its name."""
         Path("d").mkdir()
         Path("d", name).write_bytes(events(2))
@@ -95,7 +95,7 @@ class TestNames:
         ],
     )
     def test_a_file_is_read_once_however_often_it_is_named(self, patterns: list[str], found: list[str]) -> None:
-        """Under two spellings, through links, and by several patterns."""
+        """With two spellings, through links, and by several patterns."""
         Path("d/e").mkdir(parents=True)
         for name in ("a.jsonl", "b.jsonl", "d/c.jsonl", "d/e/c.jsonl"):
             Path(name).write_bytes(events(1))
@@ -119,8 +119,8 @@ class TestNames:
         ],
         ids=lambda text: ascii(text)[:30],
     )
-    def test_what_cannot_be_read_is_one_line(self, name: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """Before anything else is done, naming the flag and the file."""
+    def test_an_unreadable_file_is_one_line(self, name: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Before any work, naming the flag and the file."""
         Path("folder").mkdir()
         Path("a.jsonl").write_bytes(events(1))
         os.symlink("gone", "dangling.jsonl")
@@ -130,7 +130,7 @@ class TestNames:
             (line,) = capsys.readouterr().err.splitlines()
             assert line.startswith("merge_files: error: --input: ")
 
-    def test_a_name_that_is_no_utf_8_can_be_printed(self, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    def test_a_name_that_is_not_utf_8_can_be_printed(self, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
         """Escaped, as are names that would move the cursor."""
         Path(os.fsdecode(b"caf\xe9\x1b[2J.jsonl.gz")).write_bytes(b"no gzip")
         assert merge_files.main(["--input=caf*", *COUNT]) == 2
@@ -139,15 +139,15 @@ class TestNames:
 
 
 class TestGone:
-    def test_a_file_that_goes_away_after_it_was_listed_is_an_error(self) -> None:
-        """Its records would be missing, and nobody would know."""
+    def test_a_file_that_is_removed_after_it_was_listed_is_an_error(self) -> None:
+        """Its records would be missing without notice."""
         Path("a.jsonl").write_bytes(events(1))
         (path,) = matching(["a.jsonl"])
         os.remove("a.jsonl")
         with pytest.raises(MurmurError, match=r"/a.jsonl: cannot be read to its end: No such file"), opened(path):
             pass
 
-    def test_so_is_one_that_becomes_shorter_while_it_is_read(self) -> None:
+    def test_a_file_that_is_truncated_while_it_is_read_is_an_error(self) -> None:
         """As a log that is rotated by copying and truncating."""
         Path("a.jsonl").write_bytes(events(50_000))
 
@@ -160,7 +160,7 @@ class TestGone:
         assert "it became shorter while it was read" in refusal(cut_while_reading)
 
     def test_a_folder_that_takes_its_place_is_an_error(self) -> None:
-        """It is looked at again when it is opened."""
+        """It is checked again when it is opened."""
         Path("a.jsonl").mkdir()
         with pytest.raises(MurmurError, match="it is a folder"), opened("a.jsonl"):
             pass
@@ -168,7 +168,7 @@ class TestGone:
 
 class TestPipes:
     def test_a_pipe_is_read_to_its_end(self) -> None:
-        """As of a shell's process substitution."""
+        """For example of a shell's process substitution."""
         os.mkfifo("pipe.jsonl")
 
         def write() -> None:
@@ -180,8 +180,8 @@ class TestPipes:
             assert content.read() == events(1_000)
         writer.join()
 
-    def test_one_that_nobody_writes_to_is_not_waited_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing waits without a deadline."""
+    def test_a_pipe_without_a_writer_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """After a deadline."""
         monkeypatch.setattr(files, "_WRITER_S", 0.05)
         os.mkfifo("pipe.jsonl")
         with pytest.raises(MurmurError, match="nobody has written to this pipe"), opened("pipe.jsonl") as content:
@@ -190,8 +190,8 @@ class TestPipes:
 
 class TestEncodings:
     @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "utf-8-sig", "UTF_8"])
-    def test_a_file_comes_out_in_utf_8(self, encoding: str) -> None:
-        """Whatever it is encoded in, and with or without a mark."""
+    def test_a_file_is_converted_to_utf_8(self, encoding: str) -> None:
+        """Whatever its encoding, with or without a byte order mark."""
         text = '{"id":"1","page":"caf\u00e9"}\n' * 3
         Path("a.jsonl").write_bytes(text.encode(encoding))
         with opened("a.jsonl", encoding) as content:
@@ -207,21 +207,21 @@ class TestEncodings:
         assert "payload_base64" in letter
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
-    def test_a_file_in_utf_16_is_said_to_be(self, encoding: str) -> None:
-        """Or each line of it would be a dead letter."""
+    def test_a_file_in_utf_16_needs_the_flag(self, encoding: str) -> None:
+        """Otherwise each line of it would be a dead letter."""
         mark = "\ufeff" if encoding == "utf-16-be" else ""
         Path("a.jsonl").write_bytes(f'{mark}{{"id":"1"}}\n'.encode(encoding))
         with pytest.raises(MurmurError, match="say so with --encoding utf-16"), opened("a.jsonl"):
             pass
 
-    def test_one_that_is_cut_within_a_character_is_an_error(self) -> None:
-        """What is left of it is no character."""
+    def test_a_file_that_ends_within_a_character_is_an_error(self) -> None:
+        """The rest of it is not a character."""
         Path("a.jsonl").write_bytes("ab\n".encode("utf-16")[:-1])
         with pytest.raises(MurmurError, match="cannot be read to its end"), opened("a.jsonl", "utf-16") as content:
             content.read()
 
     @pytest.mark.parametrize("encoding", ["klingon", "", "hex", "rot13", "utf-8\n\0"])
-    def test_an_encoding_that_is_none_is_refused(self, encoding: str) -> None:
+    def test_an_unknown_encoding_is_refused(self, encoding: str) -> None:
         """Before anything is read."""
         with pytest.raises(ConfigurationError, match=r"^--encoding: there is no encoding"):
             check_encoding(encoding)

@@ -1,4 +1,4 @@
-"""The Flex Templates: their parameters are the pipelines' own flags, and what the image is made of exists."""
+"""The Flex Templates: their parameters are the pipelines' own flags, and the files of the image exist."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DOCKERFILE = re.sub(r"\\\n", " ", (FLEX / "Dockerfile").read_text("utf-8"))
 LEFT_OUT = {
     "pubsub": {
         "help": "no flag of a job",
-        "cache": "a copy of the counts lives in one process, and nobody reads it in a worker's",
+        "cache": "a copy of the counts exists in one process, and a worker's is never read",
     },
     "merge_files": {
         "help": "no flag of a job",
-        "cache": "a copy of the counts lives in one process, and nobody reads it in a worker's",
+        "cache": "a copy of the counts exists in one process, and a worker's is never read",
     },
 }
-"""Flags that a template has no parameter for, and why."""
+"""Flags without a parameter in the template, and why."""
 
 EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "subscription": (["projects/p/subscriptions/s"], ["s", "projects/p/topics/s"]),
@@ -62,27 +62,27 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "backoff_base": (["50ms", "1s"], ["fast"]),
     "backoff_max": (["5s"], ["5 s"]),
 }
-"""Of each parameter with a rule: values that it takes, and values that it does not."""
+"""For each parameter with a rule: values that it accepts, and values that it refuses."""
 
 
 def metadata(pipeline: str) -> dict[str, Any]:
-    """Of a template."""
+    """The metadata of a template."""
     found: dict[str, Any] = json.loads((FLEX / f"{pipeline}.metadata.json").read_text("utf-8"))
     return found
 
 
 def parameters(pipeline: str) -> dict[str, dict[str, Any]]:
-    """Of a template, by name."""
+    """The parameters of a template, by name."""
     return {parameter["name"]: parameter for parameter in metadata(pipeline)["parameters"]}
 
 
 def accepts(parameter: dict[str, Any], value: str) -> bool:
-    """Would Dataflow let this value pass?"""
+    """Whether Dataflow would accept this value."""
     return all(re.fullmatch(rule, value) for rule in parameter.get("regexes", []))
 
 
 def argv_of(values: dict[str, str]) -> list[str]:
-    """A command line."""
+    """The command line that the launcher makes of these parameters."""
     return [f"--{name}={value}" for name, value in values.items()]
 
 
@@ -92,7 +92,7 @@ def actions(pipeline: str) -> list[argparse.Action]:
 
 
 def usable(pipeline: str, values: dict[str, str]) -> bool:
-    """Can the pipeline be built with these flags, as far as that can be told without a store?"""
+    """Whether the pipeline can be built with these flags, as far as that is known without a store."""
     try:
         flags = parse(f"pipelines.{pipeline}", argv_of(values)).flags
         if pipeline == "pubsub":
@@ -106,17 +106,17 @@ def usable(pipeline: str, values: dict[str, str]) -> bool:
 
 
 def required(pipeline: str) -> dict[str, str]:
-    """An example of each parameter that must be given."""
+    """An example of each required parameter."""
     needed = [name for name, parameter in parameters(pipeline).items() if not parameter["isOptional"]]
     return {name: EXAMPLES[name][0][0] if name in EXAMPLES else "page" for name in needed} | {"monoid": "count"}
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 class TestParameters:
-    """Of both templates, against the pipelines' own parsers."""
+    """Of both templates, compared with the pipelines' own parsers."""
 
     def test_each_is_a_flag_and_no_flag_is_missing(self, pipeline: str) -> None:
-        """Parameters and flags are the same, but for those that stand on the list with a reason."""
+        """Parameters and flags are the same, except for those that the list excludes with a reason."""
         flags = {action.dest for action in actions(pipeline)}
         assert set(parameters(pipeline)) == flags - LEFT_OUT[pipeline].keys()
         assert LEFT_OUT[pipeline].keys() <= flags
@@ -128,8 +128,8 @@ class TestParameters:
         for name in given.keys() - {"monoid"} - ({"dead_letters"} if pipeline == "merge_files" else set()):
             assert not usable(pipeline, {key: value for key, value in given.items() if key != name}), name
 
-    def test_rules_accept_what_the_pipeline_takes(self, pipeline: str) -> None:
-        """Values that are meant to pass do, here and in the pipeline; others are refused before a job starts."""
+    def test_rules_accept_the_same_values_as_the_pipeline(self, pipeline: str) -> None:
+        """Valid values pass, here and in the pipeline; others are refused before a job starts."""
         for name, parameter in parameters(pipeline).items():
             assert (name in EXAMPLES) == ("regexes" in parameter), name
             good, bad = EXAMPLES.get(name, ([], []))
@@ -142,8 +142,8 @@ class TestParameters:
                 assert usable(pipeline, {**required(pipeline), **more, name: value}), (name, value)
             assert [value for value in bad if accepts(parameter, value)] == [], name
 
-    def test_people_are_told_what_they_are(self, pipeline: str) -> None:
-        """Each has a label and a text, and says whether it may be left out."""
+    def test_each_is_described(self, pipeline: str) -> None:
+        """It has a label and a text, and says whether it is optional."""
         for parameter in metadata(pipeline)["parameters"]:
             assert parameter["label"]
             assert parameter["helpText"].endswith((".", "=all", "NAME of a message."))
@@ -158,14 +158,14 @@ class TestParameters:
         assert read.streaming is (pipeline == "pubsub")
 
     def test_both_streaming_modes_may_be_chosen(self, pipeline: str) -> None:
-        """The streaming template takes either, exactly once by default."""
+        """The streaming template accepts either, exactly once by default."""
         modes = {key: value for key, value in metadata(pipeline).items() if "Once" in key or "Mode" in key}
         both = {"supportsAtLeastOnce": True, "supportsExactlyOnce": True, "defaultStreamingMode": "EXACTLY_ONCE"}
         assert modes == (both if pipeline == "pubsub" else {})
 
 
 class TestLaunch:
-    """What stands between a template's launcher and the pipeline."""
+    """The step between a template's launcher and the pipeline."""
 
     @pytest.fixture
     def flags(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], list[str]]:
@@ -185,14 +185,14 @@ class TestLaunch:
             (["--key", "a|b"], ["--key", "a|b"]),
         ],
     )
-    def test_several_in_one(
+    def test_several_values_in_one(
         self, flags: Callable[[list[str]], list[str]], argv: list[str], expected: list[str]
     ) -> None:
-        """Only the flags that may be repeated are taken apart."""
+        """Only flags that may be repeated are split."""
         assert flags(argv) == expected
 
     def test_only_flags_that_may_be_repeated_are(self) -> None:
-        """Those are the pipelines' own that add to a list."""
+        """These are the pipelines' own flags that add to a list."""
         repeated = {
             option
             for pipeline in PIPELINES
@@ -205,10 +205,10 @@ class TestLaunch:
 
 
 class TestTheImage:
-    """The Dockerfile, as far as it can be told without building it."""
+    """The Dockerfile, as far as it can be checked without building it."""
 
     def copied(self) -> dict[str, str]:
-        """Where in the image each file and folder of this project goes."""
+        """The place in the image of each file and folder of this project."""
         (folder,) = re.findall(r"^WORKDIR (.*)$", DOCKERFILE, re.MULTILINE)
         found = {}
         for line in DOCKERFILE.splitlines():
@@ -226,7 +226,7 @@ class TestTheImage:
         assert [source for source in self.copied() if not (ROOT / source).exists()] == []
 
     def test_setup_py_finds_all_that_it_reads(self) -> None:
-        """The package can be built of what is copied."""
+        """The package can be built from the copied files."""
         read = set(re.findall(r'HERE / "([\w./]+)"', (ROOT / "setup.py").read_text("utf-8")))
         for name in {
             *read,
@@ -240,7 +240,7 @@ class TestTheImage:
 
     @pytest.mark.parametrize("pipeline", PIPELINES)
     def test_its_entry_points_exist(self, pipeline: str) -> None:
-        """The files that the launcher is told to run and to package are where they are copied to."""
+        """The files that the launcher runs and packages are where they are copied to."""
         variables = dict(re.findall(r"^ENV (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
         assert set(variables) == {"FLEX_TEMPLATE_PYTHON_PY_FILE", "FLEX_TEMPLATE_PYTHON_SETUP_FILE"}
         for path in variables.values():
@@ -252,8 +252,8 @@ class TestTheImage:
             ]
             assert [file.is_file() for file in here] == [True], path
 
-    def test_its_beam_is_one_that_the_launch_takes(self) -> None:
-        """The image's Beam is a release that the extra "dataflow" allows, for a Python that we support."""
+    def test_its_beam_is_supported_by_the_launch(self) -> None:
+        """The image's Beam is a release that the extra "dataflow" allows, for a supported Python."""
         ((python, beam),) = re.findall(r"^FROM apache/beam_python([\d.]+)_sdk:([\d.]+)$", DOCKERFILE, re.MULTILINE)
         setup = (ROOT / "setup.py").read_text("utf-8")
         (oldest,) = re.findall(r'"apache-beam>=([\d.]+)"', setup)
@@ -261,8 +261,8 @@ class TestTheImage:
         assert f"Python :: {python}" in setup
         assert f"python{python.replace('.', '')}-template-launcher-base" in DOCKERFILE
 
-    def test_the_build_gives_what_it_asks_for(self) -> None:
-        """Cloud Build is told each argument of the Dockerfile, and the Dockerfile is where it says."""
+    def test_the_build_passes_all_arguments(self) -> None:
+        """Cloud Build passes each argument of the Dockerfile, and the Dockerfile is at the given path."""
         build = (FLEX / "cloudbuild.yaml").read_text("utf-8")
         assert set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)) == set(re.findall(r'build-arg, "(\w+)=', build))
         (file,) = re.findall(r"--file, ([\w/]+)", build)

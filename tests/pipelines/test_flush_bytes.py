@@ -1,4 +1,4 @@
-"""What is buffered is bounded by its bytes and by its age, whether it makes records or dead letters."""
+"""The buffer is bounded by its bytes and by its age, whether its elements become records or dead letters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MB = 1_000_000
 
 
 class Shelf(NamedTuple):
-    """The spec of a store that stands here already."""
+    """The spec of a store that exists already."""
 
     store: FaultyStore[int]
 
@@ -52,7 +52,7 @@ def merger(
     fault: Callable[[Update], Exception | None] = lambda update: None,
     **more: Any,
 ) -> Merger[int]:
-    """Of events such as ``{"id": "1", "k": "a"}``; with a store to wait for, if it says so."""
+    """A merger of events such as ``{"id": "1", "k": "a"}``; the store may wait as for a network."""
     store = FaultyStore(MemoryStore(Count(), clock), fault)
     store.waits_for_network = waits  # type: ignore[attr-defined]
     arguments = {
@@ -68,25 +68,26 @@ def merger(
 
 
 def event(n: int, size: int = 0) -> bytes:
-    """A good one of at least so many bytes."""
+    """A good event of at least this many bytes."""
     return json.dumps({"id": f"e{n}", "k": "a", "padding": "x" * size}).encode()
 
 
 def run(merging: Merger[int], elements: Iterable[Any]) -> Iterator[tuple[int, list[int]]]:
-    """Add all as a bundle does; of each flush how many elements were added before, and the tokens that it gave."""
+    """Add all as a bundle does; for each flush the number of elements added before it, and the tokens of its
+    results."""
     for n, element in enumerate(elements):
         if merging.add(element, 0, n):
             yield n + 1, [token for token, _ in merging.flush_behind()]
 
 
 class Shape(NamedTuple):
-    """An object with fields, which is no message."""
+    """An object with fields, which is not a message."""
 
     data: int
 
 
 class Moody:
-    """Looks like a message, and raises when it is looked at."""
+    """Looks like a message, but its attributes raise."""
 
     @property
     def data(self) -> bytes:
@@ -120,8 +121,8 @@ LETTER = DeadLetter(
     ],
     ids=lambda value: repr(value).partition(" object at ")[0],
 )
-def test_what_counts_as_its_bytes(element: Any, size: int) -> None:
-    """Bytes, text, messages and letters by what they carry; other elements are not measured, and nothing raises."""
+def test_bytes_of_an_element(element: Any, size: int) -> None:
+    """Bytes, text, messages and letters count by their content; other elements are not measured, and nothing raises."""
     assert size_of(element) == size
 
 
@@ -143,15 +144,15 @@ def test_a_limit_is_a_number_of_bytes(limit: Any) -> None:
     ],
     ids=["rejected bytes", "good bytes", "messages", "rejected text", "rejected dicts, by their letters"],
 )
-def test_it_is_full_at_so_many_bytes(element: Callable[[int], Any], clock: FakeClock) -> None:
-    """Of whatever is buffered, with the element that reaches the limit, and it starts anew after each flush."""
+def test_it_is_full_at_its_limit_of_bytes(element: Callable[[int], Any], clock: FakeClock) -> None:
+    """Whatever is buffered, with the element that reaches the limit; the count starts anew after each flush."""
     merging = merger(clock, FlushLimits(10**9, 10**9, FOREVER, 4_500))
     flushes = list(run(merging, map(element, range(12))))
     assert [n for n, _ in flushes] in ([5, 10], [4, 9])
     assert [token for _, tokens in flushes for token in tokens] == list(range(flushes[-1][0]))
 
 
-def test_good_and_bad_fill_one_buffer(clock: FakeClock) -> None:
+def test_good_and_bad_elements_share_one_buffer(clock: FakeClock) -> None:
     """Neither has a limit of its own, of bytes or of events."""
     mixed = [event(0, 1_000), b"{" * 1_000, event(1, 1_000), b"{" * 1_000]
     assert [n for n, _ in run(merger(clock, FlushLimits(10**9, 10**9, FOREVER, 4_000)), mixed)] == [4]
@@ -164,8 +165,8 @@ def test_good_and_bad_fill_one_buffer(clock: FakeClock) -> None:
     [b"{", b"\xff", {"k": "no id"}, "text", Message(b'{"id": 1}', {}, None, None, None)],
     ids=["cut off", "not UTF-8", "no id", "text", "message"],
 )
-def test_letters_of_a_stream_of_bad_records_come_out_in_time(bad: Any, waits: bool, clock: FakeClock) -> None:
-    """When the first of them has waited for the age, though no record is buffered; none stays behind."""
+def test_letters_of_a_stream_of_bad_records_are_flushed_in_time(bad: Any, waits: bool, clock: FakeClock) -> None:
+    """When the first of them reaches the age limit, though no record is buffered; none stays behind."""
 
     def stream() -> Iterator[Any]:
         for _ in range(51):
@@ -182,7 +183,7 @@ def test_letters_of_a_stream_of_bad_records_come_out_in_time(bad: Any, waits: bo
 
 @pytest.mark.parametrize("first", [b"{", event(0)], ids=["bad", "good"])
 def test_the_age_counts_from_the_first_element_of_either_kind(first: bytes, clock: FakeClock) -> None:
-    """A good one behind a bad one, or a bad one behind a good one, does not start it anew."""
+    """A good one after a bad one, or a bad one after a good one, does not restart it."""
     merging = merger(clock, FlushLimits(age=timedelta(seconds=1)))
     assert not merging.add(first, 0, 0)
     clock.time += 0.6
@@ -195,8 +196,8 @@ def test_the_age_counts_from_the_first_element_of_either_kind(first: bytes, cloc
 
 
 @pytest.mark.parametrize("end", ["flush", "clear"])
-def test_what_is_gone_counts_no_more(end: str, clock: FakeClock) -> None:
-    """As when a bundle has failed and comes again."""
+def test_cleared_elements_no_longer_count(end: str, clock: FakeClock) -> None:
+    """As when a bundle has failed and is delivered again."""
     merging = merger(clock, FlushLimits(10**9, 10**9, FOREVER, 1_000))
     for n in range(3):
         assert not merging.add(b"{" * 400, 0, 0)
@@ -219,8 +220,8 @@ def test_letters_that_fail_again_count_by_their_payload(clock: FakeClock) -> Non
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["memory", "network"])
-def test_a_hundred_of_ten_megabytes_hold_the_limit_and_one_more(waits: bool, clock: FakeClock) -> None:
-    """However many are rejected, what is held at a time stays bounded, and each comes out once."""
+def test_a_hundred_of_ten_megabytes_exceed_the_limit_by_one_at_most(waits: bool, clock: FakeClock) -> None:
+    """However many are rejected, the buffered bytes stay bounded, and each is returned once."""
     limit = 30 * MB
     merging = merger(clock, FlushLimits(age=FOREVER, bytes=limit), waits=waits)
     out = []
@@ -232,13 +233,13 @@ def test_a_hundred_of_ten_megabytes_hold_the_limit_and_one_more(waits: bool, clo
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert out == list(range(100))
-    # One element more than the limit, and the one that is just being made.
+    # One element more than the limit, and the one that is being made.
     assert most < limit + 2 * 10 * MB + MB
     merging.close()
 
 
 ahead: list[int] = []
-"""Of each letter that came out: bad elements made so far, less the letters before it."""
+"""For each returned letter: bad elements made so far, minus the letters before it."""
 made = [0]
 
 
@@ -252,14 +253,14 @@ class Source(beam.DoFn):
 
 
 class Note(beam.DoFn):
-    """Writes down how far the source is ahead."""
+    """Records how far the source is ahead."""
 
     def process(self, letter: DeadLetter) -> None:
         ahead.append(made[0] - len(ahead))
 
 
-def test_letters_leave_a_bundle_before_it_ends() -> None:
-    """On a runner: of one bundle of bad elements no more are held at a time than the limit lets in."""
+def test_letters_are_output_before_their_bundle_ends() -> None:
+    """On a runner: of one bundle of bad elements no more are held at a time than the limit allows."""
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
         elements = p | beam.Create([300]) | beam.ParDo(Source())
         merged = elements | MergeRecords(
@@ -276,7 +277,7 @@ sizes = st.integers(0, 50)
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), sizes)), st.integers(1, 200), st.integers(1, 10))
 def test_nothing_is_lost_whatever_the_limits(elements: list[tuple[bool, int]], n_bytes: int, events: int) -> None:
-    """Each element comes out once, good or bad, and no flush holds more than the limit and its last element."""
+    """Each element is returned once, good or bad, and no flush holds more than the limit and its last element."""
     merging = merger(FakeClock(), FlushLimits(events, 10**9, FOREVER, n_bytes))
     made = [event(n, size) if good else b"{" * size for n, (good, size) in enumerate(elements)]
     came: dict[int, MergeResult | DeadLetter] = {}

@@ -1,4 +1,4 @@
-"""Large messages on the real Pub/Sub emulator: pulled, bounded, and never without a way out."""
+"""Large messages on the real Pub/Sub emulator: pulled, bounded, and always acknowledged in the end."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ MB = 1_000_000
 CONTROLS = b"\x01" * (3 * MB)
 """As JSON text six times as long, and as base64 a third longer."""
 HUGE = b"{" + b"\n" * (9_900_000 - 1)
-"""A message that Pub/Sub just takes, and whose letter it does not."""
+"""A message that Pub/Sub just accepts, while it refuses the message's letter."""
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: list[str]
@@ -51,13 +51,13 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def topic(pubsub_host: str) -> Topic:
-    """What is read."""
+    """The topic that is read."""
     return new_topic()
 
 
 @pytest.fixture
 def dead(pubsub_host: str) -> Topic:
-    """Where dead letters go."""
+    """The topic for dead letters."""
     return new_topic()
 
 
@@ -79,23 +79,23 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 def event(n: int, size: int = 0) -> bytes:
-    """A good one, of a little more than so many bytes."""
+    """A good event of a little more than this many bytes."""
     return json.dumps({"id": f"e{n}", "page": f"p{n % 3}", "padding": "x" * size}).encode()
 
 
 def state() -> dict[str, int]:
-    """What is in the store."""
+    """The content of the store."""
     with closing(SqliteSpec("counts.db").open(Count())) as store:
         return {key.entity: total for key, total in store.scan()}
 
 
 def letters_in(path: str) -> list[DeadLetter]:
-    """Of a file."""
+    """The letters in a file."""
     return [DeadLetter.from_json(line) for line in Path(path).read_bytes().splitlines()]
 
 
 def a_letter(payload: bytes, **more: Any) -> DeadLetter:
-    """One of a message that could not be decoded."""
+    """A letter of a message that could not be decoded."""
     fields: dict[str, Any] = {
         "payload_type": "pubsub",
         "attributes": {},
@@ -119,7 +119,7 @@ def a_letter(payload: bytes, **more: Any) -> DeadLetter:
 
 @pytest.mark.parametrize(("n", "size"), [(600, 50_000), (40, 500_000), (5, 5 * MB)], ids=str)
 def test_answers_of_more_than_four_megabytes(topic: Topic, run: Run, n: int, size: int) -> None:
-    """Google's client would refuse them from an emulator, again and again; all are merged, once."""
+    """Google's client would refuse them from an emulator repeatedly; all are merged, once."""
     topic.publish(*[event(i, size) for i in range(n)])
     ran = run(f"--subscription={topic.subscription}")
     assert ran.out == [f"{n} merged / 0 duplicate / 0 dead-lettered"]
@@ -130,8 +130,9 @@ def test_answers_of_more_than_four_megabytes(topic: Topic, run: Run, n: int, siz
 @pytest.mark.parametrize(
     ("size", "n", "bound"), [(3 * MB, 20, 20 * MB), (50_000, 200, 2 * MB), (MB, 5, 1)], ids=["3 MB", "50 kB", "one"]
 )
-def test_what_is_here_is_bounded_by_its_bytes(topic: Topic, size: int, n: int, bound: int) -> None:
-    """But for the first ten, of which nothing is known; what is acknowledged makes room, and all come in the end."""
+def test_messages_held_are_bounded_by_their_bytes(topic: Topic, size: int, n: int, bound: int) -> None:
+    """Except for the first ten, whose size is unknown; acknowledged messages make room, and all are merged in the
+    end."""
     topic.publish(*[bytes(size)] * n)
     with closing(Puller(topic.subscription, 5_000, Config(), "test", bound)) as pulled:
         here: list[str] = []
@@ -171,8 +172,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_letter_comes_out_once_however_large(topic: Topic, dead: Topic, run: Run, name: str) -> None:
-    """On the topic where it fits, else in the file; good messages go on, and nothing is delivered again for ever."""
+def test_a_letter_is_written_once_however_large(topic: Topic, dead: Topic, run: Run, name: str) -> None:
+    """On the topic where it fits, otherwise in the file; good messages are not affected, and nothing is redelivered
+    forever."""
     case = CASES[name]
     topic.publish(case.data, **case.attributes)
     topic.publish(*map(event, range(30)))
@@ -195,7 +197,7 @@ def test_a_letter_comes_out_once_however_large(topic: Topic, dead: Topic, run: R
 
 
 def test_both_places_at_once_and_a_replay_of_both(topic: Topic, dead: Topic, run: Run) -> None:
-    """Letters that fit are not kept from the topic by one that does not; the file is replayed as any is."""
+    """A letter that does not fit does not keep others from the topic; the file is replayed like any other."""
     sent = [CONTROLS, HUGE, b"{", b"\xff" * (8 * MB), *map(event, range(5))]
     topic.publish(*sent)
     flags = [f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}", "--dead_letters=large.jsonl"]
@@ -217,7 +219,7 @@ def test_both_places_at_once_and_a_replay_of_both(topic: Topic, dead: Topic, run
 
 
 def anything(element: Any) -> dict[str, Any]:
-    """A decoder that takes all."""
+    """A decoder that accepts anything."""
     return {}
 
 
@@ -237,8 +239,9 @@ class Shelf:
         """Nothing to close."""
 
 
-def test_what_waiting_cannot_cure_goes_to_the_file(dead: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that Pub/Sub calls invalid, or the client refuses, but not one of a topic that is gone for a while."""
+def test_letters_that_the_topic_will_never_accept_go_to_the_file(dead: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that Pub/Sub calls invalid, or the client refuses, but not one of a topic that is missing for a
+    while."""
     shelf = Shelf()
     reasons: list[str] = []
     topic = LetterTopic(dead.name, shelf, lambda err: reasons.append(str(err)))
@@ -260,7 +263,7 @@ def test_what_waiting_cannot_cure_goes_to_the_file(dead: Topic, monkeypatch: pyt
 
 
 def test_a_default_file_that_cannot_be_written_is_a_warning(topic: Topic, dead: Topic, run: Run) -> None:
-    """A container may have no place for files, and most topics never meet so large a letter: all else works."""
+    """A container may have no place for files, and most topics never get so large a letter: everything else works."""
     Path("dead-letters.jsonl").mkdir()
     topic.publish(b"{", event(1))
     ran = run(f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}")
@@ -273,10 +276,10 @@ def test_a_default_file_that_cannot_be_written_is_a_warning(topic: Topic, dead: 
     ("path", "problem"),
     [("folder", "it is a folder"), ("none/x.jsonl", "there is no folder none")],
 )
-def test_a_file_that_cannot_be_written_is_told_at_once(
+def test_a_file_that_cannot_be_written_is_reported_at_once(
     topic: Topic, dead: Topic, run: Run, path: str, problem: str
 ) -> None:
-    """If it was named, before any message is touched, and a file that can be is not made."""
+    """If it was named, before any message is touched; a file that can be written is not made."""
     Path("folder").mkdir()
     topic.publish(b"{")
     flags = [f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}"]
@@ -301,7 +304,8 @@ def test_the_overflow_is_not_lost_when_its_file_fails(tmp_path: Path) -> None:
 
 
 def test_beam_writes_each_letter_once(dead: Topic, tmp_path: Path) -> None:
-    """To the topic what Dataflow's writer takes, else into the folder; a step that cannot write would fail for ever."""
+    """To the topic if Dataflow's writer accepts it, otherwise to the folder; a step that cannot write would fail
+    permanently."""
     payloads = [b"{", b"\xff" * (5 * MB), b"\xff" * (6 * MB), HUGE, b"x" * (6 * MB), CONTROLS]
     folder = tmp_path / "not there" / "yet"
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
@@ -314,7 +318,7 @@ def test_beam_writes_each_letter_once(dead: Topic, tmp_path: Path) -> None:
 
 
 def test_a_bundle_of_large_letters_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that not all of them are held until it ends; each letter stands in one of its files."""
+    """So that they are not all held until it ends; each letter is in one of its files."""
     monkeypatch.setattr(pubsub, "_FILE_BYTES", 3 * MB)
     step = pubsub.WriteLetters(str(tmp_path))
     step.start_bundle()
@@ -338,10 +342,10 @@ def test_a_bundle_of_large_letters_is_written_in_pieces(tmp_path: Path, monkeypa
     ],
     ids=["local", "Dataflow", "slash"],
 )
-def test_where_large_letters_go_unless_said(
+def test_the_default_place_for_large_letters(
     argv: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here, or where Dataflow's workers can write; nothing is made before there is such a letter."""
+    """Here, or where Dataflow's workers can write; nothing is made before such a letter exists."""
     monkeypatch.chdir(tmp_path)
     assert pubsub.overflow_folder(PipelineOptions(argv)) == folder
     assert list(tmp_path.iterdir()) == []
@@ -350,10 +354,10 @@ def test_where_large_letters_go_unless_said(
 @pytest.mark.parametrize(
     ("argv", "problem"), [(["--runner=DataflowRunner"], "and so is --temp_location"), ([], "and dead-letters here can")]
 )
-def test_nowhere_for_large_letters(
+def test_no_place_for_large_letters(
     argv: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It must be told when the pipeline is built, naming the flag."""
+    """It is reported when the pipeline is built, with the flag."""
     monkeypatch.chdir(tmp_path)
     Path("dead-letters").write_text("a file")
     with pytest.raises(ConfigurationError, match=rf"^--dead_letters: is missing, {problem}"):
@@ -376,8 +380,8 @@ def test_nowhere_for_large_letters(
     ],
     ids=["controls", "others", "quotes", "text", "umlauts", "JSON", "bytes", "few controls", "byte", "nothing"],
 )
-def test_the_shorter_form_of_a_payload(payload: bytes, base64: bool) -> None:
-    """Base64 where the text would be longer, though short payloads stay readable; both come back as they were."""
+def test_the_shorter_form_of_a_payload_is_used(payload: bytes, base64: bool) -> None:
+    """Base64 where the text would be longer, though short payloads stay readable; both are read back unchanged."""
     letter = a_letter(payload)
     assert ("payload_base64" in letter.to_dict()) is base64
     line = letter.to_json()
@@ -388,8 +392,8 @@ def test_the_shorter_form_of_a_payload(payload: bytes, base64: bool) -> None:
 @pytest.mark.parametrize(
     "name", ["views", "n" * 1_024, "n" * 5_000, "\xfc" * 5_000, "\ud800" * 500, "\U0001f600" * 300]
 )
-def test_attributes_are_cut_to_what_pubsub_takes(name: str) -> None:
-    """Whole characters of at most 1024 bytes, whatever the pipeline is called; the letter itself has it all."""
+def test_attributes_are_cut_to_the_limit_of_pubsub(name: str) -> None:
+    """Whole characters of at most 1024 bytes, whatever the pipeline's name; the letter itself has everything."""
     made = message_of(a_letter(b"", pipeline=name), MAX_MESSAGE_BYTES)
     assert made is not None
     data, attributes = made
@@ -399,7 +403,7 @@ def test_attributes_are_cut_to_what_pubsub_takes(name: str) -> None:
 
 
 def test_the_largest_letter_that_is_published(dead: Topic, run: Run) -> None:
-    """Of the letters around the limit each is published or refused before the client or Pub/Sub would."""
+    """Each letter around the limit is published, or refused before the client or Pub/Sub would refuse it."""
     envelope = len(a_letter(b"").to_json()) + sum(len(k + v) for k, v in letters.attributes_of(a_letter(b"")).items())
     shelf = Shelf()
     with closing(LetterTopic(dead.name, shelf, lambda err: None)) as topic:
@@ -409,7 +413,7 @@ def test_the_largest_letter_that_is_published(dead: Topic, run: Run) -> None:
     assert [len(letter.payload) for letter in shelf.kept] == sizes[1:]
 
 
-def test_without_an_emulator_googles_own_channel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_emulator_google_s_own_channel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only an emulator needs another one."""
     from google.cloud import pubsub_v1
 

@@ -1,4 +1,4 @@
-"""Where dead letters are written to: held before the work, theirs alone, and nothing that is not ours is touched."""
+"""Files for dead letters: opened before the work, private, and no foreign file is touched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AS_ROOT = os.geteuid() == 0
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test has one of its own, with a file of one good line and two bad ones."""
+    """The working folder of a test, with a file of one good line and two bad ones."""
     monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_bytes(b'{"id":"1","page":"p"}\nbad\nworse\n')
     return tmp_path
@@ -41,12 +41,12 @@ def letter(payload: bytes = b"x") -> DeadLetter:
 
 
 def payloads(path: str) -> list[str]:
-    """Of the letters in a file."""
+    """The payloads of the letters in a file."""
     return [json.loads(line)["payload"] for line in Path(path).read_text().splitlines()]
 
 
 def refusal(act: Callable[[], object]) -> str:
-    """Why a file is not written to; the flag is named."""
+    """Why a file is not written to; the error names the flag."""
     with pytest.raises(ConfigurationError) as caught:
         act()
     assert caught.value.argument == "--dead_letters"
@@ -71,8 +71,8 @@ def process(*flags: str, code: str = "pass") -> subprocess.Popen[str]:
 
 
 class TestHolding:
-    def test_a_new_file_is_its_owner_s_alone(self) -> None:
-        """Letters hold what was sent."""
+    def test_a_new_file_is_private_to_its_owner(self) -> None:
+        """Letters hold the sent data."""
         assert merge() == 0
         assert payloads("dead-letters.jsonl") == ["bad", "worse"]
         assert stat.S_IMODE(os.stat("dead-letters.jsonl").st_mode) == 0o600
@@ -81,7 +81,7 @@ class TestHolding:
             assert stat.S_IMODE(os.stat(f"{new}.jsonl").st_mode) == 0o600
 
     def test_a_run_without_letters_leaves_no_file(self) -> None:
-        """Unless it was there before."""
+        """Unless it existed before."""
         Path("a.jsonl").write_bytes(b'{"id":"1","page":"p"}\n')
         Path("empty.jsonl").touch()
         assert merge() == merge("--dead_letters=empty.jsonl") == 0
@@ -90,7 +90,7 @@ class TestHolding:
 
     @pytest.mark.parametrize("name", ["dead.jsonl", "dead[1].jsonl", "d*d.jsonl", "dead?.jsonl.gz"])
     def test_letters_of_an_earlier_run_stay(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """They may be the only copy of what it gave up."""
+        """They may be the only copy of its failed events."""
         assert merge(f"--dead_letters={name}") == 0
         before = Path(name).read_bytes()
         assert merge(f"--dead_letters={name}") == 2
@@ -114,8 +114,8 @@ class TestHolding:
         held.close()
         assert not os.path.exists("dead.jsonl")
 
-    def test_nor_do_they_as_programs(self) -> None:
-        """Every letter of those that end with 0 is there."""
+    def test_two_processes_at_once_never_share_a_file(self) -> None:
+        """Every letter of those that end with 0 is in the file."""
         for name in "bcd":
             Path(f"{name}.jsonl").write_text("".join(f"{name}{i}\n" for i in range(2_000)))
         runs = {name: process(f"--input={name}.jsonl", f"--store=sqlite:///{name}.db") for name in "bcd"}
@@ -130,7 +130,7 @@ class TestHolding:
         assert kept == {f"{name}{i}" for name in good[:1] for i in range(2_000)} or len(good) > 1
 
     def test_several_workers_may_append_to_one_file(self) -> None:
-        """Line by line; but not to one that a run holds for itself."""
+        """Line by line; but not to one that a run holds exclusively."""
         one, other = LetterFile("dead.jsonl"), LetterFile("dead.jsonl")
         one.keep([letter(b"1")])
         other.keep([letter(b"2"), letter(b"3")])
@@ -139,7 +139,7 @@ class TestHolding:
         other.close()
         assert payloads("dead.jsonl") == ["1", "2", "3"]
 
-    def test_a_line_that_was_cut_off_stays_alone(self) -> None:
+    def test_the_line_after_a_truncated_one_is_complete(self) -> None:
         """The next letter begins on a line of its own."""
         Path("dead.jsonl").write_bytes(b'{"payload":"ha')
         file = LetterFile("dead.jsonl")
@@ -158,7 +158,7 @@ class TestHolding:
 
     @pytest.mark.parametrize("new", [True, False])
     def test_a_file_that_is_removed_meanwhile_is_noticed(self, new: bool) -> None:
-        """Letters would be written to nowhere."""
+        """Letters would be lost."""
         file = LetterFile("dead.jsonl", new=new)
         os.remove("dead.jsonl")
         Path("dead.jsonl").write_text("another")
@@ -169,7 +169,7 @@ class TestHolding:
 
 
 class TestNoFile:
-    """What is no plain file is written to as it is, or refused; and never removed."""
+    """A path that is not a plain file is written to as it is, or refused; and never removed."""
 
     @pytest.mark.skipif(not AS_ROOT, reason="devices are made by root")
     @pytest.mark.parametrize("program", [merge_files, replay, flights], ids=lambda program: program.__name__)
@@ -187,19 +187,19 @@ class TestNoFile:
         assert program.main([*flags, "--dead_letters=null"]) == 0  # type: ignore[attr-defined]
         assert stat.S_ISCHR(os.stat("null").st_mode)
 
-    def test_dev_null_takes_letters(self) -> None:
-        """As /dev/stdout and others of its kind do."""
+    def test_dev_null_accepts_letters(self) -> None:
+        """As do /dev/stdout and other devices."""
         assert merge("--dead_letters=/dev/null") == 0
 
     def test_a_link_is_written_through(self) -> None:
-        """It stays a link, also where its target is made."""
+        """It stays a link, also where its target is created."""
         os.symlink("target.jsonl", "link.jsonl")
         assert merge("--dead_letters=link.jsonl") == 0
         assert os.path.islink("link.jsonl")
         assert payloads("target.jsonl") == ["bad", "worse"]
 
     def test_a_link_without_letters_stays(self) -> None:
-        """Whatever becomes of its target."""
+        """Whatever happens to its target."""
         Path("a.jsonl").write_bytes(b'{"id":"1","page":"p"}\n')
         Path("target.jsonl").touch()
         os.symlink("target.jsonl", "link.jsonl")
@@ -208,7 +208,7 @@ class TestNoFile:
         assert os.path.exists("target.jsonl")
 
     def test_a_pipe_gets_the_letters(self) -> None:
-        """If somebody reads it."""
+        """If a process reads it."""
         os.mkfifo("pipe")
         reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
         assert merge("--dead_letters=pipe") == 0
@@ -217,8 +217,8 @@ class TestNoFile:
         assert [json.loads(line)["payload"] for line in read] == ["bad", "worse"]
         assert stat.S_ISFIFO(os.stat("pipe").st_mode)
 
-    def test_one_that_nobody_reads_is_refused(self) -> None:
-        """It is not waited for."""
+    def test_a_pipe_without_a_reader_is_refused(self) -> None:
+        """Without waiting for one."""
         os.mkfifo("pipe")
         for new in (True, False):
             assert "a pipe that nobody reads" in refusal(lambda new=new: LetterFile("pipe", new=new))
@@ -236,7 +236,7 @@ class TestNoFile:
         ],
         ids=lambda text: ascii(text)[:20],
     )
-    def test_what_cannot_be_written_is_refused_before_the_work(self, path: str, reason: str) -> None:
+    def test_an_unwritable_path_is_refused_before_the_work(self, path: str, reason: str) -> None:
         """In a line that names it; nothing is merged."""
         os.mkdir("folder")
         os.symlink("loop", "loop")
@@ -246,7 +246,7 @@ class TestNoFile:
             assert not os.path.exists("c.db")
 
     def test_a_worker_s_file_is_not_compressed(self) -> None:
-        """It is appended to letter by letter, and may be cut off at any."""
+        """It is appended to letter by letter, and may be truncated at any."""
         for ending in ("gz", "bz2", "xz", "zst", "deflate"):
             assert "leave out .gz" in refusal(lambda ending=ending: LetterFile(f"dead.jsonl.{ending}"))
             assert not os.path.exists(f"dead.jsonl.{ending}")
@@ -259,8 +259,8 @@ class TestFullDisk:
     )
 
     @pytest.mark.parametrize("name", ["dead.jsonl", "dead.jsonl.gz"])
-    def test_it_is_one_line(self, name: str) -> None:
-        """Which names the file, and exit code 2; nothing unfinished lies beside it."""
+    def test_a_full_disk_is_one_line(self, name: str) -> None:
+        """It names the file, with exit code 2; no incomplete file lies beside it."""
         Path("bad.jsonl").write_text("".join(f"bad {os.urandom(40).hex()}\n" for _ in range(5_000)))
         run = process("--input=bad.jsonl", f"--dead_letters={name}", code=self.LIMIT.format(200_000))
         out, err = run.communicate(timeout=120)
@@ -272,8 +272,8 @@ class TestFullDisk:
         if name.endswith("jsonl"):
             assert Path(name).read_text().endswith("}\n"), "no half line stays"
 
-    def test_a_worker_gives_the_letters_back(self) -> None:
-        """Each with the reason, and goes on once there is room."""
+    def test_a_worker_returns_the_letters(self) -> None:
+        """Each with the reason, and it continues once there is space."""
         file = LetterFile("/dev/full")
         (failure,) = file.keep([letter()])
         assert isinstance(failure, OSError)

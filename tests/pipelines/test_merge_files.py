@@ -70,7 +70,7 @@ def test_buckets(run: Run, tmp_path: Path) -> None:
 
 
 def test_csv(run: Run, tmp_path: Path) -> None:
-    """Quotes, line ends within them, a mark at the start and blank lines must be read as spreadsheets write them."""
+    """Quotes, line ends within them, a byte order mark and blank lines must be read as spreadsheets write them."""
     records = [
         {"id": "1", "page": 'a "b"', "n": 1, "t": "2026-11-14T10:00:00Z"},
         {"id": "2", "page": "two\r\nlines, \xfc", "n": -2, "t": "2026-11-14T11:00:00Z"},
@@ -88,8 +88,8 @@ def test_csv(run: Run, tmp_path: Path) -> None:
     assert state_of(tmp_path / "counts.db", DAY) == by_hand(records, daily=True)
 
 
-def test_a_format_that_the_name_does_not_tell(run: Run, tmp_path: Path) -> None:
-    """``--decode`` must say it, and win over what the name says."""
+def test_a_format_that_the_name_does_not_show(run: Run, tmp_path: Path) -> None:
+    """``--decode`` must say it, and overrides the name."""
     Path("clicks.txt").write_bytes(jsonl(*CLICKS))
     assert run(merge_files, "--input=clicks.txt", *FLAGS, "--decode=json").outcomes.startswith("3 merged")
     Path("clicks.json").write_text("id,page,n\n4,a,1\n")
@@ -97,7 +97,7 @@ def test_a_format_that_the_name_does_not_tell(run: Run, tmp_path: Path) -> None:
 
 
 def test_dead_letters_of_files(run: Run, tmp_path: Path) -> None:
-    """What cannot be merged must be in the file byte for byte, and the rest in the state."""
+    """Events that cannot be merged must be in the file byte for byte, and the rest in the state."""
     bad = [
         b'{"id": "bad"',
         b'{"id": "bad\xff"}',
@@ -131,7 +131,7 @@ def test_dead_letters_are_compressed_as_their_name_says(run: Run, tmp_path: Path
 
 
 def test_dead_letters_of_csv_files(run: Run, tmp_path: Path) -> None:
-    """Each must hold header and record as they stand in the file, so that it can be decoded on its own."""
+    """Each must hold header and record as in the file, so that it can be decoded alone."""
     rows = [b"1,a,one", b'2,"x\r\ny",', b"3,a", b"4,\xfc,1", b"5,a,5", b'6,"a,6']
     Path("clicks.csv").write_bytes(b"\xef\xbb\xbfid,page,n\r\n" + b"\r\n".join(rows))
     ran = run(merge_files, "--input=clicks.csv", *FLAGS)
@@ -144,7 +144,7 @@ def test_dead_letters_of_csv_files(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_field_beyond_all_limits_is_one_dead_letter(run: Run, tmp_path: Path) -> None:
-    """The records before and behind it must be merged."""
+    """The records before and after it must be merged."""
     huge = b'2,"' + b"x" * 200_000 + b'",1'
     Path("clicks.csv").write_bytes(b"\n".join([b"id,page,n", b"1,a,1", huge, b"3,a,3"]))
     assert run(merge_files, "--input=clicks.csv", *FLAGS).outcomes == "2 merged / 0 duplicate / 1 dead-lettered"
@@ -160,13 +160,13 @@ def test_a_field_beyond_all_limits_is_one_dead_letter(run: Run, tmp_path: Path) 
         ("cut.JSONL.GZ", gzip.compress(jsonl(*CLICKS * 50), mtime=0)[:-12], "cannot be read to its end: "),
         ("plain.jsonl.gz", jsonl(*CLICKS), "cannot be read to its end: "),
         ("plain.jsonl.zst", jsonl(*CLICKS), "cannot be read to its end: "),
-        # No time in the header: it would stand in the test's name, and the workers would not agree on that.
+        # No time in the header: it would be part of the test's name, which must be the same in all workers.
         ("broken.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\x07\0\0", "cannot be read to its end: "),
         ("quote.csv", b'"id,page,n\n1,a,1\n2,a,1\n', "its header is malformed CSV: "),
     ],
 )
 def test_files_that_cannot_be_read(run: Run, tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    """Records must not get lost in silence: such a file must end in one line that names it, and exit code 2."""
+    """Records must not be lost silently: such a file must end in one line that names it, and exit code 2."""
     Path(name).write_bytes(data)
     line = run(merge_files, f"--input={name}", *FLAGS).mistake
     assert line.startswith(f"merge_files: error: {tmp_path / name}: {message}")
@@ -199,7 +199,7 @@ def test_merge_files_mistakes(run: Run, argv: Sequence[str], message: str) -> No
 
 @pytest.mark.parametrize("missing", ["--store", "--key", "--value", "--event_id"])
 def test_missing_flags(run: Run, missing: str) -> None:
-    """A flag that is needed must be asked for by its name."""
+    """The error must name the missing flag."""
     Path("a.jsonl").write_bytes(jsonl(CLICKS[0]))
     flags = [flag for flag in FLAGS if not flag.startswith(missing)]
     line = run(merge_files, "--input=a.jsonl", *flags).mistake
@@ -221,7 +221,7 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 @given(rows=st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=5), end=st.sampled_from(["\n", "\r\n"]))
 def test_csv_records_can_be_decoded_one_by_one(rows: list[list[str]], end: str) -> None:
-    """Whatever a spreadsheet writes must come out record by record, with the header that each needs."""
+    """Whatever a spreadsheet writes must be read record by record, each with the header."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL).writerows([["k", 'the "v"'], *rows])
     framed = list(frame_csv(io.BufferedReader(io.BytesIO(text.getvalue().encode())), 1_000_000))

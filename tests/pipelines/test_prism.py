@@ -40,7 +40,7 @@ NOT_HERE = {
     "test_a_store_that_cannot_be_used_raises": RAISES,
     "test_letters_replay_in_another_process": "has a runner of its own",
     "test_letters_become_json_in_another_process": "has a runner of its own",
-    "test_what_is_recorded_in_another_process_says_so": "has a runner of its own",
+    "test_recorded_records_in_another_process": "has a runner of its own",
 }
 
 
@@ -58,7 +58,7 @@ def there() -> dict[str, Any]:
 
 
 def of_pipelines() -> Iterator[tuple[str, Callable[..., None]]]:
-    """The tests there that run a pipeline."""
+    """The tests of these modules that run a pipeline."""
     for name, test in there().items():
         if name.startswith("test_") and name not in NOT_HERE:
             hypothesis = getattr(test, "hypothesis", None)
@@ -81,8 +81,7 @@ def prism_host(run_folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _on_prism(prism_host: str, bigtable_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Pipelines run on Prism, which calls back into this process; what the tests put on the shelf keeps its sums in
-    a table."""
+    """Pipelines run on Prism, which calls back into this process; the tests' stores keep their sums in a table."""
     tables: list[BigtableStore[Any]] = []
 
     def make_pipeline(flags: Sequence[str], runner: Any = None) -> beam.Pipeline:
@@ -136,7 +135,7 @@ def test_exhausted_records_can_fail_a_pipeline_here(store: Faulty) -> None:
 
 @pytest.mark.parametrize("error", [StoreUnavailable("no such table"), SchemaMismatch("another monoid")], ids=repr)
 def test_a_store_that_cannot_be_used_fails_a_pipeline_here(store: Faulty, error: Exception) -> None:
-    """The failure must say so in the store's own words."""
+    """The failure must have the store's own message."""
     store.fault = lambda update: error
     with pytest.raises(RuntimeError, match=f"{type(error).__name__}: {error}"):
         run([event("1", "b"), event("2")], **FIELDS, store=store.spec, config=config())

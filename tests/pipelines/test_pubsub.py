@@ -1,4 +1,4 @@
-"""The Pub/Sub pipeline by its own main: on both emulators in a process of its own, and its mistakes in this one."""
+"""The Pub/Sub pipeline by its own main: on both emulators in a process of its own, and with mistakes in this one."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ BAD: Sequence[Message] = (
 
 @pytest.fixture
 def topic(pubsub_host: str) -> topics.Topic:
-    """What the pipeline reads."""
+    """The topic that the pipeline reads."""
     return topics.new_topic()
 
 
 @pytest.fixture
 def dead(pubsub_host: str) -> topics.Topic:
-    """Where its dead letters go."""
+    """The topic for its dead letters."""
     return topics.new_topic()
 
 
@@ -61,7 +61,7 @@ def store(bigtable_host: str) -> str:
 
 @contextmanager
 def running(*argv: str) -> Iterator[subprocess.Popen[str]]:
-    """The pipeline as its users start it; what is left of it at the end is killed."""
+    """The pipeline as its users start it; killed at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.pubsub", *argv],
         stdout=subprocess.PIPE,
@@ -81,7 +81,7 @@ def running(*argv: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until it does, while the process runs."""
+    """Wait until it happens, while the process runs."""
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert process.poll() is None, process.communicate()
@@ -90,7 +90,7 @@ def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 def ended(process: subprocess.Popen[str], by: signal.Signals) -> list[str]:
-    """Its lines on stderr after it was told to stop, which takes no more than a few seconds."""
+    """Its lines on stderr after a signal, within a few seconds."""
     process.send_signal(by)
     out, err = process.communicate(timeout=15)
     assert (process.returncode, out) == (0, ""), err
@@ -98,7 +98,7 @@ def ended(process: subprocess.Popen[str], by: signal.Signals) -> list[str]:
 
 
 def counts(store: str) -> dict[tuple[str, int], int]:
-    """What the state holds: nothing before the first write."""
+    """The content of the state: empty before the first write."""
     with suppress(StoreUnavailable), Reader.open(store) as reader:
         return {(key.entity, key.bucket): value for key, value in reader.store.scan()}
     return {}
@@ -116,7 +116,7 @@ def test_from_subscription_to_state_and_topic(
     by: signal.Signals, topic: topics.Topic, dead: topics.Topic, store: str
 ) -> None:
     """Each event counts once however often it is published, each bad message is a dead letter on the topic byte for
-    byte; a signal ends it in a moment, with one line."""
+    byte; a signal ends the run at once, with one line."""
     pages = ["home", "help", "blog"]
     good: list[Message] = [
         (json.dumps({"page": pages[i % 3], "at": f"2026-11-{1 + i % 2:02d}T10:00:00Z"}).encode(), {"id": f"e{i}"})
@@ -157,8 +157,8 @@ def test_from_subscription_to_state_and_topic(
 def test_dead_letters_in_a_folder(
     topic: topics.Topic, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files of whole lines that replay reads, byte for byte; events without an id are known by their message's, in
-    buckets of their publish time, with a warning."""
+    """Files of whole lines that replay reads, byte for byte; events without an id have their message's, in buckets of
+    their publish time, with a warning."""
     folder = tmp_path / "dead" / "letters"
     ids = topic.send(BAD)
     topic.send([(b'{"page": "home"}', {})] * 3)
@@ -173,7 +173,7 @@ def test_dead_letters_in_a_folder(
         wait_until(lambda: len(letters()) == 4 and sum(counts(store).values()) == 4, process)
         warning, *lines = ended(process, signal.SIGTERM)
 
-    # Known by their messages' ids, so that one more of the bad ones has all it takes.
+    # These have their messages' ids, so that one more of the bad ones is complete.
     assert list(counts(store).values()) == [4]
     (bucket,) = {bucket for _, bucket in counts(store)}
     assert abs(bucket - time.time() // 86_400) <= 1
@@ -190,8 +190,8 @@ def test_dead_letters_in_a_folder(
     assert counts(store)["mended", bucket] == 2
 
 
-def test_a_bundle_writes_its_letters_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One file a bundle, none for a bundle without letters; a bundle that failed leaves nothing to its second try."""
+def test_a_bundle_writes_its_letters_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file a bundle, none for a bundle without letters; a failed bundle leaves nothing to its second try."""
     letter = DeadLetter(
         *(b"\xff", "bytes", {}, None, None, None, "views", "decode", None, None, [], [], "E", "m\n", 0, "t")
     )
@@ -221,7 +221,7 @@ def test_a_bundle_writes_its_letters_whole_or_not_at_all(tmp_path: Path, monkeyp
     ids=["topic", "folder"],
 )
 def test_the_graph_is_built_offline(to: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it must be to hand it to Dataflow: the read with its subscription, the merge step, and both of its outputs."""
+    """As needed for Dataflow: the read with its subscription, the merge step, and both of its outputs."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     pipeline = beam.Pipeline(options=PipelineOptions(["--streaming"]))
     merge: dict[str, Any] = {"key": "page", "monoid": "count", "event_id": "id", "store": "memory://test_the_graph"}
@@ -248,8 +248,8 @@ class Endless:
         threading.Event().wait()
 
 
-def test_signals_that_come_close_together_end_it_as_one_does() -> None:
-    """The second may interrupt the handler of the first, wherever that is, and must not wait for it."""
+def test_two_signals_in_a_row_end_it_as_one_does() -> None:
+    """The second may interrupt the handler of the first, at any point, and must not wait for it."""
     main = threading.get_ident()
     over = threading.Event()
 
@@ -273,7 +273,7 @@ def test_signals_that_come_close_together_end_it_as_one_does() -> None:
 
 
 class Mistake:
-    """A command line that is wrong: one line on stderr, exit code 2."""
+    """A wrong command line: one line on stderr, exit code 2."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -324,15 +324,15 @@ def test_a_wrong_command_line_is_one_line(argv: list[str], complaint: str, mista
 
 
 def test_a_client_that_is_not_installed_is_named(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the extra that brings it."""
+    """With the extra that installs it."""
     monkeypatch.setitem(sys.modules, "google.cloud", None)
     assert mistake(*WHOLE).endswith("run: pip install 'murmur-beam[gcp]'")
 
 
-def test_names_that_do_not_exist_are_told_before_anything_is_read(
+def test_missing_topics_and_subscriptions_are_reported_before_any_read(
     topic: topics.Topic, dead: topics.Topic, mistake: Mistake
 ) -> None:
-    """The local runner would lose what it reads before it finds out."""
+    """The local runner would lose messages that it reads before it notices."""
     here, there = f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}"
     topic.send([(b"not JSON", {})])
     assert mistake(*WHOLE, f"{here}-not", there).startswith(f"--subscription: {topic.subscription}-not does not exist")
@@ -341,13 +341,13 @@ def test_names_that_do_not_exist_are_told_before_anything_is_read(
     assert len(topic.left(1)) == 1
 
 
-def test_a_server_that_does_not_answer_is_told(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without trying again for minutes."""
+def test_a_server_that_does_not_answer_is_reported(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without minutes of retries."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     assert mistake(*WHOLE).startswith("--subscription: projects/test-project/subscriptions/sub cannot be asked for: ")
 
 
-def test_dead_letters_must_have_somewhere_to_go() -> None:
+def test_a_place_for_dead_letters_is_required() -> None:
     """Also where the steps are built from Python."""
     merge = {"key": "page", "monoid": "count", "event_id": "id", "store": "memory://test_pubsub"}
     with pytest.raises(ConfigurationError, match=r"^--dead_letters: is missing"):
@@ -355,7 +355,7 @@ def test_dead_letters_must_have_somewhere_to_go() -> None:
 
 
 class Result:
-    """Of a pipeline that runs until a test says how it ends."""
+    """Of a pipeline that runs until a test makes it end."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._end = threading.Event()
@@ -373,7 +373,7 @@ class Result:
 
 
 def test_a_pipeline_that_fails_says_why() -> None:
-    """What it raises comes out, and the handlers of signals are as before."""
+    """Its error is raised, and the former signal handlers are restored."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     pipeline: Any = Result(OSError("disk full"))
     with pytest.raises(OSError, match="disk full"):

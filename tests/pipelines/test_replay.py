@@ -25,7 +25,7 @@ IDLE = ["--until_idle=1s", "--backoff_base=0s", "--backoff_max=0s"]
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: list[str]
@@ -59,7 +59,7 @@ def dead(pubsub_host: str) -> Topic:
 
 
 def state() -> dict[str, int]:
-    """What is in the store."""
+    """The content of the store."""
     store = SqliteSpec("counts.db").open(Sum())
     try:
         return {key.entity: total for key, total in store.scan()}
@@ -72,8 +72,8 @@ def event(n: int) -> bytes:
     return json.dumps({"id": f"e{n}", "page": n % 3, "n": n}).encode()
 
 
-def test_what_a_worker_gave_up_is_merged(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each record the key that had failed, and no other; after that nothing is left in the subscription."""
+def test_failed_keys_of_a_worker_are_merged(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each record the failed key, and no other; then the subscription is empty."""
     source = new_topic()
     source.publish(*map(event, range(30)))
 
@@ -94,8 +94,8 @@ def test_what_a_worker_gave_up_is_merged(dead: Topic, run: Run, monkeypatch: pyt
     assert dead.left() == []
 
 
-def test_what_a_worker_gave_up_is_recorded(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a table that is appended to: replayed twice, the key that had failed counts once, and so does the other."""
+def test_failed_keys_of_a_worker_are_recorded(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a table that is appended to: replayed twice, the failed key counts once, and so does the other."""
     recording.add_scheme(monkeypatch)
     flags = ["--store=recording:///counts.db", *FLAGS[1:]]
     source = new_topic()
@@ -147,9 +147,9 @@ def letter(payload: bytes, pipeline: str = "murmur") -> bytes:
     ).encode()
 
 
-def test_nothing_is_lost_of_what_cannot_be_merged(dead: Topic, run: Run) -> None:
-    """What fails again and what is no letter goes to the file, byte for byte and behind what it holds; letters of other
-    pipelines stay in the subscription, at once there for the next one."""
+def test_nothing_that_cannot_be_merged_is_lost(dead: Topic, run: Run) -> None:
+    """Letters that fail again and messages that are not letters go to the file, byte for byte and after its content;
+    letters of other pipelines stay in the subscription, available at once."""
     other = letter(event(9), "other")
     dead.publish(letter(event(1)), letter(b"{"), b"\xff no letter", other, letter(event(2)))
     Path("still-dead-letters.jsonl").write_bytes(b"earlier\n")
@@ -173,8 +173,8 @@ def test_nothing_is_lost_of_what_cannot_be_merged(dead: Topic, run: Run) -> None
     assert [message.data for message in dead.left(1)] == [other]
 
 
-def test_letters_of_others_that_fill_all_there_is_room_for(dead: Topic, run: Run) -> None:
-    """It must end all the same, and say that there may be more behind them and how to get there."""
+def test_letters_of_others_may_fill_the_limit_of_messages(dead: Topic, run: Run) -> None:
+    """The run must still end, and say that there may be more letters and how to reach them."""
     dead.publish(*[letter(event(n), "other") for n in range(5)])
     ran = run(f"--subscription={dead.subscription}", "--max_outstanding=5", *IDLE)
     assert ran.code == 0
@@ -184,8 +184,8 @@ def test_letters_of_others_that_fill_all_there_is_room_for(dead: Topic, run: Run
     assert len(dead.left(5)) == 5
 
 
-def test_the_message_inside_gives_its_id(dead: Topic, run: Run) -> None:
-    """Without ``--event_id`` an event is known by the id of its own message, not of that which brought the letter."""
+def test_the_id_is_that_of_the_message_inside(dead: Topic, run: Run) -> None:
+    """Without ``--event_id`` an event has the id of its own message, not of the message with the letter."""
     dead.publish(letter(event(1)), letter(event(1)))
     ran = run(f"--subscription={dead.subscription}", *IDLE, flags=FLAGS[:-1])
     assert ran.out == ["1 merged / 1 duplicate / 0 dead-lettered"]

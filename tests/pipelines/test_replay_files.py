@@ -50,8 +50,8 @@ def down(monkeypatch: pytest.MonkeyPatch) -> Down:
     return Down(monkeypatch)
 
 
-def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
-    """Once it is up again all its dead letters must merge, and a second replay find nothing but duplicates."""
+def test_an_outage_of_the_store(run: Run, down: Down, tmp_path: Path) -> None:
+    """After it all its dead letters must merge, and a second replay find nothing but duplicates."""
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
     flags = [*FLAGS, "--window=daily", "--event_time=t"]
     down.fails = lambda update: True
@@ -86,7 +86,7 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_appended_to(run: Run, down: Down, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files and the letters of files are recorded: the summary says so, and whatever comes again counts once."""
+    """Files and the letters of files are recorded: the summary says so, and repeated events count once."""
     recording.add_scheme(monkeypatch)
     flags = ["--store=recording:///counts.db", *FLAGS[1:]]
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
@@ -100,8 +100,8 @@ def test_a_table_that_is_appended_to(run: Run, down: Down, tmp_path: Path, monke
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
 
 
-def test_records_that_failed_half_way(run: Run, down: Down, tmp_path: Path) -> None:
-    """Of each only the keys that failed must be merged by the replay."""
+def test_records_that_failed_in_part(run: Run, down: Down, tmp_path: Path) -> None:
+    """The replay must merge only their failed keys."""
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
     down.fails = lambda update: update.key.entity == "all"
     assert run(merge_files, "--input=clicks.jsonl", *FLAGS).outcomes == "0 merged / 0 duplicate / 3 dead-lettered"
@@ -114,7 +114,7 @@ def test_records_that_failed_half_way(run: Run, down: Down, tmp_path: Path) -> N
 
 
 def test_letters_of_csv_files(run: Run, down: Down, tmp_path: Path) -> None:
-    """The hint that merge_files prints must tell the format, which replay cannot see."""
+    """The hint of merge_files must name the format, which replay cannot detect."""
     Path("clicks.csv").write_bytes(b"id,page,n\r\n1,a,1\r\n")
     down.fails = lambda update: True
     ran = run(merge_files, "--input=clicks.csv", *FLAGS)
@@ -127,7 +127,7 @@ def test_letters_of_csv_files(run: Run, down: Down, tmp_path: Path) -> None:
 
 
 def test_a_bad_value_that_was_mended(run: Run, tmp_path: Path) -> None:
-    """A payload that was corrected in the file must be merged; what is still bad must be in the new file."""
+    """A payload that was corrected in the file must be merged; payloads that are still bad must be in the new file."""
     Path("clicks.jsonl").write_bytes(jsonl(CLICKS[0], {**CLICKS[1], "n": "two"}, {**CLICKS[2], "n": None}))
     assert run(merge_files, "--input=clicks.jsonl", *FLAGS).outcomes == "1 merged / 0 duplicate / 2 dead-lettered"
     file = Path("dead-letters.jsonl")
@@ -140,7 +140,7 @@ def test_a_bad_value_that_was_mended(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_overflow_stays_a_dead_letter(run: Run, tmp_path: Path) -> None:
-    """What no retry can cure must be tried once, and come back whenever it is replayed."""
+    """An error that no retry cures must be tried once, and be a letter again after each replay."""
     records = [{**CLICKS[0], "n": INT64_MAX}, {**CLICKS[0], "id": "2", "n": 1}]
     Path("clicks.jsonl").write_bytes(jsonl(*records))
     assert run(merge_files, "--input=clicks.jsonl", *FLAGS).outcomes == "1 merged / 0 duplicate / 1 dead-lettered"
@@ -191,8 +191,8 @@ def test_letters_of_other_pipelines_are_left_alone(run: Run, tmp_path: Path) -> 
     assert run(replay, "--input=dead-letters.jsonl", *FLAGS, "--name=other").outcomes.startswith("0 merged / 2 dup")
 
 
-def test_lines_that_are_no_letters(run: Run, tmp_path: Path) -> None:
-    """They must be counted, and kept as they are in the new file, each with what is wrong."""
+def test_lines_that_are_not_letters(run: Run, tmp_path: Path) -> None:
+    """They must be counted, and kept unchanged in the new file, each with the reason."""
     bad = [b"no JSON", b"[1]", b'{"payload": "x"}', b"\xff", jsonl({**letter(), "more": 1}).rstrip()]
     Path("dead-letters.jsonl").write_bytes(b"\n".join([*bad, jsonl(letter())]))
     ran = run(replay, "--input=dead-letters.jsonl", *FLAGS)
@@ -212,7 +212,7 @@ def test_lines_that_are_no_letters(run: Run, tmp_path: Path) -> None:
 
 
 def test_pickled_letters(run: Run, tmp_path: Path) -> None:
-    """They must be refused, naming the way to allow them, and merge with ``--unpickle``."""
+    """They must be refused, with the flag that allows them, and merge with ``--unpickle``."""
     pickled = DeadLetter.from_dict(letter(payload_type="pickle"))._replace(payload=pickle.dumps(CLICKS[0]))
     Path("dead-letters.jsonl").write_text(pickled.to_json())
     ran = run(replay, "--input=dead-letters.jsonl", *FLAGS)

@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of the work, again and again over the same state: nothing may be lost, nothing count twice."""
+"""SIGKILL in the middle of the work, repeatedly on the same state: no event may be lost or counted twice."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pipelines import flights
 FLIGHTS = 12_000
 KILLS = 20
 MOST_BEFORE_A_KILL = 400
-"""Flights that a run may add before it is killed; so few that all kills together leave more than enough to do."""
+"""Flights that a run may add before it is killed; few enough that all kills together leave more than enough to do."""
 TIMEOUT_S = 120.0
 
 State = dict[tuple[str, int], int]
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
 
 class Child(Protocol):
@@ -52,7 +52,7 @@ class Child(Protocol):
 
 
 class Forked:
-    """`pipelines.flights` by its ``main``, in a fork of a process that has imported Beam already: it starts at once."""
+    """`pipelines.flights` by its ``main``, in a fork of a process that has already imported Beam: it starts at once."""
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -75,7 +75,7 @@ class Forked:
 
 
 def _forked(argv: list[str], log: str) -> None:
-    """What runs there."""
+    """The code of the fork."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -105,7 +105,7 @@ class Commanded:
 
 @contextlib.contextmanager
 def running(start: Callable[[Sequence[str], Path], Child], argv: Sequence[str], log: Path) -> Iterator[Child]:
-    """A child that does not survive the block."""
+    """A child that ends with the block."""
     child = start(argv, log)
     try:
         yield child
@@ -116,7 +116,7 @@ def running(start: Callable[[Sequence[str], Path], Child], argv: Sequence[str], 
 
 
 class Watch:
-    """Looks at the state from outside, without ever holding up who writes it."""
+    """Reads the state from outside, without ever blocking the writer."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -131,7 +131,7 @@ class Watch:
         return {(entity, day): n for entity, day, n in self._select("SELECT entity, bucket, value FROM murmur")}
 
     def torn(self) -> list[tuple[str, int, int, int]]:
-        """Rows whose count of flights is not the number of flights that are marked as counted in them."""
+        """Rows whose count of flights is not the number of markers of flights in them."""
         return self._select(
             "SELECT entity, bucket, value, (SELECT count(*) FROM murmur_seen WHERE row = murmur.id) AS markers"
             " FROM murmur WHERE entity LIKE 'flights/%' AND value IS NOT markers"
@@ -144,14 +144,14 @@ class Watch:
             try:
                 return db.execute(query).fetchall()
             except sqlite3.OperationalError as err:
-                # The first run has got as far as the file, but not yet to its tables.
+                # The first run has made the file, but not yet its tables.
                 if "no such table" in str(err):
                     return []
                 raise
 
 
 def wait_for(watch: Watch, child: Child, flown: int, log: Path) -> None:
-    """Until so many flights are in the state. The child must not end before."""
+    """Until this many flights are in the state. The child must not end before."""
     deadline = time.monotonic() + TIMEOUT_S
     while watch.merged() < flown:
         assert child.ended() is None, f"ended with {child.ended()}: {log.read_text()}"
@@ -160,7 +160,7 @@ def wait_for(watch: Watch, child: Child, flown: int, log: Path) -> None:
 
 
 def by_hand(path: Path) -> State:
-    """The state that flights must lead to: a plain dictionary."""
+    """The expected state of flights: a plain dictionary."""
     state: Counter[tuple[str, int]] = Counter()
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -181,8 +181,8 @@ def twin(tmp_path: Path) -> Path:
     return path
 
 
-def test_twenty_kills_cost_nothing(twin: Path, tmp_path: Path) -> None:
-    """However often a run is killed while it writes, the last one must end with every count as a dictionary has it."""
+def test_twenty_kills_lose_and_double_nothing(twin: Path, tmp_path: Path) -> None:
+    """However often a run is killed while it writes, the last one must end with every count as in a dictionary."""
     chance = random.Random(20_131)
     log, database = tmp_path / "log", tmp_path / "flights.db"
     argv = [
@@ -194,7 +194,7 @@ def test_twenty_kills_cost_nothing(twin: Path, tmp_path: Path) -> None:
     expected, watch = by_hand(twin), Watch(database)
     before = 0
     for kill in range(KILLS):
-        # Some as users start them, most by the quick way; the first of all makes the file.
+        # Some as users start them, most by the fast way; the first of all makes the file.
         start = Commanded if kill % 10 == 5 else Forked
         with running(start, argv, log) as child:
             wait_for(watch, child, before + chance.randint(1, MOST_BEFORE_A_KILL), log)

@@ -1,4 +1,4 @@
-"""A message's own id is unique within its topic only, so the topic stands before it."""
+"""The topic as part of an event id: a message's own id is unique within its topic only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OTHER = "projects/test-project/topics/other"
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: list[str]
@@ -44,7 +44,7 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def topic(pubsub_host: str) -> Topic:
-    """What is read."""
+    """The topic that is read."""
     return new_topic()
 
 
@@ -67,7 +67,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Subscriptions may be read, and not looked at, as the role "Pub/Sub Subscriber" has it."""
+    """Subscriptions may be read, but not looked up, as with the role "Pub/Sub Subscriber"."""
 
     def refuse(*args: Any, **more: Any) -> Any:
         raise PermissionDenied("pubsub.subscriptions.get")
@@ -76,13 +76,13 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def state(path: str = "counts.db") -> dict[str, int]:
-    """What is in the store."""
+    """The content of the store."""
     with closing(SqliteSpec(path).open(Count())) as store:
         return {key.entity: total for key, total in store.scan()}
 
 
 def letters() -> list[DeadLetter]:
-    """In the worker's file."""
+    """The letters in the worker's file."""
     return [DeadLetter.from_json(line) for line in Path("dead-letters.jsonl").read_bytes().splitlines()]
 
 
@@ -94,9 +94,11 @@ EVENTS = [json.dumps({"page": "p", "n": n}).encode() for n in range(5)]
     [([], 10), (["--event_id=message:id"], 10), (["--id_format=plain"], 5), (["--event_id=n"], 5)],
     ids=["default", "named", "plain", "a field"],
 )
-def test_ids_of_two_topics_that_meet(run: Run, monkeypatch: pytest.MonkeyPatch, flags: list[str], merged: int) -> None:
-    """Of events known by their messages' ids none is lost, unless the bare ids are asked for. Two emulators stand for
-    two topics, since one counts ids for all of its topics."""
+def test_equal_ids_of_two_topics_are_two_events(
+    run: Run, monkeypatch: pytest.MonkeyPatch, flags: list[str], merged: int
+) -> None:
+    """No event with its message's id is lost, unless bare ids are requested. Two emulators stand for two topics, since
+    one counts ids for all of its topics."""
     numbered = [json.dumps({"page": "p", "n": f"n{n}"}).encode() for n in range(5)]
     for _ in range(2):
         with emulators.pubsub() as host:
@@ -108,7 +110,7 @@ def test_ids_of_two_topics_that_meet(run: Run, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_two_subscriptions_of_a_topic_count_once(topic: Topic, run: Run) -> None:
-    """What comes before the id is the topic and not the subscription, which may be replaced by another."""
+    """The id begins with the topic and not with the subscription, which may be replaced by another."""
     with pubsub_v1.SubscriberClient() as client:
         client.create_subscription(name=f"{topic.subscription}-2", topic=topic.name)
     topic.publish(*EVENTS)
@@ -116,8 +118,8 @@ def test_two_subscriptions_of_a_topic_count_once(topic: Topic, run: Run) -> None
     assert run(f"--subscription={topic.subscription}-2").out == ["0 merged / 5 duplicate / 0 dead-lettered"]
 
 
-def test_the_flag_says_the_same_as_a_look(topic: Topic, run: Run) -> None:
-    """An event that is merged under either is a duplicate under the other; short names take the project."""
+def test_the_flag_gives_the_same_ids_as_a_lookup(topic: Topic, run: Run) -> None:
+    """An event that is merged with one is a duplicate with the other; short names get the project."""
     with pubsub_v1.SubscriberClient() as client:
         client.create_subscription(name=f"{topic.subscription}-2", topic=topic.name)
     topic.publish(*EVENTS)
@@ -131,7 +133,7 @@ MISSING = "--topic: is missing: a message's id is unique within its topic only, 
 
 @pytest.mark.usefixtures("forbidden")
 class TestWhereTheSubscriptionMayNotBeLookedAt:
-    """The topic must be said, and only where it is needed."""
+    """The topic must be named, and only where it is needed."""
 
     def test_one_line_names_the_flag_and_the_other_way(self, topic: Topic, run: Run) -> None:
         """Before any message is touched."""
@@ -147,20 +149,20 @@ class TestWhereTheSubscriptionMayNotBeLookedAt:
         "flag", ["--topic={topic}", "--id_format=plain", "--event_id=n", "--dedup=none", "--source=eu"]
     )
     def test_any_of_these_is_enough(self, topic: Topic, run: Run, flag: str) -> None:
-        """The topic, the id alone, an id of the event's own, none at all, or another text before it."""
+        """The topic, the bare id, an event id of the user's, no dedup, or another prefix."""
         topic.publish(*EVENTS)
         ran = run(f"--subscription={topic.subscription}", flag.format(topic=topic.name))
         assert ran.out == ["5 merged / 0 duplicate / 0 dead-lettered"]
 
     def test_the_dead_letter_topic_is_not_the_one_that_is_read(self, topic: Topic, run: Run) -> None:
-        """As far as the flag tells."""
+        """As far as the flag shows."""
         ran = run(f"--subscription={topic.subscription}", f"--topic={topic.name}", f"--dead_letter_topic={topic.name}")
         assert ran.err == [
             "worker: error: --dead_letter_topic: is the topic that is read; each dead letter would come back for ever"
         ]
 
-    def test_pubsub_asks_for_it_too(self, topic: Topic, run: Run) -> None:
-        """Also for Dataflow, where a launcher may see no subscriptions."""
+    def test_pubsub_requires_it_too(self, topic: Topic, run: Run) -> None:
+        """Also for Dataflow, where a launcher may not look up subscriptions."""
         ran = run(f"--subscription={topic.subscription}", "--dead_letters=d", program=pubsub, flags=COUNT)
         assert (ran.code, ran.out) == (2, [])
         (line,) = ran.err
@@ -168,7 +170,7 @@ class TestWhereTheSubscriptionMayNotBeLookedAt:
 
 
 def test_a_topic_that_was_deleted(topic: Topic, run: Run) -> None:
-    """What it has left in the subscription is merged once somebody says what it was called, or wants the id alone."""
+    """Its remaining messages in the subscription are merged once the user gives its name, or requests bare ids."""
     topic.publish(*EVENTS)
     with pubsub_v1.PublisherClient() as client:
         client.delete_topic(topic=topic.name)
@@ -180,8 +182,8 @@ def test_a_topic_that_was_deleted(topic: Topic, run: Run) -> None:
     assert ran.out == ["5 merged / 0 duplicate / 0 dead-lettered"]
 
 
-def test_letters_keep_their_ids_through_a_replay(topic: Topic, run: Run) -> None:
-    """Whatever stands before them; so an event that is merged meanwhile is a duplicate."""
+def test_letters_keep_their_ids_in_a_replay(topic: Topic, run: Run) -> None:
+    """Whatever their prefix; so an event that was merged meanwhile is a duplicate."""
     (bad, *_) = topic.publish(b'{"n": 1}', b'{"page": "p", "n": 2}')
     assert run(f"--subscription={topic.subscription}").out[0] == "1 merged / 0 duplicate / 1 dead-lettered"
     (letter,) = letters()
@@ -195,7 +197,7 @@ def test_letters_keep_their_ids_through_a_replay(topic: Topic, run: Run) -> None
 
 @pytest.mark.parametrize("flags", [[], ["--source=somewhere"], ["--event_id=message:id"]], ids=str)
 def test_letters_with_bare_ids_keep_them(run: Run, flags: list[str]) -> None:
-    """As 0.1.0 wrote them: a replay neither puts a topic before them nor takes them for other events."""
+    """As 0.1.0 wrote them: a replay neither adds a topic nor takes them for other events."""
     letter = DeadLetter(
         *(b'{"page": "p"}', "pubsub", {}, "17", None, None, "murmur", "merge", "17", None, ["p"], ["p"]),
         *("TransientError", "busy", 3, "2026-11-23T10:00:00.000000Z"),
@@ -209,7 +211,7 @@ def test_letters_with_bare_ids_keep_them(run: Run, flags: list[str]) -> None:
 
 
 def test_the_pipeline_is_built_with_the_topic(topic: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pipelines.pubsub` puts it before the id as the worker does, so that one table may have both."""
+    """`pipelines.pubsub` puts it before the id as the worker does, so that both may write to one table."""
     built: list[dict[str, Any]] = []
 
     def build(pipeline: Any, subscription: str, merge: dict[str, Any], **more: Any) -> None:
@@ -224,7 +226,7 @@ def test_the_pipeline_is_built_with_the_topic(topic: Topic, run: Run, monkeypatc
 
 
 def arguments(*flags: str) -> dict[str, Any]:
-    """Of the merge, from flags."""
+    """The arguments of the merge, from flags."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
     return merge_arguments(parser.parse_args([*COUNT, *flags]))
@@ -244,8 +246,8 @@ def arguments(*flags: str) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_where_the_topic_is_needed(flags: list[str], needed: bool) -> None:
-    """Where events are known by their messages' ids and nothing else is said; elsewhere nothing is added."""
+def test_the_topic_is_needed_for_ids_of_messages(flags: list[str], needed: bool) -> None:
+    """Where events have their messages' ids and no other flag decides; otherwise nothing is added."""
     given = arguments(*flags)
     assert needs_source(given) is needed
     assert with_source(given, OTHER, "s") == ({**given, "source": OTHER} if needed else given)

@@ -46,7 +46,7 @@ from tests.support.transform import (
 
 
 def test_a_bundle_that_is_delivered_again_counts_once(store: Faulty) -> None:
-    """Whether its first delivery had got to write or not."""
+    """Whether its first delivery was written or not."""
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
     elements = [event(str(i)) for i in range(5)]
     worker.start()
@@ -64,7 +64,7 @@ def test_a_bundle_that_is_delivered_again_counts_once(store: Faulty) -> None:
     assert store.state() == {("a", 0): 5}
 
 
-def test_a_flush_under_way_belongs_to_its_bundle(store: Faulty) -> None:
+def test_a_flush_in_progress_belongs_to_its_bundle(store: Faulty) -> None:
     """Its results come with the next full buffer, or with the end of the bundle, each once."""
     store.waits_for_network = True
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
@@ -79,8 +79,8 @@ def test_a_flush_under_way_belongs_to_its_bundle(store: Faulty) -> None:
     assert store.state() == {("a", 0): 5}
 
 
-def test_a_flush_under_way_is_dropped_with_its_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it has merged is duplicate when it comes again, and neither its results nor its counts come later."""
+def test_a_flush_in_progress_is_dropped_with_its_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its merged events are duplicates when they are redelivered, and neither its results nor its counts come later."""
     counts: Counter[str] = Counter()
 
     class Reported:
@@ -115,8 +115,8 @@ def test_a_flush_under_way_is_dropped_with_its_bundle(store: Faulty, monkeypatch
     assert store.state() == {("a", 0): 3}
 
 
-def test_a_flush_under_way_that_fails_fails_its_bundle(store: Faulty) -> None:
-    """At the next full buffer, or at the end; the bundle comes again and is merged."""
+def test_a_failed_flush_in_progress_fails_its_bundle(store: Faulty) -> None:
+    """At the next full buffer, or at the end; the bundle is redelivered and merged."""
     store.waits_for_network = True
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
     for last in (worker.process(event("2"), event("3")), worker.finish()):
@@ -131,8 +131,8 @@ def test_a_flush_under_way_that_fails_fails_its_bundle(store: Faulty) -> None:
     assert store.state() == {("a", 0): 3}
 
 
-def test_metrics_come_from_the_thread_of_the_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beam loses what other threads report."""
+def test_metrics_are_reported_by_the_thread_of_the_bundle(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beam loses those of other threads."""
     threads: set[threading.Thread] = set()
     merging: set[threading.Thread] = set()
 
@@ -165,7 +165,7 @@ def test_metrics_come_from_the_thread_of_the_bundle(store: Faulty, monkeypatch: 
 
 
 def test_a_bundle_that_fails_leaves_nothing_behind(store: Faulty) -> None:
-    """What it had buffered must neither be written nor put out by the next bundle."""
+    """Its buffered records must neither be written nor be output by the next bundle."""
     worker = Worker(**FIELDS, store=store.spec)
     worker.start()
     assert list(worker.process(event("1"))) == []
@@ -175,8 +175,8 @@ def test_a_bundle_that_fails_leaves_nothing_behind(store: Faulty) -> None:
     assert list(worker.finish()) == []
 
 
-def test_held_outputs_of_a_bundle_that_fails_are_forgotten(store: Faulty) -> None:
-    """An element in several windows comes out at the end of its bundle; if there is none, not at that of the next."""
+def test_held_outputs_of_a_bundle_that_fails_are_dropped(store: Faulty) -> None:
+    """An element in several windows is output at the end of its bundle; after a failure, not at the end of the next."""
     worker = Worker(windows=3, **FIELDS, store=store.spec, flush=FlushLimits(events=1))
     worker.start()
     assert list(worker.process(event("1"), event("2"))) == []
@@ -195,7 +195,7 @@ def test_held_outputs_of_a_bundle_that_fails_are_forgotten(store: Faulty) -> Non
     [(FlushLimits(events=3), 0), (FlushLimits(rows=3), 0), (FlushLimits(age=timedelta(seconds=2)), 1)],
     ids=["events", "rows", "age"],
 )
-def test_a_full_buffer_is_put_out_before_the_bundle_ends(store: Faulty, limits: FlushLimits, seconds: int) -> None:
+def test_a_full_buffer_is_output_before_the_bundle_ends(store: Faulty, limits: FlushLimits, seconds: int) -> None:
     """At whichever limit is reached first: records, touched rows, or time."""
     clock = FakeClock()
     worker = Worker(**FIELDS, store=store.spec, flush=limits, config=config(clock=clock))
@@ -208,8 +208,8 @@ def test_a_full_buffer_is_put_out_before_the_bundle_ends(store: Faulty, limits: 
     assert [result.event_id for result in worker.finish()] == ["6"]
 
 
-def test_nothing_is_put_out_before_it_is_committed(store: Faulty) -> None:
-    """At the moment an output can be seen, its event must be in the store."""
+def test_nothing_is_output_before_it_is_committed(store: Faulty) -> None:
+    """As soon as an output is visible, its event must be in the store."""
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))
     seen = 0
     for result in worker.bundle(*(event(str(i)) for i in range(5))):
@@ -218,15 +218,15 @@ def test_nothing_is_put_out_before_it_is_committed(store: Faulty) -> None:
     assert seen == 5
 
 
-def test_a_bundle_of_nothing(store: Faulty) -> None:
-    """It must write and put out nothing."""
+def test_an_empty_bundle(store: Faulty) -> None:
+    """It must write and output nothing."""
     worker = Worker(**FIELDS, store=store.spec)
     assert list(worker.bundle()) == []
     assert store.state() == {}
 
 
 def test_an_element_without_a_timestamp_needs_an_event_time(store: Faulty) -> None:
-    """With a window, the timestamp that Beam gives where there is none must not be taken for a time."""
+    """With a window, Beam's timestamp for "no timestamp" must not be taken for a time."""
     worker = Worker(**FIELDS, store=store.spec, window=daily())
     worker.start()
     windowed = WindowedValue(event("1"), MIN_TIMESTAMP, [beam_window.GlobalWindow()])
@@ -238,8 +238,8 @@ def test_an_element_without_a_timestamp_needs_an_event_time(store: Faulty) -> No
     assert letter.event_time is None
 
 
-def test_elements_that_are_no_records_do_not_pile_up(store: Faulty) -> None:
-    """They must be put out before the bundle ends, as merged ones are."""
+def test_rejected_elements_do_not_accumulate(store: Faulty) -> None:
+    """They must be output before the bundle ends, as merged ones are."""
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=3))
     worker.start()
     came = [[letter.payload for letter in worker.process(text)] for text in (b"{", b"[", b"}", b"]")]
@@ -274,18 +274,18 @@ def test_a_pipeline_closes_its_store(store: Faulty) -> None:
     run([event("1")], **FIELDS, store=store.spec)
     deadline = time.monotonic() + 30
     while store.closed < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)  # Prism's worker may still be at its teardown
+        time.sleep(0.05)  # Prism's worker may still be in its teardown
     assert store.closed == 2, "once when the pipeline was built, and once by its worker"
 
 
 def open_files() -> int:
-    """Of this process."""
+    """The number of open files of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux lists them")
 def test_cycles_of_setup_and_teardown_leak_nothing(tmp_path: Path) -> None:
-    """A worker may live through thousands of them: neither threads nor files may add up."""
+    """A worker may have thousands of them: neither threads nor files may accumulate."""
     arguments = {**FIELDS, "store": SqliteSpec(str(tmp_path / "counts.db")), "cache": f"memory://{uuid.uuid4().hex}"}
     for i in range(21):
         worker = Worker(**arguments)
@@ -300,7 +300,7 @@ def test_cycles_of_setup_and_teardown_leak_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, pickler.dumps], ids=["pickle", "beam"])
 def test_the_dofn_can_be_pickled(tmp_path: Path, dumps: Callable[[Any], bytes]) -> None:
-    """Only its configuration travels to the workers."""
+    """Only its configuration is sent to the workers."""
     spec = resolve({**FIELDS, "store": f"sqlite:///{tmp_path}/counts.db", "window": "daily", "config": config()})
     loads = pickle.loads if dumps is pickle.dumps else pickler.loads
     fn = loads(dumps(MergeDoFn(spec)))

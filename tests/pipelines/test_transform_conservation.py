@@ -38,14 +38,14 @@ GENERATED: dict[str, Any] = {
 
 
 def element_of(event: Event, n: int) -> dict[str, Any]:
-    """As JSON can hold it, with a number that tells deliveries of one event apart."""
+    """In a form that JSON can represent, with a number that distinguishes deliveries of one event."""
     time = event.event_time.isoformat()
     return {"n": n, "id": event.event_id, "time": time, "keys": list(event.keys), "delta": event.delta}
 
 
 @dataclass
 class Model:
-    """What must hold of a scenario's store and outputs, by plain dictionaries."""
+    """The expected store and outputs of a scenario, in plain dictionaries."""
 
     scenario: Scenario
     appends: bool = False
@@ -63,7 +63,7 @@ class Model:
         }
 
     def key(self, time: datetime, entity: str) -> Key:
-        """Where an event counts: under its UTC day, by the calendar."""
+        """The key and bucket of an event: its UTC day, by the calendar."""
         return Key(entity, time.toordinal() - date(1970, 1, 1).toordinal() if self.window else 0)
 
     def merged(self, event_id: str, time: datetime, entities: Iterable[str]) -> set[str]:
@@ -71,12 +71,12 @@ class Model:
         return {entity for entity in entities if (self.key(time, entity), event_id) in self.store.ledger.merged}
 
     def is_expired(self, time: datetime) -> bool:
-        """Is an event of this time too old, now?"""
+        """Whether an event of this time is now too old."""
         retention = self.window.retention if self.window else None
         return retention is not None and time < START + timedelta(seconds=self.clock.time - NOW_S) - retention
 
     def check_outputs(self, elements: Sequence[dict[str, Any]], outputs: Iterable[Any]) -> list[DeadLetter]:
-        """Each element must come out once, and what an output says must be true when it can be seen; the letters."""
+        """Each element must be output once, and what an output says must be true when it is visible; the letters."""
         letters, came = [], Counter[int]()
         for output in outputs:
             dead = isinstance(output, DeadLetter)
@@ -112,7 +112,7 @@ class Model:
             assert set(letter.failed_keys) <= set(BIG_KEYS)
 
     def check_state(self) -> None:
-        """After all was delivered, each event that is not too old must be in the state, and be there once."""
+        """After all was delivered, each event that is not too old must be in the state, once."""
         ledger, expected = self.store.ledger.merged, dict[tuple[str, int], int]()
         for key, event_id in ledger:
             expected[key] = expected.get(key, 0) + ledger[key, event_id]
@@ -129,7 +129,7 @@ class Model:
 
 
 def limits() -> st.SearchStrategy[FlushLimits]:
-    """Small enough for several flushes in a bundle."""
+    """Limits small enough for several flushes in a bundle."""
     return st.builds(FlushLimits, events=st.integers(1, 6), rows=st.integers(1, 8))
 
 
@@ -147,8 +147,8 @@ def test_bundles_lose_nothing_and_count_nothing_twice(
 ) -> None:
     """Random bundles, faults and crashes: one output for each element, and a state like a dictionary's.
 
-    With a store that is merged into at once, or while the next records are processed; one that tells merged from
-    duplicate, or one that appends.
+    With a store that is merged into at once, or while the next records are processed; one that distinguishes merged
+    from duplicate, or one that appends.
     """
     model = Model(scenario, appends)
     model.store.waits_for_network = behind
@@ -185,7 +185,7 @@ def test_bundles_lose_nothing_and_count_nothing_twice(
 def test_a_runner_loses_nothing_and_counts_nothing_twice(
     scenario: Scenario, flush: FlushLimits, behind: bool, appends: bool
 ) -> None:
-    """The same on Beam's runner: what was dead-lettered is fed in again, through a shuffle."""
+    """The same on Beam's runner: dead letters are fed in again, through a shuffle."""
     model = Model(scenario, appends)
     model.store.waits_for_network = behind
     events = [each for batch in scenario.batches for each in batch.events]
@@ -202,7 +202,7 @@ def test_a_runner_loses_nothing_and_counts_nothing_twice(
     model.check_state()
 
 
-def test_a_lot_in_one_bundle_in_reasonable_time(store: Faulty) -> None:
+def test_a_large_bundle_in_reasonable_time(store: Faulty) -> None:
     """Ten thousand elements through the DoFn with many flushes must not take minutes: nothing may be quadratic."""
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=50))
     started_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Dead letters of `MergeRecords` on a real runner: what becomes one, and how they are replayed."""
+"""Dead letters of `MergeRecords` on a real runner: which elements become one, and how they are replayed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.support.transform import (
 
 
 def test_dead_letters_replay_through_the_same_transform(store: Faulty) -> None:
-    """Of a record that failed half way only the failed keys must be merged, and the original element come out."""
+    """Of a record that failed in part only the failed keys must be merged, and the original element be output."""
     store.fault = failing(b=3)
     arguments = {
         "keys": ["k", "other", "=all"],
@@ -101,7 +101,7 @@ def test_a_rejected_element_can_be_replayed_with_mended_arguments(store: Faulty)
 
 @dataclass
 class Click:
-    """An element that JSON cannot hold."""
+    """An element that JSON cannot represent."""
 
     id: str
     k: str
@@ -131,8 +131,8 @@ def test_pickled_elements_are_replayed_only_if_that_is_allowed(store: Faulty) ->
     ],
     ids=["pickled", "only readable", "broken"],
 )
-def test_letters_that_cannot_be_read_stay_as_they_are(store: Faulty, changes: dict[str, Any], problem: str) -> None:
-    """All they knew must be in the new letter: what is missing, and when it happened."""
+def test_unreadable_letters_keep_their_content(store: Faulty, changes: dict[str, Any], problem: str) -> None:
+    """The new letter must have all that they knew, the reason, and the time of the failure."""
     letter = letter_of(**changes)
     again = run([letter], **FIELDS, store=store.spec, name="p", config=config()).letter
     assert again.error_message.startswith(problem)
@@ -142,15 +142,16 @@ def test_letters_that_cannot_be_read_stay_as_they_are(store: Faulty, changes: di
     assert store.state() == {}
 
 
-def test_a_letter_whose_time_is_none_becomes_another(store: Faulty) -> None:
-    """A letter that somebody has edited must not stop the pipeline."""
+def test_a_letter_with_an_invalid_time_becomes_another(store: Faulty) -> None:
+    """A letter that was edited by hand must not stop the pipeline."""
     again = run([letter_of(event_time="noon")], **FIELDS, store=store.spec).letter
     assert again.error_message.startswith("event_time: 'noon'")
     assert (again.stage, again.event_id, again.failed_keys) == ("decode", "1", ["a"])
 
 
 def test_dead_letters_become_json(store: Faulty, tmp_path: Path) -> None:
-    """``to_dict`` must give what JSON takes, and ``to_json`` lines that read back as the same letters."""
+    """``to_dict`` must give values that JSON can represent, and ``to_json`` lines that are read back as the same
+    letters."""
     path = str(tmp_path / "letters.jsonl")
     pipeline = new_pipeline()
     letters = pipeline | beam.Create([b"\xff", b'{"k": "\\ud800"}', b"\n"]) | MergeRecords(**FIELDS, store=store.spec)
@@ -231,7 +232,7 @@ def packed(element: Any) -> bytes:
 
 @pytest.mark.parametrize(("element", "stage", "problem"), BAD)
 def test_bad_input_becomes_one_dead_letter(bad_run: tuple[Ran, Faulty], element: Any, stage: str, problem: str) -> None:
-    """Exactly one, which says what is wrong with which field, and holds the element as it came."""
+    """Exactly one, which says what is wrong with which field, and holds the original element."""
     (letter,) = [letter for letter in bad_run[0].letters if letter.payload == packed(element)]
     assert letter.stage == stage
     assert letter.error_message.startswith(problem)
@@ -260,7 +261,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> FnApiRunner:
 
 
 def test_letters_replay_in_another_process(other_process: FnApiRunner, tmp_path: Path) -> None:
-    """There Beam decodes letters that come from a shuffle to a type that it makes up: they must still be letters."""
+    """Beam decodes letters from a shuffle there to a type that it generates: they must still be letters."""
     arguments = {**FIELDS, "store": SqliteSpec(str(tmp_path / "counts.db"))}
     mended = {**arguments, "value": lambda element: int(element["v"].lstrip("#"))}
     pipeline = new_pipeline(runner=other_process)
@@ -281,8 +282,8 @@ def test_letters_replay_in_another_process(other_process: FnApiRunner, tmp_path:
     assert sums(arguments["store"]) == {Key("a"): 6}
 
 
-def test_what_is_recorded_in_another_process_says_so(other_process: FnApiRunner, tmp_path: Path) -> None:
-    """Through pickles and coders, also those of a shuffle; without ids each delivery counts, and each of them once."""
+def test_recorded_records_in_another_process(other_process: FnApiRunner, tmp_path: Path) -> None:
+    """Through pickles and coders, also those of a shuffle; without ids each delivery counts once."""
     stores = [RecordingSpec(SqliteSpec(str(tmp_path / f"{name}.db"))) for name in ("once", "each")]
     pipeline = new_pipeline(runner=other_process)
     elements = pipeline | beam.Create([event("1"), event("1"), event("2")])
@@ -304,7 +305,7 @@ def _told(result: Any) -> str:
 
 
 def test_letters_become_json_in_another_process(other_process: FnApiRunner, memory: MemorySpec, tmp_path: Path) -> None:
-    """``to_json`` must do for them as well."""
+    """``to_json`` must work for them as well."""
     pipeline = new_pipeline(runner=other_process)
     letters = pipeline | beam.Create([b"\xff"]) | MergeRecords(**FIELDS, store=memory)
     lines = letters.dead_letter | beam.Reshuffle() | beam.Map(DeadLetter.to_json)

@@ -31,12 +31,12 @@ from tests.support.transform import (
 
 
 def message(data: bytes | None, event_id: str = "m1", **attributes: str) -> PubsubMessage:
-    """As a subscription delivers it."""
+    """A message as a subscription delivers it."""
     return PubsubMessage(data, attributes, event_id, START, "order")
 
 
 def test_pubsub_messages(store: Faulty) -> None:
-    """Fields, attributes and the message's id must be found, and the message itself come out."""
+    """Fields, attributes and the message's id must be found, and the message itself be output."""
     arguments = {
         "keys": ["user/{user.id}", "attribute:country"],
         "value": "v",
@@ -60,7 +60,7 @@ def test_it_is_exactly_once_whatever_else_its_config_says(store: Faulty, config:
 
 
 def test_dedup_is_turned_off_by_name(memory: MemorySpec) -> None:
-    """Each delivery counts then, and no id is asked for."""
+    """Each delivery counts then, and no id is needed."""
     fields = {name: field for name, field in FIELDS.items() if name != "event_id"}
     for config in (None, Config(max_attempts=5)):
         with pytest.raises(ConfigurationError, match=r"^event_id: is missing.*NoDedup\(\)"):
@@ -70,8 +70,8 @@ def test_dedup_is_turned_off_by_name(memory: MemorySpec) -> None:
     assert sums(memory) == {Key("a"): 2}
 
 
-def test_messages_bring_an_id_of_their_own(memory: MemorySpec) -> None:
-    """Where none is named, a message is known by the id that Pub/Sub gave it; but only where an id is needed."""
+def test_a_message_s_own_id_is_the_event_id(memory: MemorySpec) -> None:
+    """If none is named, an event has the id that Pub/Sub gave its message; but only where an id is needed."""
 
     def merged(*sent: PubsubMessage, config: Config | None = None) -> list[MergeResult]:
         pipeline = new_pipeline()
@@ -93,8 +93,8 @@ def test_messages_bring_an_id_of_their_own(memory: MemorySpec) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff\x00\n", b'{"v": 1', b""], ids=["binary", "json", "empty"])
-def test_pubsub_messages_come_back_byte_for_byte(store: Faulty, data: bytes) -> None:
-    """A dead letter must hold the whole message, and a replay must work on the very same one."""
+def test_pubsub_messages_are_replayed_byte_for_byte(store: Faulty, data: bytes) -> None:
+    """A dead letter must hold the whole message, and a replay must process exactly the same message."""
     arguments = {"key": "k", "value": "v", "event_id": "message:id", "store": store.spec}
     sent = message(data, a="b", ü="")
     letter = run([sent], **arguments).letter
@@ -106,6 +106,6 @@ def test_pubsub_messages_come_back_byte_for_byte(store: Faulty, data: bytes) -> 
     )
     mended = {**arguments, "decode": lambda element: {"k": "a", "v": len(element.data)}}
     (result,) = run([DeadLetter.from_json(letter.to_json())], **mended).results
-    # The message's own equality leaves out some of it.
+    # The message's own equality ignores some of it.
     assert (result.element, result.element.publish_time, result.element.ordering_key) == (sent, START, "order")
     assert (result.event_id, store.state()) == ("m1", {("a", 0): len(data)})

@@ -30,7 +30,7 @@ from tests.support.transform import (
 
 
 def test_counters(store: Faulty) -> None:
-    """All that happens must be counted under the transform's name, also what fails last of all."""
+    """All events must be counted under the transform's name, also the last failures."""
     store.fault = failing(shaky=1, down=9)
     old = event("old", keys=["a"], t=NOW_S - 3 * 86_400)
     elements = [
@@ -72,7 +72,7 @@ def test_counters(store: Faulty) -> None:
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_distributions(store: Faulty, memory: MemorySpec, behind: bool) -> None:
-    """Sizes and times of flushes must be there to be looked at, also of those that another thread has made."""
+    """Sizes and times of flushes must be available, also of flushes in another thread."""
     store.waits_for_network = behind
     pipeline = new_pipeline()
     elements = beam.Create([event(str(i)) for i in range(5)], reshuffle=False)
@@ -86,7 +86,7 @@ def test_distributions(store: Faulty, memory: MemorySpec, behind: bool) -> None:
 
 
 def test_each_bundle_is_counted_once(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one bundle has reported the next one must not report again."""
+    """The next bundle must not report the counts of the previous one again."""
     counts: Counter[str] = Counter()
 
     class Reported:
@@ -112,7 +112,7 @@ def test_each_bundle_is_counted_once(store: Faulty, monkeypatch: pytest.MonkeyPa
 
 
 class Notebook:
-    """A recorder that can be pickled: it notes on a page of this process."""
+    """A recorder that can be pickled: it counts in a dictionary of this process."""
 
     pages: ClassVar[dict[str, Counter[str]]] = {}
 
@@ -135,8 +135,8 @@ class Notebook:
         self.pages.setdefault(self._page, Counter())[what] += 1
 
 
-def test_a_recorder_of_ones_own(store: Faulty) -> None:
-    """The config's recorder must hear all that Beam's metrics hear."""
+def test_a_recorder_of_the_user_s(store: Faulty) -> None:
+    """The config's recorder must get all that Beam's metrics get."""
     page = uuid.uuid4().hex
     store.fault = failing(b=2)
     elements = [event("1"), event("1"), event("2", "b"), event("3", value="x")]

@@ -56,7 +56,7 @@ from tests.support.transform import (
 
 
 def test_each_element_becomes_one_output(store: Faulty) -> None:
-    """Merged, duplicate, expired or dead letter: each element must come out once, as one of them."""
+    """Merged, duplicate, expired or dead letter: each element must be output once, as one of them."""
     old = event("old", t=NOW_S - 3 * 86_400)
     elements = [event("1", t=NOW_S), event("1", t=NOW_S), event("2", t=NOW_S), old, event("3", value="x", t=NOW_S)]
     ran = run(elements, **FIELDS, event_time="t", window=daily(2 * DAY), store=store.spec, config=config())
@@ -79,7 +79,7 @@ def test_each_element_becomes_one_output(store: Faulty) -> None:
     ids=["global", "fixed", "sliding"],
 )
 def test_outputs_keep_timestamp_and_windows(store: Faulty, windowing: Any, limit: int) -> None:
-    """Whatever comes out, and whenever it is flushed, must come out once in each window of its element, at its time."""
+    """Every output, whenever it is flushed, must be in each window of its element once, at its time."""
     elements = [event(str(i), key="big" if i > 6 else "a") for i in range(9)]
     elements[2]["v"] = "bad"
     elements[7]["v"] = elements[8]["v"] = INT64_MAX
@@ -131,8 +131,8 @@ def test_the_command_line_alone_is_enough(lasting: SqliteSpec) -> None:
     assert ran.counters["clicks:record_merged"] == 2
 
 
-def test_arguments_win_over_the_command_line(lasting: SqliteSpec) -> None:
-    """An argument given in Python must replace the flag; what is not given still comes from the command line."""
+def test_arguments_override_the_command_line(lasting: SqliteSpec) -> None:
+    """An argument given in Python must replace the flag; others still come from the command line."""
     flags = [
         "--murmur_name=flag",
         f"--murmur_store={lasting}",
@@ -169,7 +169,7 @@ def test_several_keys(store: Faulty, keys: Any) -> None:
 
 
 def test_no_keys(store: Faulty) -> None:
-    """An element without keys must come out as merged, and write nothing."""
+    """An element without keys must be output as merged, and write nothing."""
     ran = run([event("1")], keys=lambda element: [], value="v", event_id="id", store=store.spec)
     assert ran.results == [MergeResult(event("1"), Outcome.MERGED, "1", (), (), 0)]
     assert store.state() == {}
@@ -192,7 +192,7 @@ def test_functions_for_all_fields(store: Faulty) -> None:
 
 
 def test_exhausted_records_can_fail_the_pipeline(store: Faulty) -> None:
-    """With ``on_exhausted="raise"`` a record whose tries are used up must fail the pipeline, and say why."""
+    """With ``on_exhausted="raise"`` a record without a try left must fail the pipeline, and say why."""
     store.fault = failing(a=2)
     with pytest.raises(RetriesExhausted, match=r"event '1' failed 2 times for 'a'") as raised:
         run([event("1"), event("2", "b")], **FIELDS, store=store.spec, config=config(), on_exhausted="raise")
@@ -217,8 +217,8 @@ def test_bad_records_are_dead_letters_even_if_exhausted_ones_raise(store: Faulty
 @pytest.mark.parametrize("on_exhausted", ["dead_letter", "raise"])
 @pytest.mark.parametrize("error", [StoreUnavailable("no such table"), SchemaMismatch("another monoid")], ids=repr)
 def test_a_store_that_cannot_be_used_raises(store: Faulty, error: Exception, on_exhausted: str) -> None:
-    """It is no fault of a record: whatever ``on_exhausted`` says, it must not empty the source into the dead letters,
-    but fail the pipeline with the store's own words, even if only some of the keys meet it."""
+    """It is not a fault of a record: whatever ``on_exhausted`` says, it must not empty the source into the dead
+    letters, but fail the pipeline with the store's own message, even if only some of the keys get it."""
     store.fault = lambda update: error if update.key.entity == "a" else None
     with pytest.raises(type(error), match=f"^{error}"):
         run([event("1", "b"), event("2")], **FIELDS, store=store.spec, config=config(), on_exhausted=on_exhausted)
@@ -227,15 +227,15 @@ def test_a_store_that_cannot_be_used_raises(store: Faulty, error: Exception, on_
     assert again.outcomes() == {"merged": 1, "duplicate": 1}
 
 
-def test_an_option_that_is_misspelt_is_refused(memory: MemorySpec) -> None:
-    """Beam passes over flags it does not know; a window left out for a typing error would count into one bucket."""
+def test_a_misspelt_option_is_refused(memory: MemorySpec) -> None:
+    """Beam ignores unknown flags; a window that is lost by a typing error would count into one bucket."""
     pipeline = new_pipeline("--murmur_widnow=hourly")
     with pytest.raises(ConfigurationError, match=r"--murmur_widnow: is not an option"):
         _ = pipeline | beam.Create([]) | MergeRecords(**FIELDS, store=memory)
 
 
 def test_outputs_have_schemas() -> None:
-    """Each field must have a type of its own that any language knows: what a write to BigQuery needs."""
+    """Each field must have a portable type of its own, as a write to BigQuery needs."""
     optional, texts = "typing.Optional[str]", "typing.Sequence[str]"
     fields = dict(named_fields_from_element_type(DeadLetter))
     assert {name: kind.__name__ if isinstance(kind, type) else str(kind) for name, kind in fields.items()} == {
@@ -262,7 +262,7 @@ def test_outputs_have_schemas() -> None:
 
 
 def test_outputs_know_their_element_types(store: Faulty) -> None:
-    """What follows, a write to BigQuery say, must find the schema at the output itself."""
+    """The next step, for example a write to BigQuery, must find the schema at the output itself."""
     outputs = new_pipeline() | beam.Create([event("1")]) | MergeRecords(**FIELDS, store=store.spec)
     assert (outputs.merged.element_type, outputs.dead_letter.element_type) == (MergeResult, DeadLetter)
     for row in (MergeResult, DeadLetter):
@@ -283,7 +283,8 @@ NOTHING_KNOWN = dict.fromkeys(("message_id", "publish_time", "ordering_key", "ev
     ids=["letter", "bare letter", "merged", "duplicate"],
 )
 def test_outputs_survive_their_coder(row: Any) -> None:
-    """Encoding must lose nothing. The type may be one that Beam made of the schema, as older versions always do."""
+    """Encoding must lose nothing. The type may be one that Beam generates from the schema, as older versions always
+    do."""
     coder = registry.get_coder(type(row))
     copy = coder.decode(coder.encode(row))
     assert copy == row
@@ -291,7 +292,7 @@ def test_outputs_survive_their_coder(row: Any) -> None:
 
 
 def test_outputs_survive_a_shuffle(store: Faulty) -> None:
-    """Both outputs must come out of a Reshuffle as they went in, but that a sequence may have become a list."""
+    """Both outputs must pass a Reshuffle unchanged, except that a sequence may become a list."""
     pipeline = new_pipeline()
     outputs = pipeline | beam.Create([event("1"), event("2", value="x")]) | MergeRecords(**FIELDS, store=store.spec)
     names = [collect(outputs[tag] | f"S{tag}" >> beam.Reshuffle(), tag) for tag in (MERGED, DEAD_LETTER)]
@@ -351,7 +352,7 @@ def test_a_wrong_argument_fails_when_the_pipeline_is_built(
 
 
 def test_a_store_of_another_monoid_fails_when_the_pipeline_is_built(tmp_path: Path) -> None:
-    """The aggregates of one pipeline must not be mixed up with those of another."""
+    """The aggregates of one pipeline must not be mixed with those of another."""
     spec = SqliteSpec(str(tmp_path / "counts.db"))
     with closing(spec.open(Max())) as written:
         written.merge_update(Key("a"), 1)
@@ -359,7 +360,7 @@ def test_a_store_of_another_monoid_fails_when_the_pipeline_is_built(tmp_path: Pa
         _ = new_pipeline() | beam.Create([]) | MergeRecords(**FIELDS, store=spec)
 
 
-def test_a_store_that_is_no_cache_fails_when_the_pipeline_is_built(tmp_path: Path, memory: MemorySpec) -> None:
+def test_a_store_that_cannot_be_a_cache_fails_when_the_pipeline_is_built(tmp_path: Path, memory: MemorySpec) -> None:
     """A cache must be a store that can be refilled."""
     with pytest.raises(ConfigurationError, match="cache: "):
         _ = new_pipeline() | beam.Create([]) | MergeRecords(**FIELDS, store=memory, cache=f"sqlite:///{tmp_path}/c.db")
@@ -369,7 +370,7 @@ def test_a_store_that_is_no_cache_fails_when_the_pipeline_is_built(tmp_path: Pat
 def test_an_aggregate_that_depends_on_the_order_warns(
     memory: MemorySpec, caplog: pytest.LogCaptureFixture, commutative: bool
 ) -> None:
-    """Beam gives no order; who asks for one anyway must hear of it when the pipeline is built."""
+    """Beam has no order; a pipeline that needs one must log a warning when it is built."""
     joined = Custom("joined", "", str.__add__, commutative=commutative)
     with caplog.at_level(logging.WARNING, logger="murmur_beam"):
         _ = new_pipeline() | beam.Create([]) | MergeRecords("p", **FIELDS, monoid=joined, store=memory)
@@ -379,8 +380,8 @@ def test_an_aggregate_that_depends_on_the_order_warns(
 
 
 def test_a_table_that_is_appended_to() -> None:
-    """New or again, an event is recorded, and counts once; the letter of a key that failed is replayed into the same
-    table, which has the other key already."""
+    """New or again, an event is recorded, and counts once; the letter of a failed key is replayed into the same table,
+    which already has the other key."""
     store = Faulty(fault=failing(shaky=2), appends=True)
     arguments: dict[str, Any] = {
         "name": "p",
@@ -425,8 +426,8 @@ def test_a_table_that_is_appended_to() -> None:
         assert store.state() == {("a", today): 2, ("b", today): 1, ("shaky", today): 1}
 
 
-def test_a_cache_gets_what_was_merged(store: Faulty, memory: MemorySpec) -> None:
-    """Only that: no duplicate, and nothing that failed."""
+def test_a_cache_gets_only_merged_events(store: Faulty, memory: MemorySpec) -> None:
+    """No duplicate, and no failed event."""
     store.fault = failing(b=2)
     elements = [event("1"), event("1"), event("2"), event("3", "b")]
     ran = run(elements, **FIELDS, store=store.spec, cache=str(memory), config=config())
@@ -435,7 +436,7 @@ def test_a_cache_gets_what_was_merged(store: Faulty, memory: MemorySpec) -> None
 
 
 def test_a_cache_that_fails_changes_nothing(store: Faulty) -> None:
-    """Its failures must be counted, and no more."""
+    """Its failures must only be counted."""
     cache = Faulty(fault=lambda update: BUSY)
     ran = run([event("1"), event("2")], name="p", **FIELDS, store=store.spec, cache=cache.spec, config=config())
     assert ran.outcomes() == {"merged": 2}
@@ -444,7 +445,7 @@ def test_a_cache_that_fails_changes_nothing(store: Faulty) -> None:
 
 
 def test_two_in_one_pipeline(store: Faulty) -> None:
-    """Two with names of their own need no labels; two without must be told apart by labels, as Beam says."""
+    """Two with names of their own need no labels; two without must be distinguished by labels, as Beam says."""
     pipeline = new_pipeline()
     source = pipeline | beam.Create([event("1", value=5)])
     _ = source | MergeRecords("sum", key="k", value="v", event_id="id", store=store.spec)
@@ -476,7 +477,7 @@ def test_step_labels_are_stable(store: Faulty) -> None:
 
 
 def test_the_package_offers_the_transform() -> None:
-    """The names of the README must be there."""
+    """The names of the README must exist."""
     assert murmur_beam.MergeRecords is MergeRecords
     assert murmur_beam.MergeDoFn is MergeDoFn
     assert murmur_beam.MurmurOptions is transforms.MurmurOptions

@@ -1,4 +1,5 @@
-"""`pipelines.worker` on the real Pub/Sub emulator: no message is acknowledged before it is safe."""
+"""`pipelines.worker` on the real Pub/Sub emulator: no message is acknowledged before it is merged or its letter is
+kept."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from tests.support.fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Outag
 from tests.support.topics import TIMEOUT_S, Topic, new_topic
 
 COUNT = ["--key=page/{page}", "--key==all", "--monoid=count", "--event_id=id"]
-"""What to merge in nearly all tests."""
+"""The arguments of the merge in nearly all tests."""
 
 State = dict[str, int]
 
@@ -58,18 +59,18 @@ def event(n: int, pages: int = 7) -> dict[str, object]:
 
 
 def payloads(events: Sequence[Mapping[str, object]]) -> list[bytes]:
-    """As messages carry them."""
+    """Events as messages carry them."""
     return [json.dumps(each).encode() for each in events]
 
 
 def by_hand(events: Sequence[Mapping[str, object]]) -> State:
-    """The state that events must lead to, each of them once: a plain dictionary."""
+    """The expected state of events, each of them once: a plain dictionary."""
     once = {each["id"]: each for each in events}.values()
     return dict(Counter(f"page/{each['page']}" for each in once) + Counter({"all": len(once)}))
 
 
 class Watch:
-    """Looks at the state from outside."""
+    """Reads the state from outside."""
 
     def __init__(self, uri: str) -> None:
         self._store = spec_from_uri(uri, "store").open(Count(), None)
@@ -79,7 +80,7 @@ class Watch:
         return self._store.get(Key("all")) or 0
 
     def state(self) -> State:
-        """All there is."""
+        """All aggregates."""
         return {key.entity: value for key, value in self._store.scan()}
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class Watch:
 
 @contextlib.contextmanager
 def running(log: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``python -m pipelines.worker`` as its users start it; it does not survive the block."""
+    """``python -m pipelines.worker`` as its users start it; it ends with the block."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -108,7 +109,7 @@ def running(log: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """The process must not end before."""
+    """Wait until it happens; the process must not end before."""
     deadline = time.monotonic() + TIMEOUT_S
     while not happened():
         assert process.poll() is None, f"ended with {process.poll()}: {log.read_text()}"
@@ -117,7 +118,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes], l
 
 
 class Ran(NamedTuple):
-    """What a run of ``main`` gave."""
+    """The result of a run of ``main``."""
 
     code: int
     out: str
@@ -125,7 +126,7 @@ class Ran(NamedTuple):
 
     @property
     def mistake(self) -> str:
-        """The only line of a run that a mistake ended."""
+        """The only line of a run that ended with a mistake."""
         (line,) = self.err.splitlines()
         assert self.code == 2
         return line
@@ -151,18 +152,18 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 def outcomes(text: str) -> list[str]:
-    """The lines that sum up runs."""
+    """The summaries of runs."""
     return [line for line in text.splitlines() if re.match(r"[0-9,]+ merged", line)]
 
 
 def letters_in(path: Path) -> list[DeadLetter]:
-    """Of a file."""
+    """The letters in a file."""
     return [DeadLetter.from_json(line) for line in path.read_bytes().splitlines()]
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Update], Exception | None]]:
-    """Put a function in, and SQLite fails by it: `FaultyStore` says how. The last one counts."""
+    """Append a function, and SQLite fails by it, as in `FaultyStore`. The last function counts."""
     plan: list[Callable[[Update], Exception | None]] = [lambda update: None]
     opened = SqliteSpec.open
 
@@ -174,7 +175,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Update], Exception
 
 
 def test_messages_become_counts(topic: Topic, run: Run, tmp_path: Path) -> None:
-    """Each event once, however many messages it has; nothing stays in the subscription, and no dead letter is made."""
+    """Each event once, however many messages it has; the subscription is empty, and no dead letter is made."""
     events = [event(n) for n in range(2_500)]
     topic.publish(*payloads(events), *payloads(events[:500]))
     uri = f"sqlite:///{tmp_path}/counts.db"
@@ -187,7 +188,7 @@ def test_messages_become_counts(topic: Topic, run: Run, tmp_path: Path) -> None:
 
 
 def test_messages_are_recorded(topic: Topic, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a table that is appended to: acknowledged, summed up under a word of their own, and counted once each."""
+    """In a table that is appended to: acknowledged, summed up as recorded, and counted once each."""
     recording.add_scheme(monkeypatch)
     events = [event(n) for n in range(300)]
     topic.publish(*payloads(events), *payloads(events[:50]), b"{")
@@ -202,7 +203,7 @@ def test_messages_are_recorded(topic: Topic, run: Run, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("kind", ["enable_message_ordering", "enable_exactly_once_delivery"])
 def test_other_kinds_of_subscriptions(pubsub_host: str, run: Run, tmp_path: Path, kind: str) -> None:
-    """With ordering keys, or acknowledgements that Pub/Sub remembers, all must arrive and be acknowledged as well."""
+    """With ordering keys, or with exactly-once delivery, all must arrive and be acknowledged as well."""
     topic = new_topic(**{kind: True})
     events = [event(n) for n in range(300)]
     for page in range(7):
@@ -214,7 +215,7 @@ def test_other_kinds_of_subscriptions(pubsub_host: str, run: Run, tmp_path: Path
 
 
 def test_the_message_itself_gives_what_no_flag_names(topic: Topic, run: Run, tmp_path: Path) -> None:
-    """Its id and its time of publication; short names need only a project."""
+    """Its id and its publish time; short names need only a project."""
     topic.publish(b'{"page": 1}', b'{"page": 1}')
     uri = f"sqlite:///{tmp_path}/counts.db"
     name = topic.subscription.rpartition("/")[2]
@@ -235,7 +236,7 @@ BAD = [b"{", b"\xff\x00", b'{"id": "e1"}']
 
 
 def test_dead_letters_go_to_a_file(topic: Topic, run: Run, tmp_path: Path) -> None:
-    """Behind those of an earlier run, even if that was killed in the middle of a line; with payload and attributes."""
+    """After those of an earlier run, even if that was killed in the middle of a line; with payload and attributes."""
     topic.publish(*BAD, *payloads([event(1)]), colour="\xfc")
     path = tmp_path / "letters.jsonl"
     path.write_text('an earlier one\n{"half a l')
@@ -284,10 +285,11 @@ class FullDisk:
         """Nothing to close."""
 
 
-def test_letters_that_cannot_be_kept_keep_their_messages(
+def test_messages_wait_for_letters_that_cannot_be_kept(
     topic: Topic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They go back and come again until the letter is safe; that is said and counted, and no letter counts twice."""
+    """They are returned and redelivered until the letter is kept; that is reported and counted, and no letter counts
+    twice."""
     topic.publish(*BAD, *payloads([event(1)]))
     arguments = {"key": "page", "monoid": "count", "event_id": "id", "store": f"sqlite:///{tmp_path}/counts.db"}
     letters = FullDisk()
@@ -301,7 +303,7 @@ def test_letters_that_cannot_be_kept_keep_their_messages(
 
 
 def test_an_outage_makes_dead_letters(topic: Topic, run: Run, tmp_path: Path, faults: list[Any]) -> None:
-    """Beyond all tries, unless said otherwise: the letter names the key that failed, and the other is merged."""
+    """After all tries, by default: the letter names the failed key, and the other is merged."""
     faults.append(lambda update: TransientError("busy") if update.key.entity == "all" else None)
     topic.publish(*payloads([event(1)]))
     ran = run(f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
@@ -311,8 +313,8 @@ def test_an_outage_makes_dead_letters(topic: Topic, run: Run, tmp_path: Path, fa
 
 
 def test_an_outage_can_wait_in_the_subscription(topic: Topic, run: Run, tmp_path: Path, faults: list[Any]) -> None:
-    """With ``--on_exhausted=raise`` messages go back until the store can be reached, and none is lost or counts twice;
-    a bad one among them is one dead letter."""
+    """With ``--on_exhausted=raise`` messages are returned until the store can be reached, and none is lost or counted
+    twice; a bad one among them is one dead letter."""
     left = [200]
 
     def busy(update: Update) -> Exception | None:
@@ -338,7 +340,7 @@ def test_an_outage_can_wait_in_the_subscription(topic: Topic, run: Run, tmp_path
 
 
 def test_a_store_that_cannot_be_used_ends_it(topic: Topic, run: Run, tmp_path: Path, faults: list[Any]) -> None:
-    """With one line; all messages go back, even those that are no fault of the store."""
+    """With one line; all messages are returned, even those that the store could accept."""
     faults.append(lambda update: StoreUnavailable("no such table"))
     sent = [b"{", *payloads([event(n) for n in range(10)])]
     topic.publish(*sent)
@@ -348,8 +350,8 @@ def test_a_store_that_cannot_be_used_ends_it(topic: Topic, run: Run, tmp_path: P
     assert sorted(message.data for message in topic.left(len(sent))) == sorted(sent)
 
 
-def test_what_is_here_is_not_delivered_again(topic: Topic) -> None:
-    """However long it takes: Pub/Sub is asked for more time, as long as a message is neither merged nor given back."""
+def test_held_messages_are_not_redelivered(topic: Topic) -> None:
+    """However long it takes: Pub/Sub is asked for more time, as long as a message is neither merged nor returned."""
     topic.publish(b"1")
     with closing(Puller(topic.subscription, 10, Config(), "test")) as pulled:
         received = pulled.get(TIMEOUT_S)
@@ -362,8 +364,8 @@ def test_what_is_here_is_not_delivered_again(topic: Topic) -> None:
     assert topic.left() == []
 
 
-def test_no_more_messages_are_taken_than_may_be_outstanding(topic: Topic) -> None:
-    """What is neither acknowledged nor given back counts; at the end all of it goes back."""
+def test_the_number_of_outstanding_messages_is_limited(topic: Topic) -> None:
+    """Messages that are neither acknowledged nor returned count; at the end all of them are returned."""
     topic.publish(*[b"%d" % n for n in range(50)])
     with closing(Puller(topic.subscription, 20, Config(), "test")) as pulled:
         taken = []
@@ -414,7 +416,7 @@ def test_mistakes(topic: Topic, run: Run, tmp_path: Path, flags: list[str], mess
     assert len(topic.left(1)) == 1
 
 
-def test_nobody_answers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, and soon, although Google's client would try for minutes."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -426,7 +428,7 @@ def test_nobody_answers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_worker_that_has_ended_holds_nothing_back(topic: Topic, run: Run, tmp_path: Path) -> None:
-    """Requests that are still under way when it ends must not swallow what is published next."""
+    """Requests in progress when it ends must not swallow messages that are published next."""
     flags = [f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT]
     assert run(*flags).out == "0 merged / 0 duplicate / 0 dead-lettered\n"
     topic.publish(*payloads([event(n) for n in range(50)]))
@@ -434,7 +436,7 @@ def test_a_worker_that_has_ended_holds_nothing_back(topic: Topic, run: Run, tmp_
 
 
 def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Path, faults: list[Any]) -> None:
-    """An outage that nobody is told of is found out too late; but one line is enough for many letters."""
+    """An outage must be reported at once; but one line is enough for many letters."""
     faults.append(lambda update: TransientError("the store is on fire"))
     topic.publish(*payloads([event(n) for n in range(50)]))
     ran = run(f"--subscription={topic.subscription}", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
@@ -451,7 +453,7 @@ def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Pa
     assert ran.code == 4
 
 
-def test_without_googles_client(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_google_s_client(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line that says what to install."""
     monkeypatch.setitem(sys.modules, "google.cloud.pubsub_v1", None)
     monkeypatch.delattr("google.cloud.pubsub_v1", raising=False)
@@ -459,8 +461,8 @@ def test_without_googles_client(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert ran.mistake == "worker: error: google-cloud-pubsub is not installed; run: pip install 'murmur-beam[gcp]'"
 
 
-def test_a_subscription_that_goes_away(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in one line that names it, as for one that never was, once Pub/Sub is asked again."""
+def test_a_subscription_that_is_deleted(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in one line that names it, as for one that never existed, at the next request to Pub/Sub."""
     monkeypatch.setattr(puller, "_PULL_S", 0.5)
     with closing(Puller(topic.subscription, 10, Config(), "test")) as pulled:
         assert pulled.get(1.0) is None
@@ -470,10 +472,10 @@ def test_a_subscription_that_goes_away(topic: Topic, monkeypatch: pytest.MonkeyP
             any(map(pulled.get, [1.0] * 60))
 
 
-def test_pubsub_that_goes_away_for_a_while(
+def test_pubsub_that_is_unavailable_for_a_while(
     pubsub_host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is asked again until it answers, and what is told to whom meanwhile is said on the screen."""
+    """It is asked again until it answers, and the screen says what happens meanwhile."""
     with murmur_emulators.pubsub() as host:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", host)
         topic = new_topic()
@@ -493,8 +495,8 @@ def test_pubsub_that_goes_away_for_a_while(
         assert "test: 1 messages will come again: " in capsys.readouterr().err
 
 
-def test_pubsub_that_is_gone_and_back(pubsub_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was published meanwhile is delivered, once it is back."""
+def test_pubsub_that_restarts(pubsub_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that were published meanwhile are delivered, once it is back."""
     topic = new_topic()
     with Outage(pubsub_host) as outage:
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", outage.address)
@@ -514,8 +516,8 @@ def test_pubsub_that_is_gone_and_back(pubsub_host: str, monkeypatch: pytest.Monk
 
 
 def test_a_signal_ends_it_in_order(topic: Topic, tmp_path: Path) -> None:
-    """It finishes what is at hand, gives back the rest at once, says what it did and ends with 0; the next one goes
-    on, and nothing comes twice."""
+    """It finishes its present batch, returns the other messages at once, prints its summary and ends with 0; the next
+    worker continues, and nothing is delivered twice."""
     events = [event(n) for n in range(5_000)]
     topic.publish(*payloads(events))
     log, uri = tmp_path / "log", f"sqlite:///{tmp_path}/counts.db"
@@ -533,7 +535,7 @@ def test_a_signal_ends_it_in_order(topic: Topic, tmp_path: Path) -> None:
         merged = watch.merged()
         assert 100 < merged < len(events)
         assert outcomes(log.read_text()) == [f"{merged:,} merged / 0 duplicate / 0 dead-lettered"]
-        # The answer to a request that was on its way is only delivered again after the deadline of the subscription.
+        # The answer to a request in progress is only delivered again after the deadline of the subscription.
         with running(log, *argv, "--until_idle=12s") as process:
             assert process.wait(TIMEOUT_S) == 0, log.read_text()
         assert watch.state() == by_hand(events)
@@ -544,7 +546,8 @@ def test_a_signal_ends_it_in_order(topic: Topic, tmp_path: Path) -> None:
 def test_a_signal_ends_it_in_time_while_the_store_does_not_answer(
     topic: Topic, bigtable_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the 30 s that Kubernetes grants: nothing is tried again, all goes back, and the next one merges it."""
+    """Within the 30 s that Kubernetes grants: nothing is tried again, all messages are returned, and the next worker
+    merges them."""
     events = [event(n) for n in range(300)]
     topic.publish(*payloads(events))
     uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
@@ -570,7 +573,7 @@ def test_a_signal_ends_it_in_time_while_the_store_does_not_answer(
 
 
 def hang(element: Any) -> Any:
-    """A decoder that never comes back."""
+    """A decoder that never returns."""
     Path(os.environ["HANGS"]).touch()
     time.sleep(10 * TIMEOUT_S)
 
@@ -579,7 +582,7 @@ def hang(element: Any) -> Any:
 def test_a_second_signal_ends_it_at_once(
     topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    """Even if what is at hand never ends."""
+    """Even if its present batch never ends."""
     topic.publish(*payloads([event(1)]))
     log, hangs = tmp_path / "log", tmp_path / "hangs"
     monkeypatch.setenv("HANGS", str(hangs))
@@ -598,9 +601,9 @@ MOST_BEFORE_A_KILL = 400
 """Messages that a process may merge before it is killed; few enough that all kills together leave enough to do."""
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
-def test_thirty_kills_cost_nothing(topic: Topic, bigtable_host: str, tmp_path: Path) -> None:
-    """However often a worker is killed amid its work, at last every count is exact and no message is left."""
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_thirty_kills_lose_and_double_nothing(topic: Topic, bigtable_host: str, tmp_path: Path) -> None:
+    """However often a worker is killed during its work, in the end every count is exact and no message is left."""
     chance = random.Random(20_261)
     events = [event(chance.randrange(10**9), pages=50) for _ in range(MESSAGES)]
     topic.publish(*payloads(events))
@@ -628,7 +631,7 @@ def test_thirty_kills_cost_nothing(topic: Topic, bigtable_host: str, tmp_path: P
             merged = watch.merged()
             assert before < merged < total, "killed while it was at work"
             before = merged
-        # Longer than Pub/Sub waits for those that were killed.
+        # Longer than Pub/Sub waits for the killed ones.
         with running(log, *argv, "--until_idle=12s") as process:
             assert process.wait(2 * TIMEOUT_S) == 0, log.read_text()
         assert watch.state() == by_hand(events)
@@ -636,9 +639,10 @@ def test_thirty_kills_cost_nothing(topic: Topic, bigtable_host: str, tmp_path: P
     assert letters.read_bytes() == b""
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
-def test_what_was_committed_and_not_acknowledged_is_a_duplicate(topic: Topic, tmp_path: Path) -> None:
-    """Killed between the two, where dead letters are written: into a FIFO here, which takes no letter of 200 kB."""
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_committed_but_unacknowledged_messages_are_duplicates(topic: Topic, tmp_path: Path) -> None:
+    """Killed between the two, while dead letters are written: into a FIFO here, which does not accept a letter of 200
+    kB."""
     events = [event(n) for n in range(300)]
     good, bad = payloads(events), [b"%d" % n * 200_000 for n in range(3)]
     topic.publish(*good[:100], bad[0], *good[100:200], bad[1], *good[200:], bad[2])
@@ -654,7 +658,7 @@ def test_what_was_committed_and_not_acknowledged_is_a_duplicate(topic: Topic, tm
             assert process.wait(TIMEOUT_S) == -signal.SIGKILL, log.read_text()
         os.close(reader)
         merged = watch.merged()
-        # Longer than Pub/Sub waits for the one that was killed.
+        # Longer than Pub/Sub waits for the killed one.
         with running(log, *argv, f"--dead_letters={letters}", "--until_idle=12s") as process:
             assert process.wait(TIMEOUT_S) == 0, log.read_text()
         assert watch.state() == by_hand(events)

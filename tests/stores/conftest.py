@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def murmur(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Murmur:
-    """Runs the command ``murmur`` on a file of this test's own."""
+    """Runs the command ``murmur`` on a SQLite file of this test."""
     return Murmur(tmp_path, capsys)
 
 
 @pytest.fixture
 def before(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Before]:
-    """Clients come to it instead of the emulator."""
+    """A server that clients reach instead of the emulator."""
     from tests.support.tables import Before  # takes a second to import
 
     with closing(Before(bigtable_host)) as server:

@@ -1,4 +1,4 @@
-"""The rule of appending, before any of it is built: every order of a few requests, random orders of more of them."""
+"""A model of appending: every order of a few requests, random orders of more requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def e(*events: int) -> frozenset[int]:
     ],
 )
 def test_every_order_counts_each_event_once(actors: Sequence[Actor]) -> None:
-    """Whatever is lost, late or done twice on the way."""
+    """Whatever is lost, late or executed twice."""
     assert explore(actors) > 500
 
 
@@ -69,8 +69,8 @@ def test_every_order_counts_each_event_once(actors: Sequence[Actor]) -> None:
         pytest.param([Appender(1, e(0), 1), Appender(1, e(1), 1)], "worth", id="a name used twice"),
     ],
 )
-def test_a_broken_rule_is_found(actors: Sequence[Actor], problem: str) -> None:
-    """Else the model would show nothing."""
+def test_the_model_finds_a_broken_rule(actors: Sequence[Actor], problem: str) -> None:
+    """Otherwise the model would prove nothing."""
     with pytest.raises(Broken, match=problem):
         explore(actors)
 
@@ -80,7 +80,7 @@ EVENTS = st.frozensets(st.integers(0, 6), min_size=1, max_size=4)
 
 @st.composite
 def crowds(draw: st.DrawFn) -> list[Actor]:
-    """More actors than could be tried in every order."""
+    """Groups of actors too large to try in every order."""
     appenders = [Appender(name, events) for name, events in enumerate(draw(st.lists(EVENTS, min_size=1, max_size=5)))]
     committers = [Committer(events) for events in draw(st.lists(EVENTS, max_size=3))]
     others: list[Actor] = [Folder(3)] * draw(st.integers(1, 3)) + [Reader(), Reader(fresh=False)][

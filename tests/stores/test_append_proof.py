@@ -1,4 +1,5 @@
-"""The proof of appending, small: faults and SIGKILLs lose nothing and double nothing; and what it has found."""
+"""`benchmarks.appending` on a small scale: faults and SIGKILLs lose and double nothing; and the errors that it has
+found."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ SHAPE = Shape(seed=3, waves=4, rows=12, hot=3, hot_events=100, appenders=2, fold
 
 @pytest.fixture
 def spec(bigtable_host: str) -> BigtableSpec:
-    """Of an empty table that is appended to."""
+    """An empty table that is appended to."""
     made = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(bigtable_host))
     tables.create(made, tables.purpose(Schema("sum", None)), write="append")
     return made
 
 
 def append(store: Any, *events: int) -> None:
-    """Append these to the row k, each adding a power of four."""
+    """Append these events to the row k, each adding a power of four."""
     results = store.merge_updates([Update(Key("k"), 4**i, f"e{i}") for i in events])
     assert [str(result) for result in results] == ["recorded"] * len(events)
 
@@ -43,7 +44,7 @@ def append(store: Any, *events: int) -> None:
 
 
 def test_nothing_is_lost_or_doubled() -> None:
-    """While processes append, fold, read and delete, are killed, and requests fail in every way there is."""
+    """While processes append, fold, read and delete, are killed, and requests fail in every possible way."""
     emulators.require(BIGTABLE)
     command = [sys.executable, "-m", "benchmarks.appending", "--small", "--deliveries=12000", "--kills=8", "--json"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
@@ -54,7 +55,7 @@ def test_nothing_is_lost_or_doubled() -> None:
     assert (proved["lost"], proved["doubled"]) == (0, 0)
     assert proved["deliveries"] >= 12_000
     assert sum(proved["kills"].values()) >= 8
-    # All that is to be survived has really happened.
+    # Each fault has really happened.
     counters = proved["counters"]
     for name in ("recorded", "merged", "events folded", "found counted", "rows read", "rows deleted", "rows made anew"):
         assert counters[name] > 0, name
@@ -65,8 +66,8 @@ def test_nothing_is_lost_or_doubled() -> None:
 # ---- the book ----
 
 
-def test_every_event_is_delivered_by_somebody() -> None:
-    """Those of all rows, and about as often as is said."""
+def test_every_event_is_delivered() -> None:
+    """Those of all rows, and about as often as specified."""
     made = [
         one
         for appender in range(SHAPE.appenders)
@@ -98,15 +99,15 @@ def test_every_event_is_delivered_by_somebody() -> None:
         (4**EVENTS, "no sum of its events"),
     ],
 )
-def test_what_is_wrong_with_a_sum_is_said(value: int | None, problem: str) -> None:
+def test_a_wrong_sum_is_described(value: int | None, problem: str) -> None:
     """Event 0 was acknowledged, and event 1 was sent."""
     found = wrong(value, 4**0, 4**0 + 4**1)
     assert problem in found
     assert bool(problem) == bool(found)
 
 
-def test_the_book_is_shared_and_outlives_who_keeps_it(tmp_path: Path) -> None:
-    """What one process has noted is what another finds; a row that was deleted has to hold nothing of its last life."""
+def test_the_book_is_shared_and_outlives_its_process(tmp_path: Path) -> None:
+    """One process finds the notes of another; a row that was deleted and made anew must hold nothing from before."""
     book, other = (Book(SHAPE, str(tmp_path / "book"), 2) for _ in range(2))
     ordinary, mortal = SHAPE.event(1, 3), SHAPE.event(0, 5)
     lives = book.sending(0, 0, [ordinary, mortal])
@@ -128,11 +129,11 @@ def test_the_book_is_shared_and_outlives_who_keeps_it(tmp_path: Path) -> None:
     assert other.faults() == ["a fault"]
 
 
-# ---- what it has found, and what it was made to look for ----
+# ---- errors that it has found, and errors that it was made to find ----
 
 
 class SecondReadIsLate(Plan):
-    """All passes, but the answer of the second read of rows comes late."""
+    """A plan without faults, but with a late answer to the second read of rows."""
 
     def __init__(self, late_s: float) -> None:
         super().__init__({}, late_s=late_s)
@@ -144,7 +145,8 @@ class SecondReadIsLate(Plan):
 
 
 def test_a_scan_meets_a_read_that_does_not_know_the_markers_yet(proxy: FaultProxy, spec: BigtableSpec) -> None:
-    """A scan's rows come without their version. They must not pass for rows that have none, and so no markers."""
+    """The rows of a scan come without their version. They must not be taken for rows that have no version, and so no
+    markers."""
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         append(other, 1)
         other.fold()
@@ -160,11 +162,9 @@ def test_a_scan_meets_a_read_that_does_not_know_the_markers_yet(proxy: FaultProx
         assert scanned == [(Key("k"), 4**1 + 4**2)]
 
 
-def test_a_fold_that_comes_second_deletes_nothing_it_has_not_verified(
-    spec: BigtableSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It knows the markers of a row that was deleted and made anew. The first cells hold nothing new, as far as it
-    knows; the commit of others then finds that the row is another one. None of the cells may be deleted."""
+def test_a_second_fold_deletes_only_verified_cells(spec: BigtableSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fold knows the markers of a row that was deleted and made anew. As far as it knows, the first cells hold
+    nothing new; another writer's commit then shows that the row is another one. None of the cells may be deleted."""
     monkeypatch.setattr(folder, "_EVENTS_PER_COMMIT", 1)
     with closing(spec.open(Sum())) as first, closing(spec.open(Sum())) as other:
         append(other, 1)

@@ -1,4 +1,4 @@
-"""Appending: what is put together, what is tried again, who is blamed, how fast it goes."""
+"""Appending: what is sent together, what is tried again, which update fails, and at what rate."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ RECORDED = Outcome.RECORDED
 
 @pytest.fixture
 def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Between the store and the emulator."""
+    """A proxy between the store and the emulator."""
     with FaultProxy(bigtable_host) as proxy:
         monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
         yield proxy
 
 
 def appended(proxy: FaultProxy, **arguments: Any) -> Any:
-    """A store of a table that is appended to."""
+    """A store whose table is appended to."""
     return appended_spec(proxy.address, **arguments).open(Sum())
 
 
@@ -53,8 +53,8 @@ def appended(proxy: FaultProxy, **arguments: Any) -> Any:
     values=st.lists(st.binary(max_size=300), min_size=1, max_size=4),
     at_us=st.integers(0, 2**62),
 )
-def test_a_setter_makes_what_put_and_entry_make(key: bytes, values: list[bytes], at_us: int) -> None:
-    """Byte for byte, also for the second value of the same length."""
+def test_a_setter_makes_the_same_bytes_as_put_and_entry(key: bytes, values: list[bytes], at_us: int) -> None:
+    """Also for the second value of the same length."""
     of = wire.setter("pending", b"name", at_us)
     for value in [*values, *values]:
         assert of(key, value) == wire.entry(key, wire.put("pending", b"name", at_us, value))
@@ -63,8 +63,8 @@ def test_a_setter_makes_what_put_and_entry_make(key: bytes, values: list[bytes],
 # ---- what goes out together ----
 
 
-def test_what_comes_in_meanwhile_goes_out_together(proxy: FaultProxy) -> None:
-    """While enough requests are under way; each thread is told of its own."""
+def test_flushes_that_wait_are_sent_together(proxy: FaultProxy) -> None:
+    """While the maximum of requests is in progress; each thread gets the results of its own updates."""
     with closing(appended(proxy)) as store:
         store.merge_update(A, 1, event_id="first")
         proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[MUTATE_ROWS], late_s=0.5)
@@ -84,7 +84,7 @@ def test_what_comes_in_meanwhile_goes_out_together(proxy: FaultProxy) -> None:
 
 
 def test_a_large_flush_is_several_requests(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded in rows and in bytes; a row with more events than a cell takes has several cells."""
+    """Requests are bounded in rows and in bytes; a row with more events than a cell holds gets several cells."""
     monkeypatch.setattr(appender, "_ROWS_PER_REQUEST", 100)
     with closing(appended(proxy)) as store:
         before = proxy.counts[MUTATE_ROWS].requests
@@ -99,14 +99,14 @@ def test_a_large_flush_is_several_requests(proxy: FaultProxy, monkeypatch: pytes
         assert store.fold().cells == 250 + 90 + 3
 
 
-# ---- what goes wrong ----
+# ---- failures ----
 
 
 @pytest.mark.parametrize(
     "fault", [Fault.EXHAUST, Fault.EXHAUST_AFTER, Fault.REFUSE, Fault.LOSE, Fault.EXPIRE, Fault.CUT_AFTER, Fault.TWICE]
 )
-def test_what_fails_is_sent_again_and_counts_once(proxy: FaultProxy, fault: Fault) -> None:
-    """Whether it was written or not; what has failed for this time can be tried again."""
+def test_failed_requests_are_sent_again_and_count_once(proxy: FaultProxy, fault: Fault) -> None:
+    """Whether they were written or not; events that fail in this flush can be sent in the next."""
     with closing(appended(proxy)) as store:
         proxy.plan = Plan({fault: 0.4}, seed=7, methods=[MUTATE_ROWS])
         waiting = [Update(Key(f"k{i % 7}"), 1, f"e{i}") for i in range(210)]
@@ -126,8 +126,8 @@ def test_what_fails_is_sent_again_and_counts_once(proxy: FaultProxy, fault: Faul
         assert [store.get(Key(f"k{i}")) for i in range(7)] == [30] * 7
 
 
-def test_a_row_that_is_refused_is_to_blame_alone(proxy: FaultProxy) -> None:
-    """Its neighbours in the request are appended, and events that came twice share its fate."""
+def test_a_refused_row_fails_alone(proxy: FaultProxy) -> None:
+    """The other rows of the request are appended; events that came twice have the same result."""
 
     def live(method: str, request: bytes) -> Refusal | None:
         entries = MutateRowsRequest.deserialize(request).entries if method == MUTATE_ROWS else ()
@@ -145,8 +145,8 @@ def test_a_row_that_is_refused_is_to_blame_alone(proxy: FaultProxy) -> None:
         assert store.get_many(keys) == [1, 1, None, 1, None, 1]
 
 
-def test_a_missing_family_is_the_tables_fault(proxy: FaultProxy) -> None:
-    """No record is to blame."""
+def test_a_missing_family_is_a_fault_of_the_table(proxy: FaultProxy) -> None:
+    """No record fails for it."""
 
     def live(method: str, request: bytes) -> Refusal | None:
         if method == MUTATE_ROWS:
@@ -160,8 +160,8 @@ def test_a_missing_family_is_the_tables_fault(proxy: FaultProxy) -> None:
         assert "column family" in str(results[0])
 
 
-def test_a_delta_that_has_no_encoding_hurts_nobody_else(bigtable_host: str) -> None:
-    """It is found out before it is appended, and so is one that cannot be read again."""
+def test_a_delta_without_an_encoding_fails_alone(bigtable_host: str) -> None:
+    """It is found before the append, and so is a delta that cannot be decoded again."""
 
     def decode(data: bytes) -> int:
         return {b"0": 0, b"10": 10}[data]
@@ -176,8 +176,8 @@ def test_a_delta_that_has_no_encoding_hurts_nobody_else(bigtable_host: str) -> N
         assert store.get(A) == 10
 
 
-def test_a_server_that_stands_still_ends_a_flush_in_time(proxy: FaultProxy) -> None:
-    """What waits for others' requests as well; later it goes on."""
+def test_a_server_that_does_not_answer_ends_a_flush_in_time(proxy: FaultProxy) -> None:
+    """Also flushes that wait for others' requests; later flushes work again."""
     with closing(appended(proxy, timeout_s=1.0, patience_s=2.0)) as store:
         store.merge_update(A, 1, event_id="first")
         proxy.plan = Plan({Fault.DELAY: 1.0}, late_s=4.0)
@@ -200,8 +200,8 @@ def test_a_server_that_stands_still_ends_a_flush_in_time(proxy: FaultProxy) -> N
         assert store.get(B) == 8
 
 
-def test_closing_ends_what_is_under_way(proxy: FaultProxy) -> None:
-    """In other threads, with an error of ours."""
+def test_closing_ends_flushes_in_progress(proxy: FaultProxy) -> None:
+    """In other threads, with an error of this library."""
     store = appended(proxy)
     store.merge_update(A, 1, event_id="first")
     proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[MUTATE_ROWS], late_s=3.0)
@@ -225,11 +225,11 @@ def test_closing_ends_what_is_under_way(proxy: FaultProxy) -> None:
     assert any(isinstance(result, StoreUnavailable) for result in ended)
 
 
-# ---- how fast ----
+# ---- rate ----
 
 
-def test_a_server_that_asks_for_less_gets_less() -> None:
-    """So many times what it had, within bounds, and not again before its period is over; later it is forgotten."""
+def test_a_server_may_lower_the_rate() -> None:
+    """By a factor within bounds, and not again within its period; later the limit is dropped."""
     clock = FakeClock(0.0)
     throttle = Throttle(clock)
     for second in range(10):
@@ -251,14 +251,14 @@ def test_a_server_that_asks_for_less_gets_less() -> None:
     clock.time += 1
     throttle.sent(0, Hint(2.0, 1.0))
     assert throttle.limit == pytest.approx(819)  # never more than 1.3 times
-    for _ in range(3):  # nothing is said any more
+    for _ in range(3):  # the server gives no more hints
         clock.time += 1
         throttle.sent(1, None)
     assert throttle.limit is None
 
 
-def test_overload_slows_down() -> None:
-    """RESOURCE_EXHAUSTED is such a wish, too; one to go faster means nothing where there is no limit."""
+def test_overload_lowers_the_rate() -> None:
+    """RESOURCE_EXHAUSTED does too; a hint to send more has no effect without a limit."""
     clock = FakeClock(0.0)
     throttle = Throttle(clock)
     clock.time += 1
@@ -269,8 +269,8 @@ def test_overload_slows_down() -> None:
     assert throttle.limit == pytest.approx(700)
 
 
-def test_a_little_overload_slows_down_a_little() -> None:
-    """One answer of a hundred, with long pauses: the rate is that of when there was something to send."""
+def test_a_little_overload_lowers_the_rate_a_little() -> None:
+    """One answer of a hundred, with long pauses: the rate is measured while there was something to send."""
     clock = FakeClock(0.0)
     throttle = Throttle(clock)
     for n in range(1, 1_001):
@@ -284,8 +284,8 @@ def test_a_little_overload_slows_down_a_little() -> None:
     assert throttle.limit is None or throttle.limit > 1_000
 
 
-def test_the_servers_hint_is_heeded(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes with the answer; the client has said that it listens."""
+def test_the_server_s_hint_is_followed(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes with the answer; the client has announced that it accepts hints."""
     with closing(appended(proxy)) as store:
         real = store._connection._here()
         headers: list[Any] = []

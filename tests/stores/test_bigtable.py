@@ -44,12 +44,12 @@ A = Key("a")
 
 
 class TestBigtableStore(StoreContract):
-    """``bigtable://`` keeps the contract."""
+    """``bigtable://`` fulfils the contract."""
 
     @pytest.fixture(autouse=True)
     def _host(self, bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.host = bigtable_host
-        # For processes that fork: gRPC's own handlers may crash a child whose parent is at work.
+        # For processes that fork: gRPC's own handlers may crash a child whose parent is busy.
         monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "false")
 
     def spec(self, clock: FakeClock) -> StoreSpec:
@@ -57,14 +57,14 @@ class TestBigtableStore(StoreContract):
 
 
 class TestFirstLayout(TestBigtableStore):
-    """So does a table of layout 1, which release 0.1.0 made."""
+    """A table of layout 1, which release 0.1.0 made."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return first_layout_spec(self.host, clock=clock)
 
 
 class TestShards(TestBigtableStore):
-    """A key spread over several rows keeps it too."""
+    """Keys spread over several rows."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return new_spec(self.host, shards=8, clock=clock)
@@ -77,7 +77,7 @@ class TestShards(TestBigtableStore):
 
 
 class TestAppended(TestBigtableStore):
-    """So does a table that is appended to."""
+    """A table that is appended to."""
 
     appends = True
 
@@ -86,12 +86,12 @@ class TestAppended(TestBigtableStore):
 
 
 class TestFolded(TestAppended):
-    """And whatever of it is folded already; with several rows for each key, which are united one by one."""
+    """A table that is appended to and folded after each flush; with several rows for each key, which are combined."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return folded_spec(self.host, shards=8, clock=clock)
 
-    # What these are about is done before anything is folded, and takes long with a fold after each flush.
+    # These test what happens before a fold, and are slow with a fold after each flush.
     test_closing_a_store_that_others_merge_through = None  # type: ignore[assignment]
     test_scan_reads_any_number_of_rows = None  # type: ignore[assignment]
     test_any_number_of_rows_is_deleted = None  # type: ignore[assignment]
@@ -100,7 +100,7 @@ class TestFolded(TestAppended):
 
 
 class TestSmallMemory(TestBigtableStore):
-    """A store that forgets what it knows of rows at once keeps it too: then it reads them again."""
+    """A store that forgets rows at once, and so reads them again."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return new_spec(self.host, max_cached_events=0, clock=clock)
@@ -112,7 +112,7 @@ class TestSmallMemory(TestBigtableStore):
 def test_bigtable_loses_nothing_and_counts_nothing_twice(
     bigtable_host: str, spec: Callable[..., StoreSpec], scenario: Scenario
 ) -> None:
-    """Random events in random batches, duplicates, faults, days going by."""
+    """Random events in random batches, duplicates, faults, time that passes."""
 
     @contextmanager
     def open_bigtable(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
@@ -127,8 +127,8 @@ KEYS = st.builds(Key, ENTITIES, st.integers(-(2**63), 2**63 - 1) | st.integers(-
 
 
 @given(keys=st.lists(st.tuples(KEYS, st.integers(0, 255)), min_size=2, max_size=2))
-def test_row_keys_are_ordered_and_none_begins_another(keys: list[tuple[Key, int]]) -> None:
-    """Row keys sort as their keys and shards do, come back as they were, and are no prefixes of one another."""
+def test_row_keys_are_ordered_and_none_is_a_prefix_of_another(keys: list[tuple[Key, int]]) -> None:
+    """Row keys sort as their keys and shards do, and are decoded to the same keys."""
     first, second = (encode_row_key(*key) for key in keys)
     assert parse_row_key(first) == keys[0]
     assert (first < second) == (keys[0] < keys[1])
@@ -138,7 +138,7 @@ def test_row_keys_are_ordered_and_none_begins_another(keys: list[tuple[Key, int]
 
 
 @given(prefix=st.text(max_size=3), entity=ENTITIES)
-def test_a_prefix_of_the_text_is_one_of_the_row_key(prefix: str, entity: str) -> None:
+def test_a_prefix_of_the_entity_is_a_prefix_of_the_row_key(prefix: str, entity: str) -> None:
     """All entities that begin with a text, and no others, have row keys in one range."""
     try:
         encoded = entity_prefix(prefix)
@@ -148,33 +148,33 @@ def test_a_prefix_of_the_text_is_one_of_the_row_key(prefix: str, entity: str) ->
 
 
 def test_a_row_key_that_is_too_long_is_refused() -> None:
-    """NULs take two bytes each, so that even a short entity may be too long."""
+    """NULs need two bytes each, so that even a short entity may be too long."""
     with pytest.raises(InvalidRecord, match="row key of 50"):
         encode_row_key(Key("\x00" * 2500))
 
 
-def test_a_row_expires_when_the_last_writer_says(bigtable_host: str) -> None:
-    """A row's life is never shortened, whoever writes, and however: with dedup or without."""
+def test_a_row_expires_at_the_latest_time_of_its_writers(bigtable_host: str) -> None:
+    """No writer shortens a row's life, with dedup or without."""
     clock = FakeClock()
     spec = new_spec(bigtable_host, clock=clock)
     day = timedelta(days=1)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
-        for i, key in enumerate((Key("with"), Key("without"), Key("for ever"))):
+        for i, key in enumerate((Key("with"), Key("without"), Key("always"))):
             event_id = None if i == 1 else "1"
             store.merge_update(key, 1, ttl=9 * day, event_id=event_id)
             other.merge_update(key, 1, ttl=day, event_id=event_id and "2")
-        other.merge_update(Key("for ever"), 1, event_id="3")
-        store.merge_update(Key("for ever"), 1, ttl=day, event_id="4")
+        other.merge_update(Key("always"), 1, event_id="3")
+        store.merge_update(Key("always"), 1, ttl=day, event_id="4")
         clock.time += 8 * 86_400
         for reader in (store, other):
-            assert reader.get_many([Key("with"), Key("without"), Key("for ever")]) == [2, 2, 4]
+            assert reader.get_many([Key("with"), Key("without"), Key("always")]) == [2, 2, 4]
         clock.time += 2 * 86_400
-        assert store.get_many([Key("with"), Key("without"), Key("for ever")]) == [None, None, 4]
+        assert store.get_many([Key("with"), Key("without"), Key("always")]) == [None, None, 4]
 
 
 @pytest.mark.usefixtures("bigtable_host")
 def test_a_table_that_is_missing_is_one_readable_error() -> None:
-    """Opening it is permanent, and says by which command the table is made for just this purpose."""
+    """Opening it fails permanently, and the error has the command that makes the table for this purpose."""
     missing = BigtableSpec("p", "i", "nowhere", app_profile="one", shards=2)
     uri = "bigtable://p/i/nowhere?app_profile=one&shards=2"
     for granularity, window in ((None, ""), (timedelta(hours=1), " --window 1h")):
@@ -185,8 +185,8 @@ def test_a_table_that_is_missing_is_one_readable_error() -> None:
         assert text.endswith(f"; make the table with: murmur create-table '{uri}' --monoid max{window}")
 
 
-def test_a_table_that_is_dropped_under_a_writer(bigtable_host: str) -> None:
-    """Nothing is merged after it, be it in rows that the writer knows or in new ones."""
+def test_after_a_table_is_dropped_nothing_merges(bigtable_host: str) -> None:
+    """Neither in rows that the writer has cached nor in new ones."""
     spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store:
         assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
@@ -200,7 +200,7 @@ def test_a_table_that_is_dropped_under_a_writer(bigtable_host: str) -> None:
 
 
 def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPatch, bigtable_host: str) -> None:
-    """What cannot be reached now may be reached later; nothing is left running."""
+    """An unreachable server may be reached later; nothing is left running."""
     before = threading.active_count()
     with bigtable() as host:
         assert host != bigtable_host
@@ -209,7 +209,7 @@ def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPa
     with closing(store):
         (result,) = store.merge_updates([Update(A, 1, "1")])
         assert isinstance(result, TransientError)
-    # gRPC may take a moment to give up a connection that was being made.
+    # gRPC may need a moment to give up a connection attempt.
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -219,7 +219,7 @@ def test_a_server_that_is_down_is_a_transient_error(monkeypatch: pytest.MonkeyPa
 def test_a_server_that_does_not_answer_is_a_transient_error(
     monkeypatch: pytest.MonkeyPatch, bigtable_host: str
 ) -> None:
-    """Rows that were not answered in time are given up, and can be written as soon as the server is well again."""
+    """Rows that were not answered in time are given up, and can be written as soon as the server answers."""
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
     with FaultProxy(bigtable_host) as proxy:
         spec = new_spec(bigtable_host, timeout_s=0.5)
@@ -238,7 +238,7 @@ def test_a_server_that_does_not_answer_is_a_transient_error(
 def test_a_store_opens_while_its_server_is_down(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bigtable_host: str
 ) -> None:
-    """Workers start although it cannot be reached, say so, and work once it is there, if it is what it should be."""
+    """Workers start although it cannot be reached, report it, and work as soon as it answers, if the table fits."""
     spec = new_spec(bigtable_host, timeout_s=1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -259,7 +259,7 @@ def test_a_store_opens_while_its_server_is_down(
 
 
 def test_opening_and_closing_leaves_nothing_behind(bigtable_host: str) -> None:
-    """Threads are as before after 20 times."""
+    """After 20 times there are as many threads as before."""
     spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store:
         store.merge_update(A, 0, event_id="first")
@@ -271,8 +271,8 @@ def test_opening_and_closing_leaves_nothing_behind(bigtable_host: str) -> None:
     assert threading.active_count() == before
 
 
-def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> None:
-    """The count that keeps memory in bounds must stay that of the rows and events known, however often it is used."""
+def test_cached_rows_are_counted_and_bounded(bigtable_host: str) -> None:
+    """The count that bounds memory must remain that of the cached rows and events, however often it is used."""
     spec = new_spec(bigtable_host, max_cached_events=500)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         for i in range(30):
@@ -283,7 +283,8 @@ def test_what_is_known_of_rows_is_counted_and_bounded(bigtable_host: str) -> Non
 
 
 def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:
-    """Another number would look for an event's marker in another row; who does not say one gets the table's."""
+    """With another number an event's marker would be looked for in another row; a store that names no number uses the
+    table's."""
     spec = new_spec(bigtable_host, shards=4)
     with closing(spec.open(Sum())) as store:
         store.merge_updates([Update(A, 1, str(i)) for i in range(20)])
@@ -296,7 +297,8 @@ def test_a_table_keeps_its_number_of_shards(bigtable_host: str) -> None:
 
 
 def test_a_pipeline_that_keeps_buckets_longer_than_the_table_is_stopped(bigtable_host: str) -> None:
-    """Also where it was built while the table could not be asked: its buckets would go while they still count."""
+    """Also where the pipeline was built while the server did not answer: its buckets would expire while they still
+    count."""
     clock = FakeClock()
     day = timedelta(days=1)
     spec = new_spec(bigtable_host, clock=clock)
@@ -314,7 +316,7 @@ def test_a_pipeline_that_keeps_buckets_longer_than_the_table_is_stopped(bigtable
 
 
 def test_missing_credentials_are_one_readable_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without an emulator and without credentials the store says so, and is permanently unusable."""
+    """Without an emulator and without credentials the store is permanently unusable, and says so."""
     monkeypatch.delenv("BIGTABLE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     before = threading.active_count()
@@ -323,8 +325,8 @@ def test_missing_credentials_are_one_readable_error(monkeypatch: pytest.MonkeyPa
     assert threading.active_count() == before
 
 
-def test_an_overflow_is_decided_by_the_row_and_not_by_what_is_remembered(bigtable_host: str) -> None:
-    """Another writer may have made room, so the row is looked at before an event is given up."""
+def test_an_overflow_is_decided_by_the_row_and_not_by_the_cache(bigtable_host: str) -> None:
+    """Another writer may have lowered the sum, so the row is read before an event fails."""
     spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         store.merge_update(A, 2**63 - 1, event_id="1")
@@ -336,7 +338,7 @@ def test_an_overflow_is_decided_by_the_row_and_not_by_what_is_remembered(bigtabl
 
 
 def test_uris() -> None:
-    """A URI makes the spec it says, and a wrong one says how to write it."""
+    """A URI makes its spec, and a wrong one says how to write it."""
     spec = BigtableSpec("p", "i", "t", "single-cluster", 4)
     assert spec_from_uri("bigtable://p/i/t?app_profile=single-cluster&shards=4") == spec
     assert spec_from_uri("bigtable://p/i/t") == BigtableSpec("p", "i", "t")

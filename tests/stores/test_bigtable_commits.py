@@ -36,7 +36,7 @@ A = Key("a")
 
 @pytest.mark.parametrize("shards", [1, 8])
 def test_writers_of_the_same_rows_count_exactly(bigtable_host: str, shards: int) -> None:
-    """Eight stores that merge overlapping sets of the same events into the same 50 keys at once."""
+    """Eight stores merge overlapping sets of the same events into the same 50 keys at once."""
     spec = new_spec(bigtable_host, shards=shards)
     problems: list[object] = []
 
@@ -58,7 +58,7 @@ def test_writers_of_the_same_rows_count_exactly(bigtable_host: str, shards: int)
 
 
 @pytest.mark.parametrize("monoid", [Sum(), SetUnion(), Max()])
-def test_a_write_whose_answer_is_lost_is_settled_by_reading(bigtable_host: str, monoid: Any) -> None:
+def test_a_write_whose_answer_is_lost_is_resolved_by_reading(bigtable_host: str, monoid: Any) -> None:
     """It has happened, so it is merged: not an error, not a duplicate, and not written twice."""
     with closing(new_spec(bigtable_host).open(monoid)) as store:
         line = Line(store)
@@ -73,8 +73,8 @@ def test_a_write_whose_answer_is_lost_is_settled_by_reading(bigtable_host: str, 
         assert store.get_many([Key(f"k{i}") for i in range(4)]) == [monoid.fold(deltas[i::4]) for i in range(4)]
 
 
-def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigtable_host: str) -> None:
-    """If the row cannot be read either, the try fails; the next one finds the events there, and says merged: once."""
+def test_a_lost_answer_that_is_resolved_later_is_merged(bigtable_host: str) -> None:
+    """If the row cannot be read either, the try fails; the next one finds the events and returns merged, once."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         line.lose, line.unread = [UNAVAILABLE], [UNAVAILABLE]
@@ -88,8 +88,8 @@ def test_a_lost_answer_that_cannot_be_settled_at_once_is_merged_when_it_is(bigta
         assert store.get(A) == 7
 
 
-def test_a_lost_answer_is_told_to_be_a_duplicate_once_others_have_packed_it_away(bigtable_host: str) -> None:
-    """Whose commit it was cannot be seen any more; it has counted once, whatever it is called."""
+def test_a_lost_answer_is_a_duplicate_once_others_have_packed_the_row(bigtable_host: str) -> None:
+    """Its commit can no longer be identified; the events have counted once in any case."""
     spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         line = Line(store)
@@ -102,8 +102,8 @@ def test_a_lost_answer_is_told_to_be_a_duplicate_once_others_have_packed_it_away
 
 
 @pytest.mark.parametrize("arrives", ["before", "after"])
-def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arrives: str) -> None:
-    """Whether it arrives before the next try is made for it or after, the event is merged once, and said so once."""
+def test_a_write_that_arrives_late_does_no_harm(bigtable_host: str, arrives: str) -> None:
+    """Whether it arrives before the next try or after, the event is merged once, and reported as merged once."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         store.merge_update(A, 1, event_id="0")
         line = Line(store)
@@ -127,8 +127,8 @@ def test_a_write_that_is_still_on_its_way_does_no_harm(bigtable_host: str, arriv
         assert store.merge_update(A, 2, event_id="1") is Outcome.DUPLICATE
 
 
-def test_a_flush_that_is_interrupted_leaves_its_rows_usable(bigtable_host: str) -> None:
-    """What was on its way may have happened: the next flush gets hold of the rows, and tells each event once."""
+def test_an_interrupted_flush_leaves_its_rows_usable(bigtable_host: str) -> None:
+    """Its commits may have happened: the next flush reads the rows, and reports each event once."""
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(20)]
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
@@ -155,7 +155,7 @@ def test_a_flush_that_is_interrupted_leaves_its_rows_usable(bigtable_host: str) 
 
 
 def test_flushes_of_the_same_rows_at_once_wait_for_each_other(bigtable_host: str) -> None:
-    """Two threads that go over the same rows from both ends must not hold what the other waits for."""
+    """Two threads that write the same rows from opposite ends must not deadlock."""
     keys = [Key(f"k{i}") for i in range(60)]
     done: list[int] = []
     with closing(new_spec(bigtable_host, max_in_flight=8).open(Sum())) as store:
@@ -177,8 +177,8 @@ def test_flushes_of_the_same_rows_at_once_wait_for_each_other(bigtable_host: str
         assert store.get_many(keys) == [80] * 60
 
 
-def test_a_value_that_could_not_be_read_again_is_not_written(bigtable_host: str) -> None:
-    """The update is told so, and neither the row nor those of the same burst are hurt."""
+def test_a_value_that_could_not_be_decoded_again_is_not_written(bigtable_host: str) -> None:
+    """Its update fails; the row and the other updates of the flush are not affected."""
     with closing(new_spec(bigtable_host).open(Unreadable())) as store:
         updates = [Update(Key(f"k{i}"), i) for i in range(16)]
         results = store.merge_updates(updates)
@@ -205,7 +205,7 @@ def test_lost_answers_are_a_metric(bigtable_host: str) -> None:
 
 
 def test_an_overloaded_server_is_given_time(bigtable_host: str) -> None:
-    """RESOURCE_EXHAUSTED is no failed try: the store waits, longer each time, and for no longer than its patience."""
+    """RESOURCE_EXHAUSTED is not a failed try: the store waits, longer each time, at most for its patience."""
     clock = FakeClock()
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
     with closing(new_spec(bigtable_host, clock=clock).open(Sum())) as store:
@@ -226,8 +226,8 @@ def test_an_overloaded_server_is_given_time(bigtable_host: str) -> None:
         assert store.get(A) == 2
 
 
-def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: str) -> None:
-    """Losing against other writers is no failed try, but it must not go on for ever."""
+def test_a_row_with_endless_conflicts_fails_in_the_end(bigtable_host: str) -> None:
+    """A version conflict is not a failed try, but the commit must not be repeated forever."""
     clock = FakeClock()
     spec = new_spec(bigtable_host, clock=clock)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
@@ -250,7 +250,7 @@ def test_a_row_that_others_keep_writing_is_an_error_in_the_end(bigtable_host: st
 
 
 def test_a_conflict_costs_one_read_and_one_more_write(bigtable_host: str) -> None:
-    """A row that somebody else has written is read once, and only what is new to it is written; others go on."""
+    """A row that another writer has written is read once, and only new events are written; other rows merge."""
     spec = new_spec(bigtable_host)
     keys = [Key(f"k{i}") for i in range(32)]
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
@@ -263,12 +263,12 @@ def test_a_conflict_costs_one_read_and_one_more_write(bigtable_host: str) -> Non
         assert store.get_many(keys) == [3] * 32
 
 
-def test_a_request_that_is_refused_for_good_is_permanent(bigtable_host: str) -> None:
-    """What the server will never take is the record's fault; a missing permission is the table's."""
+def test_a_request_that_is_refused_permanently_is_a_permanent_error(bigtable_host: str) -> None:
+    """A request that the server never accepts is a fault of the record; a missing permission is one of the table."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         for code, kind in (("INVALID_ARGUMENT", PermanentError), ("PERMISSION_DENIED", StoreUnavailable)):
-            # Twice: after the first time the table is asked whether it takes others like it.
+            # Twice: after the first time the table is asked whether it accepts similar rows.
             line.refuse = [grpc.StatusCode[code], None, grpc.StatusCode[code]]
             bad, good = store.merge_updates([Update(A, 1, "1"), Update(Key("b"), 1, code)])
             line.refuse.clear()
@@ -279,7 +279,7 @@ def test_a_request_that_is_refused_for_good_is_permanent(bigtable_host: str) -> 
 
 
 def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server would refuse it at every try; what was there stays, and what was merged before stays merged."""
+    """The server would refuse it at every try; the old value and earlier merges are kept."""
     monkeypatch.setattr("murmur_beam.state.bigtable.commits.MAX_VALUE_BYTES", 40)
     with closing(new_spec(bigtable_host).open(SetUnion())) as store:
         assert store.merge_update(A, frozenset({"x" * 20}), event_id="1") is Outcome.MERGED
@@ -289,9 +289,9 @@ def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: 
 
 
 def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
-    """What a store remembers of a row is worth nothing when somebody has deleted and filled it again, even as often."""
+    """A cached row is useless once another process has deleted and filled it again, even equally often."""
     spec = new_spec(bigtable_host)
-    keys = [Key(f"k{i}") for i in range(10)]  # each by chance has a larger or a smaller version than before
+    keys = [Key(f"k{i}") for i in range(10)]  # by chance each has a larger or a smaller version than before
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
         for i in range(3):
             store.merge_updates([Update(key, 1, f"old {i}") for key in keys])
@@ -307,8 +307,8 @@ def test_a_row_that_was_deleted_is_read_again(bigtable_host: str) -> None:
         assert other.get_many(keys) == [31] * 10
 
 
-def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
-    """A new worker that goes over old rows needs about one read for 128 of them, and a write for each that changes."""
+def test_many_existing_rows_are_read_together(bigtable_host: str) -> None:
+    """A new worker on old rows needs about one read for 128 of them, and a write for each that changes."""
     spec = new_spec(bigtable_host)
     keys = [Key(f"k{i}") for i in range(512)]
     with closing(spec.open(Sum())) as store:
@@ -327,8 +327,8 @@ def test_many_rows_that_exist_are_read_together(bigtable_host: str) -> None:
 
 
 @pytest.mark.parametrize("known", [0, 64])
-def test_a_row_that_cannot_be_read_hurts_no_other(bigtable_host: str, known: int) -> None:
-    """Whether it is read alone or with others: its updates are told what is wrong, and the others merge."""
+def test_a_row_that_cannot_be_read_fails_alone(bigtable_host: str, known: int) -> None:
+    """Whether it is read alone or with others: its updates get the error, and the others merge."""
     spec = new_spec(bigtable_host)
     keys = [Key(f"k{i:03}") for i in range(known + 3)]
     with closing(spec.open(SetUnion())) as store:
@@ -356,7 +356,7 @@ STEPS = st.lists(
 def test_packing_loses_no_event(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, int, int, str]]
 ) -> None:
-    """Three writers of a row pack its columns again and again, with what each knows of them: all events stay known."""
+    """Three writers of a row pack its columns repeatedly, each with the events that it knows: all events stay known."""
     for name, value in (("PACK_AT", 4), ("PACKED", 3), ("SMALL_EVENTS", 6)):
         monkeypatch.setattr(f"murmur_beam.state.bigtable.known.{name}", value)
     spec = new_spec(bigtable_host)
@@ -393,10 +393,10 @@ def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: p
         assert store.get(A) == 25
 
 
-def test_a_row_that_grows_large_is_a_warning_once(
+def test_a_large_row_is_logged_once(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody should know before the row gets slow, and not at every flush."""
+    """The operator should know before the row gets slow, but not at every flush."""
     monkeypatch.setattr("murmur_beam.state.bigtable.commits.WARN_ROW_BYTES", 1000)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         for i in range(5):
@@ -407,9 +407,9 @@ def test_a_row_that_grows_large_is_a_warning_once(
 
 
 class TestWithoutDedup:
-    """Sums without event ids are added, many rows a request."""
+    """Sums without event ids are added, many rows in a request."""
 
-    def test_it_takes_one_request_for_many_rows(self, bigtable_host: str) -> None:
+    def test_many_rows_need_one_request(self, bigtable_host: str) -> None:
         """And each delivery counts."""
         with closing(new_spec(bigtable_host).open(Sum())) as store:
             line = Line(store)
@@ -420,8 +420,8 @@ class TestWithoutDedup:
             expected = [2 * sum(range(n, 900, 300)) for n in range(300)]
             assert store.get_many([Key(f"k{n}") for n in range(300)]) == expected
 
-    def test_what_does_not_fit_is_permanent(self, bigtable_host: str) -> None:
-        """An overflow is noticed before it is written, and hurts nobody else."""
+    def test_an_overflow_is_permanent(self, bigtable_host: str) -> None:
+        """It is found before it is written, and other updates are not affected."""
         spec = new_spec(bigtable_host)
         with closing(spec.open(Sum())) as store:
             store.merge_update(A, 2**63 - 5)
@@ -431,7 +431,7 @@ class TestWithoutDedup:
             assert store.get_many([A, Key("b")]) == [2**63 - 1, 1]
 
     def test_a_failed_request_is_transient(self, bigtable_host: str) -> None:
-        """Nothing is known about it but that it failed; and what others do meanwhile does not disturb."""
+        """It is only known to have failed; other updates are not affected."""
         with closing(new_spec(bigtable_host).open(Sum())) as store:
             line = Line(store)
             line.refuse = [UNAVAILABLE]
@@ -441,7 +441,7 @@ class TestWithoutDedup:
             assert store.get_many([A, Key("b")]) == [2, 1]
 
     def test_a_missing_family_makes_it_unusable(self, bigtable_host: str) -> None:
-        """An entry that fails has an error of its own, which says as much as that of a whole request."""
+        """An entry that fails has its own error, with the same text as that of a whole request."""
         with closing(new_spec(bigtable_host).open(Sum())) as store:
             entries = [(b"x", [wire.put(family, b"v", 0, b"")]) for family in (wire.STATE, "nowhere")]
             failed = store._connection.run(store._connection.mutate(wire.bulk(store._connection, entries), 2))

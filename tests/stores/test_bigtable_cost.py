@@ -1,4 +1,4 @@
-"""What does not grow in Bigtable: the time of an event with those that its row holds, and a worker with its bundles."""
+"""Costs in Bigtable that must not grow: an event's time with the events of its row, and a worker with its bundles."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def uri(bigtable_host: str) -> str:
     return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
 
 
-def test_an_event_costs_as_much_on_a_row_with_many_as_on_a_fresh_one(bigtable_host: str, uri: str) -> None:
+def test_an_event_costs_the_same_on_a_full_row_as_on_a_fresh_one(bigtable_host: str, uri: str) -> None:
     """On a row that holds 100,000 events a batch of 32 must take at most 1.5 times as long as on a fresh row: for the
     process that wrote them, and for one that has just read the row."""
     with closing(spec_from_uri(uri).open(Sum())) as store:
@@ -90,12 +90,12 @@ def test_two_hundred_bundles_leave_nothing_behind(bigtable_host: str, uri: str) 
 
 
 def event(i: int, bundle: int, n: int) -> dict[str, Any]:
-    """One that is not like any other, for one of 20 keys of its round."""
+    """An event that differs from all others, for one of 20 keys of its round."""
     return {"id": f"{i}/{bundle}/{n}", "k": f"k{i}/{n % 20}", "v": 1}
 
 
 def run_bundle(fn: MergeDoFn, elements: list[Any]) -> Iterator[Any]:
-    """One bundle, as a runner does it; what comes out."""
+    """Run one bundle as a runner does; its outputs."""
     fn.start_bundle()
     for element in elements:
         windowed = WindowedValue(element, Timestamp(0), (GlobalWindow(),))
@@ -113,7 +113,7 @@ def count() -> tuple[int, int]:
 
 
 def steady() -> tuple[int, int]:
-    """The same, once it does not change any more."""
+    """The same counts, once they no longer change."""
     last, since = count(), time.monotonic()
     deadline = since + 20
     while time.monotonic() - since < 0.3 and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The ``murmur`` command: output, exit codes and messages, through `main` and, where only that counts, a process."""
+"""The ``murmur`` command: output, exit codes and messages, through `main` and, where needed, a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOUR = timedelta(hours=1)
 
 
 def environment() -> dict[str, str]:
-    """For a process that imports the package under test from wherever it runs, and writes as Python does by default."""
+    """For a process that imports the package under test from its location, and writes as Python does by default."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return inherited | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
@@ -66,14 +66,14 @@ DECIMALS: Monoid[Any] = Custom(
 
 class TestGet:
     def test_it_prints_the_value(self, murmur: Murmur) -> None:
-        """One line, thousands set apart; "a" is not "ab"."""
+        """One line, with separators for thousands; "a" is not "ab"."""
         murmur.fill([("a", START, 1_234_567), ("ab", START, -5_000)])
         assert murmur("get", "a") == (0, "1,234,567\n", "")
         assert murmur("get", "ab") == (0, "-5,000\n", "")
         assert murmur.json("get", "a") == {"entity": "a", "bucket": None, "value": 1_234_567}
 
-    def test_at_picks_the_bucket(self, murmur: Murmur) -> None:
-        """A time is the bucket that it falls into, which is told; before 1970 works too."""
+    def test_at_selects_the_bucket(self, murmur: Murmur) -> None:
+        """A time stands for its bucket, which is printed; before 1970 works too."""
         murmur.fill(
             [("a", START + 23 * HOUR, 1), ("a", datetime(1969, 12, 31, 23, tzinfo=timezone.utc), 7)], None, hourly()
         )
@@ -86,8 +86,8 @@ class TestGet:
             "value": 7,
         }
 
-    def test_nothing_there_is_exit_code_1(self, murmur: Murmur) -> None:
-        """Told on stderr, so that a script's variable stays empty; a merged 0 is something."""
+    def test_a_missing_aggregate_is_exit_code_1(self, murmur: Murmur) -> None:
+        """The message goes to stderr, so that a script's variable stays empty; a merged 0 is not missing."""
         murmur.fill([("ab", START, 1), ("zero", START, 0)], None, daily())
         assert murmur("get", "a", "--at", "2026-11-14") == (1, "", "murmur: nothing is there for 'a' in that bucket\n")
         assert murmur("get", "zero", "--at", "2026-11-14") == (0, "0\n", "")
@@ -97,12 +97,12 @@ class TestGet:
             "murmur: nothing is there for 'a' in that bucket\n",
         )
 
-    def test_nothing_there_without_a_window(self, murmur: Murmur) -> None:
-        """No bucket is spoken of."""
+    def test_a_missing_aggregate_without_a_window(self, murmur: Murmur) -> None:
+        """The message names no bucket."""
         murmur.fill([("ab", START, 1)])
         assert murmur("get", "a") == (1, "", "murmur: nothing is there for 'a'\n")
 
-    def test_at_is_needed_with_buckets_and_only_then(self, murmur: Murmur) -> None:
+    def test_at_is_required_only_with_buckets(self, murmur: Murmur) -> None:
         """The error names the option."""
         murmur.fill([("a", START, 1)], None, daily())
         assert murmur("get", "a") == (
@@ -123,8 +123,8 @@ class TestGet:
 
 
 class TestWindow:
-    def test_it_tells_total_and_buckets(self, murmur: Murmur) -> None:
-        """The buckets that --last covers, now's included."""
+    def test_it_prints_total_and_buckets(self, murmur: Murmur) -> None:
+        """The buckets that --last covers, including the current one."""
         murmur.fill([("a", START + n * DAY, 10**n) for n in range(7)], None, daily())
         assert murmur("window", "a", "--last", "3d", "--now", "2026-11-19T23:00:00Z") == (
             0,
@@ -139,13 +139,13 @@ class TestWindow:
             "value": 11,
         }
 
-    def test_now_is_now(self, murmur: Murmur) -> None:
-        """Unless said otherwise; two days, should midnight pass while this runs."""
+    def test_now_is_the_default(self, murmur: Murmur) -> None:
+        """Two days are accepted, in case midnight passes while this runs."""
         murmur.fill([("a", datetime.now(timezone.utc), 3)], None, daily())
         assert murmur("window", "a", "--last", "2d").out.startswith("3  (buckets ")
 
-    def test_nothing_there(self, murmur: Murmur) -> None:
-        """Exit code 1; but a sum that comes to 0 is something."""
+    def test_a_missing_aggregate(self, murmur: Murmur) -> None:
+        """Exit code 1; but a sum of 0 is not missing."""
         murmur.fill([("a", START, 5), ("a", START, -5)], None, daily())
         assert murmur("window", "a", "--last", "1d", "--now", "2026-11-14").out == "0  (bucket 2026-11-14)\n"
         assert murmur("window", "a", "--last", "1d", "--now", "2026-11-15") == (
@@ -162,8 +162,8 @@ class TestWindow:
             ("999999d", "--last: 999999 days, 0:00:00 back from 2026-11-15T12:00:00+00:00 is before the year 1"),
         ],
     )
-    def test_a_senseless_span(self, murmur: Murmur, last: str, message: str) -> None:
-        """One line, naming the option."""
+    def test_an_invalid_span(self, murmur: Murmur, last: str, message: str) -> None:
+        """One line that names the option."""
         murmur.fill([("a", START, 5)], None, daily())
         assert murmur("window", "a", "--last", last, "--now", "2026-11-15T12:00:00Z") == (
             2,
@@ -174,7 +174,8 @@ class TestWindow:
 
 class TestRange:
     def test_it_draws_the_buckets(self, murmur: Murmur) -> None:
-        """Aligned, with bars relative to the largest: one sign at least for what is not zero, minus for below zero."""
+        """Aligned, with bars relative to the largest: at least one sign for anything but zero, a minus for negative
+        values."""
         values = [60_000, 0, 30_000, -20_000, 1]
         murmur.fill(
             [("a", START + n * DAY, value) for n, value in enumerate(values)] + [("ab", START, 9)], None, daily()
@@ -193,12 +194,12 @@ class TestRange:
         )
 
     def test_zeros_have_no_bars(self, murmur: Murmur) -> None:
-        """Not even when there is nothing else."""
+        """Not even when all values are zero."""
         murmur.fill([("a", START, 0), ("a", START + DAY, 0)], None, daily())
         assert "#" not in murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-15").out
 
     def test_one_bucket_has_no_bar(self, murmur: Murmur) -> None:
-        """There is nothing to compare it with."""
+        """It cannot be compared with another bucket."""
         murmur.fill([("a", START, 7)], None, daily())
         assert murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-14").out == (
             "bucket      value\n2026-11-14      7\ntotal           7\n"
@@ -210,8 +211,8 @@ class TestRange:
         assert murmur.json("range", "a", "--from", "2026-11-14", "--to", "2026-11-14")["value"] == 24
         assert murmur.json("range", "a", "--from", "2026-11-14", "--to", "2026-11-14T00:00:00Z")["value"] == 1
 
-    def test_buckets_within_a_day_are_told_by_the_time(self, murmur: Murmur) -> None:
-        """As --at takes it, midnight too."""
+    def test_buckets_within_a_day_are_named_by_the_time(self, murmur: Murmur) -> None:
+        """In the form that --at accepts, midnight too."""
         murmur.fill([("a", START + HOUR, 7)], None, hourly())
         assert murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-14T01:59:00Z").out == (
             "bucket                value\n"
@@ -220,7 +221,7 @@ class TestRange:
             "total                     7\n"
         )
 
-    def test_a_long_range_leaves_out_what_is_empty(self, murmur: Murmur) -> None:
+    def test_a_long_range_omits_empty_buckets(self, murmur: Murmur) -> None:
         """And says so; 200 buckets are shown in full."""
         murmur.fill([("a", START, 2), ("a", START + 9_999 * timedelta(minutes=1), 1)], None, minute())
         assert murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-30").out == (
@@ -233,7 +234,7 @@ class TestRange:
         assert len(murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-14T03:19:00Z").out.splitlines()) == 202
         assert len(murmur("range", "a", "--from", "2026-11-14", "--to", "2026-11-14T03:20:00Z").out.splitlines()) == 4
 
-    def test_json_has_the_buckets_that_hold_something(self, murmur: Murmur) -> None:
+    def test_json_has_the_buckets_with_values(self, murmur: Murmur) -> None:
         """However long the range is."""
         murmur.fill([("a", START, 2), ("a", START + DAY, -2)], None, daily())
         assert murmur.json("range", "a", "--from", "0001-01-01", "--to", "9999-12-31") == {
@@ -247,7 +248,7 @@ class TestRange:
             ],
         }
 
-    def test_nothing_there(self, murmur: Murmur) -> None:
+    def test_an_empty_range(self, murmur: Murmur) -> None:
         """Exit code 1, with an empty series in JSON."""
         murmur.fill([("ab", START, 2)], None, daily())
         times = ("--from", "2026-11-14", "--to", "2026-11-15")
@@ -257,13 +258,13 @@ class TestRange:
 
     @pytest.mark.parametrize("command", [("range", "a"), ("top",)])
     def test_an_end_before_the_start_is_a_mistake(self, murmur: Murmur, command: tuple[str, ...]) -> None:
-        """A person has swapped them; answering 0 would hide it."""
+        """The user has swapped them; an answer of 0 would hide the mistake."""
         murmur.fill([("a", START, 2)], None, daily())
         ran = murmur(*command, "--from", "2026-11-15", "--to", "2026-11-14")
         assert ran == (2, "", "murmur: error: --to lies before --from\n")
 
-    def test_it_takes_buckets(self, murmur: Murmur) -> None:
-        """A store without a window says so."""
+    def test_it_requires_buckets(self, murmur: Murmur) -> None:
+        """A store without a window is refused."""
         murmur.fill([("a", START, 2)])
         assert murmur("range", "a", "--from", "2026-11-15", "--to", "2026-11-16") == (
             2,
@@ -274,7 +275,7 @@ class TestRange:
 
 class TestTotals:
     def test_totals_are_exact_however_large(self, murmur: Murmur) -> None:
-        """Also where they do not fit into the 64 bits that a bucket has."""
+        """Also where they exceed the 64 bits of a bucket."""
         most, total = 2**63 - 1, 3 * (2**63 - 1)
         murmur.fill([("a", START + n * HOUR, most) for n in range(3)], None, hourly())
         assert murmur("get", "a", "--at", "2026-11-14").out.startswith(f"{total:,}  (")
@@ -295,7 +296,7 @@ class TestTotals:
 
 class TestList:
     def test_columns_are_aligned(self, murmur: Murmur) -> None:
-        """Also for characters that take two columns, or none; control characters cannot reach the terminal."""
+        """Also for characters that take two columns, or zero; control characters cannot reach the terminal."""
         names = ["a", "ab", "東京", "e\u0301", "\x1b[2J"]
         murmur.fill([(name, START, 10**n) for n, name in enumerate(names)], None, daily())
         assert murmur("list") == (
@@ -309,19 +310,19 @@ class TestList:
             "",
         )
 
-    def test_without_a_window_there_is_no_column_of_buckets(self, murmur: Murmur) -> None:
+    def test_without_a_window_the_column_of_buckets_is_omitted(self, murmur: Murmur) -> None:
         """It would say 1 in each line."""
         murmur.fill([("a", START, 2), ("b", START, 30)])
         assert murmur("list").out == "entity  value\na           2\nb          30\n"
 
-    def test_a_prefix_chooses(self, murmur: Murmur) -> None:
-        """An entity starts with itself."""
+    def test_a_prefix_selects_entities(self, murmur: Murmur) -> None:
+        """An entity is a prefix of itself."""
         murmur.fill([("a", START, 1), ("ab", START, 1), ("abc", START, 1), ("é", START, 1)])
         assert murmur("list", "--prefix", "ab").out == "entity  value\nab          1\nabc         1\n"
         assert murmur("list", "--prefix", "é").out == "entity  value\né           1\n"
 
     def test_json_is_one_line_each(self, murmur: Murmur) -> None:
-        """In plain ASCII, so that every terminal and pipe can carry it."""
+        """In plain ASCII, which every terminal and pipe supports."""
         murmur.fill([("é", START, 1), ("é", START + DAY, 2), ("a\n", START, 1)], None, daily())
         assert murmur("list", "--json").out == (
             '{"entity": "a\\n", "value": 1, "buckets": 1}\n{"entity": "\\u00e9", "value": 3, "buckets": 2}\n'
@@ -336,8 +337,8 @@ class TestList:
         assert lines[0].split() == ["entity", "value"]
         assert [line.split() for line in lines[1:]] == [[f"{n:04}", f"{n:,}"] for n in range(2_500)]
 
-    def test_nothing_there(self, murmur: Murmur) -> None:
-        """A store that nobody has written to, or a prefix of nobody."""
+    def test_an_empty_list(self, murmur: Murmur) -> None:
+        """A store without rows, or a prefix without entities."""
         murmur.fill([])
         ran = murmur("list")
         assert (ran[0], ran[1]) == (2, "")
@@ -348,7 +349,7 @@ class TestList:
 
 class TestTop:
     def test_the_largest_come_first(self, murmur: Murmur) -> None:
-        """Ten unless said otherwise, with bars."""
+        """Ten by default, with bars."""
         murmur.fill([(f"e{n:02}", START, n * 100) for n in range(1, 13)])
         lines = murmur("top").out.splitlines()
         assert [line.split()[0] for line in lines] == ["entity", *(f"e{n:02}" for n in range(12, 2, -1))]
@@ -356,8 +357,8 @@ class TestTop:
             "entity  value\ne09       900  ##############################\ne08       800  ###########################\n"
         )
 
-    def test_times_narrow_it_down(self, murmur: Murmur) -> None:
-        """A date as the end is the whole day; either end may be left open."""
+    def test_times_restrict_it(self, murmur: Murmur) -> None:
+        """A date as the end is the whole day; either end may be omitted."""
         murmur.fill([("a", START + n * HOUR, 1) for n in range(30)] + [("b", START, 3)], None, hourly())
         assert murmur.json("top", "--from", "2026-11-14", "--to", "2026-11-14") == [
             {"entity": "a", "value": 24},
@@ -366,14 +367,14 @@ class TestTop:
         assert murmur.json("top", "--to", "2026-11-14T01:00:00Z", "-n", "1") == [{"entity": "b", "value": 3}]
         assert murmur.json("top", "--from", "2026-11-15") == [{"entity": "a", "value": 6}]
 
-    def test_nothing_there(self, murmur: Murmur) -> None:
+    def test_an_empty_top(self, murmur: Murmur) -> None:
         """Exit code 1, and an empty JSON list."""
         murmur.fill([("a", START, 1)])
         assert murmur("top", "--prefix", "x") == (1, "", "murmur: nothing is there with prefix 'x'\n")
         assert murmur("top", "--prefix", "x", "--json").out == "[]\n"
 
-    def test_only_numbers_have_a_largest(self, murmur: Murmur) -> None:
-        """One line says which aggregate is none."""
+    def test_only_numbers_can_be_ranked(self, murmur: Murmur) -> None:
+        """One line names the aggregate that is not a number."""
         murmur.fill([("a", START, "x")], by_name("set_union"))
         assert murmur("top") == (
             2,
@@ -383,10 +384,10 @@ class TestTop:
 
 
 class TestValues:
-    """How aggregates that are no integers look, to people and to programs."""
+    """Aggregates other than integers, as people and programs see them."""
 
-    def test_sets_are_their_items_in_order(self, murmur: Murmur) -> None:
-        """Long ones are cut short, and then counted."""
+    def test_sets_are_their_sorted_items(self, murmur: Murmur) -> None:
+        """Long ones are cut, with the number of items."""
         murmur.fill(
             [("a", START, ["b", "a\n", "é", 10, 2]), ("long", START, [f"item-{n:04}" for n in range(1_500)])],
             by_name("set_union"),
@@ -400,12 +401,12 @@ class TestValues:
         assert murmur.json("get", "long")["value"] == [f"item-{n:04}" for n in range(1_500)]
 
     def test_a_set_of_one_long_item(self, murmur: Murmur) -> None:
-        """It is cut short as well."""
+        """It is cut as well."""
         murmur.fill([("a", START, "x" * 1_000)], by_name("set_union"))
         assert murmur("get", "a").out == f"{'x' * 60}... (1,000 characters)\n"
 
     def test_timed_values_are_value_and_time(self, murmur: Murmur) -> None:
-        """Numbers, texts and all that JSON can hold; times without needless zeros."""
+        """Numbers, texts and all other JSON values; times without unnecessary zeros."""
         values = {"a": 12_345, "b": "text\x07", "c": {"k": [1, None, True]}, "d": None, "e": True, "f": "x" * 61}
         murmur.fill(
             [
@@ -428,7 +429,7 @@ class TestValues:
             assert murmur.json("get", entity)["value"] == {"event_time_us": us, "value": value}
 
     def test_a_time_outside_the_calendar(self, tmp_path: Path, murmur: Murmur) -> None:
-        """Beam's "no timestamp" is shown as the number it is."""
+        """Beam's "no timestamp" is shown as a number."""
         last = by_name("last")
         store = SqliteSpec(str(murmur.path)).open(last)
         store.merge_update(Key("a"), last.lift(1, -(2**63) // 1_000_000 * 1_000_000))
@@ -449,7 +450,7 @@ class TestValues:
     @pytest.mark.parametrize("name", names())
     @given(data=st.data())
     def test_json_loses_nothing(self, name: str, data: st.DataObject) -> None:
-        """From what is printed the stored bytes can be made again, whatever the monoid."""
+        """The stored bytes can be made again from the output, whatever the monoid."""
         monoid = by_name(name)
         integers = st.integers(-(2**63), 2**63 - 1)
         numbers = integers | st.floats(allow_nan=False, allow_infinity=False)
@@ -470,23 +471,23 @@ class TestValues:
         ("value", "document"),
         [
             (Fraction(3), 3),
-            (Fraction(1, 3), {"base64": "MS8z"}),  # b"1/3", no JSON
+            (Fraction(1, 3), {"base64": "MS8z"}),  # b"1/3", not JSON
             (Fraction(3, 1000), {"base64": "My8xMDAw"}),
         ],
     )
-    def test_what_json_cannot_hold_comes_as_its_bytes(self, value: Fraction, document: Any) -> None:
+    def test_values_that_json_cannot_represent_are_printed_as_bytes(self, value: Fraction, document: Any) -> None:
         """In base64."""
         assert printed_for(value, FRACTIONS, "base64") == document
 
-    def test_what_json_would_change_comes_as_its_bytes(self) -> None:
-        """1.50 is not 1.5 to whoever counts the digits, but JSON readers take them for the same."""
+    def test_values_that_json_would_change_are_printed_as_bytes(self) -> None:
+        """1.50 and 1.5 are different texts, but JSON parsers read the same number."""
         exact: Monoid[Any] = Custom("exact", "0", max, encode=str.encode, decode=bytes.decode)
         assert printed_for("1.5", exact, "digits") == 1.5
         assert printed_for("1.50", exact, "digits") == {"base64": "MS41MA=="}
         assert printed_for("NaN", exact, "digits") == {"base64": "TmFO"}
 
-    def test_values_of_ones_own(self, murmur: Murmur) -> None:
-        """As JSON, or else as Python shows them."""
+    def test_values_of_a_user_s_monoid(self, murmur: Murmur) -> None:
+        """As JSON, or else in Python's notation."""
         assert (
             shown_for({"b": [1], "a": "\x07"}, Custom("d", {}, lambda a, b: {**a, **b}), "own")
             == '{"a":"\\u0007","b":[1]}'
@@ -497,7 +498,7 @@ class TestValues:
 
 
 class TestMistakes:
-    """Each is one line on stderr and exit code 2; none leaves a traceback or a file."""
+    """Each mistake is one line on stderr and exit code 2; no traceback or file is left."""
 
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -547,17 +548,15 @@ class TestMistakes:
             ),
         ],
     )
-    def test_arguments_that_make_no_sense(
-        self, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_invalid_arguments(self, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
         """The message names the argument and what to write."""
         with pytest.raises(SystemExit) as caught:
             cli.main(args)
         assert caught.value.code == 2
         assert capsys.readouterr() == ("", f"murmur: error: {message}\n")
 
-    def test_a_file_that_does_not_exist_is_not_made(self, murmur: Murmur) -> None:
-        """Whatever is asked."""
+    def test_a_missing_file_is_not_made(self, murmur: Murmur) -> None:
+        """Whatever the command."""
         times = ("--from", "2026-11-14", "--to", "2026-11-15")
         for args in (("get", "a"), ("window", "a", "--last", "1d"), ("range", "a", *times), ("list",), ("top",)):
             for more in ((), ("--monoid", "sum", "--window", "daily"), ("--json",)):
@@ -568,7 +567,7 @@ class TestMistakes:
                 )
         assert not murmur.path.exists()
 
-    def test_a_table_that_does_not_exist_is_not_made(self, murmur: Murmur) -> None:
+    def test_a_missing_table_is_not_made(self, murmur: Murmur) -> None:
         """Even with a monoid given."""
         murmur.fill([("a", START, 1)])
         before = murmur.path.read_bytes()
@@ -581,8 +580,8 @@ class TestMistakes:
         )
         assert murmur.path.read_bytes() == before
 
-    def test_a_file_that_is_no_database(self, murmur: Murmur) -> None:
-        """It is left as it is."""
+    def test_a_file_that_is_not_a_database(self, murmur: Murmur) -> None:
+        """It is not changed."""
         murmur.path.write_text("a,b\n1,2\n" * 100)
         ran = murmur("get", "a")
         assert (ran.code, ran.out) == (2, "")
@@ -592,8 +591,8 @@ class TestMistakes:
         )
         assert murmur.path.read_text() == "a,b\n1,2\n" * 100
 
-    def test_a_uri_that_is_none(self, murmur: Murmur) -> None:
-        """It is called what the usage calls it."""
+    def test_an_invalid_uri(self, murmur: Murmur) -> None:
+        """The error uses the name in the usage."""
         assert murmur("get", "a", uri="counts.db") == (
             2,
             "",
@@ -601,7 +600,7 @@ class TestMistakes:
         )
 
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:
-        """The store says what it holds."""
+        """The error says what the store holds."""
         murmur.fill([("a", START, 1)], None, daily())
         for option in (("--monoid", "max"), ("--monoid", "count"), ("--window", "15m")):
             ran = murmur("get", "a", "--at", "2026-11-14", *option)
@@ -612,8 +611,8 @@ class TestMistakes:
         assert murmur("get", "a", "--at", "2026-11-14", "--monoid", "sum", "--window", "24h").out == "1\n"
 
     @pytest.mark.parametrize("name", ["nope", "nope:X", ":x", "json:dumps"])
-    def test_a_monoid_that_is_none(self, murmur: Murmur, name: str) -> None:
-        """Naming the option."""
+    def test_an_invalid_monoid(self, murmur: Murmur, name: str) -> None:
+        """The error names the option."""
         murmur.fill([("a", START, 1)])
         ran = murmur("get", "a", "--monoid", name)
         assert (ran.code, ran.out) == (2, "")
@@ -622,12 +621,12 @@ class TestMistakes:
 
 
 class TestProcess:
-    """What only shows in a process of its own, or depends on its surroundings."""
+    """What can only be tested in a process of its own, or depends on the environment."""
 
     def test_a_monoid_from_the_current_folder(
         self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The console script finds it as `python -m` does; the store alone cannot tell where it is."""
+        """The console script finds it as `python -m` does; the store alone cannot locate it."""
         flags = Custom("flags", 0, lambda a, b: a | b, idempotent=True)
         murmur.fill([("a", START, 4), ("a", START, 1)], flags)
         (tmp_path / "own_flags.py").write_text(
@@ -643,7 +642,7 @@ class TestProcess:
         assert murmur("get", "a", "--monoid", "own_flags:FLAGS") == (0, "5\n", "")
 
     def test_reading_changes_nothing(self, murmur: Murmur, tmp_path: Path) -> None:
-        """The file is the same, byte for byte, and no other is left beside it."""
+        """The file keeps its bytes, and no other file appears beside it."""
         murmur.fill([("a", START, 4), ("b", START, 1)], None, daily())
         before = murmur.path.read_bytes()
         times = ("--from", "2026-11-14", "--to", "2026-11-15")
@@ -653,7 +652,7 @@ class TestProcess:
         assert [path.name for path in tmp_path.iterdir()] == ["counts.db"]
 
     def test_python_m(self, murmur: Murmur, tmp_path: Path) -> None:
-        """`python -m murmur_beam` is the command; what its output cannot spell is escaped."""
+        """`python -m murmur_beam` is the command; characters that its output cannot encode are escaped."""
         murmur.fill([("Zürich", START, 4_000)])
         ran = subprocess.run(
             [sys.executable, "-m", "murmur_beam", "list", "sqlite:///counts.db"],
@@ -667,8 +666,8 @@ class TestProcess:
         assert ran.stdout == "entity     value\nZ\\xfcrich  4,000\n"
 
     @pytest.mark.parametrize("unbuffered", ["", "1"])
-    def test_a_closed_pipe_is_no_error(self, murmur: Murmur, unbuffered: str) -> None:
-        """As after `| head`: nothing is complained about, neither at once nor at exit."""
+    def test_a_closed_pipe_is_not_an_error(self, murmur: Murmur, unbuffered: str) -> None:
+        """As after `| head`: no message, neither at once nor at exit."""
         murmur.fill([("a", START, 4)])
         reading, writing = os.pipe()
         os.close(reading)
@@ -685,7 +684,7 @@ class TestProcess:
     @pytest.mark.parametrize(
         "args", [["--help"], *([name, "--help"] for name in ("get", "window", "range", "list", "top"))]
     )
-    def test_help_tells_times_and_exit_codes(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_explains_times_and_exit_codes(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         """With every command."""
         with pytest.raises(SystemExit) as caught:
             cli.main(args)
@@ -696,7 +695,7 @@ class TestProcess:
 
 
 def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And exit code 130, as a shell has it."""
+    """And exit code 130, as in a shell."""
 
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""``murmur fold``: what it tells, how it ends, and that it can be killed, raced and run again. All on the emulator."""
+"""``murmur fold``: what it prints, how it ends, and that it can be killed, raced and run again. All on the emulator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _names = itertools.count()
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -54,7 +54,7 @@ class Table:
 
     Attributes:
         spec, uri: where it is.
-        monoid: what it holds.
+        monoid: the monoid of its values.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Table:
         tables.create(self.spec, tables.purpose(Schema(monoid.name, granularity), retention), write="append")
 
     def open(self, clock: FakeClock | None = None) -> BigtableStore[Any]:
-        """A store of its own, by another clock if need be."""
+        """Another store of the table, with another clock if one is given."""
         spec = self.spec if clock is None else BigtableSpec(*self.spec.place[1:], clock=clock)
         return spec.open(self.monoid, self._granularity)
 
     def append(self, *events: tuple[str, Any, str], clock: FakeClock | None = None, bucket: int = 0) -> None:
-        """Append (entity, delta, event id), each call one cell a row."""
+        """Append (entity, delta, event id); each call makes one cell in a row."""
         with closing(self.open(clock)) as store:
             done = store.merge_updates(
                 [Update(Key(entity, bucket), delta, id_, self._retention) for entity, delta, id_ in events]
@@ -100,13 +100,13 @@ class Table:
         return self.murmur("fold", *args)
 
     def folded(self, *args: str) -> dict[str, Any]:
-        """What a fold tells with --json."""
+        """The output of a fold with --json."""
         document: dict[str, Any] = json.loads(self.fold("--json", *args).out)
         return document
 
     @contextmanager
     def folding(self, *args: str) -> Iterator[subprocess.Popen[str]]:
-        """Fold it in a process of its own, which is killed in the end."""
+        """Fold it in a process of its own, which is killed at the end."""
         process = subprocess.Popen(
             [sys.executable, "-m", "murmur_beam", "fold", self.uri, "--json", *args],
             stdout=subprocess.PIPE,
@@ -123,21 +123,21 @@ class Table:
 
 @pytest.fixture
 def counts(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> Table:
-    """Of sums, over all time."""
+    """A table of sums without a window."""
     return Table(Sum(), capsys)
 
 
 def many(rows: int, events: int = 3) -> list[tuple[str, int, str]]:
-    """As many for each of these rows."""
+    """The same number of events for each of these rows."""
     return [(f"k{row:04}", 1, f"{row}-{event}") for row in range(rows) for event in range(events)]
 
 
 def concatenated(name: str, **more: Any) -> Monoid[str]:
-    """Letters in order, which does not depend on the order of events; one of them nobody can combine."""
+    """Letters in alphabetical order, whatever the order of events; combining one of them raises."""
 
     def combine(a: str, b: str) -> str:
         if "x" in (a, b) and a and b:
-            raise KeyError("x is\nno letter")
+            raise KeyError("x is\nnot a letter")
         return "".join(sorted(a + b))
 
     return Custom(name, "", combine, **more)
@@ -146,8 +146,8 @@ def concatenated(name: str, **more: Any) -> Monoid[str]:
 class TestOnce:
     """Without --every."""
 
-    def test_what_was_appended_is_in_the_aggregates(self, counts: Table) -> None:
-        """One line tells it. Before and after, fresh reads are exact; others are after it, too."""
+    def test_appended_events_are_folded_into_the_aggregates(self, counts: Table) -> None:
+        """One line reports it. Fresh reads are exact before and after, other reads after it."""
         counts.append(*many(20))
         counts.append(*many(10))
         counts.append(("k0000", 100, "late"))
@@ -160,20 +160,20 @@ class TestOnce:
         assert len(header) == len(line)
         rows, events, duplicates, cells, size, unit, age, *rest = line.split()
         assert (rows, events, duplicates, cells, rest) == ("20", "61", "30", "31", ["0", "0", "0"])
-        # A name, a head and three fingerprints a cell; of one event also its delta.
+        # Each cell has a name, a header and three fingerprints; a cell of one event also its delta.
         assert (size, unit) == (f"{(30 * (16 + 6 + 48) + 16 + 6 + 16 + 8) / 1_000:.4g}", "kB")
         assert re.fullmatch(r"\d+s", age)
         assert counts.values(fresh=False) == counts.values(fresh=True) == expected
 
-    def test_where_nothing_is_pending_nothing_is_done(self, counts: Table) -> None:
-        """A line of noughts, and no age."""
+    def test_without_pending_events_nothing_is_done(self, counts: Table) -> None:
+        """A line of zeros, and no age."""
         counts.append(*many(2))
         assert counts.fold()[0] == 0
         code, out, err = counts.fold()
         assert (code, out.splitlines()[1].split(), err) == (0, ["0", "0", "0", "0", "0", "B", "-", "0", "0", "0"], "")
 
     def test_json_has_every_field(self, counts: Table) -> None:
-        """And where, when, and how long it took."""
+        """Also where and when, and how long it took."""
         before_us = int(time.time() * 1e6)
         counts.append(*many(20))
         document = counts.folded()
@@ -187,15 +187,15 @@ class TestOnce:
         assert document == {"store": counts.uri, "whole": True}
 
     def test_a_row_of_several_commits_is_one_row(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Though it is folded a part at a time."""
+        """Though it is folded in parts."""
         monkeypatch.setattr("murmur_beam.state.bigtable.folding._EVENTS", 2)
         for i in range(5):
             counts.append(("home", 1, f"{i}"), ("home", 1, f"{i}+"))
         document = counts.folded()
         assert (document["rows"], document["folded"], document["events"]) == (1, 1, 10)
 
-    def test_only_what_is_asked_for(self, counts: Table) -> None:
-        """Entities that begin so, and rows with so many cells."""
+    def test_only_the_selected_rows_are_folded(self, counts: Table) -> None:
+        """Entities with the given prefix, and rows with at least this many cells."""
         counts.append(("a/1", 1, "1"), ("a/2", 1, "1"), ("b/1", 1, "1"))
         counts.append(("a/1", 1, "2"), ("b/1", 1, "2"))
         counts.append(("b/1", 1, "3"))
@@ -207,7 +207,7 @@ class TestOnce:
         assert counts.values(fresh=False) == {"a/1": 2, "a/2": 1, "b/1": 3}
 
     def test_a_table_that_is_written_by_commits_again(self, counts: Table) -> None:
-        """What is pending from before is folded, and commits count beside it."""
+        """Pending events from before are folded, and commits count in addition."""
         counts.append(*many(3))
         tables.create(counts.spec, tables.purpose(Schema("sum", None)), write="commit")
         with closing(counts.open()) as store:
@@ -219,14 +219,14 @@ class TestOnce:
         assert (document["events"], document["duplicates"]) == (8, 1)
         assert counts.values(fresh=False) == {"k0000": 8, "k0001": 3, "k0002": 3}
 
-    def test_a_row_that_has_expired_is_left_to_garbage_collection(
+    def test_an_expired_row_is_left_to_garbage_collection(
         self, bigtable_host: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It is looked at, and nothing of it is written or deleted; a row of the same entity that lives is folded."""
+        """It is read, and nothing of it is written or deleted; an unexpired row of the same entity is folded."""
         hour, week = timedelta(hours=1), 7 * DAY
         table = Table(Count(), capsys, hour, week)
         now_s = time.time()
-        # Its last event could come until less than an hour ago, so that the emulator does not collect it yet.
+        # An event could still come until less than an hour ago, so that the emulator does not collect it yet.
         expired = int((now_s - week.total_seconds()) // 3_600) - 1
         table.append(("home", 1, "1"), clock=FakeClock(expired * 3_600.0), bucket=expired)
         table.append(("home", 1, "2"), bucket=int(now_s // 3_600))
@@ -237,10 +237,10 @@ class TestOnce:
 
 
 class TestUnfoldable:
-    """Events that no fold can bring in."""
+    """Events that no fold can add."""
 
-    def test_a_sum_that_does_not_fit(self, counts: Table) -> None:
-        """It is named, with an exit code; other events of its row are folded; reads are exact. One more cures it."""
+    def test_a_sum_that_overflows(self, counts: Table) -> None:
+        """It is named, with an exit code; other events of its row are folded; reads are exact. An event cures it."""
         counts.append(("big", 2**62, "1"), ("big", 3, "2"), ("small", 1, "1"))
         counts.append(("big", 2**62, "3"), ("big", 4, "4"))
         code, out, err = counts.fold()
@@ -267,7 +267,7 @@ class TestUnfoldable:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """By a monoid of one's own, which has to be named. The reason is one line; the other events are folded."""
+        """Of a user's own monoid, which has to be named. The reason is one line; the other events are folded."""
         module = f"letters{next(_names)}"
         monoid = concatenated(module, idempotent=idempotent)
         monkeypatch.setitem(sys.modules, module, type("Module", (), {"monoid": monoid})())  # type: ignore[arg-type]
@@ -279,11 +279,11 @@ class TestUnfoldable:
         assert f"was written with {module!r}, which is none of" in err
         code, out, err = table.fold("--monoid", f"{module}:monoid")
         assert (code, out.splitlines()[1].split()[1]) == (1, "2")
-        assert err.splitlines()[1] == "  'home', bucket 0: KeyError: 'x is\\nno letter'"
+        assert err.splitlines()[1] == "  'home', bucket 0: KeyError: 'x is\\nnot a letter'"
         assert table.values(fresh=True) == table.values(fresh=False) == {"home": "ab"}
 
     def test_many(self, counts: Table) -> None:
-        """Twenty are named."""
+        """Twenty of them are named."""
         counts.append(*[(f"k{i}", 2**62, id_) for i in range(30) for id_ in "ab"])
         code, _, err = counts.fold()
         assert code == 1
@@ -295,7 +295,7 @@ class TestForEver:
     """With --every."""
 
     def test_sigterm_ends_it(self, counts: Table) -> None:
-        """Rounds begin by themselves, and take what came meanwhile; exit code 0."""
+        """Rounds start by themselves and fold new events; exit code 0."""
         counts.append(*many(3))
         with counts.folding("--every", "100ms") as process:
             assert process.stdout is not None
@@ -310,7 +310,7 @@ class TestForEver:
         assert (process.returncode, err) == (0, "murmur: ending after the rows under way; once more ends it at once\n")
 
     def test_sigint_interrupts_it(self, counts: Table) -> None:
-        """Between rounds that are an hour apart, at once; exit code 130."""
+        """At once, between rounds that are an hour apart; exit code 130."""
         with counts.folding("--every", "1h") as process:
             assert process.stdout is not None
             assert json.loads(process.stdout.readline())["rows"] == 0
@@ -321,7 +321,7 @@ class TestForEver:
     def test_sigterm_in_the_middle_of_a_round(
         self, bigtable_host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The rows under way are done, the others are not begun; what was done is told."""
+        """Rows in progress are finished, no others are started; the line reports the finished ones."""
 
         def combine(a: str, b: str) -> str:
             if "!" in (a, b) and a and b:
@@ -345,13 +345,14 @@ class TestForEver:
             assert store.fold().events == 1_200 + 1 - 1_025
 
     def test_failures(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One that a later round may not meet is told, and the next round begins; another one ends it."""
+        """A failure that a later round may not meet is reported, and the next round starts; any other failure ends the
+        run."""
         clock = FakeClock()
         ends = iter([TransientError("busy"), Folded(events=7), StoreUnavailable("gone")])
 
         def fold(*args: Any, **more: Any) -> Folded:
             end = next(ends)
-            clock.time += 25  # so long does it take
+            clock.time += 25  # the duration of a round
             if isinstance(end, Folded):
                 clock.time += 3_600
                 return end
@@ -364,12 +365,12 @@ class TestForEver:
         assert (code, err.splitlines()) == (2, [told, "murmur: error: gone"])
         header, line = out.splitlines()
         assert header.split()[:2] == ["began", "rows"]
-        # A round begins so long after the last one began, or at once if that is over.
+        # A round starts this long after the start of the last one, or at once if that time is over.
         assert line.split()[:3] == ["2023-11-14T22:14:20Z", "0", "7"]
         assert round(sum(clock.waits)) == 35
 
     def test_a_table_that_does_not_answer_yet(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is opened by the first round that can."""
+        """It is opened in the first round that can."""
         answers = iter([TransientError("not yet")])
         recorded = BigtableSpec.recorded_schema
 
@@ -387,8 +388,8 @@ class TestForEver:
             "murmur: interrupted",
         ]
 
-    def test_what_cannot_be_folded_is_named_once(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Not again in each round in which it is the same."""
+    def test_unfoldable_events_are_named_once(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not again in each round in which they are the same."""
         bad = Folded(unfoldable=1, named=("'big', bucket 0: too big",))
         ends = iter([bad, bad, Folded(left=1), bad, StoreUnavailable("gone")])
 
@@ -406,11 +407,12 @@ class TestForEver:
 
 
 class TestKilledAndRaced:
-    """At any time, and beside others."""
+    """Kills at any time, and other folders and writers at the same time."""
 
     @pytest.mark.parametrize(("method", "nth"), [(CHECK_AND_MUTATE, 1), (CHECK_AND_MUTATE, 100), (MUTATE_ROWS, 1)])
     def test_killed_and_run_again(self, method: str, nth: int, counts: Table, proxy: FaultProxy) -> None:
-        """Before any commit, among commits, and between commits and deletion: each read is exact, and so is the end."""
+        """Before any commit, between commits, and between commits and deletion: each read is exact, and so is the final
+        state."""
         counts.append(*many(100))
         expected = {f"k{row:04}": 3 for row in range(100)}
         first = proxy.counts[method].requests
@@ -438,7 +440,7 @@ class TestKilledAndRaced:
     def test_another_folder_is_first(
         self, bigtable_host: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It folds everything between this one's reads and commits: those come second, find that, and count nothing."""
+        """It folds everything between this one's reads and commits: those meet a conflict, and count nothing."""
         others: list[Folded] = []
 
         def combine(a: str, b: str) -> str:
@@ -459,7 +461,7 @@ class TestKilledAndRaced:
         assert table.values(fresh=False) == {f"k{i}": "b" for i in range(5)}
 
     def test_two_processes_beside_a_writer(self, counts: Table) -> None:
-        """Each event counts once, whoever folds it; reads in between are exact."""
+        """Each event counts once, whichever process folds it; reads in between are exact."""
         counts.append(*many(60))
         with counts.folding("--every", "50ms") as one, counts.folding("--every", "50ms") as other:
             for process in (one, other):
@@ -479,11 +481,11 @@ class TestKilledAndRaced:
 
 
 class TestWhereThereIsNothingToFold:
-    """Stores and tables that know nothing of it."""
+    """Stores and tables that do not append."""
 
     @pytest.mark.parametrize("args", [[], ["--every", "1ms"]])
     def test_outside_bigtable(self, args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """It says so, for ever or not, and makes no file."""
+        """With --every and without it the command says so, and makes no file."""
         uri = f"sqlite:///{tmp_path}/c.db"
         assert cli.main(["fold", uri, *args]) == 0
         assert capsys.readouterr() == (f"{uri}: needs no fold: stores outside Bigtable fold at once\n", "")
@@ -513,7 +515,7 @@ class TestWhereThereIsNothingToFold:
         (["--evry", "1m"], "--evry is no flag of murmur fold; did you mean --every?"),
     ],
 )
-def test_arguments_that_make_no_sense(args: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments(args: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One line that names the flag; exit code 2."""
     try:
         code: Any = cli.main(["fold", "bigtable://p/i/t", *args])
@@ -524,15 +526,15 @@ def test_arguments_that_make_no_sense(args: list[str], complaint: str, capsys: p
     assert complaint in err
 
 
-def test_a_table_that_is_not_there(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error, also for ever: no round can make it."""
+def test_a_missing_table(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error, also with --every: no round can make the table."""
     for args in ([], ["--every", "1ms"]):
         assert cli.main(["fold", f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/no-such-table", *args]) == 2
         assert "NOT_FOUND" in capsys.readouterr().err
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: FakeClock) -> None:
-    """A line every ten seconds; on a terminal one that changes, and is gone in the end."""
+    """A line every ten seconds; on a terminal one line that is updated, and removed at the end."""
     progress = cli_fold._Progress(clock)
     for _ in range(25):
         clock.time += 1
@@ -552,13 +554,13 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == f"{first}{second}\r{' ' * len(second.strip())}\r"
 
 
-def test_check_tells_what_is_pending(counts: Table) -> None:
-    """How many cells, their bytes, since when, and the row with most; with --json too. After a fold: nothing."""
+def test_check_reports_pending_cells(counts: Table) -> None:
+    """Their number and bytes, since when, and the row with most; with --json too. After a fold: zero."""
     counts.append(("home", 7, "1"), *many(3, 1))
     counts.append(*[("home", 7, f"{i}") for i in range(10)])
     code, out, _ = counts.murmur("check")
     assert code == 0
-    # Names and heads of cells; fingerprints; deltas where they are not 1.
+    # Names and headers of cells; fingerprints; deltas where they are not 1.
     size, most = 5 * 22 + 14 * 16 + 11 * 8, 2 * 22 + 11 * 24
     [line] = [line for line in out.splitlines() if line.startswith("  pending")]
     since = time.strftime("%Y-%m-%d %H:", time.gmtime())

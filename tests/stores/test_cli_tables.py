@@ -26,7 +26,7 @@ _names = itertools.count()
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ class Ran(NamedTuple):
 
 
 class Murmur:
-    """Runs the commands on a table of its own, which is not there yet.
+    """Runs the commands on a table of this test, which does not exist yet.
 
     Attributes:
         uri: the table's.
@@ -64,8 +64,8 @@ PURPOSE = ("--monoid", "count", "--window", "daily", "--retention", "90d")
 
 
 class TestCreateTable:
-    def test_it_says_what_it_did(self, murmur: Murmur) -> None:
-        """One aligned line for each change; the second time there is none."""
+    def test_it_reports_each_change(self, murmur: Murmur) -> None:
+        """One aligned line for each change; the second time nothing changes."""
         did = f"""\
 {murmur.uri}: done:
   create  table           for monoid 'count' and buckets of 1d
@@ -81,7 +81,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("create-table", *PURPOSE) == (0, f"{murmur.uri}: nothing to do\n", "")
 
     def test_a_dry_run_does_nothing(self, murmur: Murmur) -> None:
-        """It prints the same, as what would be done."""
+        """It prints the same, as changes that would be made."""
         dry = murmur("create-table", *PURPOSE, "--dry-run")
         assert murmur("check").out.startswith(
             f"{murmur.uri}: not as it should be\n  table        wrong        is missing"
@@ -89,7 +89,7 @@ is known for 91d 1h; layout 2, written by commits
         assert (dry.code, dry.err) == (0, "")
         assert dry.out.replace("would be done", "done") == murmur("create-table", *PURPOSE).out
 
-    def test_what_deletes_data_needs_yes(self, murmur: Murmur) -> None:
+    def test_changes_that_delete_data_need_yes(self, murmur: Murmur) -> None:
         """An error names the option; a dry run shows where."""
         murmur("create-table", *PURPOSE)
         shorter = (*PURPOSE[:-1], "30d")
@@ -103,7 +103,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
 
     def test_the_way_of_writing(self, murmur: Murmur) -> None:
-        """It is told with the purpose, by `check` as well, and each change of it in a line of its own."""
+        """It is printed with the purpose, by `check` as well, and each change of it in a line of its own."""
         made = murmur("create-table", *PURPOSE, "--write", "append")
         assert made.out.endswith("layout 2, written by appending\n")
         assert murmur("create-table", *PURPOSE).out == f"{murmur.uri}: nothing to do\n"
@@ -120,8 +120,10 @@ is known for 91d 1h; layout 2, written by commits
 """
         )
 
-    def test_an_order_cannot_be_kept(self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where the monoid tells that it depends on it."""
+    def test_a_monoid_that_depends_on_the_order(
+        self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its events arrive in any order, and the command says so."""
         (tmp_path / "own_text.py").write_text(
             "from murmur_beam.monoids import Custom\nTEXT = Custom('text', '', str.__add__, commutative=False)\n"
         )
@@ -134,7 +136,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("create-table", "--monoid", "own_text:TEXT", "--write", "commit").code == 0
 
     def test_json(self, murmur: Murmur) -> None:
-        """All that people read, for programs."""
+        """The same content, for programs."""
         steps = murmur.json("create-table", "--dedup-retention", "7d", "--dry-run")
         assert (steps["store"], steps["dry_run"]) == (murmur.uri, True)
         assert steps["steps"][2] == {
@@ -158,14 +160,14 @@ is known for 91d 1h; layout 2, written by commits
         ],
     )
     def test_mistakes(self, murmur: Murmur, args: tuple[str, ...], message: str) -> None:
-        """One line that names the option, exit code 2, and nothing is made."""
+        """One line that names the option, exit code 2, and no table is made."""
         ran = murmur("create-table", *args)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
         assert ran.err.startswith(f"murmur: error: {message}")
         assert murmur.json("check")["findings"][0]["text"] == "is missing"
 
-    def test_a_monoid_of_ones_own(self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """By its place, as everywhere; its name is recorded."""
+    def test_a_user_s_monoid(self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By module and attribute, as in other commands; its name is recorded."""
         (tmp_path / "own_gcd.py").write_text(
             "import math\nfrom murmur_beam.monoids import Custom\nGCD = Custom('gcd', 0, math.gcd, idempotent=True)\n"
         )
@@ -176,8 +178,8 @@ is known for 91d 1h; layout 2, written by commits
 
 
 class TestCheck:
-    def test_a_table_as_it_should_be(self, murmur: Murmur) -> None:
-        """All that was looked at, and exit code 0."""
+    def test_a_correct_table(self, murmur: Murmur) -> None:
+        """All that was checked, and exit code 0."""
         murmur("create-table", *PURPOSE)
         fine = f"""\
 {murmur.uri}: as it should be
@@ -196,8 +198,8 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("check") == (0, fine, "")
         assert murmur("check", *PURPOSE) == (0, fine, "")
 
-    def test_what_it_advises_mends(self, murmur: Murmur) -> None:
-        """What is wrong comes first, then one command, and exit code 1."""
+    def test_its_advice_mends_the_table(self, murmur: Murmur) -> None:
+        """Faults come first, then one command, and exit code 1."""
         murmur("create-table", *PURPOSE)
         ran = murmur("check", "--retention", "120d")
         assert ran.code == 1
@@ -208,8 +210,8 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur(*lines[-1].removeprefix("run: murmur ").replace(f" {murmur.uri}", "").split()).code == 0
         assert murmur("check", "--retention", "120d").code == 0
 
-    def test_what_is_pending_is_no_fault(self, murmur: Murmur) -> None:
-        """Where nothing is appended any more it is told how to fold it; exit code 0."""
+    def test_pending_events_are_not_a_fault(self, murmur: Murmur) -> None:
+        """Where the table is no longer appended to, the command says how to fold them; exit code 0."""
         murmur("create-table")
         where: Any = spec_from_uri(murmur.uri)
         with closing(where.connect()) as connection:
@@ -269,7 +271,7 @@ class TestOtherStores:
     def test_they_need_no_table(
         self, uri: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They say so in one line, and nothing is made."""
+        """The commands say so in one line, and make nothing."""
         monkeypatch.chdir(tmp_path)
         for command in ("create-table", "check"):
             assert cli.main([command, uri]) == 0
@@ -287,8 +289,8 @@ class TestOtherStores:
         ],
         ids=["sqlite", "bigtable"],
     )
-    def test_without_googles_packages(self, uri: str, code: int, message: str, tmp_path: Path) -> None:
-        """Other stores do without; Bigtable names the extra that brings them."""
+    def test_without_google_s_packages(self, uri: str, code: int, message: str, tmp_path: Path) -> None:
+        """Other stores do not need them; Bigtable names the extra that installs them."""
         blocked = (
             "import sys\n"
             "class No:\n"
@@ -310,7 +312,7 @@ class TestOtherStores:
 
 
 @pytest.mark.parametrize("command", ["create-table", "check"])
-def test_help_tells_exit_codes_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_exit_codes_and_defaults(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With both commands; the list of commands names them."""
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -1,4 +1,4 @@
-"""Tables on a terminal: no line is longer than it is wide, columns stay aligned, numbers stay whole."""
+"""Tables on a terminal: no line is wider than the terminal, columns stay aligned, numbers are not cut."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ LONG = "https://example.org/shop/" + "category/" * 30 + "item?page=3"
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """One of 80 columns."""
+    """A terminal of 80 columns."""
     monkeypatch.setattr(cli_output, "columns", lambda: 80)
     return monkeypatch
 
 
 def fill(murmur: Murmur) -> None:
-    """Keys of all kinds of width."""
+    """Keys of many different widths."""
     keys = {LONG: 1_234_567, LONG[:-1] + "4": 7, "short": 42, "東京" * 40: -900_000, "e\u0301" * 90: 5}
     murmur.fill([(key, START, value) for key, value in keys.items()])
 
 
-def test_a_long_key_is_cut_and_the_table_stands(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
-    """In its middle, since keys that begin alike often end differently; bars give way first."""
+def test_a_long_key_is_cut_and_the_table_stays_aligned(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
+    """In its middle, since keys that begin alike often end differently; bars are shortened first."""
     fill(murmur)
     accented = "e\u0301" * 27
     assert murmur("top").out == (
@@ -60,7 +60,7 @@ def test_a_long_key_is_cut_and_the_table_stands(murmur: Murmur, terminal: pytest
 def test_no_line_is_longer_than_the_terminal(
     murmur: Murmur, monkeypatch: pytest.MonkeyPatch, command: str, width: int
 ) -> None:
-    """And numbers are whole, one under the other."""
+    """And numbers are complete and aligned."""
     fill(murmur)
     monkeypatch.setattr(cli_output, "columns", lambda: width)
     lines = murmur(command).out.splitlines()
@@ -72,8 +72,8 @@ def test_no_line_is_longer_than_the_terminal(
     assert len(ends) == 1
 
 
-def test_what_fits_is_left_alone(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
-    """The same as elsewhere, with bars of full length."""
+def test_lines_that_fit_are_not_changed(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
+    """The same as without a terminal, with bars of full length."""
     murmur.fill([("a", START, 1), ("b" * 34, START, 1_000)])
     on_terminal = murmur("top").out
     assert len(on_terminal.splitlines()[1]) < 80
@@ -82,8 +82,8 @@ def test_what_fits_is_left_alone(murmur: Murmur, terminal: pytest.MonkeyPatch) -
     assert "#" * 30 in on_terminal
 
 
-def test_long_texts_share_what_there_is(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
-    """A long value is cut as well, rather than all of the key."""
+def test_long_texts_share_the_width(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
+    """A long value is cut as well, instead of the key alone."""
     murmur.fill([("k" * 200, START, f"v{'x' * 56}")], by_name("last"), daily())
     (line,) = murmur("list").out.splitlines()[1:]
     key, value, buckets = line.split("  ")[0], line.split("  ")[1], line.split()[-1]
@@ -93,8 +93,8 @@ def test_long_texts_share_what_there_is(murmur: Murmur, terminal: pytest.MonkeyP
     assert "..." in value
 
 
-def test_a_table_that_goes_elsewhere_is_whole(murmur: Murmur) -> None:
-    """As ls, psql and kubectl have it; and so is --json on a terminal."""
+def test_output_to_a_file_is_not_cut(murmur: Murmur) -> None:
+    """As with ls, psql and kubectl; nor is --json on a terminal."""
     fill(murmur)
     assert LONG in murmur("top").out
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +103,7 @@ def test_a_table_that_goes_elsewhere_is_whole(murmur: Murmur) -> None:
 
 
 def test_a_range_fits(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
-    """Its bars have what times and values leave."""
+    """Its bars use the columns that times and values leave."""
     murmur.fill([("a", START + n * DAY, 10 ** (3 * n)) for n in range(18 // 3)], None, daily())
     lines = murmur("range", "a", "--from", "2026-11-21", "--to", "2026-11-26").out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -114,8 +114,8 @@ def test_a_range_fits(murmur: Murmur, terminal: pytest.MonkeyPatch) -> None:
 
 
 @given(text=st.text(st.sampled_from("ab東\u0301\u200d é😀"), max_size=60), width=st.integers(5, 40))
-def test_a_cut_text_fits_and_keeps_its_ends(text: str, width: int) -> None:
-    """Whatever takes two columns, or none; no mark comes without its letter."""
+def test_a_cut_text_fits_and_keeps_both_ends(text: str, width: int) -> None:
+    """Also with characters of two columns, or zero; no combining mark loses its letter."""
     cut = _cut(text, width)
     assert _width(cut) <= width
     if _width(text) <= width:
@@ -128,8 +128,8 @@ def test_a_cut_text_fits_and_keeps_its_ends(text: str, width: int) -> None:
         assert not right or _width(right[0])
 
 
-def test_a_terminal_is_asked_for_its_width(murmur: Murmur) -> None:
-    """By a process with a terminal of 60 columns, and without any."""
+def test_the_width_is_that_of_the_terminal(murmur: Murmur) -> None:
+    """In a process with a terminal of 60 columns, and in one without a terminal."""
     fill(murmur)
     mine, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
@@ -139,7 +139,7 @@ def test_a_terminal_is_asked_for_its_width(murmur: Murmur) -> None:
     with subprocess.Popen(command, stdout=its, env=environment) as process:
         os.close(its)
         shown = b""
-        with suppress(OSError):  # Linux says so that the other end is closed
+        with suppress(OSError):  # Linux reports the closed other end this way
             while read := os.read(mine, 65_536):
                 shown += read
         os.close(mine)

@@ -1,4 +1,4 @@
-"""Times on ``murmur``'s command line: dates as whole days, and the ends of the calendar."""
+"""Times on ``murmur``'s command line: dates as whole days, and the limits of the calendar."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 class TestDates:
     """A plain date is the whole of that day, in UTC."""
 
-    def test_get_adds_the_day_up(self, murmur: Murmur) -> None:
+    def test_get_combines_the_day(self, murmur: Murmur) -> None:
         """And says so; the hours around it do not count."""
         murmur.fill([("a", START + n * HOUR, n + 100) for n in range(-3, 30)], None, hourly())
         assert murmur("get", "a", "--at", "2026-11-21") == (
@@ -43,26 +43,26 @@ class TestDates:
             "value": 2_676,
         }
 
-    def test_a_time_is_one_bucket_which_is_told(self, murmur: Murmur) -> None:
-        """Midnight too: who means the day writes the date."""
+    def test_a_time_is_one_bucket(self, murmur: Murmur) -> None:
+        """The bucket is printed, midnight too: a whole day is written as a date."""
         murmur.fill([("a", START + n * HOUR, n + 1) for n in range(24)], None, hourly())
         assert murmur("get", "a", "--at", "2026-11-21T00:00:00Z").out == "1  (bucket 2026-11-21T00:00:00Z)\n"
         assert murmur("get", "a", "--at", "2026-11-21T10:59:59Z").out == "11  (bucket 2026-11-21T10:00:00Z)\n"
         assert murmur.json("get", "a", "--at", "2026-11-21T10:59:59Z")["bucket"] == "2026-11-21T10:00:00.000000Z"
 
-    def test_a_date_that_is_the_bucket_needs_no_word(self, murmur: Murmur) -> None:
-        """Of days; a time is told the day."""
+    def test_a_date_that_is_a_bucket_needs_no_note(self, murmur: Murmur) -> None:
+        """With daily buckets; for a time the day is printed."""
         murmur.fill([("a", START, 5)], None, daily())
         assert murmur("get", "a", "--at", "2026-11-21").out == "5\n"
         assert murmur("get", "a", "--at", "2026-11-21T10:00:00Z").out == "5  (bucket 2026-11-21)\n"
 
     def test_a_date_within_a_longer_bucket_is_that_bucket(self, murmur: Murmur) -> None:
-        """Which is told, since it holds more than the day."""
+        """The bucket is printed, since it holds more than the day."""
         murmur.fill([("a", START, 5)], None, parse_window("1w"))
         assert murmur("get", "a", "--at", "2026-11-21").out == "5  (bucket 2026-11-19)\n"
 
     def test_buckets_that_do_not_divide_a_day(self, murmur: Murmur) -> None:
-        """All that the day touches, and their names."""
+        """All that overlap the day, with their names."""
         window = parse_window("7h")
         murmur.fill([("a", START + n * HOUR, 1) for n in range(-48, 48)], None, window)
         first, last = (window.bucket_start(window.bucket_id(t)) for t in (START, START + 23 * HOUR))
@@ -71,13 +71,13 @@ class TestDates:
             f"{7 * n}  ({n} buckets {first:%Y-%m-%dT%H}:00:00Z to {last:%Y-%m-%dT%H}:00:00Z)\n"
         )
 
-    def test_values_that_are_no_numbers_are_combined_too(self, murmur: Murmur) -> None:
+    def test_values_other_than_numbers_are_combined_too(self, murmur: Murmur) -> None:
         """A set of the day."""
         murmur.fill([("a", START + n * HOUR, f"u{n % 3}") for n in range(24)], by_name("set_union"), hourly())
         assert murmur("get", "a", "--at", "2026-11-21").out.startswith("u0, u1, u2  (24 buckets ")
 
-    def test_a_day_without_anything(self, murmur: Murmur) -> None:
-        """Exit code 1; JSON still says which buckets were looked at."""
+    def test_a_day_without_values(self, murmur: Murmur) -> None:
+        """Exit code 1; JSON still names the buckets."""
         murmur.fill([("a", START, 0)], None, hourly())
         assert murmur("get", "a", "--at", "2026-11-22") == (
             1,
@@ -88,14 +88,14 @@ class TestDates:
         assert murmur("get", "a", "--at", "2026-11-21").out.startswith("0  (24 buckets ")
 
     def test_now_as_a_date_is_its_end(self, murmur: Murmur) -> None:
-        """So that the last day of a window is whole."""
+        """So that the last day of a window is complete."""
         murmur.fill([("a", START + n * HOUR, 1) for n in range(-24, 48)], None, hourly())
         assert murmur("window", "a", "--last", "24h", "--now", "2026-11-21").out == (
             "24  (buckets 2026-11-21T00:00:00Z to 2026-11-21T23:00:00Z)\n"
         )
 
     def test_list_and_top_of_a_day(self, murmur: Murmur) -> None:
-        """From its first bucket to its last; --from alone and --to alone are open."""
+        """From its first bucket to its last; --from alone and --to alone leave the other end open."""
         murmur.fill([(name, START + n * HOUR, 1) for name in "ab" for n in range(-24, 48)], None, hourly())
         day = ("--from", "2026-11-21", "--to", "2026-11-21")
         assert murmur("list", *day).out == "entity  value  buckets\na          24       24\nb          24       24\n"
@@ -109,8 +109,8 @@ class TestDates:
         ]
 
     @pytest.mark.parametrize("command", ["list", "top"])
-    def test_nothing_in_the_range(self, murmur: Murmur, command: str) -> None:
-        """It is said where nothing is, and a reversed range is a mistake."""
+    def test_an_empty_range(self, murmur: Murmur, command: str) -> None:
+        """The message names the range, and a reversed range is a mistake."""
         murmur.fill([("a", START, 1)], None, hourly())
         assert murmur(command, "--from", "2026-11-23").err == "murmur: nothing is there in those buckets\n"
         assert murmur(command, "--from", "2026-11-23", "--prefix", "a").err == (
@@ -122,8 +122,8 @@ class TestDates:
             "murmur: error: --to lies before --from\n",
         )
 
-    def test_times_need_buckets(self, murmur: Murmur) -> None:
-        """Without a window a range of list is refused, rather than left out."""
+    def test_times_require_buckets(self, murmur: Murmur) -> None:
+        """Without a window a range of list is refused, instead of ignored."""
         murmur.fill([("a", START, 1)])
         assert murmur("list", "--from", "2026-11-23").err.startswith("murmur: error: the store has no time buckets")
         assert murmur("get", "a", "--at", "2026-11-23").err == (
@@ -143,7 +143,7 @@ NO_TIMES = [
 
 
 class TestEndsOfTheCalendar:
-    """A right answer or one line, never a traceback, and no row is dropped."""
+    """A correct answer or one line, never a traceback, and no row is omitted."""
 
     @pytest.mark.parametrize("text", OUTSIDE)
     @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ class TestEndsOfTheCalendar:
             (["range", "URI", "a", "--to", "2026-11-21"], "--from"),
         ],
     )
-    def test_an_offset_that_leads_out(
+    def test_an_offset_that_leads_outside(
         self, capsys: pytest.CaptureFixture[str], command: list[str], flag: str, text: str
     ) -> None:
-        """The flag is named, as it is typed."""
+        """The error names the flag as it was typed."""
         with pytest.raises(SystemExit) as caught:
             cli.main([*command, flag, text])
         assert caught.value.code == 2
@@ -168,7 +168,7 @@ class TestEndsOfTheCalendar:
         )
 
     @pytest.mark.parametrize("text", NO_TIMES)
-    def test_what_is_no_time(self, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    def test_an_invalid_time(self, capsys: pytest.CaptureFixture[str], text: str) -> None:
         """One line."""
         with pytest.raises(SystemExit):
             cli.main(["get", "memory://x", "a", f"--at={text}"])
@@ -177,7 +177,7 @@ class TestEndsOfTheCalendar:
         assert err.count("\n") == 1
 
     def test_first_and_last_day(self, murmur: Murmur) -> None:
-        """Both are days like others."""
+        """Both are ordinary days."""
         murmur.fill([("a", FIRST, 1), ("a", LAST, 2)], None, hourly())
         assert murmur("get", "a", "--at", "0001-01-01").out == (
             "1  (24 buckets 0001-01-01T00:00:00Z to 0001-01-01T23:00:00Z)\n"
@@ -188,7 +188,7 @@ class TestEndsOfTheCalendar:
         assert murmur("window", "a", "--last", "24h", "--now", "0001-01-01").out.startswith("1  (buckets 0001-01-01T00")
 
     def test_a_bucket_that_began_before_the_year_1(self, murmur: Murmur) -> None:
-        """It is told by its number, for people and in JSON."""
+        """It is named by its number, in text and in JSON."""
         week = parse_window("1w")
         number = week.bucket_id(FIRST)
         murmur.fill([("a", FIRST, 2), ("a", FIRST + 7 * DAY, 3)], None, week)
@@ -209,8 +209,8 @@ class TestEndsOfTheCalendar:
             murmur("window", "a", "--last", "2w", "--now", "0001-01-08").out == f"5  (buckets {number} to 0001-01-04)\n"
         )
 
-    def test_buckets_that_lie_outside_altogether(self, murmur: Murmur) -> None:
-        """No event falls into them, but a store may hold them: they are listed and added up."""
+    def test_buckets_outside_the_calendar(self, murmur: Murmur) -> None:
+        """No event falls into them, but a store may hold them: they are listed and combined."""
         store = SqliteSpec(str(murmur.path)).open(Sum(), DAY)
         store.merge_updates([Update(Key("a", bucket), 1) for bucket in (-(10**9), 0, 10**9, 2**62, -(2**63))])
         store.close()
@@ -227,7 +227,7 @@ class TestEndsOfTheCalendar:
         ],
     )
     def test_a_window_longer_than_the_calendar(self, murmur: Murmur, last: str, message: str) -> None:
-        """It is refused; the longest one that fits is answered."""
+        """It is refused; the longest possible one is answered."""
         murmur.fill([("a", START, 2), ("a", FIRST, 1)], None, daily())
         now = ("--now", "2026-11-21T12:00:00Z")
         assert murmur("window", "a", "--last", last, *now) == (2, "", f"murmur: error: {message}\n")
@@ -244,22 +244,22 @@ class TestEndsOfTheCalendar:
         with pytest.raises(ValueError, match=r"is too long a duration$"):
             parse_duration(text)
 
-    def test_n_has_its_limit(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """More digits than Python reads are one short line too."""
+    def test_n_has_a_limit(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """More digits than Python parses are one short line too."""
         with pytest.raises(SystemExit):
             cli.main(["top", "memory://x", "-n", "9" * 5_000])
         assert len(capsys.readouterr().err) < 200
 
     @pytest.mark.parametrize("days", [365 * 300, 365 * 9_000])
     def test_buckets_of_centuries(self, murmur: Murmur, days: int) -> None:
-        """They are few, and all are there."""
+        """There are only a few of them, and all are listed."""
         murmur.fill([("a", time, 1) for time in (FIRST, START, LAST)], None, WindowConfig(days * DAY))
         assert murmur.json("list")["value"] == 3
         assert murmur.json("range", "a", "--from", "0001-01-01", "--to", "9999-12-31")["value"] == 3
         assert murmur("get", "a", "--at", "0001-01-01").out.startswith("1  (bucket -")
 
     def test_a_bucket_too_long_for_sqlite(self, murmur: Murmur) -> None:
-        """It is refused when the store is opened, not with the first write."""
+        """It is refused when the store is opened, not at the first write."""
         with pytest.raises(ConfigurationError, match=r"^window: a bucket of 999999999 days.* is longer than SQLite"):
             SqliteSpec(str(murmur.path)).open(Sum(), timedelta.max)
 
@@ -269,10 +269,11 @@ class TestEndsOfTheCalendar:
         times=st.lists(st.datetimes(timezones=st.just(timezone.utc)), min_size=1, max_size=4),
         bounds=st.tuples(*[st.sampled_from([FIRST, START, LAST]) | st.datetimes(timezones=st.just(timezone.utc))] * 2),
     )
-    def test_no_bucket_is_dropped(
+    def test_no_bucket_is_omitted(
         self, granularity: timedelta, times: list[datetime], bounds: tuple[datetime, datetime]
     ) -> None:
-        """Whatever its length, the reader finds what lies between two times, with a start that leads to the bucket."""
+        """Whatever the bucket's length, the reader finds all buckets between two times, with a start that leads to the
+        bucket."""
         window = WindowConfig(granularity)
         store: MemoryStore[int] = MemoryStore(Sum())
         store.merge_updates([Update(Key("a", window.bucket_id(time)), 1) for time in times])
@@ -291,10 +292,10 @@ class TestEndsOfTheCalendar:
     @pytest.mark.parametrize(
         ("granularity", "retention"), [("1h", "3652500d"), ("1h", "999999999d"), ("3000000d", "3000000d")]
     )
-    def test_a_retention_that_no_table_can_have(
+    def test_an_impossible_retention(
         self, capsys: pytest.CaptureFixture[str], granularity: str, retention: str
     ) -> None:
-        """One line names the flag, before the server is asked; what is within 10,000 years is a purpose."""
+        """One line names the flag, before the server is asked; up to 10,000 years are a purpose."""
         tables = pytest.importorskip("murmur_beam.state.bigtable.tables")
         uri = ["create-table", "bigtable://p/i/t", "--dry-run", "--window", granularity]
         assert cli.main([*uri, "--retention", retention]) == 2

@@ -1,4 +1,4 @@
-"""A clock that is wrong for a while deletes nothing that is still wanted."""
+"""A clock that is wrong for a while deletes nothing that is still needed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEYS = [Key(f"k{i}") for i in range(20)]
 
 
 class Wrong(FakeClock):
-    """A clock whose time of day may be set; a stop watch beside it is never wrong.
+    """A clock whose time of day can be set wrong; its monotonic time is always right.
 
     Attributes:
-        ahead_s: by so much is it wrong.
+        ahead_s: by how many seconds the time of day is wrong.
     """
 
     def __init__(self, now: float = START, ahead_s: float = 0.0) -> None:
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "memory"])
 def store(request: pytest.FixtureRequest, path: str) -> Iterator[Any]:
-    """Runs by ``store.clock``, which is right so far; holds rows of a window with a retention."""
+    """Uses ``store.clock``, which is right at first; holds rows of a window with a retention."""
     clock = Wrong()
     opened = SqliteSpec(path, clock=clock).open(Sum()) if request.param == "sqlite" else MemoryStore(Sum(), clock)
     fill(opened, 30 * DAY)
@@ -59,7 +59,7 @@ def fill(store: Any, ttl: timedelta | None) -> None:
 
 
 def assert_known(store: Any) -> None:
-    """All are there, with the markers of their events."""
+    """All rows exist, with the markers of their events."""
     assert store.get_many(KEYS) == [1] * len(KEYS)
     assert store.merge_updates([Update(key, 1, "1", 30 * DAY) for key in KEYS]) == [Outcome.DUPLICATE] * len(KEYS)
 
@@ -76,7 +76,7 @@ def test_a_clock_that_is_set_wrong_and_right_again(store: Any, ahead: timedelta,
     assert_known(store)
 
 
-def test_what_has_expired_goes_all_the_same(store: Any) -> None:
+def test_expired_rows_are_still_deleted(store: Any) -> None:
     """Also after the clock was wrong."""
     store.clock.ahead_s = 400 * DAY_S
     store.merge_update(Key("other"), 1, event_id="1")
@@ -87,10 +87,10 @@ def test_what_has_expired_goes_all_the_same(store: Any) -> None:
 
 
 class TestProcesses:
-    """Each a store of its own, whose stop watch begins anew."""
+    """Each process has its own store, whose monotonic time starts anew."""
 
     def run(self, path: str, now: float, ahead_s: float = 0.0, lasts_s: float = 600.0, **spec: Any) -> None:
-        """A process that flushes from its beginning to its end."""
+        """A process that flushes from its start to its end."""
         clock = Wrong(now, ahead_s)
         with closing(SqliteSpec(path, clock=clock, **spec).open(Sum())) as store:
             for n in range(3):
@@ -106,25 +106,25 @@ class TestProcesses:
         with closing(SqliteSpec(path, clock=Wrong()).open(Sum())) as store:
             return store.delete("k", prefix=True)
 
-    def test_one_that_is_wrong_all_its_life(self, path: str) -> None:
-        """It goes by what the one before has seen; the next one, which is right, is not misled by it."""
+    def test_a_process_whose_clock_is_always_wrong(self, path: str) -> None:
+        """It uses the time that the previous one has seen; the next process, with a right clock, is not misled."""
         self.run(path, START + 600, ahead_s=400 * DAY_S)
         self.run(path, START + 1_200)
         assert self.left(path) == len(KEYS)
 
-    def test_short_runs_day_by_day_delete_what_has_expired(self, path: str) -> None:
-        """Each what had expired when the one before it ran, which it knows of."""
+    def test_daily_short_runs_delete_expired_rows(self, path: str) -> None:
+        """Each run deletes what had expired at the time of the previous one, which it knows."""
         for day in range(33):
             self.run(path, START + day * DAY_S, lasts_s=8)
             assert day < 32 or self.left(path) == 0
 
-    def test_after_a_long_rest_all_is_there_for_one_more_run(self, path: str) -> None:
-        """Whether that was a rest or a wrong clock, only the next run can tell."""
+    def test_after_a_long_pause_all_is_kept_for_one_more_run(self, path: str) -> None:
+        """Only the next run can decide whether that was a pause or a wrong clock."""
         self.run(path, START + 400 * DAY_S)
         self.run(path, START + 400 * DAY_S + 600)
         assert self.left(path) == 0
 
-    def test_markers_of_rows_for_ever(self, path: str) -> None:
+    def test_markers_of_permanent_rows(self, path: str) -> None:
         """A retention of markers is as careful."""
         spec = {"dedup_retention": 7 * DAY}
         with closing(SqliteSpec(path, "t", clock=Wrong(), **spec).open(Sum())) as store:
@@ -139,8 +139,8 @@ class TestProcesses:
             assert store.merge_update(KEYS[0], 1, event_id="1") is Outcome.MERGED
 
 
-def test_a_steady_clock_never_goes_faster_than_time() -> None:
-    """It is set back with the other one, and never ahead."""
+def test_a_steady_clock_never_runs_faster_than_time() -> None:
+    """It is set back together with the other clock, and never ahead."""
     clock = Wrong()
     steady = SteadyClock(clock)
     times = []
@@ -151,7 +151,7 @@ def test_a_steady_clock_never_goes_faster_than_time() -> None:
     assert times == [10, 20, 30, -60, -50, -50]
 
 
-def test_the_real_one_begins_with_the_time_of_day() -> None:
-    """Or with what was seen before."""
+def test_the_real_one_starts_with_the_time_of_day() -> None:
+    """Or with the time that was seen before."""
     assert abs(SteadyClock(Clock()).now() - Clock().now()) < 60
     assert abs(SteadyClock(Clock(), 5.0).now() - 5) < 60

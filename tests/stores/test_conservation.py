@@ -1,4 +1,4 @@
-"""Conservation: nothing is lost and nothing counts twice, whatever fails and however often it comes.
+"""Conservation: no event is lost or counted twice, whatever fails and however often it is delivered.
 
 Each delivery of a record has one result (merged, duplicate, expired or failed), and once the faults are over and
 everything was delivered again, the state is that of a plain dictionary in which every event was added up once.
@@ -29,18 +29,18 @@ from tests.support.records import Record
 from tests.support.strategies import BIG_KEYS, Event, FaultPlan, Scenario, scenarios
 
 OpenStore = Callable[[Clock, timedelta | None], AbstractContextManager[Store[int]]]
-"""Opens an empty store of sums that runs by the clock; the second argument is the length of a bucket."""
+"""Opens an empty store of sums that uses the clock; the second argument is the length of a bucket."""
 
 
 @contextmanager
 def open_memory(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
-    """A dictionary."""
+    """In a dictionary."""
     yield MemoryStore(Sum(), clock)
 
 
 @contextmanager
 def open_sqlite(clock: Clock, granularity: timedelta | None) -> Iterator[Store[int]]:
-    """A file of its own."""
+    """In a file of its own."""
     with tempfile.TemporaryDirectory() as folder:
         store = SqliteSpec(f"{folder}/counts.db", clock=clock).open(Sum(), granularity)
         with closing(store):
@@ -51,9 +51,9 @@ STORES = [pytest.param(open_memory, id="memory")]
 
 
 class Ledger(FaultyStore[int]):
-    """A store that notes what the real one has merged.
+    """A store that records what the real one has merged.
 
-    It stands below the faults, so that it also knows of writes whose answer got lost. What should not be is noted
+    It stands below the faults, so that it also knows of writes whose answer was lost. Violations are recorded
     instead of raised: the processor would take an exception for a fault of the store.
     """
 
@@ -86,7 +86,7 @@ class Ledger(FaultyStore[int]):
 
 
 class Run:
-    """One scenario against one store, and what must hold at each step."""
+    """One scenario on one store, and what must hold at each step."""
 
     def __init__(self, scenario: Scenario, store: Store[int], clock: FakeClock) -> None:
         self.store = store
@@ -142,7 +142,7 @@ class Run:
             self.counts["p:dedup_skip"] += len(record.entities) - len(merged) - len(failed)
 
     def deliver_alone(self, event: Event) -> None:
-        """One event without faults: the model foretells what becomes of each of its keys."""
+        """One event without faults: the model predicts the result of each of its keys."""
         totals, expired = self.ledger.totals(), self.is_expired(event)
         merged: list[str] = []
         failed: list[str] = []
@@ -157,7 +157,7 @@ class Run:
             assert result.attempts == 1
 
     def check_complete(self, delivered: Sequence[Event]) -> None:
-        """After a redelivery without faults, every event that can count does: the plain dictionary model."""
+        """After a redelivery without faults, every event that can count does, as in the plain dictionary."""
         expected: dict[Key, int] = {}
         for event in delivered:
             for key in self.keys(event):
@@ -183,31 +183,31 @@ class Run:
             assert self.recorder.snapshot_one(name).events_processed == self.counts[name]
 
     def key(self, event: Event, entity: str) -> Key:
-        """Where an event counts: under its UTC day, by the calendar and not by the library's arithmetic."""
+        """The key and bucket of an event: its UTC day, by the calendar and not by the library's arithmetic."""
         return Key(entity, event.event_time.toordinal() - date(1970, 1, 1).toordinal() if self.window else 0)
 
     def keys(self, event: Event) -> list[Key]:
-        """All of them, each once."""
+        """All keys, each once."""
         return [self.key(event, entity) for entity in dict.fromkeys(event.keys)]
 
     def now(self) -> datetime:
-        """The fake time."""
+        """The fake clock's time."""
         return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(self.clock.now() * 1e6))
 
     def is_expired(self, event: Event) -> bool:
-        """Is it older than the retention, now?"""
+        """Whether the event is now older than the retention."""
         retention = self.window.retention if self.window else None
         return retention is not None and event.event_time < self.now() - retention
 
     def is_live(self, key: Key) -> bool:
-        """Can its day still receive events?"""
+        """Whether its day can still receive events."""
         retention = self.window.retention if self.window else None
         end = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(days=key.bucket + 1)
         return retention is None or self.now() < end + retention
 
 
 def check_conservation(open_store: OpenStore, scenario: Scenario) -> None:
-    """Play a scenario (its windows are daily, or none): deliveries with faults, then all of it again without."""
+    """Run a scenario (with daily windows or without a window): deliveries with faults, then all again without."""
     clock = FakeClock()
     granularity = scenario.window.granularity if scenario.window else None
     with open_store(clock, granularity) as store:
@@ -235,12 +235,12 @@ def check_conservation(open_store: OpenStore, scenario: Scenario) -> None:
 @settings(max_examples=1000, deadline=None)
 @given(scenario=scenarios())
 def test_nothing_is_lost_and_nothing_counts_twice(open_store: OpenStore, scenario: Scenario) -> None:
-    """Random events in random batches, duplicates in and across them, faults at any point, days going by."""
+    """Random events in random batches, duplicates in and across them, faults at any point, time that passes."""
     check_conservation(open_store, scenario)
 
 
 @settings(max_examples=150, deadline=None)
 @given(scenario=scenarios())
 def test_sqlite_loses_nothing_and_counts_nothing_twice(scenario: Scenario) -> None:
-    """The same with a file on the disk, in fewer examples because each of its flushes waits for the disk."""
+    """The same with a file on disk, in fewer examples because each flush waits for the disk."""
     check_conservation(open_sqlite, scenario)

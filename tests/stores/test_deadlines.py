@@ -1,4 +1,4 @@
-"""Nothing waits without an end: a call has one deadline in all, and a server that stands still is found out once."""
+"""Deadlines: every call has one deadline, and a server that does not answer is detected once for all calls."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ AT_ONCE_S = 0.7
 
 
 def open_store(host: str, **arguments: Any) -> BigtableStore[int]:
-    """Of a table of its own, with little patience."""
+    """A store of a new table, with little patience."""
     spec = emulators.new_spec(host, timeout_s=TIMEOUT_S, patience_s=PATIENCE_S, **arguments)
     store: BigtableStore[int] = spec.open(Sum())
     return store
 
 
 def never(*methods: str) -> Plan:
-    """These get no answer."""
+    """These requests get no answer."""
     return Plan({Fault.DELAY: 1.0}, methods=methods, late_s=3600.0)
 
 
 def merge_all(store: BigtableStore[int], updates: list[Update]) -> None:
-    """Each of them is merged once, though a busy machine may take longer than the store has patience for."""
+    """Each update is merged once, though a busy machine may need longer than the store's patience."""
     deadline = time.monotonic() + 60
     while updates:
         assert time.monotonic() < deadline
@@ -61,7 +61,7 @@ def merge_all(store: BigtableStore[int], updates: list[Update]) -> None:
 
 
 def ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a dead connection found out within seconds."""
+    """Detect a dead connection within seconds."""
     pings = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.ping_timeout_ms": 500}
     options = tuple((name, pings.get(name, value)) for name, value in connection._OPTIONS)
     assert options != connection._OPTIONS
@@ -92,7 +92,7 @@ def test_a_flush_ends_in_time(proxy: FaultProxy, bigtable_host: str, rows: int, 
 
 
 def test_all_the_tries_of_a_flush_end_in_time(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Three of them by default, and the waits between them; nothing is lost or counted twice by that."""
+    """Three tries by default, and the waits between them; nothing is lost or counted twice."""
     records = [make_record(Sum(), str(i), 0, [f"k{i}"], 1, need_id=True)[:4] for i in range(500)]
     config = Config(dedup=AtomicDedup())
     with closing(open_store(bigtable_host)) as store:
@@ -105,8 +105,8 @@ def test_all_the_tries_of_a_flush_end_in_time(proxy: FaultProxy, bigtable_host: 
         merge_all(store, [Update(Key(f"k{i}"), 1, str(i)) for i in range(500)])
 
 
-def test_by_default_that_is_within_a_minute(proxy: FaultProxy, bigtable_host: str) -> None:
-    """5,000 rows, and writes that time out on a connection that is well; then each event is merged once."""
+def test_the_default_deadline_is_below_a_minute(proxy: FaultProxy, bigtable_host: str) -> None:
+    """5,000 rows, and writes that time out on a working connection; then each event is merged once."""
     records = [make_record(Sum(), str(i), 0, [f"k{i}"], 1, need_id=True)[:4] for i in range(5_000)]
     config = Config(dedup=AtomicDedup())
     with closing(emulators.new_spec(bigtable_host).open(Sum())) as store:
@@ -124,7 +124,7 @@ def test_by_default_that_is_within_a_minute(proxy: FaultProxy, bigtable_host: st
 def test_a_connection_whose_other_end_is_gone(
     proxy: FaultProxy, bigtable_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither end is told. It is found out by a ping, and the next flush takes another connection."""
+    """Neither end is notified. A ping detects it, and the next flush uses another connection."""
     ping_often(monkeypatch)
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
     spec = dataclasses.replace(emulators.new_spec(bigtable_host), timeout_s=30.0, patience_s=60.0)
@@ -139,11 +139,11 @@ def test_a_connection_whose_other_end_is_gone(
         assert sum(value for _, value in store.scan()) == 40
 
 
-def test_a_network_that_swallows_everything(
+def test_a_network_that_drops_everything(
     proxy: FaultProxy, bigtable_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection ends, and what is tried again waits for another one until patience is over. That is the network's
-    fault, and not that of whoever writes the same rows."""
+    """The connection ends, and retries wait for another one until patience is over. That is a fault of the network, not
+    of a conflict with other writers."""
     ping_often(monkeypatch)
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(40)]
     spec = dataclasses.replace(emulators.new_spec(bigtable_host), timeout_s=3.5, patience_s=4.0)
@@ -161,8 +161,8 @@ def test_a_network_that_swallows_everything(
         assert sum(value for _, value in store.scan()) == 40
 
 
-def test_an_emulator_that_is_gone_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes back without its tables: that is said, and the store goes on as soon as the table is made again."""
+def test_an_emulator_that_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It restarts without its tables: the error says so, and the store works again as soon as the table is made."""
     emulators.require(BIGTABLE)
     first = BIGTABLE.start()
     monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", first.host)
@@ -198,7 +198,7 @@ def test_an_emulator_that_is_gone_and_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("keys", [1, 100, 3_000])
 def test_a_read_of_many_keys_ends_in_time(proxy: FaultProxy, bigtable_host: str, keys: int) -> None:
-    """It is tried again by itself until then."""
+    """The client retries it until then."""
     with closing(open_store(bigtable_host)) as store:
         store.merge_update(Key("k0"), 1, event_id="1")
         proxy.plan = never(READ_ROWS)
@@ -223,8 +223,8 @@ def test_sums_without_ids_end_in_time(proxy: FaultProxy, bigtable_host: str, met
         merge_all(store, updates)
 
 
-def test_an_overloaded_server_has_an_end_as_well(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Though it answers each request, and at once."""
+def test_an_overloaded_server_also_meets_the_deadline(proxy: FaultProxy, bigtable_host: str) -> None:
+    """Though it answers each request at once."""
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(300)]
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = Plan({Fault.EXHAUST: 1.0}, methods=[CHECK_AND_MUTATE])
@@ -236,7 +236,7 @@ def test_an_overloaded_server_has_an_end_as_well(proxy: FaultProxy, bigtable_hos
 
 
 def test_rows_that_are_answered_are_merged(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Half of the requests are lost in a black hole; the others are what they always are."""
+    """Half of the requests get no answer; the others merge as usual."""
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(200)]
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = Plan({Fault.DELAY: 0.5}, seed=7, methods=[CHECK_AND_MUTATE], late_s=3600.0)
@@ -250,8 +250,8 @@ def test_rows_that_are_answered_are_merged(proxy: FaultProxy, bigtable_host: str
         assert again.count(Outcome.MERGED) == 200 - merged
 
 
-def test_whoever_cancels_waits_for_one_try_only(proxy: FaultProxy, bigtable_host: str) -> None:
-    """What fails is not tried again."""
+def test_a_cancelled_merge_waits_for_one_try_only(proxy: FaultProxy, bigtable_host: str) -> None:
+    """Failed updates are not tried again."""
     cancel = threading.Event()
     records = [make_record(Sum(), str(i), 0, [f"k{i}"], 1, need_id=True)[:4] for i in range(100)]
     with closing(open_store(bigtable_host)) as store:
@@ -267,7 +267,7 @@ def test_whoever_cancels_waits_for_one_try_only(proxy: FaultProxy, bigtable_host
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """In an event loop, for no longer than a test may take."""
+    """In an event loop, within the time limit of a test."""
     asyncio.run(asyncio.wait_for(work, 20))
 
 
@@ -286,7 +286,7 @@ def test_a_gate_is_open_to_all() -> None:
 
 @pytest.mark.parametrize("answers", [(True,), (False, True), (False, False, None, False, True)])
 def test_a_silent_server_gets_one_request_at_a_time(answers: tuple[bool | None, ...]) -> None:
-    """The others wait for what becomes of it: all go on when it is answered, and else one of them is the next."""
+    """The others wait for its result: after an answer all continue, otherwise the next one is sent."""
 
     async def work() -> None:
         gate = Gate()
@@ -317,8 +317,8 @@ def test_a_silent_server_gets_one_request_at_a_time(answers: tuple[bool | None, 
     run(work())
 
 
-def test_a_probe_that_is_given_up_makes_room_for_the_next() -> None:
-    """Nobody waits for it for ever."""
+def test_a_cancelled_probe_is_replaced_by_the_next() -> None:
+    """No request waits forever."""
 
     async def work() -> None:
         gate = Gate()
@@ -359,8 +359,8 @@ def test_a_probe_that_is_given_up_makes_room_for_the_next() -> None:
     ],
     ids=str,
 )
-def test_the_last_request_tells_what_is_wrong(codes: list[StatusCode | None], blamed: str) -> None:
-    """A connection that breaks is no answer, and no silence of a server that has got the request."""
+def test_the_last_request_gives_the_reason(codes: list[StatusCode | None], blamed: str) -> None:
+    """A broken connection is not an answer, nor is it the silence of a server that has received the request."""
 
     async def work() -> None:
         sender = Dispatcher(BigtableSpec("p", "i", "t"))
@@ -378,7 +378,7 @@ def test_the_last_request_tells_what_is_wrong(codes: list[StatusCode | None], bl
 
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_broken_connection_neither_shuts_nor_opens_a_gate(silent: bool) -> None:
-    """What is known of the server is what was known before."""
+    """What is known of the server does not change."""
 
     async def work() -> None:
         gate = Gate()
@@ -391,8 +391,8 @@ def test_a_broken_connection_neither_shuts_nor_opens_a_gate(silent: bool) -> Non
     run(work())
 
 
-def test_patience_ends_whatever_goes_on() -> None:
-    """Also work that takes its end for something else; an interruption from elsewhere passes through."""
+def test_patience_ends_all_work() -> None:
+    """Also work that catches its cancellation; a cancellation from outside is passed on."""
 
     async def work() -> None:
         caught = 0
@@ -422,8 +422,8 @@ def test_patience_ends_whatever_goes_on() -> None:
     run(work())
 
 
-def test_patience_is_a_setting(bigtable_host: str) -> None:
-    """Of the store; what is said names it."""
+def test_patience_is_a_setting_of_the_store(bigtable_host: str) -> None:
+    """The message names it."""
     with closing(open_store(bigtable_host)) as store:
         late = str(store._dispatcher.late())
     assert f"not done within {PATIENCE_S:g} s (patience_s)" in late

@@ -1,5 +1,5 @@
-"""Deleting: with SQL, by ``murmur delete`` and ``murmur reset``, and beside whoever writes. What every store must do is
-in the contract of stores."""
+"""Deleting: with SQL, by ``murmur delete`` and ``murmur reset``, and beside writers. The contract of stores has what
+every store must do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _names = itertools.count()
 
 @pytest.fixture(params=["memory", "sqlite", "bigtable", "bigtable-shards"])
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
-    """A table that nobody has used, in each kind of store."""
+    """An unused table, in each kind of store."""
     if request.param == "memory":
         return MemorySpec(f"delete-{next(_names)}")
     if request.param == "sqlite":
@@ -65,14 +65,14 @@ ERASURES = {
 
 
 def events(keys: str) -> list[Update]:
-    """Three events for each of the keys that begin so."""
+    """Three events for each of the keys with this prefix."""
     return [Update(Key(f"{keys}{i}"), 1, str(event)) for i in range(10) for event in range(3)]
 
 
 @pytest.mark.parametrize("statement", ERASURES.values(), ids=ERASURES.keys())
 @pytest.mark.parametrize("while_open", [True, False])
-def test_no_row_inherits_the_markers_of_one_that_sql_deleted(tmp_path: Path, statement: str, while_open: bool) -> None:
-    """Whatever its id is: an event of a new key counts, and one of a deleted key counts anew."""
+def test_no_row_inherits_markers_from_a_row_deleted_with_sql(tmp_path: Path, statement: str, while_open: bool) -> None:
+    """Whatever its id: an event of a new key counts, and one of a deleted key counts anew."""
     spec = SqliteSpec(str(tmp_path / "c.db"))
     store = spec.open(Count())
     store.merge_updates(events("k"))
@@ -92,7 +92,7 @@ def test_no_row_inherits_the_markers_of_one_that_sql_deleted(tmp_path: Path, sta
 
 @given(steps=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.booleans()), max_size=30))
 def test_sql_deletes_and_merges_in_any_order(steps: list[tuple[str, int, bool]], tmp_path_factory: Any) -> None:
-    """What is in the file is what a dictionary would hold."""
+    """The file holds the same as a dictionary would."""
     spec = SqliteSpec(str(tmp_path_factory.mktemp("sql") / "c.db"))
     model: dict[str, set[int]] = {}
     with closing(spec.open(Count())) as store, closing(sqlite3.connect(spec.path)) as db:
@@ -110,8 +110,8 @@ def test_sql_deletes_and_merges_in_any_order(steps: list[tuple[str, int, bool]],
 
 
 @pytest.mark.parametrize("where", ["true", "id % 2", "id > 1", "id < 2"])
-def test_markers_that_release_0_1_0_left_behind(tmp_path: Path, where: str) -> None:
-    """Rows that SQL deleted under it come back without them, whether or not their ids are given out again at once."""
+def test_markers_left_behind_by_release_0_1_0(tmp_path: Path, where: str) -> None:
+    """Rows that SQL deleted under it come back without them, whether or not their ids are reused at once."""
     spec = SqliteSpec(str(tmp_path / "c.db"))
     with closing(spec.open(Count())) as store:
         store.merge_updates(events("k"))
@@ -131,7 +131,7 @@ def test_markers_that_release_0_1_0_left_behind(tmp_path: Path, where: str) -> N
         assert set(store.merge_updates(events("k") + events("new"))) == {MERGED}
 
 
-def test_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
+def test_deleted_rows_are_overwritten(tmp_path: Path) -> None:
     """Neither the key nor the fingerprints can be found in the files any more."""
     spec = SqliteSpec(str(tmp_path / "c.db"))
     with closing(spec.open(SetUnion())) as store:
@@ -148,12 +148,12 @@ def on_disk(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm"))
 
 
-# ---- beside whoever writes ----
+# ---- beside writers ----
 
 
-def test_beside_a_writer_that_goes_on(spec: StoreSpec) -> None:
-    """While one store merges, duplicates and all, another deletes: the other keys are exact at the end, and know their
-    events; what came to a deleted key after the last deletion is what it holds."""
+def test_deleting_beside_a_writer(spec: StoreSpec) -> None:
+    """While one store merges, duplicates included, another deletes: at the end the other keys are exact and know their
+    events; a deleted key holds what came after the last deletion."""
     writer, eraser = spec.open(Count(), DAY), spec.open(Count(), DAY)
     updates = [Update(Key(f"{kind}/{i % 5}", i % 3), 1, str(i)) for i in range(300) for kind in ("user", "page")]
     results: list[Any] = []
@@ -193,8 +193,8 @@ def test_beside_a_writer_that_goes_on(spec: StoreSpec) -> None:
 
 
 @pytest.mark.parametrize("event_ids", [True, False])
-def test_the_store_that_deletes_knows(spec: StoreSpec, event_ids: bool) -> None:
-    """Its own memory of the rows goes with them, and so does that of another once it writes to one."""
+def test_the_cache_of_the_deleting_store_is_cleared(spec: StoreSpec, event_ids: bool) -> None:
+    """Its cached rows are dropped, and so are those of another store once it writes to one of them."""
     ids: Callable[[int], str | None] = str if event_ids else lambda n: None
     one, other = spec.open(Count()), spec.open(Count())
     for n in range(3):
@@ -220,7 +220,7 @@ class Ran(NamedTuple):
 
 
 class Terminal(io.StringIO):
-    """Somebody sits there."""
+    """A stdin that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -251,7 +251,7 @@ class Murmur:
         return Ran(cli.main([command, self.uri, *args]), *self._capsys.readouterr())
 
     def left(self) -> set[tuple[str, int]]:
-        """Entity and day of all rows, which are exact."""
+        """Entity and day of all rows; their counts must be exact."""
         with Reader.open(self.spec) as reader:
             rows = dict(reader.store.scan())
         assert set(rows.values()) <= {10}
@@ -259,7 +259,7 @@ class Murmur:
         return {(key.entity, key.bucket - first) for key in rows}
 
     def again(self) -> set[tuple[str, Outcome]]:
-        """What becomes of the events when they are delivered again."""
+        """The results of the events when they are delivered again."""
         with closing(self.spec.open(Count(), DAY)) as store:
             results = store.merge_updates(self.updates)
         return {(update.key.entity, result) for update, result in zip(self.updates, results, strict=True)}  # type: ignore[misc]
@@ -276,7 +276,7 @@ def murmur(spec: StoreSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 def test_a_key(murmur: Murmur) -> None:
-    """All of its buckets, and nothing else; its events count anew, others are known."""
+    """All of its buckets, and nothing else; its events count anew, other events are known."""
     ran = murmur("delete", "a", "--yes")
     assert ran == (0, "3 rows of 'a' deleted, with what was known of their events\n", "")
     assert murmur.left() == ALL - {("a", day) for day in range(3)}
@@ -303,7 +303,7 @@ def test_a_prefix_and_times(murmur: Murmur, args: list[str], gone: set[tuple[str
 
 @pytest.mark.parametrize("answer", ["y\n", "YES\n", " y \n"])
 def test_it_asks_first(murmur: Murmur, answer: str) -> None:
-    """How many rows of what, what a redelivery does, and what to stop."""
+    """The question has the number of rows, what a redelivery does, and what to stop."""
     ran = murmur("delete", "a", answer=answer)
     assert ran.code == 0
     assert ran.err == (
@@ -315,8 +315,8 @@ def test_it_asks_first(murmur: Murmur, answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["\n", "n\n", "", "nein\n", "yes please\n"])
 @pytest.mark.parametrize("command", [["delete", "a"], ["reset"]])
-def test_anything_but_yes_is_no(murmur: Murmur, command: list[str], answer: str) -> None:
-    """And the end of the input is."""
+def test_any_answer_but_yes_means_no(murmur: Murmur, command: list[str], answer: str) -> None:
+    """So does the end of the input."""
     ran = murmur(*command, answer=answer)
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.endswith("nothing was deleted\n")
@@ -324,8 +324,8 @@ def test_anything_but_yes_is_no(murmur: Murmur, command: list[str], answer: str)
 
 
 @pytest.mark.parametrize("command", [["delete", "a"], ["delete", "--prefix", "a"], ["reset"]])
-def test_where_nobody_can_be_asked(murmur: Murmur, command: list[str]) -> None:
-    """A script must say that it means it."""
+def test_without_a_terminal_yes_must_be_given(murmur: Murmur, command: list[str]) -> None:
+    """A script must confirm it with a flag."""
     ran = murmur(*command)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("murmur: error: --yes: is needed where nobody can be asked. ")
@@ -334,7 +334,7 @@ def test_where_nobody_can_be_asked(murmur: Murmur, command: list[str]) -> None:
 
 
 def test_reset(murmur: Murmur) -> None:
-    """All rows go; what the table is for stays."""
+    """All rows are deleted; the purpose of the table stays."""
     before = murmur.spec.recorded_schema()
     ran = murmur("reset", "--yes")
     assert ran == (0, "9 rows of the whole table deleted, with what was known of their events\n", "")
@@ -346,7 +346,7 @@ def test_reset(murmur: Murmur) -> None:
 
 def test_nothing_to_delete(murmur: Murmur) -> None:
     """Exit code 1, as for the other commands."""
-    assert murmur("delete", "nobody", "--yes") == (1, "", "murmur: nothing is there of 'nobody'\n")
+    assert murmur("delete", "missing", "--yes") == (1, "", "murmur: nothing is there of 'missing'\n")
     murmur("reset", "--yes")
     assert murmur("reset", "--yes").code == 1
 
@@ -370,7 +370,7 @@ def test_mistakes(murmur: Murmur, args: list[str], problem: str) -> None:
 
 
 def test_times_without_buckets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Would delete more than was meant."""
+    """They would delete more than intended."""
     spec = SqliteSpec(str(tmp_path / "c.db"))
     with closing(spec.open(Max())) as store:
         store.merge_update(Key("a"), 1)
@@ -378,8 +378,8 @@ def test_times_without_buckets(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "murmur: error: the store has no time buckets; leave out --from and --to\n"
 
 
-def test_a_store_that_cannot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's own, that was made before there was deleting, says so."""
+def test_a_store_that_cannot_delete(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own store without the method is refused."""
     spec = MemorySpec(f"delete-{next(_names)}")
     spec.open(Sum()).merge_update(Key("a"), 1)
     monkeypatch.setattr("murmur_beam.state.memory.MemoryStore.delete", None)

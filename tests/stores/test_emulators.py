@@ -1,4 +1,4 @@
-"""The emulators start, answer, and are gone without a trace; one serves a whole test run."""
+"""Emulators: they start, answer, and end without a trace; one serves a whole test run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Start = Callable[[], AbstractContextManager[str]]
 
 
 def listens(host: str) -> bool:
-    """Does anybody take connections there?"""
+    """Whether a process accepts connections there."""
     address, _, port = host.partition(":")
     with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
         return True
@@ -43,14 +43,14 @@ def processes(host: str) -> list[str]:
 
 
 def script(folder: Path, name: str, text: str) -> None:
-    """A program of that name."""
+    """A program with this name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / name).chmod(stat.S_IRWXU)
 
 
 @pytest.mark.parametrize(("emulator", "start"), [(BIGTABLE, bigtable), (PUBSUB, pubsub)], ids=["bigtable", "pubsub"])
-def test_it_runs_and_is_gone(emulator: Emulator, start: Start) -> None:
+def test_it_runs_and_ends(emulator: Emulator, start: Start) -> None:
     """Each answers inside its block, on a port of its own, and leaves no process, also after an error."""
     emulators.require(emulator)
     hosts = []
@@ -74,7 +74,7 @@ def test_it_runs_and_is_gone(emulator: Emulator, start: Start) -> None:
 def test_a_missing_one_says_how_to_install_it(
     emulator: Emulator, component: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing on the PATH, or a Google Cloud CLI without the component, the message is what to run."""
+    """With an empty PATH, or a Google Cloud CLI without the component, the message has the command to run."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for _ in range(2):
         with pytest.raises(EmulatorMissing, match=f"run: gcloud components install {component} "):
@@ -82,8 +82,8 @@ def test_a_missing_one_says_how_to_install_it(
         script(tmp_path / "bin", "gcloud", "")
 
 
-def test_missing_java_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Pub/Sub emulator is there, Java is not: the message says so, and not that the emulator is missing."""
+def test_missing_java_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Pub/Sub emulator exists, Java does not: the message says so, and not that the emulator is missing."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     script(tmp_path, "cloud-pubsub-emulator", "")
@@ -94,7 +94,7 @@ def test_missing_java_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_folder_of_the_google_cloud_cli_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the ``gcloud`` on the PATH, which may be a link to it; a program on the PATH itself comes first."""
+    """By the ``gcloud`` on the PATH, which may be a link; a program on the PATH itself comes first."""
     script(tmp_path / "sdk" / "bin", "gcloud", "")
     script(tmp_path / "sdk" / BIGTABLE.folder, "cbtemulator", "")
     (tmp_path / "bin").mkdir()
@@ -105,16 +105,16 @@ def test_the_folder_of_the_google_cloud_cli_is_found(tmp_path: Path, monkeypatch
     assert BIGTABLE.find() == str(tmp_path / "bin" / "cbtemulator")
 
 
-def test_one_that_cannot_start_says_what_it_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own words, from both outputs."""
+def test_an_emulator_that_cannot_start_shows_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both stdout and stderr."""
     script(tmp_path, "cbtemulator", 'echo "one word"; echo "more: $2" >&2; exit 3')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(EmulatorFailed, match=r"ended at once; it printed: one word\nmore: --port=\d+$"):
         BIGTABLE.start()
 
 
-def test_a_port_that_somebody_else_took_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried again on other ports, but not for ever."""
+def test_a_port_that_is_in_use_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ports are tried, but not forever."""
     script(tmp_path, "cbtemulator", f'echo "$2" >> {tmp_path}/ports; echo "bind: address already in use"; exit 1')
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(EmulatorFailed, match="already in use"):
@@ -123,7 +123,7 @@ def test_a_port_that_somebody_else_took_is_given_up(tmp_path: Path, monkeypatch:
 
 
 def test_one_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up after a while; what was started is ended, its children too."""
+    """It is given up after a while; it is ended with its children."""
     text = 'for p in "$2"; do sleep 1000 & echo $! > CHILD; echo $$ > PARENT; wait; done'
     script(tmp_path, "cbtemulator", text.replace("CHILD", f"{tmp_path}/child").replace("PARENT", f"{tmp_path}/parent"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -135,7 +135,7 @@ def test_one_that_does_not_answer_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
 
 def ended(pid: int) -> bool:
-    """Within 5 s? A process that nobody has waited for yet has ended as well."""
+    """Whether it has ended within 5 s; a process that was not waited for yet counts as ended."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -162,7 +162,7 @@ class User:
         ours.close()
 
     def leave(self) -> None:
-        """It finishes."""
+        """Let it finish."""
         self._leave.set()
         self.process.join()
         assert self.process.exitcode == 0
@@ -176,7 +176,7 @@ def _use(folder: Path, told: Connection, leave: Event) -> None:
 
 @contextmanager
 def users(folder: Path, n: int) -> Iterator[list[User]]:
-    """Processes that use the shared emulator; those that are left at the end leave."""
+    """Processes that use the shared emulator; at the end all of them leave."""
     made: list[User] = []
     try:
         made.extend(User(folder) for _ in range(n))
@@ -188,7 +188,7 @@ def users(folder: Path, n: int) -> Iterator[list[User]]:
 
 
 def test_a_test_run_shares_one(tmp_path: Path) -> None:
-    """Two processes get the same; it lives until the last one leaves, whoever started it, and then is gone."""
+    """Two processes get the same; it runs until the last one leaves, whichever started it, and then ends."""
     emulators.require(BIGTABLE)
     with users(tmp_path, 2) as (first, second):
         assert first.host == second.host
@@ -213,8 +213,8 @@ def test_a_killed_user_is_not_waited_for(tmp_path: Path) -> None:
         assert not listens(second.host)
 
 
-def test_after_the_last_a_new_one_starts(tmp_path: Path) -> None:
-    """The file of an earlier run in the same folder leads nobody to a server that is gone."""
+def test_after_the_last_user_a_new_one_starts(tmp_path: Path) -> None:
+    """The file of an earlier run in the same folder leads no process to a server that has ended."""
     emulators.require(BIGTABLE)
     for _ in range(2):
         with emulators.shared(BIGTABLE, tmp_path) as host:
@@ -226,10 +226,10 @@ def test_after_the_last_a_new_one_starts(tmp_path: Path) -> None:
 def test_tests_without_it_skip_but_fail_in_ci(
     ci: str, outcome: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Either way with the reason and what to run."""
+    """Both with the reason and the command to run."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CI", ci)
-    # By its type afterwards: a skip that is not expected would skip this test too.
+    # By its type afterwards: an unexpected skip would skip this test too.
     with (
         pytest.raises((pytest.fail.Exception, pytest.skip.Exception), match="run: gcloud components install") as told,
         emulators.for_tests(BIGTABLE, "NO_SUCH_VARIABLE", tmp_path),
@@ -238,8 +238,8 @@ def test_tests_without_it_skip_but_fail_in_ci(
     assert told.type is outcome
 
 
-def test_the_environment_is_led_to_it_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable holds the address inside, and what it held before afterwards."""
+def test_the_environment_leads_to_it_and_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable holds the address inside, and its former value afterwards."""
     emulators.require(BIGTABLE)
     monkeypatch.setenv("A_VARIABLE", "before")
     with emulators.for_tests(BIGTABLE, "A_VARIABLE", tmp_path) as host:

@@ -1,4 +1,5 @@
-"""The fault proxy before the real emulator: each kind of fault does what it says, and the write happened or did not."""
+"""The fault proxy before the real emulator: each kind of fault does what it should, and the write happened or did
+not."""
 
 from __future__ import annotations
 
@@ -52,11 +53,11 @@ by_name = attrgetter("name")
 
 
 class Client:
-    """Plain gRPC, which tries nothing again.
+    """Plain gRPC, without retries.
 
     Args:
         address: of the emulator, or of a proxy.
-        table: one that exists.
+        table: an existing table.
     """
 
     def __init__(self, address: str, table: str) -> None:
@@ -82,7 +83,7 @@ class Client:
         self._channel.close()
 
     def start(self, row: bytes) -> Any:
-        """Begin to write a row, unless it is there; a future."""
+        """Begin to write a row, unless it exists; a future."""
         request = CheckAndMutateRowRequest(
             table_name=self._table, row_key=row, predicate_filter={"pass_all_filter": True}, false_mutations=[_CELL]
         )
@@ -120,13 +121,13 @@ class Script(Plan):
 
 @pytest.fixture
 def table(bigtable_host: str) -> str:
-    """An empty one."""
+    """An empty table."""
     return emulators.new_table(bigtable_host)
 
 
 @pytest.fixture
 def direct(bigtable_host: str, table: str) -> Iterator[Client]:
-    """Past the proxy: what the table holds in truth."""
+    """A client without the proxy: what the table really holds."""
     client = Client(bigtable_host, table)
     yield client
     client.close()
@@ -134,29 +135,29 @@ def direct(bigtable_host: str, table: str) -> Iterator[Client]:
 
 @pytest.fixture
 def proxy(bigtable_host: str) -> Iterator[FaultProxy]:
-    """One without a plan yet."""
+    """A proxy without a plan."""
     with FaultProxy(bigtable_host) as running:
         yield running
 
 
 @pytest.fixture
 def client(proxy: FaultProxy, table: str) -> Iterator[Client]:
-    """Through the proxy."""
+    """A client of the proxy."""
     through = Client(proxy.address, table)
     yield through
     through.close()
 
 
 def code_of(call: Any) -> grpc.StatusCode:
-    """How a call fails."""
+    """The status with which a call fails."""
     with pytest.raises(grpc.RpcError) as raised:
         call()
     code: grpc.StatusCode = raised.value.code()
     return code
 
 
-def test_without_a_plan_all_passes(proxy: FaultProxy, client: Client, direct: Client) -> None:
-    """Writes and reads come to the emulator and its answers back, and are counted."""
+def test_without_a_plan_everything_passes(proxy: FaultProxy, client: Client, direct: Client) -> None:
+    """Writes and reads reach the emulator, its answers come back, and both are counted."""
     client.write(CHECK_AND_MUTATE, b"a")
     assert client.write(MUTATE_ROWS, b"b", b"c") == {b"b": 0, b"c": 0}
     assert client.read() == direct.read() == {b"a", b"b", b"c"}
@@ -167,7 +168,7 @@ def test_without_a_plan_all_passes(proxy: FaultProxy, client: Client, direct: Cl
 @pytest.mark.parametrize("method", [CHECK_AND_MUTATE, MUTATE_ROWS])
 @pytest.mark.parametrize("fault", sorted(BEFORE, key=by_name), ids=by_name)
 def test_a_fault_before_the_write(proxy: FaultProxy, client: Client, direct: Client, fault: Fault, method: str) -> None:
-    """The client sees the error, the emulator nothing; the same works once the plan is gone."""
+    """The client sees the error, the emulator nothing; the same works once the plan is removed."""
     proxy.plan = Plan({fault: 1.0})
     assert code_of(lambda: client.write(method, b"a")) is CODES[fault]
     assert direct.read() == set()
@@ -188,7 +189,7 @@ def test_a_fault_after_the_write(proxy: FaultProxy, client: Client, direct: Clie
     assert proxy.total().failed == 1
 
 
-def test_only_what_has_written_counts_as_committed(proxy: FaultProxy, client: Client) -> None:
+def test_only_writes_that_happened_count_as_committed(proxy: FaultProxy, client: Client) -> None:
     """A request whose condition is not met changes nothing, and is not counted."""
     client.write(CHECK_AND_MUTATE, b"a")
     proxy.plan = Plan({Fault.LOSE: 1.0})
@@ -198,7 +199,7 @@ def test_only_what_has_written_counts_as_committed(proxy: FaultProxy, client: Cl
 
 @pytest.mark.parametrize("method", [CHECK_AND_MUTATE, MUTATE_ROWS])
 def test_a_straggler_is_written_after_its_error(proxy: FaultProxy, client: Client, direct: Client, method: str) -> None:
-    """The client is told that it failed before anything is written, and then it is written nevertheless."""
+    """The client gets an error before anything is written, and then it is written nevertheless."""
     proxy.plan = Plan({Fault.STRAGGLE: 1.0}, late_s=0.3)
     assert code_of(lambda: client.write(method, b"a")) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert direct.read() == set()
@@ -208,7 +209,7 @@ def test_a_straggler_is_written_after_its_error(proxy: FaultProxy, client: Clien
 
 
 def test_a_delay_changes_nothing_else(proxy: FaultProxy, client: Client, direct: Client) -> None:
-    """The answer is right, and as late as it should be."""
+    """The answer is right, and as late as planned."""
     proxy.plan = Plan({Fault.DELAY: 1.0}, late_s=0.2)
     started_s = time.monotonic()
     client.write(CHECK_AND_MUTATE, b"a")
@@ -218,7 +219,7 @@ def test_a_delay_changes_nothing_else(proxy: FaultProxy, client: Client, direct:
 
 
 @pytest.mark.parametrize("method", [CHECK_AND_MUTATE, MUTATE_ROWS])
-def test_a_request_may_be_done_twice(proxy: FaultProxy, client: Client, direct: Client, method: str) -> None:
+def test_a_request_may_be_executed_twice(proxy: FaultProxy, client: Client, direct: Client, method: str) -> None:
     """The client sees one answer; the emulator two requests, of which a condition lets only the first write."""
     proxy.plan = Plan({Fault.TWICE: 1.0})
     client.write(method, b"a")
@@ -226,10 +227,8 @@ def test_a_request_may_be_done_twice(proxy: FaultProxy, client: Client, direct: 
     assert proxy.total() == Counts(requests=1, twice=1)
 
 
-def test_what_the_live_service_says_comes_before_the_emulator(
-    proxy: FaultProxy, client: Client, direct: Client
-) -> None:
-    """An error with its code, an answer of its own, or None for what passes."""
+def test_answers_of_the_live_service_replace_the_emulator_s(proxy: FaultProxy, client: Client, direct: Client) -> None:
+    """An error with its code, an answer of its own, or None to pass the request on."""
     said = {CHECK_AND_MUTATE: Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no"), MUTATE_ROWS: b""}
     proxy.live = lambda method, request: said.get(method)
     assert code_of(lambda: client.write(CHECK_AND_MUTATE, b"a")) is grpc.StatusCode.FAILED_PRECONDITION
@@ -240,7 +239,7 @@ def test_what_the_live_service_says_comes_before_the_emulator(
 
 @pytest.mark.parametrize("fault", sorted(BEFORE | AFTER, key=by_name), ids=by_name)
 def test_reads_fail_too(proxy: FaultProxy, client: Client, direct: Client, fault: Fault) -> None:
-    """A read fails, whichever way, also where there is nothing to read."""
+    """By each kind of fault, also where there is nothing to read."""
     proxy.plan = Plan({fault: 1.0})
     assert code_of(client.read) is CODES[fault]
     direct.write(CHECK_AND_MUTATE, b"a")
@@ -251,7 +250,7 @@ def test_reads_fail_too(proxy: FaultProxy, client: Client, direct: Client, fault
 
 
 def test_a_stream_of_answers_breaks_off(proxy: FaultProxy, table: str, direct: Client) -> None:
-    """Of several answers the first come, then the error."""
+    """The first of several answers are delivered, then the error."""
     for part in range(3):
         direct.write(MUTATE_ROWS, *(b"%d/%05d" % (part, i) + b"x" * 1000 for i in range(2000)))
     proxy.plan = Plan({Fault.LOSE: 1.0})
@@ -266,7 +265,7 @@ def test_a_stream_of_answers_breaks_off(proxy: FaultProxy, table: str, direct: C
 def test_a_cut_ends_the_whole_connection_and_no_other(
     proxy: FaultProxy, client: Client, table: str, direct: Client
 ) -> None:
-    """What else is under way on the same connection fails as well; another client notices nothing."""
+    """Other calls on the same connection fail as well; another client notices nothing."""
     other = Client(proxy.address, table)
     try:
         proxy.plan = Script(Fault.DELAY, Fault.DELAY, Fault.CUT, late_s=1.0)
@@ -285,7 +284,7 @@ def test_a_cut_ends_the_whole_connection_and_no_other(
 def test_down_means_refused_and_up_is_the_same_port(
     proxy: FaultProxy, client: Client, table: str, direct: Client
 ) -> None:
-    """While it is down connections are reset, the port refuses and belongs to nobody else; then it works again."""
+    """While it is down connections are reset, and the port refuses and stays reserved; then it works again."""
     host, port = proxy.address.split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         client.write(CHECK_AND_MUTATE, b"a")
@@ -307,7 +306,7 @@ def test_down_means_refused_and_up_is_the_same_port(
 
 
 def test_rows_that_may_not_be_written(proxy: FaultProxy, client: Client, direct: Client) -> None:
-    """They fail with their code however often they are tried, the others of the same request do not; reads pass."""
+    """They fail with their code at every try, other rows of the same request do not; reads pass."""
     proxy.refused_rows = {b"bad": grpc.StatusCode.INVALID_ARGUMENT, b"full": grpc.StatusCode.RESOURCE_EXHAUSTED}
     for _ in range(2):
         assert code_of(lambda: client.write(CHECK_AND_MUTATE, b"so bad")) is grpc.StatusCode.INVALID_ARGUMENT
@@ -324,15 +323,15 @@ def test_rows_that_may_not_be_written(proxy: FaultProxy, client: Client, direct:
 
 
 def test_errors_of_the_emulator_pass(proxy: FaultProxy, bigtable_host: str) -> None:
-    """A table that does not exist is the same error through the proxy, for each kind of method."""
+    """A missing table is the same error through the proxy, for each kind of method."""
     lost = Client(proxy.address, "nowhere")
     assert code_of(lambda: lost.write(CHECK_AND_MUTATE, b"a")) is grpc.StatusCode.NOT_FOUND
     assert code_of(lost.read) is grpc.StatusCode.NOT_FOUND
     lost.close()
 
 
-def test_a_plan_is_by_its_seed_and_its_chances() -> None:
-    """The same seed gives the same faults, about as many as it should; another seed gives others."""
+def test_a_plan_depends_on_its_seed_and_its_chances() -> None:
+    """The same seed gives the same faults, about as many as specified; another seed gives others."""
     chances = {Fault.REFUSE: 0.1, Fault.LOSE: 0.05, Fault.DELAY: 0.05}
 
     def drawn(seed: int) -> list[Fault | None]:
@@ -348,7 +347,7 @@ def test_a_plan_is_by_its_seed_and_its_chances() -> None:
 
 
 def test_it_leaves_nothing_behind(bigtable_host: str, table: str, direct: Client) -> None:
-    """Threads and files are as before when it ends, also while requests are under way and stragglers to be written."""
+    """Threads and files are as before when it ends, also with requests in progress and stragglers to be written."""
 
     def left() -> tuple[int, int]:
         gc.collect()
@@ -372,7 +371,7 @@ def test_it_leaves_nothing_behind(bigtable_host: str, table: str, direct: Client
 
 
 def until_it_fails(answers: Iterator[bytes]) -> list[bytes]:
-    """What comes before the error."""
+    """The answers before the error."""
     came = []
     while True:
         try:
@@ -382,7 +381,7 @@ def until_it_fails(answers: Iterator[bytes]) -> list[bytes]:
 
 
 def read_all(connection: socket.socket) -> None:
-    """Until it ends."""
+    """Read until it ends."""
     while connection.recv(1000):
         pass
 
@@ -396,7 +395,7 @@ def wait_until(holds: Any) -> None:
 
 
 def wait_until_steady(measure: Any) -> None:
-    """Until it has been the same for a while: what earlier tests have closed may end a little later."""
+    """Until it has been the same for a while: connections that earlier tests have closed may end a little later."""
     last, since = measure(), time.monotonic()
     deadline = since + 20
     while time.monotonic() - since < 0.3 and time.monotonic() < deadline:
@@ -406,14 +405,14 @@ def wait_until_steady(measure: Any) -> None:
             last, since = now, time.monotonic()
 
 
-# ---- whole reads, and what is done again much later ----
+# ---- complete reads, and late repetitions ----
 
 
 class Meeting:
-    """Makes requests slow and notes which of them are under way at the same time.
+    """Makes requests slow and notes which of them are in progress at the same time.
 
     Args:
-        proxy: whose requests it looks at.
+        proxy: whose requests it watches.
     """
 
     def __init__(self, proxy: FaultProxy) -> None:
@@ -423,7 +422,7 @@ class Meeting:
         proxy._send_now = self.send  # type: ignore[method-assign]
 
     async def send(self, path: str, request: bytes) -> list[bytes]:
-        """Slowly."""
+        """Send the request slowly."""
         method = path.rpartition("/")[2]
         self.inside[method] += 1
         self.met.add(tuple(sorted(self.inside.elements())))
@@ -435,8 +434,8 @@ class Meeting:
 
 
 @pytest.mark.parametrize("whole_reads", [False, True])
-def test_reads_and_writes_are_kept_apart(proxy: FaultProxy, client: Client, whole_reads: bool) -> None:
-    """At any time several of the ones or of the others are under way, and never both, if that is asked for."""
+def test_reads_and_writes_do_not_overlap_if_requested(proxy: FaultProxy, client: Client, whole_reads: bool) -> None:
+    """Several reads, or several writes, may be in progress at a time, but never both."""
     proxy.plan = Plan({}, whole_reads=whole_reads)
     meeting = Meeting(proxy)
     with ThreadPoolExecutor(12) as pool:
@@ -455,8 +454,8 @@ def test_reads_and_writes_are_kept_apart(proxy: FaultProxy, client: Client, whol
         assert any(len(methods) > 1 and READ_ROWS not in methods for methods in meeting.met)
 
 
-def test_a_write_goes_on_though_its_client_has_gone(proxy: FaultProxy, client: Client, direct: Client) -> None:
-    """Else it would meet a read in the emulator, where nobody can take it back."""
+def test_a_write_continues_after_its_client_has_left(proxy: FaultProxy, client: Client, direct: Client) -> None:
+    """Otherwise it would overlap with a read in the emulator, where it cannot be cancelled."""
     proxy.plan = Plan({}, whole_reads=True)
     Meeting(proxy)
     call = client.start(b"a")
@@ -467,8 +466,8 @@ def test_a_write_goes_on_though_its_client_has_gone(proxy: FaultProxy, client: C
     assert direct.read() == {b"a"}
 
 
-def test_requests_that_are_kept_are_done_again(bigtable_host: str, table: str, direct: Client) -> None:
-    """As if they had been very late, also those that were lost; but not those that are spared, which never fail."""
+def test_kept_requests_are_executed_again(bigtable_host: str, table: str, direct: Client) -> None:
+    """As if they had been very late, also the lost ones; but not spared ones, which never fail."""
     with FaultProxy(bigtable_host, Plan({Fault.REFUSE: 1.0}), keeps=2) as proxy:
         proxy.spared = lambda method, request: b"spared" in request
         client = Client(proxy.address, table)

@@ -1,4 +1,4 @@
-"""Processes that are forked: a child uses nothing of its parent's, and its parent does not notice it."""
+"""Processes that fork: a child uses nothing of its parent's, and the parent is not affected."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class Merging:
 
 
 def run(uri: str, code: str, *, main: str = "", grpc_handlers: str = "false") -> str:
-    """What a process prints that forks; it must end well, and soon.
+    """The output of a process that forks; it must end well, and soon.
 
     Args:
         uri: of its store.
-        code: what it does, with `PRELUDE` before it.
-        main: a file to write it to; processes that are started by spawn or forkserver read it.
-        grpc_handlers: are gRPC's own handlers of forks in use? They may crash a child whose parent is at work.
+        code: its program, after `PRELUDE`.
+        main: a file for the program; processes that are started by spawn or forkserver read it.
+        grpc_handlers: whether gRPC's own fork handlers are in use. They may crash a child whose parent is busy.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRPC_ENABLE_FORK_SUPPORT": grpc_handlers}
     arguments = ["-c", PRELUDE + code]
@@ -124,9 +124,9 @@ def any_store(request: pytest.FixtureRequest) -> str:
 
 
 class TestSqlite:
-    def test_what_a_child_commits_outlives_the_parent_s_close(self, sqlite: str) -> None:
-        """A child that shared its parent's open file would hold no lock of its own on it: the parent's close would
-        then take the log away from under it, with what it writes."""
+    def test_commits_of_a_child_outlive_the_parent_s_close(self, sqlite: str) -> None:
+        """A child that shared its parent's open file would hold no lock of its own on it: the parent's close would then
+        delete the log with the child's writes."""
         code = """
 store = spec.open(Sum())
 store.merge_update(A, 1, event_id="parent")
@@ -153,7 +153,7 @@ wait(child)
 
     @pytest.mark.parametrize("leave", ["os._exit", "sys.exit"])
     def test_forks_while_others_merge(self, sqlite: str, leave: str) -> None:
-        """However the children end, used or not: nobody hangs, nothing is lost."""
+        """However the children end, used or not: no process hangs, nothing is lost."""
         code = f"""
 store = spec.open(Sum())
 def work(i):
@@ -171,7 +171,7 @@ assert store.get_many([A, B]) == [20, sum(merging.merged)]
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
     def test_a_file_that_was_replaced_meanwhile_is_noticed(self, sqlite: str) -> None:
-        """Though it was closed for the fork, both know the file that was opened."""
+        """Though it was closed for the fork, both processes know the file that was opened."""
         code = """
 store = spec.open(Sum())
 store.merge_update(A, 1, event_id="1")
@@ -186,8 +186,8 @@ assert "was replaced" in refusal(lambda: store.get(A))
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_a_fork_that_waits_in_vain_is_refused_in_the_child(kind: str, sqlite: str) -> None:
-    """Where somebody is at work for too long, what the child has is torn; the parent goes on."""
+def test_a_fork_that_waits_too_long_is_refused_in_the_child(kind: str, sqlite: str) -> None:
+    """Where another thread works for too long, the child's copy is inconsistent; the parent is not affected."""
     code = """
 forks.WAIT_S = 0.2
 combining, forked = threading.Event(), threading.Event()
@@ -219,8 +219,8 @@ assert store.get(B) == 2
 
 
 class TestBigtable:
-    def test_what_was_open_is_refused_in_words(self, bigtable: str) -> None:
-        """The store that was inherited, a fresh one, and in a child's own child; closing them is harmless."""
+    def test_open_stores_are_refused_with_a_reason(self, bigtable: str) -> None:
+        """The inherited store, a fresh one, and one in a grandchild; closing them is harmless."""
         code = """
 store = spec.open(Sum())
 store.merge_update(A, 1, event_id="1")
@@ -246,7 +246,7 @@ store.close()
 
     @pytest.mark.parametrize("grpc_handlers", ["false", "true"])
     def test_children_of_a_parent_that_has_closed_all_open_their_own(self, bigtable: str, grpc_handlers: str) -> None:
-        """Right after the close, even where an error of it is still held; and the parent opens it again."""
+        """Directly after the close, even while an error of it is referenced; and the parent opens it again."""
         code = """
 for turn in range(5):
     store = spec.open(Sum())
@@ -265,7 +265,7 @@ assert spec.open(Sum()).get(A) == 10
 
     @pytest.mark.parametrize("grpc_handlers", ["false", "true"])
     def test_a_parent_that_has_opened_nothing(self, bigtable: str, grpc_handlers: str) -> None:
-        """Two children at once, as workers of a server that has loaded the application first."""
+        """Two children at once, as workers of a server that loads the application first."""
         code = """
 def work(i):
     own = spec.open(Sum())
@@ -278,8 +278,8 @@ assert spec.open(Sum()).get(A) == 2
         run(bigtable, code, grpc_handlers=grpc_handlers)
 
     @pytest.mark.parametrize("leave", ["os._exit", "sys.exit"])
-    def test_children_that_end_do_not_hurt_the_parent(self, bigtable: str, leave: str) -> None:
-        """However they end, also when they drop all that they have inherited."""
+    def test_children_that_end_do_not_affect_the_parent(self, bigtable: str, leave: str) -> None:
+        """However they end, also when they delete all that they have inherited."""
         code = f"""
 store = spec.open(Sum())
 def work():
@@ -301,8 +301,8 @@ store.close()
 
 class TestPool:
     @pytest.mark.parametrize("when", ["before", "after", "while"])
-    def test_a_child_leases(self, any_store: str, when: str) -> None:
-        """Before or after its parent has leased, or while another thread of it opens and closes under the lock."""
+    def test_a_child_can_lease(self, any_store: str, when: str) -> None:
+        """Before or after its parent's lease, or while another thread of the parent opens and closes under the lock."""
         code = f"""
 when = {when!r}
 parent = Lease(spec, Sum(), None) if when == "after" else None
@@ -337,7 +337,7 @@ parent.release()
 
     @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
     def test_multiprocessing(self, any_store: str, method: str, tmp_path: Path) -> None:
-        """A pool of processes whose parent has a share: all of them merge, but for forks where it is Bigtable's."""
+        """A pool of processes whose parent has a share: all of them merge, except for forks with Bigtable."""
         code = f"""
 def merge(i):
     lease = Lease(spec, Sum(), None)
@@ -386,7 +386,7 @@ def entities(results):
 
 @pytest.mark.parametrize("when", ["buffered", "under way"])
 def test_a_merger_is_empty_in_a_child(any_store: str, when: str) -> None:
-    """What its parent had buffered or begun comes out there, and not twice; the child goes on with its own."""
+    """Records that its parent had buffered or begun are merged there, and not twice; the child starts empty."""
     code = f"""{MERGER}
 add(1)
 if {when!r} == "under way":
@@ -408,8 +408,8 @@ merger.close()
     run(any_store, code)
 
 
-def test_a_recorder_is_free_in_a_child() -> None:
-    """Whoever held its lock in the parent."""
+def test_a_recorder_is_usable_in_a_child() -> None:
+    """Whichever thread held its lock in the parent."""
     code = """
 recorder = InMemory()
 done = threading.Event()

@@ -1,4 +1,4 @@
-"""Flushes that have something for the same row share its commits, and each is told what became of its own events."""
+"""Flushes with events for the same row share its commits, and each gets the results of its own events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at_once(store: BigtableStore[Any], flushes: list[list[Update]]) -> list[list
 
 
 def told(flushes: list[list[Update]], results: list[list[Any]]) -> Counter[tuple[Key, str | None, Any]]:
-    """How often each event of each key was told what."""
+    """How often each event of each key had each result."""
     return Counter(
         (update.key, update.event_id, result)
         for flush, its in zip(flushes, results, strict=True)
@@ -53,8 +53,8 @@ def told(flushes: list[list[Update]], results: list[list[Any]]) -> Counter[tuple
     )
 
 
-def test_many_flushes_of_a_row_take_few_commits(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Those that wait while a commit is under way are in the next one together."""
+def test_many_flushes_of_a_row_need_few_commits(proxy: FaultProxy, bigtable_host: str) -> None:
+    """Flushes that wait during a commit share the next one."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         store.merge_update(Key("row"), 1, event_id="first")
         before = proxy.counts[CHECK_AND_MUTATE].requests
@@ -67,11 +67,11 @@ def test_many_flushes_of_a_row_take_few_commits(proxy: FaultProxy, bigtable_host
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("faults", [{}, {Fault.LOSE: 0.2, Fault.EXHAUST: 0.1, Fault.DELAY: 0.3}])
-def test_each_event_is_merged_once_whoever_brings_it(
+def test_each_event_is_merged_once_whichever_flush_has_it(
     proxy: FaultProxy, bigtable_host: str, seed: int, faults: dict[Fault, float]
 ) -> None:
-    """Overlapping flushes of few rows, at once, also where answers are lost: exactly one of those that bring an event
-    is told that it was merged, the others that it is a duplicate; the sums are exact."""
+    """Overlapping flushes of few rows, at once, also where answers are lost: exactly one of the flushes with an event
+    returns merged, the others a duplicate; the sums are exact."""
     chance = random.Random(seed)
     events = [(Key(f"k{chance.randrange(6)}"), str(n)) for n in range(120)]
     with closing(new_spec(bigtable_host, timeout_s=5.0).open(Sum())) as store:
@@ -82,7 +82,7 @@ def test_each_event_is_merged_once_whoever_brings_it(
             flushes.append([Update(key, 1, event_id) for key, event_id in some])
         results = at_once(store, flushes)
         proxy.plan = None
-        # What could not be found out in time is tried again.
+        # Results that were not known in time are tried again.
         for flush, its in zip(flushes, results, strict=True):
             for n, result in enumerate(its):
                 if isinstance(result, TransientError):
@@ -95,8 +95,8 @@ def test_each_event_is_merged_once_whoever_brings_it(
         assert dict(store.scan()) == Counter(key for key, _ in brought)
 
 
-def test_an_update_that_cannot_be_merged_hurts_no_other_flush(bigtable_host: str) -> None:
-    """It would overflow: the error is that flush's alone, though they share a commit."""
+def test_an_update_that_cannot_be_merged_fails_only_its_own_flush(bigtable_host: str) -> None:
+    """It would overflow: only that flush gets the error, though they share a commit."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         flushes = [[Update(Key("row"), 2**62, f"big{n}")] for n in range(4)]
         flushes += [[Update(Key("row"), 1, f"small{n}")] for n in range(12)]
@@ -107,20 +107,22 @@ def test_an_update_that_cannot_be_merged_hurts_no_other_flush(bigtable_host: str
         assert store.get(Key("row")) == 2**62 + 12
 
 
-def test_a_value_that_could_not_be_read_again_hurts_no_other_flush(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Its flush alone has the error, whoever makes the commit that they share."""
+def test_a_value_that_could_not_be_decoded_again_fails_only_its_own_flush(
+    proxy: FaultProxy, bigtable_host: str
+) -> None:
+    """Its flush alone has the error, whichever flush makes the shared commit."""
     with closing(new_spec(bigtable_host).open(Unreadable())) as store:
         store.merge_update(Key("row"), 1)
         proxy.plan = Plan({Fault.DELAY: 1.0}, methods=[CHECK_AND_MUTATE], late_s=0.3)
         results = at_once(store, [[Update(Key("row"), 13 if n == 5 else n)] for n in range(12)])
         bad = results.pop(5)
         assert results == [[MERGED]] * 11
-        # Once the row has a greater value, 13 changes nothing, and hurts nobody.
+        # Once the row has a greater value, 13 changes nothing, and does no harm.
         assert isinstance(bad[0], PermanentError) or bad == [MERGED]
         assert store.get(Key("row")) == 11
 
 
-def test_a_row_that_was_crowded_is_quick_again(bigtable_host: str) -> None:
+def test_a_row_is_fast_again_after_many_flushes(bigtable_host: str) -> None:
     """Also where only duplicates come."""
     spec = new_spec(bigtable_host)
     with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
@@ -134,7 +136,7 @@ def test_a_row_that_was_crowded_is_quick_again(bigtable_host: str) -> None:
         assert row.contention == 0
 
 
-def test_monoids_that_need_no_marker_share_commits_too(bigtable_host: str) -> None:
+def test_monoids_without_markers_share_commits_too(bigtable_host: str) -> None:
     """A set has all the members of all flushes."""
     with closing(new_spec(bigtable_host).open(SetUnion())) as store:
         flushes = [[Update(Key("row"), frozenset({f"{n}"}), "same")] for n in range(20)]
@@ -142,8 +144,8 @@ def test_monoids_that_need_no_marker_share_commits_too(bigtable_host: str) -> No
         assert store.get(Key("row")) == frozenset(str(n) for n in range(20))
 
 
-def test_a_flush_that_would_not_wait_is_told_when_it_comes_again(proxy: FaultProxy, bigtable_host: str) -> None:
-    """Its events were merged with those of another flush, after its time was over: they are no duplicates."""
+def test_a_flush_whose_time_was_over_gets_its_result_at_the_next_try(proxy: FaultProxy, bigtable_host: str) -> None:
+    """Its events were merged with those of another flush after its deadline: they are not duplicates."""
     spec = new_spec(bigtable_host, patience_s=1.0)
     with closing(spec.open(Sum())) as store:
         store.merge_update(Key("row"), 1, event_id="first")
@@ -153,7 +155,7 @@ def test_a_flush_that_would_not_wait_is_told_when_it_comes_again(proxy: FaultPro
         def merge(event_id: str) -> None:
             (results[event_id],) = store.merge_updates([Update(Key("row"), 1, event_id)])
 
-        # The second waits for the first, and is in a commit with the third, which has longer to wait.
+        # The second waits for the first, and shares a commit with the third, which has more time.
         threads = [threading.Thread(target=merge, args=(event_id,), daemon=True) for event_id in "123"]
         for thread in threads:
             thread.start()
@@ -171,7 +173,7 @@ def test_a_flush_that_would_not_wait_is_told_when_it_comes_again(proxy: FaultPro
 
 
 def test_a_deletion_waits_for_its_row(bigtable_host: str) -> None:
-    """Beside many that write it; afterwards all that came is counted anew."""
+    """Beside many that write it; afterwards every event counts anew."""
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         for _ in range(5):
             at_once(store, [[Update(Key("row"), 1, f"{n}")] for n in range(8)])

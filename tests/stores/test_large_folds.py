@@ -1,4 +1,4 @@
-"""Folds of rows that hold more than is read at once: where the reading stops must make no difference."""
+"""Folds of rows that exceed one read: where the read stops must make no difference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.emulators import appended_spec
 def test_where_a_read_stops_makes_no_difference(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, n_bytes: int, rows: int, events_per_commit: int
 ) -> None:
-    """Within a row, behind one, and behind the last of all; each event counts once, also one that is in two cells."""
+    """Within a row, after a row, and after the last of all; each event counts once, also an event in two cells."""
     monkeypatch.setattr(folder, "_READ_BYTES", n_bytes)
     monkeypatch.setattr(folder, "_EVENTS_PER_COMMIT", events_per_commit)
     spec = appended_spec(bigtable_host)

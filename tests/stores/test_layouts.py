@@ -1,4 +1,4 @@
-"""Tables of both layouts: each stays as it was made, and what a later release has written is refused."""
+"""Tables of both layouts: each keeps its layout, and records of later releases are refused."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def put(spec: BigtableSpec, row: bytes, family: str, qualifier: bytes, value: by
 
 
 def layout_of(spec: BigtableSpec) -> int:
-    """As it is recorded."""
+    """The recorded layout."""
     with closing(spec.connect()) as connection:
         meta = connection.run(read_meta(connection))
         assert meta is not None
         return meta.layout.number
 
 
-def test_a_table_of_layout_1_stays_so(bigtable_host: str, request: pytest.FixtureRequest) -> None:
+def test_a_table_of_layout_1_keeps_it(bigtable_host: str, request: pytest.FixtureRequest) -> None:
     """Whatever is done with it; a new one is of layout 2."""
     where = BigtableSpec(PROJECT, INSTANCE, request.node.name.replace("_", "-"))
     tables.create(where, tables.purpose(DAILY, 90 * DAY)._replace(layout=LAYOUTS[1]))
@@ -58,8 +58,8 @@ def test_a_table_of_layout_1_stays_so(bigtable_host: str, request: pytest.Fixtur
 
 
 @pytest.mark.parametrize("spec", [first_layout_spec, new_spec], ids=["layout-1", "layout-2"])
-def test_the_version_is_where_the_layout_says(bigtable_host: str, spec: Callable[[str], BigtableSpec]) -> None:
-    """A sum, which sums without event ids raise too; or a plain cell, which they leave alone."""
+def test_the_version_is_in_the_column_of_the_layout(bigtable_host: str, spec: Callable[[str], BigtableSpec]) -> None:
+    """A sum, which sums without event ids increment too; or a plain cell, which they do not change."""
     where = spec(bigtable_host)
     with closing(where.open(Sum())) as store:
         updates = [Update(A, 1, "e"), Update(A, 2, "f")]
@@ -104,7 +104,7 @@ def test_a_record_of_a_later_release_is_refused(
     value: bytes,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By all that opens, makes or checks a table; the message says what is not known."""
+    """By all that opens, makes or checks a table; the message names the unknown part."""
     where = spec(bigtable_host)
     where.open(Sum()).close()
     put(where, SCHEMA_ROW, wire.META, qualifier, value)
@@ -139,15 +139,15 @@ def test_a_record_of_a_later_release_is_refused(
         pytest.param(Meta(DAILY, DAY, DAY, layout=LAYOUTS[1]), {}, id="layout-1"),
     ],
 )
-def test_how_a_table_is_written_is_recorded(meta: Meta, cells: dict[bytes, bytes]) -> None:
-    """And ever was, and whether it ever had a dedup retention; layout 1 has no cells for that."""
+def test_the_way_of_writing_is_recorded(meta: Meta, cells: dict[bytes, bytes]) -> None:
+    """With its history, and whether the table ever had a dedup retention; layout 1 has no cells for that."""
     made = cells_of(meta)
     assert {name: value for name, value in made.items() if name in (b"write", b"appended", b"forgets")} == cells
     assert meta_of(made, "the table") == meta._replace(schema=meta.schema._replace(vague=False))
 
 
-def test_a_dedup_retention_is_recorded_as_one(bigtable_host: str) -> None:
-    """Whoever records it, and whether the table is new or not; so is that it is appended to."""
+def test_a_dedup_retention_is_recorded(bigtable_host: str) -> None:
+    """By each function that records it, whether the table is new or not; so is that it is appended to."""
     where = new_spec(bigtable_host)
     where.open(Sum()).close()
     with closing(where.connect()) as connection:
@@ -160,8 +160,8 @@ def test_a_dedup_retention_is_recorded_as_one(bigtable_host: str) -> None:
     assert cells_of(before._replace(write=APPEND))[b"appended"] == b"1"
 
 
-def test_no_table_becomes_both(bigtable_host: str) -> None:
-    """Appended to, and with a dedup retention: whoever comes second records nothing, whatever it has seen before."""
+def test_a_table_with_a_dedup_retention_is_not_appended_to(bigtable_host: str) -> None:
+    """Nor the other way round: the second setting is not recorded, whatever its writer has read before."""
     for first, second in itertools.permutations(({"write": APPEND}, {"marker_age": DAY})):
         where = new_spec(bigtable_host)
         where.open(Sum()).close()
@@ -178,15 +178,15 @@ def test_no_table_becomes_both(bigtable_host: str) -> None:
 
 @pytest.mark.parametrize("missing", [b"write", b"monoid:", b"shards"])
 def test_a_record_without_a_field_is_refused(missing: bytes) -> None:
-    """In words: a record is written as a whole, so this one is damaged."""
+    """With a reason: a record is written as a whole, so this one is damaged."""
     cells = cells_of(Meta(DAILY))
     del cells[missing]
     with pytest.raises(SchemaMismatch, match=f"no field '{missing.decode()}'"):
         meta_of(cells, "the table")
 
 
-def test_what_only_a_later_release_can_fold_is_not_left_out(bigtable_host: str) -> None:
-    """A later release has written it: each reader says so, whether the row has a value or not."""
+def test_a_cell_that_only_a_later_release_can_fold_is_not_ignored(bigtable_host: str) -> None:
+    """Each reader refuses it, whether the row has a value or not."""
     where = new_spec(bigtable_host)
     with closing(where.open(Sum())) as store:
         store.merge_updates([Update(A, 1, "e"), Update(Key("whole"), 1, "e")])
@@ -198,7 +198,7 @@ def test_what_only_a_later_release_can_fold_is_not_left_out(bigtable_host: str) 
         assert store.get(Key("whole")) == 1
 
 
-def test_a_scan_of_some_buckets_sees_what_is_yet_to_be_folded(bigtable_host: str) -> None:
+def test_a_scan_of_some_buckets_reads_pending_events(bigtable_host: str) -> None:
     """Also where the row has no value; rows of other buckets are not sent."""
     where = new_spec(bigtable_host)
     with closing(where.open(Sum(), DAY)) as store, closing(where.connect()) as connection:

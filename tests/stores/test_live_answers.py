@@ -1,4 +1,5 @@
-"""What the live service answers where the emulator does not, as far as is known: who is blamed, which limits are kept.
+"""Answers of the live service that the emulator does not give, as far as they are known: which update fails, and which
+limits hold.
 
 The real store and the real `MergeRecords`, the real emulator, and between them a proxy that gives these answers.
 """
@@ -54,7 +55,7 @@ ONCE, PLAIN = Config(dedup=AtomicDedup()), Config(dedup=NoDedup())
 def new_spec(host: str, **arguments: Any) -> BigtableSpec:
     """A table that was made for sums, through an app profile."""
     spec = emulators.new_spec(host, app_profile="counters", **arguments)
-    spec.open(Sum()).close()  # which records that
+    spec.open(Sum()).close()  # records that
     return spec
 
 
@@ -68,7 +69,7 @@ def rows_of(method: str, request: bytes) -> list[bytes]:
 
 
 def refusing(code: grpc.StatusCode, text: str, *methods: str, part: bytes = b"") -> Callable[[str, bytes], Any]:
-    """Requests of these methods fail that name a row whose key contains ``part``."""
+    """Make requests of these methods fail that name a row whose key contains ``part``."""
 
     def live(method: str, request: bytes) -> Refusal | None:
         refused = method in methods and any(part in row for row in rows_of(method, request))
@@ -78,7 +79,7 @@ def refusing(code: grpc.StatusCode, text: str, *methods: str, part: bytes = b"")
 
 
 def spoiling(code: grpc.StatusCode, text: str, part: bytes = b"") -> Callable[[str, bytes], Any]:
-    """All entries of a MutateRows fail in which one row's key contains ``part``, and nothing of it is written."""
+    """Make all entries of a MutateRows fail, unwritten, if one row's key contains ``part``."""
 
     def live(method: str, request: bytes) -> bytes | None:
         rows = rows_of(method, request) if method == MUTATE_ROWS else []
@@ -92,7 +93,7 @@ def spoiling(code: grpc.StatusCode, text: str, part: bytes = b"") -> Callable[[s
 
 
 def for_a_while(n: int, live: Callable[[str, bytes], Any]) -> Callable[[str, bytes], Any]:
-    """As told, for the first ``n`` requests that it is about."""
+    """Give the answer only to the first ``n`` matching requests."""
     left = list(range(n))
 
     def passing(method: str, request: bytes) -> Any:
@@ -116,7 +117,7 @@ def _one(record: dict[str, Any]) -> int:
 
 
 def merge(spec: BigtableSpec, config: Config, records: Sequence[dict[str, Any]] = RECORDS) -> Counter[str]:
-    """Run a pipeline of one `MergeRecords`; its counters. Dead letters come to ``_letters``."""
+    """Run a pipeline of one `MergeRecords`; its counters. Dead letters are collected in ``_letters``."""
     _letters.clear()
     pipeline = beam.Pipeline(options=beam_options([]))
     event_id = {} if config is PLAIN else {"event_id": "id"}
@@ -130,7 +131,7 @@ def merge(spec: BigtableSpec, config: Config, records: Sequence[dict[str, Any]] 
 
 
 def total(host: str, spec: BigtableSpec, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """All sums, past the proxy."""
+    """All sums, read without the proxy."""
     with monkeypatch.context() as patch:
         patch.setenv("BIGTABLE_EMULATOR_HOST", host)
         with closing(spec.open(Sum())) as store:
@@ -155,8 +156,8 @@ class TestTheTableIsAtFault:
             ),
             pytest.param(
                 ONCE,
-                refusing(INVALID, "Words that nobody knows yet", CHECK_AND_MUTATE),
-                "Words that nobody knows yet; so it says of",
+                refusing(INVALID, "Words of a later service", CHECK_AND_MUTATE),
+                "Words of a later service; so it says of",
                 id="unknown-words",
             ),
             pytest.param(
@@ -187,7 +188,7 @@ class TestTheTableIsAtFault:
             ),
         ],
     )
-    def test_the_bundle_fails_and_nothing_is_a_dead_letter(
+    def test_the_bundle_fails_without_dead_letters(
         self,
         bigtable_host: str,
         proxy: FaultProxy,
@@ -196,7 +197,7 @@ class TestTheTableIsAtFault:
         live: Callable[[str, bytes], Any],
         says: str,
     ) -> None:
-        """What is refused for every record is no record's fault; the message leads to the command that shows more."""
+        """An answer that every record gets is not a record's fault; the message has the command that shows more."""
         spec = new_spec(bigtable_host)
         proxy.live = live
         with pytest.raises(Exception, match="bigtable://") as caught:
@@ -210,8 +211,8 @@ class TestTheTableIsAtFault:
         assert merge(spec, config)["test:record_merged"] == N
 
     @pytest.mark.parametrize("code", [PRECONDITION, INVALID, grpc.StatusCode.OUT_OF_RANGE], ids=lambda code: code.name)
-    def test_reads_too(self, bigtable_host: str, proxy: FaultProxy, code: grpc.StatusCode) -> None:
-        """Rows that others have written must be read, by a new worker."""
+    def test_failed_reads_too(self, bigtable_host: str, proxy: FaultProxy, code: grpc.StatusCode) -> None:
+        """A new worker must read rows that others have written."""
         spec = new_spec(bigtable_host)
         assert merge(spec, ONCE)["test:record_merged"] == N
         with closing(spec.open(Sum())) as store:
@@ -238,10 +239,10 @@ class TestTheTableIsAtFault:
 
     @pytest.mark.parametrize("event_id", ["1", None], ids=["commit", "bulk"])
     @pytest.mark.parametrize("clock", [FakeClock(), Clock()], ids=["its-clock", "its-task"])
-    def test_a_table_that_is_created_for_ever(
+    def test_a_table_whose_creation_never_ends(
         self, bigtable_host: str, proxy: FaultProxy, clock: Clock, event_id: str | None
     ) -> None:
-        """It is given up when patience ends, whatever ends it, and even then no record is to blame."""
+        """The flush fails when patience ends, however it ends, and even then no record is blamed."""
         patience_s = 10.0 if isinstance(clock, FakeClock) else 0.3
         spec = new_spec(bigtable_host, patience_s=patience_s, clock=clock)
         with closing(spec.open(Sum())) as store:
@@ -250,8 +251,8 @@ class TestTheTableIsAtFault:
         assert isinstance(result, StoreUnavailable)
         assert f"still being created after {patience_s:g} s" in str(result)
 
-    def test_what_cannot_be_found_out_is_tried_again(self, bigtable_host: str, proxy: FaultProxy) -> None:
-        """While the service does not say whose fault it is, nobody is blamed."""
+    def test_while_the_cause_is_unknown_the_flush_is_tried_again(self, bigtable_host: str, proxy: FaultProxy) -> None:
+        """While the service does not say whether the table or a row is at fault, no record becomes a dead letter."""
         spec = new_spec(bigtable_host)
 
         def live(method: str, request: bytes) -> Refusal | None:
@@ -282,7 +283,7 @@ class TestARowIsAtFault:
     def test_only_its_records_are_dead_letters(
         self, bigtable_host: str, proxy: FaultProxy, live: Callable[[str, bytes], Any]
     ) -> None:
-        """The table takes others like it; that is asked once."""
+        """The table accepts other rows like it; this is asked once."""
         spec = new_spec(bigtable_host)
         asked = []
 
@@ -297,7 +298,7 @@ class TestARowIsAtFault:
         assert sum(asked) == 1
 
     def test_a_row_that_is_too_large_to_read(self, bigtable_host: str, proxy: FaultProxy) -> None:
-        """The service refuses to read it, whoever asks; the others that were to be read with it merge."""
+        """The service refuses every read of it; other rows of the same read merge."""
         spec = new_spec(bigtable_host)
         assert merge(spec, ONCE)["test:record_merged"] == N
         proxy.live = refusing(PRECONDITION, "Read returned 347MiB from row", READ_ROWS, part=b"k7")
@@ -310,8 +311,8 @@ class TestARowIsAtFault:
             assert [i for i, result in enumerate(results) if result is not Outcome.MERGED] == [7]
             assert type(results[7]) is PermanentError
 
-    def test_what_was_wrong_for_a_moment_blames_nobody(self, bigtable_host: str, proxy: FaultProxy) -> None:
-        """A commit that is refused before the table was asked, and taken after it, is merged."""
+    def test_a_short_fault_fails_no_record(self, bigtable_host: str, proxy: FaultProxy) -> None:
+        """A commit that is refused before the table was asked, and accepted after it, is merged."""
         spec = new_spec(bigtable_host)
         for n in (1, 2, 5):
             with closing(spec.open(Sum())) as store:
@@ -328,10 +329,10 @@ class TestNeighbours:
         [(1, {0}), (2, {1}), (300, {299}), (300, {3, 4, 150}), (16, set(range(16)))],
         ids=["alone", "of-two", "last", "three", "all"],
     )
-    def test_only_those_that_are_refused_alone_are_blamed(
+    def test_only_rows_that_are_refused_alone_fail(
         self, bigtable_host: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, n: int, bad: set[int]
     ) -> None:
-        """All others count, and once; in no more than two requests a row."""
+        """All others count once; in at most two requests a row."""
         spec = new_spec(bigtable_host)
         updates = [Update(Key(f"{'bad' if i in bad else 'good'} {i}"), i + 1) for i in range(n)]
         with closing(spec.open(Sum())) as store:
@@ -343,10 +344,10 @@ class TestNeighbours:
         assert total(bigtable_host, spec, monkeypatch) == {f"good {i}": i + 1 for i in range(n) if i not in bad}
 
     @pytest.mark.parametrize("names", [("good", "bad", "slow"), ("good 1", "good 2", "bad", "slow"), ("bad", "good")])
-    def test_what_was_written_counts_though_patience_ends(
+    def test_written_entries_count_though_patience_ends(
         self, bigtable_host: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]
     ) -> None:
-        """While the last parts have no answer, those before are told, so that nobody tries them again."""
+        """While the last parts have no answer, earlier parts have their results, so that they are not tried again."""
         spec = new_spec(bigtable_host, patience_s=1.0)
         late = Plan({Fault.DELAY: 1.0}, methods=[MUTATE_ROWS], late_s=30.0)
         spoil = spoiling(INVALID, "Row is odd", part=b"bad")
@@ -365,7 +366,7 @@ class TestNeighbours:
         proxy.plan = None
         assert total(bigtable_host, spec, monkeypatch) == {name: 1 for name in names if name[0] == "g"}
 
-    def test_what_is_not_known_to_have_failed_is_not_sent_again(
+    def test_parts_that_are_not_known_to_have_failed_are_not_sent_again(
         self, bigtable_host: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A part whose answer is lost may count twice, when its record is tried again; no other part is."""
@@ -383,7 +384,7 @@ class TestNeighbours:
 
 
 class TestAnOnlyDelivery:
-    """An event that comes once is merged, and never called a duplicate, whatever became of the commit's answer."""
+    """An event that is delivered once is merged, and never a duplicate, whatever happened to the commit's answer."""
 
     @pytest.mark.parametrize(
         "chances",
@@ -394,11 +395,11 @@ class TestAnOnlyDelivery:
         ],
     )
     @pytest.mark.parametrize("writers", [1, 3])
-    def test_merged_is_unique_exactly(
+    def test_merged_is_reported_once_for_each_event(
         self, bigtable_host: str, proxy: FaultProxy, chances: dict[Fault, float], writers: int
     ) -> None:
-        """Also where several write the same rows, with events of their own and some of each other's."""
-        # Few commits a row: once another has packed a column away, nobody can tell whose it was.
+        """Also where several write the same rows, with events of their own and shared ones."""
+        # Few commits a row: once another writer has packed a column, its author is unknown.
         spec = new_spec(bigtable_host, clock=FakeClock())
         proxy.plan = Plan(chances, seed=7, methods=[CHECK_AND_MUTATE])
         outcomes: Counter[Any] = Counter()
@@ -430,7 +431,7 @@ class TestAnOnlyDelivery:
         with closing(spec.open(Sum())) as store:
             assert sum(value for _, value in store.scan()) == 3000
 
-    def test_a_conflict_is_no_lost_answer(self, bigtable_host: str) -> None:
+    def test_a_conflict_is_not_a_lost_answer(self, bigtable_host: str) -> None:
         """It is not counted as one."""
         spec = new_spec(bigtable_host)
         with closing(spec.open(Sum())) as store, closing(spec.open(Sum())) as other:
@@ -450,10 +451,10 @@ def hash_of(event: str) -> int:
 
 class TestLimits:
     @pytest.mark.parametrize(("n", "size"), [(1000, 100), (1000, 600), (300, 4_000)])
-    def test_reads_are_no_larger_than_the_service_takes(
+    def test_reads_keep_the_limit_of_the_service(
         self, bigtable_host: str, proxy: FaultProxy, n: int, size: int
     ) -> None:
-        """However long the keys, and whoever reads them: readers, sums, and commits that find rows of others."""
+        """However long the keys, for each kind of read: readers, sums, and commits on rows of other writers."""
         largest = [0]
 
         def live(method: str, request: bytes) -> Refusal | None:
@@ -474,11 +475,11 @@ class TestLimits:
         assert proxy.counts[READ_ROWS].refused == 0
         assert max(largest) <= 500 * 1024 + 300
         if n * size > MOST_BYTES:
-            assert max(largest) > 400 * 1024, "as few reads as may be"
+            assert max(largest) > 400 * 1024, "as few reads as possible"
 
     @given(sizes=st.lists(st.integers(1, 4_096), max_size=400), most=st.integers(1, 200), repeat=st.integers(1, 4))
-    def test_keys_are_shared_out_in_their_order(self, sizes: list[int], most: int, repeat: int) -> None:
-        """None is lost, none asked for twice, and no batch is larger than it may be, or smaller than it need be."""
+    def test_keys_are_split_in_their_order(self, sizes: list[int], most: int, repeat: int) -> None:
+        """None is lost or repeated, and no batch exceeds the limit, or is smaller than necessary."""
         keys = [b"%04d" % i + b"x" * size for i, size in enumerate(sizes * repeat)]
         batches = [list(batch) for batch in wire.batches(keys, most)]
         assert [key for batch in batches for key in batch] == keys
@@ -489,10 +490,10 @@ class TestLimits:
             assert len(batch) == most or weight + len(after[0]) + 3 > wire.MAX_READ_BYTES
 
     @pytest.mark.parametrize(("max_in_flight", "channels"), [(1, 1), (64, 1), (65, 2), (300, 5)])
-    def test_there_are_connections_enough(
+    def test_connections_suffice(
         self, bigtable_host: str, proxy: FaultProxy, max_in_flight: int, channels: int
     ) -> None:
-        """One carries at most 100 requests at a time; all are used."""
+        """Each carries at most 100 requests at a time; all are used."""
         spec = new_spec(bigtable_host, max_in_flight=max_in_flight)
         with closing(spec.open(Sum())) as store:
             updates = [Update(Key(f"k{i}"), 1, "1") for i in range(400)]
@@ -504,6 +505,6 @@ class TestLimits:
                 time.sleep(0.01)
 
 
-def test_row_keys_of_the_longest_kind_fit() -> None:
-    """The keys of the tests above are as Bigtable takes them."""
+def test_the_longest_row_keys_are_valid() -> None:
+    """Bigtable accepts the keys of the tests above."""
     assert len(encode_row_key(Key("x" * 4_000))) <= 4_096

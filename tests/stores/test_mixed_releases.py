@@ -1,4 +1,4 @@
-"""Release 0.1.0 and this one on the same tables: what both can use stays exact; what 0.1.0 cannot use it refuses."""
+"""Release 0.1.0 and this one on the same tables: features of both stay exact; 0.1.0 refuses what it does not know."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _names = itertools.count()
 
 
 class Releases:
-    """Processes of both releases, each started when it is first asked for.
+    """Processes of both releases, each started when it is first used.
 
     Args:
         path_010: packages of 0.1.0.
@@ -54,19 +54,19 @@ class Releases:
 
 @pytest.fixture(scope="module")
 def releases(run_folder: Path, bigtable_host: str) -> Iterator[Releases]:
-    """Both releases, for all tests here; skipped where the history of the project is not at hand."""
+    """Both releases, for all tests here; skipped where the history of the project is not available."""
     both = Releases(built(run_folder))
     yield both
     both.end()
 
 
 def new_prefix() -> str:
-    """What no other table's name begins with."""
+    """A prefix that no other table has."""
     return f"mixed-{os.getpid()}-{next(_names)}"
 
 
 def new_uri() -> str:
-    """Of a table that is not there yet."""
+    """The URI of a table that does not exist yet."""
     return f"bigtable://{PROJECT}/{INSTANCE}/{new_prefix()}"
 
 
@@ -76,7 +76,7 @@ def events(start: int, stop: int) -> list[Event]:
 
 
 def sums(merged: Sequence[Event]) -> dict[str, int]:
-    """What they add up to, each once."""
+    """The sums of these events, each counted once."""
     total: Counter[str] = Counter()
     for _, key, delta in dict.fromkeys(merged):
         total[key] += delta
@@ -84,7 +84,8 @@ def sums(merged: Sequence[Event]) -> dict[str, int]:
 
 
 def in_turns(releases: Releases, uri: str, monoid: str = "sum") -> None:
-    """0.1.0 begins, this release goes on, 0.1.0 does so again; each is given some of what the one before has merged."""
+    """0.1.0 begins, this release continues, then 0.1.0 again; each gets some events that the previous one has
+    merged."""
     for name, (start, stop), new in (
         ("0.1.0", (0, 3_000), 3_000),
         ("this", (1_000, 5_000), 2_000),
@@ -115,7 +116,7 @@ def at_the_same_time(releases: Releases, uri: str) -> None:
 
 
 def mixed(own: list[Event], shared: list[Event]) -> list[Event]:
-    """Both, in an order that is always the same."""
+    """Processes of both releases, in an order that is always the same."""
     return sorted(own + shared, key=lambda event: event[0][::-1])
 
 
@@ -135,8 +136,8 @@ def made(uri: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("monoid", ["sum", "count"])
-def test_a_table_of_010_goes_on_and_back(releases: Releases, monoid: str) -> None:
-    """Upgrade and rollback: each event once, and the table stays what it was; 0.1.0 called a count a sum."""
+def test_a_table_of_010_can_be_upgraded_and_rolled_back(releases: Releases, monoid: str) -> None:
+    """Each event counts once, and the table stays as it was; 0.1.0 called a count a sum."""
     uri = new_uri()
     before = make_with_010(releases, uri, monoid)
     in_turns(releases, uri, monoid)
@@ -147,15 +148,15 @@ def test_a_table_of_010_goes_on_and_back(releases: Releases, monoid: str) -> Non
 
 
 def test_both_at_once_on_a_table_of_010(releases: Releases) -> None:
-    """A fleet while it is upgraded."""
+    """As a fleet during an upgrade."""
     uri = new_uri()
     before = make_with_010(releases, uri)
     at_the_same_time(releases, uri)
     assert made(uri) == before
 
 
-def test_010_writes_what_the_golden_file_says(releases: Releases) -> None:
-    """The file of layout 1 is that release's own."""
+def test_010_writes_the_golden_file(releases: Releases) -> None:
+    """The file of layout 1 was written by that release."""
     prefix = new_prefix()
     releases("0.1.0")("golden_bigtable", PLACE, prefix)
     assert storage.differences(storage.read("bigtable-layout-1.json"), storage.read_bigtable(PLACE, prefix)) == []
@@ -166,9 +167,8 @@ def test_010_writes_what_the_golden_file_says(releases: Releases) -> None:
 
 @pytest.fixture(scope="module", params=["commit", "append"])
 def layout_2(releases: Releases, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A table of layout 2 with some events, written in either way, which must be the same cell by cell after all tests
-    that use it.
-    """
+    """A table of layout 2 with some events, written in each way, which must have the same cells after all tests that
+    use it."""
     uri = new_uri()
     assert cli.main(["create-table", uri, "--write", request.param]) == 0
     assert made(uri)["record"]["meta:write"] == {"0": request.param}
@@ -179,7 +179,7 @@ def layout_2(releases: Releases, request: pytest.FixtureRequest) -> Iterator[str
 
 
 def unchanged(uri: str, work: Callable[[], Any]) -> Any:
-    """What the work gives, and no cell or family of the table is another after it."""
+    """The result of the work; afterwards all cells and families of the table must be the same."""
     before = storage.table_of(spec_from_uri(uri))
     found = work()
     assert storage.differences(before, storage.table_of(spec_from_uri(uri))) == []
@@ -206,7 +206,7 @@ UNKNOWN = "unknown monoid 'sum/2'"
         ("create-table URI --window 1d --retention 7d --yes", MISMATCH),
     ],
 )
-def test_010_neither_reads_nor_makes_over_a_table_of_layout_2(
+def test_010_neither_reads_nor_changes_a_table_of_layout_2(
     releases: Releases, layout_2: str, words: str, said: str
 ) -> None:
     """Each command ends with 2 and says why; the table stays as it is."""
@@ -215,8 +215,9 @@ def test_010_neither_reads_nor_makes_over_a_table_of_layout_2(
     assert (code, said in err) == (2, True), err
 
 
-def test_check_of_010_says_that_a_table_of_layout_2_is_not_its_own(releases: Releases, layout_2: str) -> None:
-    """Exit code 1: it finds a rule of garbage collection that is not its own. What it would run then is refused."""
+def test_check_of_010_reports_a_table_of_layout_2(releases: Releases, layout_2: str) -> None:
+    """Exit code 1: it finds a rule of garbage collection that it did not make. The command that it advises is
+    refused."""
     argv = ["check", layout_2, "--json"]
     code, out, _ = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli", argv))
     wrong = [finding for finding in json.loads(out)["findings"] if finding["status"] == "wrong"]
@@ -229,7 +230,7 @@ def test_check_of_010_says_that_a_table_of_layout_2_is_not_its_own(releases: Rel
 
 @pytest.mark.parametrize("monoid", ["sum", "count", "max"])
 def test_a_store_of_010_does_not_open_a_table_of_layout_2(releases: Releases, layout_2: str, monoid: str) -> None:
-    """So nothing is merged through it, by whatever driver."""
+    """So no driver merges through it."""
 
     def merge() -> None:
         with pytest.raises(Refused, match=MISMATCH):
@@ -249,8 +250,8 @@ def test_a_pipeline_of_010_does_not_start_on_a_table_of_layout_2(
     assert (code, MISMATCH in err) == (2, True), err
 
 
-def test_nanoseconds_are_what_a_rollback_cannot_read(releases: Releases) -> None:
-    """In layout 1 too: First and Last keep them since 0.1.0, which refuses such a value and leaves it as it is."""
+def test_a_rollback_cannot_read_nanoseconds(releases: Releases) -> None:
+    """In layout 1 too: First and Last store them since 0.1.0, which refuses such a value and does not change it."""
     uri = new_uri()
     make_with_010(releases, uri, "last")
     merge_all([(releases("this"), (uri, "last", [("e1", "fine", ("x", 1, 5)), ("e2", "plain", ("y", 1, 0))]))])
@@ -265,18 +266,18 @@ def test_nanoseconds_are_what_a_rollback_cannot_read(releases: Releases) -> None
 # ---- SQLite ----
 
 
-def test_a_file_of_010_goes_on_and_back(releases: Releases, tmp_path: Path) -> None:
-    """Upgrade and rollback of a file."""
+def test_a_file_of_010_can_be_upgraded_and_rolled_back(releases: Releases, tmp_path: Path) -> None:
+    """Each event counts once."""
     in_turns(releases, f"sqlite:///{tmp_path / 'counts.db'}")
 
 
 def test_both_at_once_on_a_file(releases: Releases, tmp_path: Path) -> None:
-    """Whoever makes it."""
+    """Whichever release makes it."""
     at_the_same_time(releases, f"sqlite:///{tmp_path / 'counts.db'}")
 
 
-def test_a_count_in_a_file_goes_on_but_not_back(releases: Releases, tmp_path: Path) -> None:
-    """This release records a count as what it is, which 0.1.0 refuses; in a file of 0.1.0 it counts on."""
+def test_a_count_in_a_file_can_be_upgraded_but_not_rolled_back(releases: Releases, tmp_path: Path) -> None:
+    """This release records a count as such, which 0.1.0 refuses; in a file of 0.1.0 it is still counted."""
     old, new = (f"sqlite:///{tmp_path / name}" for name in ("old.db", "new.db"))
     in_turns(releases, old, "count")
     merge_all([(releases("this"), (new, "count", events(0, 10)))])
@@ -284,8 +285,8 @@ def test_a_count_in_a_file_goes_on_but_not_back(releases: Releases, tmp_path: Pa
         releases("0.1.0").prepare(new, "count", events(0, 10))
 
 
-def test_010_writes_what_the_golden_file_of_sqlite_says(releases: Releases, tmp_path: Path) -> None:
-    """But for what was added since, beside it: facts and triggers; and it called a count a sum."""
+def test_010_writes_the_golden_file_of_sqlite(releases: Releases, tmp_path: Path) -> None:
+    """Except for later additions: facts and triggers; and it called a count a sum."""
     releases("0.1.0")("golden_sqlite", str(tmp_path / "counts.db"))
     golden = storage.read("sqlite.json")
     golden["schema"] = {
@@ -297,7 +298,7 @@ def test_010_writes_what_the_golden_file_of_sqlite_says(releases: Releases, tmp_
     assert storage.differences(golden, storage.read_sqlite(tmp_path / "counts.db")) == []
 
 
-def test_without_the_history_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_history_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an archive of the sources, or a clone without old commits."""
     monkeypatch.setattr("tests.support.released.CHECKOUT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -306,5 +307,5 @@ def test_without_the_history_the_reason_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_page_names_the_commit() -> None:
-    """Which 0.1.0 is meant stands in docs/storage.md."""
+    """docs/storage.md says which commit 0.1.0 is."""
     assert COMMIT in (ROOT / "docs/storage.md").read_text("utf-8")

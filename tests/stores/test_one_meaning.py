@@ -1,4 +1,4 @@
-"""A table holds one aggregate: a second, different one is refused in words, wherever both meet."""
+"""One table holds one aggregate: a second, different one is refused with a reason, wherever the two meet."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _names = itertools.count()
 
 @pytest.fixture(params=["memory", "sqlite", "bigtable"])
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
-    """A table that nobody has used, in each kind of store."""
+    """An unused table, in each kind of store."""
     if request.param == "memory":
         return MemorySpec(f"one-meaning-{next(_names)}")
     if request.param == "sqlite":
@@ -53,7 +53,7 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> SqliteSpec:
-    """A file that is not there yet."""
+    """A file that does not exist yet."""
     return SqliteSpec(str(tmp_path / "c.db"))
 
 
@@ -84,7 +84,7 @@ SAME = [
 class TestPipelines:
     @pytest.mark.parametrize(("first", "second"), OTHERS)
     def test_two_steps_of_one_pipeline(self, spec: StoreSpec, first: dict[str, Any], second: dict[str, Any]) -> None:
-        """The second is refused while the pipeline is built, though nothing was written yet; it names both."""
+        """The second is refused while the pipeline is built, though nothing was written yet; the error names both."""
         events = beam.Pipeline() | beam.Create(EVENTS)
         _ = events | MergeRecords("one", store=spec, **FIELDS, **first)
         with pytest.raises(ConfigurationError) as caught:
@@ -94,7 +94,9 @@ class TestPipelines:
             assert str(part) in caught.value.problem
 
     @pytest.mark.parametrize(("first", "second"), SAME)
-    def test_two_steps_that_mean_the_same(self, spec: StoreSpec, first: dict[str, Any], second: dict[str, Any]) -> None:
+    def test_two_steps_with_the_same_aggregate(
+        self, spec: StoreSpec, first: dict[str, Any], second: dict[str, Any]
+    ) -> None:
         """They share the table."""
         events = beam.Pipeline() | beam.Create(EVENTS)
         _ = events | MergeRecords("one", store=spec, **FIELDS, **first)
@@ -104,7 +106,7 @@ class TestPipelines:
     def test_one_pipeline_after_the_other(
         self, sqlite: SqliteSpec, first: dict[str, Any], second: dict[str, Any]
     ) -> None:
-        """The second is refused while it is built; what the first has merged stays."""
+        """The second is refused while it is built; the merged events of the first stay."""
         with beam.Pipeline() as pipeline:
             pipeline | beam.Create(EVENTS) | MergeRecords(store=sqlite, **FIELDS, **first)
         with Reader.open(sqlite) as reader:
@@ -115,7 +117,7 @@ class TestPipelines:
             assert list(reader.store.scan()) == before != []
 
     def test_other_names_of_one_table_in_one_pipeline(self, tmp_path: Path) -> None:
-        """A link to the file, or upper case, makes no other table; another name does."""
+        """A link to the file, or upper case, does not make another table; another name does."""
         (tmp_path / "link.db").symlink_to(tmp_path / "c.db")
         events = beam.Pipeline() | beam.Create(EVENTS)
         _ = events | MergeRecords("one", store=f"sqlite:///{tmp_path}/c.db", **FIELDS, **COUNT)
@@ -124,7 +126,7 @@ class TestPipelines:
                 events | MergeRecords(f"two {n}", store=f"sqlite:///{tmp_path}/{same}", **FIELDS, **CENTS)
         _ = events | MergeRecords("three", store=f"sqlite:///{tmp_path}/c.db?table=cents", **FIELDS, **CENTS)
 
-    def test_a_pipeline_that_was_never_run_decides_nothing(self, sqlite: SqliteSpec) -> None:
+    def test_a_pipeline_that_was_never_run_reserves_nothing(self, sqlite: SqliteSpec) -> None:
         """The next one may use the table for something else."""
         _ = beam.Pipeline() | beam.Create(EVENTS) | MergeRecords(store=sqlite, **FIELDS, **COUNT)
         _ = beam.Pipeline() | beam.Create(EVENTS) | MergeRecords(store=sqlite, **FIELDS, **CENTS)
@@ -147,7 +149,7 @@ class TestPipelines:
         )
 
 
-def test_what_was_typed_is_what_is_recorded(spec: StoreSpec) -> None:
+def test_the_name_on_the_command_line_is_recorded(spec: StoreSpec) -> None:
     """A count is called a count, and read as one."""
     with closing(spec.open(Count(), DAY)) as store:
         store.merge_update(A, 1, event_id="1")
@@ -160,8 +162,8 @@ def test_what_was_typed_is_what_is_recorded(spec: StoreSpec) -> None:
         spec.open(Count(), DAY * 2)
 
 
-def test_the_field_is_told(spec: StoreSpec) -> None:
-    """In the record, and to whoever wants another."""
+def test_the_field_is_recorded(spec: StoreSpec) -> None:
+    """In the table, and in the error for another field."""
     with closing(spec.open(Max().of("cart.total"))) as store:
         store.merge_update(A, 7, event_id="1")
         assert str(spec.recorded_schema()) == "monoid 'max' of 'cart.total' and no window"
@@ -170,7 +172,7 @@ def test_the_field_is_told(spec: StoreSpec) -> None:
 
 
 def of_release_0_1_0(spec: StoreSpec, monoid: Monoid[Any]) -> None:
-    """Make a table's record what that release made of it."""
+    """Give a table the record that release 0.1.0 writes."""
     if isinstance(spec, SqliteSpec):
         with closing(sqlite3.connect(spec.path)) as db, db:
             db.execute("DROP TABLE murmur_facts")
@@ -191,7 +193,7 @@ def of_release_0_1_0(spec: StoreSpec, monoid: Monoid[Any]) -> None:
 class TestTablesOfRelease010:
     @pytest.fixture(params=["sqlite", "bigtable"])
     def spec(self, request: pytest.FixtureRequest, tmp_path: Path) -> StoreSpec:
-        """A table of counts that it has made: it called them sums, and recorded no field."""
+        """A table of counts made by that release: it called them sums, and recorded no field."""
         made: StoreSpec = SqliteSpec(str(tmp_path / "c.db"))
         if request.param == "bigtable":
             host = request.getfixturevalue("bigtable_host")
@@ -202,8 +204,8 @@ class TestTablesOfRelease010:
         return made
 
     @pytest.mark.parametrize("monoid", [Count(), Sum(), Sum().of("cents"), Sum().of("items")])
-    def test_counts_and_sums_of_any_field_go_on(self, spec: StoreSpec, monoid: Monoid[Any]) -> None:
-        """And decide nothing for others."""
+    def test_counts_and_sums_of_any_field_are_still_merged(self, spec: StoreSpec, monoid: Monoid[Any]) -> None:
+        """And record nothing that excludes others."""
         for n, each in enumerate((monoid, Sum().of("else"), Count())):
             with closing(spec.open(each)) as store:
                 assert store.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
@@ -212,13 +214,13 @@ class TestTablesOfRelease010:
             assert reader.get("a") == 4
 
     def test_anything_else_is_refused(self, spec: StoreSpec) -> None:
-        """As it was."""
+        """As before."""
         for monoid, granularity in ((Max(), None), (Count(), DAY)):
             with pytest.raises(SchemaMismatch, match="monoid 'sum' and no window"):
                 spec.open(monoid, granularity)
 
     def test_a_reader_changes_nothing(self, spec: StoreSpec, tmp_path: Path) -> None:
-        """The file is upgraded by who writes to it."""
+        """Only a writer upgrades the file."""
         with Reader.open(spec) as reader:
             assert reader.get("a") == 1
         if isinstance(spec, SqliteSpec):
@@ -226,7 +228,7 @@ class TestTablesOfRelease010:
                 assert db.execute("SELECT name FROM sqlite_master WHERE name = 'murmur_facts'").fetchall() == []
 
     def test_that_release_can_still_add_tables(self, tmp_path: Path) -> None:
-        """To a file that a later one has written to, though it counts the columns."""
+        """To a file that a later release has written, though it counts the columns."""
         path = str(tmp_path / "c.db")
         with closing(SqliteSpec(path).open(Count())) as store:
             store.merge_update(A, 1, event_id="1")
@@ -236,7 +238,7 @@ class TestTablesOfRelease010:
 
 
 class TestUpperAndLowerCase:
-    """SQLite takes ``Views`` and ``views`` for one table."""
+    """SQLite treats ``Views`` and ``views`` as one table."""
 
     @pytest.mark.parametrize("names", [("Views", "views"), ("views", "VIEWS"), ("VIEWS", "vIEWs")])
     def test_they_are_one_table(self, tmp_path: Path, names: tuple[str, str]) -> None:
@@ -252,7 +254,7 @@ class TestUpperAndLowerCase:
             assert store.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
 
     def test_two_records_that_contradict_each_other(self, tmp_path: Path) -> None:
-        """Release 0.1.0 made such: what the table holds cannot be told, and nobody adds to it."""
+        """Release 0.1.0 made such records: it is unknown what the table holds, so writes are refused."""
         path = str(tmp_path / "c.db")
         with closing(SqliteSpec(path, "views").open(Sum())) as store:
             store.merge_update(A, 1, event_id="1")
@@ -267,15 +269,15 @@ CONFIG = Config(dedup=AtomicDedup())
 
 
 def merge(store: Any, event_id: str, age: timedelta, window: WindowConfig | None) -> Outcome:
-    """One event of that age."""
+    """Merge one event of that age."""
     return merge_many(CONFIG, "test", event_id, NOW - age, ["a"], 1, store, None, window)
 
 
 class TestRetention:
-    """A pipeline without a retention goes by that of the table."""
+    """A pipeline without a retention uses that of the table."""
 
-    def test_it_is_that_of_the_first_window_that_had_one(self, sqlite: SqliteSpec) -> None:
-        """Another one, of another pipeline, stays its own."""
+    def test_it_is_that_of_the_first_window_with_one(self, sqlite: SqliteSpec) -> None:
+        """Another pipeline with another retention keeps its own."""
         with closing(sqlite.open(Sum(), DAY)) as store:
             assert merge(store, "1", 50 * DAY, daily()) is Outcome.MERGED
         for retention in (30 * DAY, 60 * DAY):
@@ -290,7 +292,7 @@ class TestRetention:
         assert expiries[0] is None
         assert None not in expiries[1:]
 
-    def test_in_one_process_at_once(self, spec: StoreSpec) -> None:
+    def test_two_steps_of_one_process(self, spec: StoreSpec) -> None:
         """Steps that share an open store, though nothing is recorded yet."""
         if isinstance(spec, BigtableSpec):
             pytest.skip("there it is recorded when the table is made")
@@ -298,20 +300,20 @@ class TestRetention:
             merge(store, "1", timedelta(0), daily(30 * DAY))
             assert merge(store, "2", 31 * DAY, daily()) is Outcome.EXPIRED
 
-    def test_without_any_nothing_expires(self, spec: StoreSpec) -> None:
+    def test_without_a_retention_nothing_expires(self, spec: StoreSpec) -> None:
         """As before."""
         with closing(spec.open(Sum(), DAY)) as store:
             assert merge(store, "1", 5_000 * DAY, daily()) is Outcome.MERGED
 
-    def test_the_longest_there_is(self, sqlite: SqliteSpec) -> None:
-        """It is recorded as far as a file can."""
+    def test_the_longest_retention(self, sqlite: SqliteSpec) -> None:
+        """It is recorded up to the limit of a file."""
         for _ in range(2):
             with closing(sqlite.open(Sum(), DAY)) as store:
                 merge(store, "1", timedelta(0), daily(timedelta.max))
                 assert merge(store, "2", 5_000 * DAY, daily()) in Outcome
 
-    def test_in_bigtable_that_of_the_table(self, bigtable_host: str) -> None:
-        """What it was made for, also where the pipeline was built before the server answered."""
+    def test_in_bigtable_it_is_that_of_the_table(self, bigtable_host: str) -> None:
+        """Its purpose, also where the pipeline was built before the server answered."""
         where = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, f"kept-{os.getpid()}-{next(_names)}")
         tables.create(where, tables.purpose(Schema("sum", DAY), 30 * DAY))
         with closing(where.open(Sum(), DAY)) as store:
@@ -343,8 +345,8 @@ def test_state_that_ends_with_the_program_is_refused(
     assert sorted(os.listdir(tmp_path)) == ["o.jsonl"]
 
 
-def test_options_of_a_pipeline_are_a_command_line_too() -> None:
-    """`MurmurOptions` has no memory either; in Python, it may be given."""
+def test_options_of_a_pipeline_count_as_a_command_line() -> None:
+    """`MurmurOptions` refuses a store in memory too; in Python it is accepted."""
     options = PipelineOptions(["--murmur_store=memory://x", "--murmur_key=page", "--murmur_monoid=count"])
     with pytest.raises(ConfigurationError, match=r"--murmur_store.*ends with the program"):
         beam.Pipeline(options=options) | beam.Create(EVENTS) | MergeRecords(event_id="id")

@@ -1,4 +1,5 @@
-"""Cells of pending deltas: what goes in comes out, in pieces that are not too large; damage is found, never counted."""
+"""Cells of pending deltas: they are decoded to what was encoded, in pieces of limited size; damage is found, never
+counted."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from murmur_beam.testing import FakeClock
 
 
 class Words(Monoid[dict[str, int]]):
-    """Counts words; neither a sum of the server's nor idempotent."""
+    """Counts words; neither one of the server's sums nor idempotent."""
 
     name = "words"
     identity: dict[str, int] = {}
 
     def combine(self, a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-        """Add what both have."""
+        """Add the counts of both."""
         return {word: a.get(word, 0) + b.get(word, 0) for word in {**a, **b}}
 
     def lift(self, value: Any, event_time_us: int) -> dict[str, int]:
@@ -47,7 +48,7 @@ def pairs(deltas: st.SearchStrategy[Any], least: int = 1) -> st.SearchStrategy[l
 
 
 def events(some: Sequence[tuple[bytes, Any]]) -> Events[Any]:
-    """As `encoded` takes them."""
+    """Events as `encoded` accepts them."""
     return Events(b"".join([print_ for print_, _ in some]), [delta for _, delta in some])
 
 
@@ -58,7 +59,7 @@ def plain(cells: Sequence[Events[Any]]) -> list[tuple[bytes, Any]]:
 
 @st.composite
 def made(draw: st.DrawFn) -> tuple[Monoid[Any], bytes]:
-    """A cell of any kind, and whose it is."""
+    """A cell of any kind, and its monoid."""
     monoid = draw(st.sampled_from([Count(), Sum(), Words(), Max()]))
     if monoid.idempotent:
         some = Events(b"", draw(st.lists(INTEGER, min_size=1, max_size=5)))
@@ -73,8 +74,8 @@ def made(draw: st.DrawFn) -> tuple[Monoid[Any], bytes]:
 
 
 @given(pairs(INTEGER), st.booleans())
-def test_integers_come_back(some: list[tuple[bytes, int]], ones: bool) -> None:
-    """Of all of 64 bits; ones take no room beside their fingerprints."""
+def test_integers_are_decoded(some: list[tuple[bytes, int]], ones: bool) -> None:
+    """Of all of 64 bits; ones need no bytes beside their fingerprints."""
     if ones:
         some = [(print_, 1) for print_, _ in some]
     (cell,) = encoded(Sum(), events(some))
@@ -85,7 +86,7 @@ def test_integers_come_back(some: list[tuple[bytes, int]], ones: bool) -> None:
 
 
 @given(pairs(WORDS))
-def test_states_come_back(some: list[tuple[bytes, dict[str, int]]]) -> None:
+def test_states_are_decoded(some: list[tuple[bytes, dict[str, int]]]) -> None:
     """As the monoid encodes them, with their events."""
     (cell,) = encoded(Words(), events(some))
     assert cell[1] == STATES
@@ -93,8 +94,8 @@ def test_states_come_back(some: list[tuple[bytes, dict[str, int]]]) -> None:
 
 
 @given(st.lists(INTEGER, min_size=1))
-def test_what_is_harmless_to_fold_again_is_one_state_without_events(some: list[int]) -> None:
-    """Folded already."""
+def test_idempotent_deltas_become_one_state_without_events(some: list[int]) -> None:
+    """They are folded when they are encoded."""
     (cell,) = encoded(Max(), Events(b"", some))
     assert cell[1] == TOGETHER
     assert decoded(Max(), cell) == Events(b"", [max(some)])
@@ -102,15 +103,15 @@ def test_what_is_harmless_to_fold_again_is_one_state_without_events(some: list[i
 
 @given(print_=PRINTS, delta=INTEGER)
 def test_one_event(print_: bytes, delta: int) -> None:
-    """The most frequent cell of all, which is read by a way of its own."""
+    """The most frequent kind of cell, which has its own fast path."""
     (cell,) = encoded(Sum(), Events(print_, [delta]))
     assert plain([decoded(Sum(), cell)]) == [(print_, delta)]
     assert (cell == pending.ONE + print_) == (delta == 1)
 
 
 @pytest.mark.parametrize("delta", [INT64_MAX + 1, INT64_MIN - 1])
-def test_what_does_not_fit_is_not_written(delta: int) -> None:
-    """The append tells of it."""
+def test_a_delta_that_overflows_is_not_encoded(delta: int) -> None:
+    """The append fails with it."""
     with pytest.raises(struct.error):
         list(encoded(Sum(), Events(bytes(16), [delta])))
 
@@ -121,7 +122,7 @@ def test_what_does_not_fit_is_not_written(delta: int) -> None:
 @pytest.mark.parametrize("n", [1, 39_999, 40_000, 40_001, 80_000, 80_001])
 @pytest.mark.parametrize("delta", [1, 7])
 def test_no_cell_has_too_many_events(n: int, delta: int) -> None:
-    """They come back in their order."""
+    """They are decoded in their order."""
     prints = [i.to_bytes(16, "big") for i in range(n)]
     cells = [decoded(Sum(), cell) for cell in encoded(Sum(), Events(b"".join(prints), [delta] * n))]
     assert [cell.n for cell in cells[:-1]] == [pending.EVENTS_PER_CELL] * (-(-n // pending.EVENTS_PER_CELL) - 1)
@@ -133,7 +134,7 @@ def test_no_cell_has_too_many_events(n: int, delta: int) -> None:
 def test_cells_of_states_are_small_unless_of_one_event(
     some: list[tuple[bytes, dict[str, int]]], most_events: int, most_bytes: int
 ) -> None:
-    """By number and by bytes; and no more of them than needed: no two that follow each other would fit into one."""
+    """Bounded by number and by bytes; and not more cells than needed: no two neighbours would fit into one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pending, "EVENTS_PER_CELL", most_events)
         patch.setattr(pending, "CELL_BYTES", most_bytes)
@@ -153,9 +154,9 @@ def test_cells_of_states_are_small_unless_of_one_event(
 
 
 @given(st.lists(pairs(INTEGER), max_size=6), st.integers(1, 4))
-def test_of_an_event_in_several_cells_the_first_counts(some: list[list[tuple[bytes, int]]], few: int) -> None:
+def test_for_an_event_in_several_cells_the_first_counts(some: list[list[tuple[bytes, int]]], few: int) -> None:
     """Whatever is in the others."""
-    # So few fingerprints that they meet.
+    # A small range of fingerprints, so that some are equal.
     cells = [
         list({print_[:1] * 15 + bytes([print_[0] % few]): delta for print_, delta in each}.items()) for each in some
     ]
@@ -171,8 +172,8 @@ def test_of_an_event_in_several_cells_the_first_counts(some: list[list[tuple[byt
 
 
 @given(made(), st.data())
-def test_a_cell_that_was_cut_off_is_found_to_be_damaged(whole: tuple[Monoid[Any], bytes], data: st.DataObject) -> None:
-    """Wherever."""
+def test_a_truncated_cell_is_damaged(whole: tuple[Monoid[Any], bytes], data: st.DataObject) -> None:
+    """Wherever it is cut."""
     monoid, cell = whole
     cut = cell[: data.draw(st.integers(0, len(cell) - 1))]
     if monoid.idempotent and len(cut) > HEAD.size:
@@ -182,8 +183,8 @@ def test_a_cell_that_was_cut_off_is_found_to_be_damaged(whole: tuple[Monoid[Any]
 
 
 @given(made(), st.binary(min_size=1, max_size=40))
-def test_a_cell_with_more_than_its_events_is_found_to_be_damaged(whole: tuple[Monoid[Any], bytes], more: bytes) -> None:
-    """Also where that is shorter than a length."""
+def test_a_cell_with_extra_bytes_is_damaged(whole: tuple[Monoid[Any], bytes], more: bytes) -> None:
+    """Also where they are shorter than a length."""
     monoid, cell = whole
     if monoid.idempotent:
         return  # its number may be a longer one
@@ -203,7 +204,7 @@ def test_another_format_or_kind_is_never_counted(whole: tuple[Monoid[Any], bytes
 
 @given(made(), st.integers(0, 2**32 - 1))
 def test_another_number_of_events_is_never_counted(whole: tuple[Monoid[Any], bytes], n: int) -> None:
-    """Only cells without fingerprints do not go by it."""
+    """Only cells without fingerprints ignore it."""
     monoid, cell = whole
     if monoid.idempotent or n == HEAD.unpack_from(cell)[2]:
         return
@@ -212,11 +213,11 @@ def test_another_number_of_events_is_never_counted(whole: tuple[Monoid[Any], byt
 
 
 @given(st.sampled_from([Count(), Sum(), Words(), Max()]), st.binary(max_size=120), st.integers(0, 3), st.integers(0, 5))
-def test_any_bytes_are_events_or_an_error_that_says_so(monoid: Monoid[Any], body: bytes, kind: int, n: int) -> None:
-    """What is taken for events has as many deltas as fingerprints."""
+def test_any_bytes_are_events_or_an_error(monoid: Monoid[Any], body: bytes, kind: int, n: int) -> None:
+    """What is decoded has as many deltas as fingerprints."""
     try:
         prints, deltas = decoded(monoid, HEAD.pack(1, kind, n) + body)
-    except (PermanentError, ValueError):  # ValueError: of JSON
+    except (PermanentError, ValueError):  # ValueError: from JSON
         return
     assert len(deltas) == (1 if monoid.idempotent and kind == TOGETHER else len(split(prints))) > 0
     assert len(prints) == 16 * len(split(prints))
@@ -224,7 +225,7 @@ def test_any_bytes_are_events_or_an_error_that_says_so(monoid: Monoid[Any], body
 
 @pytest.mark.parametrize("kind", [ONES, INTEGERS, STATES])
 def test_a_cell_of_no_events_is_damaged(kind: int) -> None:
-    """Nobody writes it; a fold would take its neighbours for cells without fingerprints."""
+    """It is never written; a fold would take its neighbours for cells without fingerprints."""
     with pytest.raises(PermanentError, match="damaged"):
         decoded(Sum(), HEAD.pack(1, kind, 0))
 
@@ -234,13 +235,13 @@ def test_a_cell_of_no_events_is_damaged(kind: int) -> None:
     [
         pytest.param(Sum(), HEAD.pack(1, TOGETHER, 1) + b"5", id="a sum without fingerprints"),
         pytest.param(Words(), HEAD.pack(1, TOGETHER, 1) + b"{}", id="words without fingerprints"),
-        pytest.param(Words(), pending.ONE + bytes(16), id="one that is no word"),
-        pytest.param(Max(), pending.ONE + bytes(16), id="one that is no maximum"),
-        pytest.param(Words(), HEAD.pack(1, INTEGERS, 1) + bytes(24), id="a number that is no word"),
+        pytest.param(Words(), pending.ONE + bytes(16), id="one that is not a word"),
+        pytest.param(Max(), pending.ONE + bytes(16), id="one that is not a maximum"),
+        pytest.param(Words(), HEAD.pack(1, INTEGERS, 1) + bytes(24), id="a number that is not a word"),
     ],
 )
-def test_a_kind_that_is_not_the_monoids_is_never_counted(monoid: Monoid[Any], cell: bytes) -> None:
-    """Though it is one that there is."""
+def test_a_kind_of_another_monoid_is_never_counted(monoid: Monoid[Any], cell: bytes) -> None:
+    """Though the kind exists."""
     with pytest.raises(PermanentError, match=f"damaged, or not of a {monoid.name}"):
         decoded(monoid, cell)
 
@@ -248,8 +249,8 @@ def test_a_kind_that_is_not_the_monoids_is_never_counted(monoid: Monoid[Any], ce
 # ---- names ----
 
 
-def test_names_are_in_the_order_of_time_and_none_is_given_twice() -> None:
-    """Also at one time, by two writers; what is put beside a cell has its time."""
+def test_names_are_in_the_order_of_time_and_unique() -> None:
+    """Also at one time, by two writers; a cell has the time of its name."""
     clock = FakeClock()
     names, others = pending.Names(clock), pending.Names(clock)
     made = [names() for _ in range(1_000)] + [others() for _ in range(1_000)]

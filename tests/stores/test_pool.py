@@ -1,4 +1,4 @@
-"""One open store for all who share a spec, closed with the last of them."""
+"""The pool: one open store for all leases of a spec, closed with the last of them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DAY = timedelta(days=1)
 
 
 def linger() -> None:
-    """Be busy for long enough that other threads get their turn."""
+    """Be busy for long enough that other threads run."""
     for _ in range(500):
         pass
 
 
 class Closable(MemoryStore[Any]):
-    """A store that counts how often it was closed, and refuses to be read afterwards."""
+    """A store that counts how often it was closed, and raises when it is read afterwards."""
 
     closed = 0
 
@@ -47,8 +47,8 @@ class Closable(MemoryStore[Any]):
 
 @dataclass(frozen=True)
 class Spec:
-    """A spec whose openings can be watched, and made to fail, and that notices if two threads look it up at once.
-    Equal ones are one store, as for workers that have each unpickled their own."""
+    """A spec that counts its openings, can make them fail, and notices if two threads look it up at once. Equal specs
+    are one store, as for workers that have each unpickled their own."""
 
     name: str
     faults: Any = field(default_factory=lambda: iter(()), compare=False)
@@ -60,7 +60,7 @@ class Spec:
 
     @classmethod
     def new(cls, *faults: Exception | None) -> Spec:
-        """One that no other test shares."""
+        """A spec that no other test shares."""
         return cls(f"test-{next(cls._names)}", iter(faults))
 
     def __hash__(self) -> int:
@@ -72,7 +72,7 @@ class Spec:
         return hash(self.name)
 
     def copy(self) -> Spec:
-        """An equal one that is not the same."""
+        """An equal spec that is another object."""
         return replace(self)
 
     def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Store[Any]:
@@ -88,20 +88,20 @@ class Spec:
 
 
 def lease(spec: Any, monoid: Monoid[Any] | None = None, granularity: timedelta | None = None) -> Lease:
-    """A share, by default in a store of sums."""
+    """A lease, by default of a store of sums."""
     return Lease(spec, monoid or Sum(), granularity)
 
 
 class TestSharing:
     def test_equal_specs_share_one_store(self) -> None:
-        """However many leases there are, the store is opened once."""
+        """However many leases exist, the store is opened once."""
         spec = Spec.new()
         leases = [lease(spec), lease(spec.copy()), lease(spec.copy())]
         assert len(spec.opened) == 1
         assert all(each.store is spec.opened[0] for each in leases)
 
-    def test_different_specs_do_not(self) -> None:
-        """Each gets its own, and closing one leaves the other open."""
+    def test_different_specs_have_their_own_stores(self) -> None:
+        """Closing one leaves the other open."""
         one, other = Spec.new(), Spec.new()
         first, second = lease(one), lease(other)
         assert first.store is not second.store
@@ -109,7 +109,7 @@ class TestSharing:
         assert (one.opened[0].closed, other.opened[0].closed) == (1, 0)
 
     def test_a_store_is_opened_with_monoid_and_granularity(self) -> None:
-        """As the lease asks for it."""
+        """As the lease requests it."""
 
         class Watching:
             def open(self, *arguments: Any) -> Any:
@@ -119,8 +119,8 @@ class TestSharing:
         shared: Any = lease(Watching(), monoid, DAY)
         assert shared.store == (monoid, DAY)
 
-    def test_stores_of_another_monoid_or_granularity_are_others(self) -> None:
-        """They hold other values, and it is for the store to say whether it can be both."""
+    def test_another_monoid_or_granularity_has_another_store(self) -> None:
+        """They hold other values, and the store decides whether one table can hold both."""
         spec = Spec.new()
         stores = [
             lease(spec, Sum()).store,
@@ -131,7 +131,8 @@ class TestSharing:
         assert len({id(store) for store in stores}) == len(spec.opened) == 4
 
     def test_monoids_that_share_a_name_share_a_store(self) -> None:
-        """Two instances of one monoid, as after unpickling; another one, or one of another field, has its own."""
+        """Two instances of one monoid, as after unpickling; another monoid, or one of another field, has its own
+        store."""
         spec = Spec.new()
         shared = lease(spec, Sum()).store
         assert shared is lease(spec, Sum()).store
@@ -142,7 +143,7 @@ class TestSharing:
 
 class TestRelease:
     def test_the_last_release_closes(self) -> None:
-        """And not one before; the order does not matter."""
+        """And no earlier release; the order does not matter."""
         spec = Spec.new()
         leases = [lease(spec) for _ in range(3)]
         for each in (leases[1], leases[0]):
@@ -152,7 +153,7 @@ class TestRelease:
         assert spec.opened[0].closed == 1
 
     def test_a_second_release_does_nothing(self) -> None:
-        """It takes away nobody else's share, and does not close again."""
+        """It takes no other share, and does not close again."""
         spec = Spec.new()
         first, second = lease(spec), lease(spec)
         first.release()
@@ -164,7 +165,7 @@ class TestRelease:
         assert spec.opened[0].closed == 1
 
     def test_after_the_last_release_the_next_lease_opens_anew(self) -> None:
-        """A closed store is not handed out; an old release does not close the new one."""
+        """A closed store is not leased; an old release does not close the new one."""
         spec = Spec.new()
         first = lease(spec)
         first.release()
@@ -176,7 +177,7 @@ class TestRelease:
         assert [store.closed for store in spec.opened] == [1, 1]
 
     def test_a_lease_keeps_the_store_in_use_while_others_come_and_go(self) -> None:
-        """One opening for all of them."""
+        """All of them share one opening."""
         spec = Spec.new()
         lasting = lease(spec)
         for _ in range(3):
@@ -185,8 +186,8 @@ class TestRelease:
         assert lasting.store.get(Key("a")) is None
         assert len(spec.opened) == 1
 
-    def test_a_store_that_fails_to_close_is_given_up(self) -> None:
-        """The error is told once; the next lease opens anew."""
+    def test_a_store_that_fails_to_close_is_dropped(self) -> None:
+        """The error is raised once; the next lease opens anew."""
 
         class Stuck(Closable):
             def close(self) -> None:
@@ -208,7 +209,7 @@ class TestRelease:
 class TestFailures:
     @pytest.mark.parametrize("error", [StoreUnavailable("gone"), SchemaMismatch("other"), RuntimeError("bug")])
     def test_a_failing_open_leaves_nothing_behind(self, error: Exception) -> None:
-        """The error comes through, and the next lease tries again, as if the first had never been."""
+        """The error is raised, and the next lease tries again."""
         spec = Spec.new(error)
         with pytest.raises(type(error)) as caught:
             lease(spec)
@@ -218,8 +219,8 @@ class TestFailures:
         second.release()
         assert spec.opened[0].closed == 1
 
-    def test_a_failing_open_does_not_hurt_the_others(self) -> None:
-        """A store in use stays so, and other specs can be opened."""
+    def test_a_failing_open_does_not_affect_other_leases(self) -> None:
+        """A store in use stays open, and other specs can be opened."""
         spec = Spec.new(None, TransientError("busy"))
         kept = lease(spec)
         with pytest.raises(TransientError):
@@ -256,7 +257,7 @@ def together(n: int, work: Callable[[], None]) -> None:
 
 @pytest.fixture
 def hurry() -> Iterator[None]:
-    """Threads take turns as often as they can, so that one in a hundred races becomes one in two."""
+    """Switch threads as often as possible, so that one race in a hundred becomes one in two."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -266,7 +267,7 @@ def hurry() -> Iterator[None]:
 @pytest.mark.usefixtures("hurry")
 class TestThreads:
     def test_threads_that_start_together_open_one_store(self) -> None:
-        """Even if opening takes its time."""
+        """Even if opening is slow."""
         for _ in range(20):
             spec = Spec.new()
             leases: list[Lease] = []
@@ -274,8 +275,8 @@ class TestThreads:
             assert len(leases) == 4
             assert len(spec.opened) == 1
 
-    def test_nobody_is_ever_left_with_a_closed_store(self) -> None:
-        """While others lease and release all the time; in the end each opened store was closed just once."""
+    def test_no_lease_ever_has_a_closed_store(self) -> None:
+        """While others lease and release all the time; at the end each opened store was closed exactly once."""
         spec = Spec.new()
 
         def work() -> None:
@@ -289,8 +290,8 @@ class TestThreads:
         assert {store.closed for store in spec.opened} == {1}
         assert spec.collisions == []
 
-    def test_releases_at_the_same_time_do_not_get_into_each_other_s_way(self) -> None:
-        """Shares are counted one by one; the store is closed by the last."""
+    def test_simultaneous_releases_count_one_by_one(self) -> None:
+        """The last one closes the store."""
         spec = Spec.new()
         shares = iter([[lease(spec) for _ in range(100)] for _ in range(8)])
         lasting = lease(spec)

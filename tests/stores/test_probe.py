@@ -1,6 +1,5 @@
 """``murmur check --probe``: on the emulator, on what is known of the live service, and with each assumption broken by a
-proxy before the emulator.
-"""
+proxy."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ _names = itertools.count()
 
 
 def new_where(**arguments: Any) -> BigtableSpec:
-    """A table that is not there yet."""
+    """A table that does not exist yet."""
     return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, f"probed-{os.getpid()}-{next(_names)}", **arguments)
 
 
@@ -76,7 +75,7 @@ def where(bigtable_host: str) -> BigtableSpec:
 
 @pytest.fixture
 def leaves_nothing(where: BigtableSpec, bigtable_host: str) -> Iterator[None]:
-    """After the test, the table has no row but its record."""
+    """After the test, the table has no row except its record."""
     yield
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BIGTABLE_EMULATOR_HOST", bigtable_host)
@@ -97,7 +96,7 @@ def remove(where: BigtableSpec, keys: list[bytes]) -> None:
 
 
 def status(report: probe.Report) -> dict[str, str]:
-    """Of each step."""
+    """The status of each step."""
     return {result.name: result.status for result in report.results}
 
 
@@ -105,7 +104,7 @@ def status(report: probe.Report) -> dict[str, str]:
 
 
 def names_of(message: Any) -> set[bytes]:
-    """Of the scratch rows that a request is about."""
+    """Of the scratch rows that a request names."""
     if hasattr(message, "row_key"):
         keys = [message.row_key]
     else:
@@ -121,14 +120,14 @@ def mutations_of(message: Any) -> list[Any]:
 
 
 def about(name: str, method: str, request: bytes) -> Any:
-    """The request as a message, if it is about the scratch row of this name alone; of several, with + between them."""
+    """The request as a message, if it names the scratch row of this name alone; several names are joined by +."""
     kind = KINDS.get(method)
     message = kind.FromString(request) if kind else None
     return message if message is not None and names_of(message) == {*name.encode().split(b" + ")} else None
 
 
 def asked(name: str, change: Callable[[Any], object]) -> dict[str, Any]:
-    """Requests about this scratch row arrive changed."""
+    """Change requests for this scratch row."""
 
     def changed(method: str, request: bytes) -> bytes:
         message = about(name, method, request)
@@ -141,7 +140,7 @@ def asked(name: str, change: Callable[[Any], object]) -> dict[str, Any]:
 
 
 def told(name: str, change: Callable[[Any], object], method: str = CHECK_AND_MUTATE) -> dict[str, Any]:
-    """Answers to writes of this scratch row arrive changed."""
+    """Change the answers to writes of this scratch row."""
     kind: Any = CheckAndMutateRowResponse if method == CHECK_AND_MUTATE else MutateRowsResponse
 
     def changed(asked: str, request: bytes, answers: list[bytes]) -> list[bytes]:
@@ -156,7 +155,7 @@ def told(name: str, change: Callable[[Any], object], method: str = CHECK_AND_MUT
 
 
 def ignored(name: str, mutation: str) -> dict[str, Any]:
-    """Writes of one such mutation to this scratch row are taken, and not made."""
+    """Acknowledge writes of one such mutation to this scratch row without making them."""
 
     def live(method: str, request: bytes) -> bytes | None:
         message = about(name, method, request)
@@ -168,12 +167,12 @@ def ignored(name: str, mutation: str) -> dict[str, Any]:
 
 
 def taken(n: int) -> bytes:
-    """The answer to a write of so many rows that says that all is well."""
+    """The answer to a write of this many rows that reports success."""
     return bytes(MutateRowsResponse.serialize(MutateRowsResponse(entries=[{"index": i} for i in range(n)])))
 
 
 def refused(code: grpc.StatusCode, text: str, *methods: str, name: str = "") -> dict[str, Any]:
-    """Requests of these methods fail, of this scratch row or of all."""
+    """Make requests of these methods fail, for this scratch row or for all."""
 
     def live(method: str, request: bytes) -> Refusal | None:
         hit = method in methods and scratch.PREFIX in request and (not name or about(name, method, request))
@@ -183,13 +182,13 @@ def refused(code: grpc.StatusCode, text: str, *methods: str, name: str = "") -> 
 
 
 def no_mutations(message: Any) -> None:
-    """A commit writes nothing where its condition is not met."""
+    """Make a commit write nothing where its condition is not met."""
     if hasattr(message, "row_key"):
         del message.false_mutations[:]
 
 
 def always(met: bool) -> Callable[[Any], None]:
-    """A condition that looks at nothing."""
+    """Make a condition that every row meets."""
 
     def change(message: Any) -> None:
         if hasattr(message, "row_key"):
@@ -200,19 +199,19 @@ def always(met: bool) -> Callable[[Any], None]:
 
 
 def whole_range(message: Any) -> None:
-    """A range of columns begins at the first."""
+    """Make a range of columns begin at the first."""
     if hasattr(message, "rows"):
         message.filter.interleave.filters[1].column_range_filter.ClearField("start_qualifier_closed")
 
 
 def two_cells(message: Any) -> None:
-    """The limit of cells a column is another one."""
+    """Make the limit of cells per column another one."""
     if hasattr(message, "rows") and message.filter.HasField("interleave"):
         message.filter.interleave.filters[0].chain.filters[1].cells_per_column_limit_filter = 2
 
 
 def without(mutation: str) -> Callable[[Any], None]:
-    """Mutations of this kind get lost."""
+    """Drop mutations of this kind."""
 
     def change(message: Any) -> None:
         for some in mutations_of(message):
@@ -224,7 +223,7 @@ def without(mutation: str) -> Callable[[Any], None]:
 
 
 def retimed(field: str, time: Callable[[int], int]) -> Callable[[Any], None]:
-    """Cells are written at other times."""
+    """Write cells at other times."""
 
     def change(message: Any) -> None:
         for each in itertools.chain.from_iterable(mutations_of(message)):
@@ -238,26 +237,26 @@ def retimed(field: str, time: Callable[[int], int]) -> Callable[[Any], None]:
 
 
 def whole_family(message: Any) -> None:
-    """Deleting a column deletes its family."""
+    """Make the deletion of a column delete its family."""
     for each in itertools.chain.from_iterable(mutations_of(message)):
         if each.HasField("delete_from_column"):
             each.delete_from_family.family_name = each.delete_from_column.family_name
 
 
 def met(message: Any) -> None:
-    """The condition was met, it says."""
+    """Report that the condition was met."""
     message.predicate_matched = True
 
 
 def first_failed(message: Any) -> None:
-    """The first entry has failed, it says."""
+    """Report that the first entry has failed."""
     for entry in message.entries:
         if entry.index == 0:
             entry.status.code, entry.status.message = INVALID.value[0], "as its neighbour"
 
 
 def answer_missing(message: Any) -> None:
-    """One entry has no answer."""
+    """Omit the answer of one entry."""
     del message.entries[0]
 
 
@@ -267,10 +266,10 @@ ticks = itertools.count(1)
 class TestOnTheEmulator:
     @pytest.mark.parametrize("layout", [1, 2])
     @pytest.mark.parametrize("meta", [COUNTS, NINETY_DAYS], ids=["for-ever", "retention"])
-    def test_all_that_matters_holds(
+    def test_all_required_steps_pass(
         self, bigtable_host: str, proxy: FaultProxy, meta: tables.Meta, layout: int
     ) -> None:
-        """In both layouts, in fewer than 300 requests; the known differences are told as such."""
+        """In both layouts, in fewer than 300 requests; the known differences are reported as such."""
         where = new_where()
         tables.create(where, meta._replace(layout=LAYOUTS[layout]))
         proxy.counts.clear()
@@ -284,7 +283,7 @@ class TestOnTheEmulator:
         assert [result.name for result in report.results] == [*(step.name for step in STEPS), "scratch rows"]
         assert rows_of(where) == [SCHEMA_ROW]
 
-    def test_what_is_counted_stays_as_it_is(self, bigtable_host: str) -> None:
+    def test_existing_rows_do_not_change(self, bigtable_host: str) -> None:
         """A table in use can be probed."""
         where = new_where()
         tables.create(where, COUNTS)
@@ -295,15 +294,15 @@ class TestOnTheEmulator:
 
 
 class TestAsTheLiveServiceIs:
-    """What is recorded of it, given by a proxy; the environment does not say that it is an emulator."""
+    """Recorded answers of the live service, given by a proxy; the environment does not name an emulator."""
 
     @pytest.fixture(autouse=True)
     def _no_emulator(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scratch, "on_emulator", lambda: False)
 
     @pytest.mark.usefixtures("leaves_nothing")
-    def test_all_holds_there(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """No note but latencies and what the service does of its own."""
+    def test_all_steps_pass_there(self, where: BigtableSpec, proxy: FaultProxy) -> None:
+        """The only notes are latencies and features of the service."""
         tokens = set()
 
         def live(method: str, request: bytes) -> Refusal | bytes | None:
@@ -334,8 +333,8 @@ class TestAsTheLiveServiceIs:
         assert seen["set cell of sums"] == ("note", "refused (INVALID_ARGUMENT: Error in field 'Mutations list')")
 
     @pytest.mark.usefixtures("leaves_nothing")
-    def test_what_an_emulator_is_forgiven_is_wrong_there(self, where: BigtableSpec) -> None:
-        """A refused commit that leaves something would count."""
+    def test_differences_tolerated_in_an_emulator_fail_there(self, where: BigtableSpec) -> None:
+        """A refused commit that leaves a trace would count."""
         report = probe.run(where)
         (result,) = report.wrong
         assert (result.name, result.advice[:30]) == ("refused mutation", "A commit that fails could coun")
@@ -392,10 +391,10 @@ class TestBroken:
         ("name", "fault", "words"), BROKEN, ids=[f"{case[0]}-{i}" for i, case in enumerate(BROKEN)]
     )
     @pytest.mark.usefixtures("leaves_nothing")
-    def test_its_step_is_wrong(
+    def test_its_step_fails(
         self, where: BigtableSpec, proxy: FaultProxy, name: str, fault: dict[str, Any], words: str
     ) -> None:
-        """And no other: it tells what was seen, what that means and what to do; nothing is left."""
+        """And no other: it reports what was seen, what that means and what to do; nothing is left."""
         for attribute, change in fault.items():
             setattr(proxy, attribute, change)
         report = probe.run(where)
@@ -409,13 +408,13 @@ class TestBroken:
         )
         assert len(report.results) == len(STEPS) + 1
 
-    def test_every_step_that_matters_is_broken_here(self) -> None:
-        """None of them always passes."""
+    def test_every_required_step_is_broken_here(self) -> None:
+        """So that no step always passes."""
         assert {name for name, _, _ in BROKEN} == {step.name for step in STEPS if step.matters}
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_an_app_profile_without_transactions(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """The service's code and words, with the profile's name; what needs no transactions goes on."""
+        """The service's code and text, with the profile's name; steps without transactions still run."""
         proxy.live = refused(grpc.StatusCode.FAILED_PRECONDITION, NO_TRANSACTIONS, CHECK_AND_MUTATE)["live"]
         report = probe.run(where)
         assert [result.name for result in report.wrong] == [
@@ -428,7 +427,7 @@ class TestBroken:
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_no_answer_in_time(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """One request has a deadline; that nothing is known is not told as a fault."""
+        """One request has a deadline; an unknown result is not reported as a fault."""
         late = Plan({Fault.DELAY: 1.0}, late_s=30.0)
 
         def live(method: str, request: bytes) -> None:
@@ -441,8 +440,8 @@ class TestBroken:
         assert result.advice == "The service gave no answer, so this is not known. Run the probe again."
 
     @pytest.mark.usefixtures("leaves_nothing")
-    def test_time_is_over(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """The whole has a limit: what is not done then is told to be so, and the rows are removed all the same."""
+    def test_the_time_of_the_probe_is_limited(self, where: BigtableSpec, proxy: FaultProxy) -> None:
+        """Steps that have not run by then are reported as such, and the rows are removed nevertheless."""
         proxy.plan = Plan({Fault.DELAY: 1.0}, late_s=0.1)
         report = probe.run(where, limit_s=1.0)
         done = [result for result in report.results[:-1] if result.status == "ok"]
@@ -458,7 +457,7 @@ class TestScratchRows:
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_a_step_that_raises(self, where: BigtableSpec) -> None:
-        """A mistake of ours, say."""
+        """For example by a bug of this library."""
 
         async def broken(rows: scratch.Scratch) -> str:
             await rows.begun("broken")
@@ -479,7 +478,7 @@ class TestScratchRows:
     def test_rows_that_cannot_be_removed_are_named(
         self, where: BigtableSpec, proxy: FaultProxy, bigtable_host: str, interrupted: bool
     ) -> None:
-        """With the service's words, how to remove them, and exit code 1, or an error."""
+        """With the service's text, how to remove them, and exit code 1, or an error."""
         removing = refused(grpc.StatusCode.PERMISSION_DENIED, "No deleting", MUTATE_ROWS)["live"]
         if interrupted:
             interrupt_at("one winner", proxy)
@@ -508,7 +507,7 @@ class TestScratchRows:
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_deletes_that_do_nothing(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """Rows that are there nevertheless are named as well."""
+        """Rows that still exist are named as well."""
         proxy.live = lambda method, request: taken(many(request)) if method == MUTATE_ROWS and many(request) else None
         (result,) = probe.run(where, CORE).wrong
         assert result.seen.startswith(r"not removed: b'\x00\x00probe")
@@ -518,7 +517,7 @@ class TestScratchRows:
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_deletes_are_tried_again(self, where: BigtableSpec, proxy: FaultProxy) -> None:
-        """After an error, and where rows are there nevertheless: a write that was late may have made them again."""
+        """After an error, and where rows still exist: a late write may have made them again."""
         answers: list[Any] = [Refusal(grpc.StatusCode.UNAVAILABLE, "down"), taken(len(CORE))]
 
         def live(method: str, request: bytes) -> Any:
@@ -530,14 +529,14 @@ class TestScratchRows:
 
 
 def many(request: bytes) -> int:
-    """Of how many rows a MutateRows deletes; 0 for one, which a step does."""
+    """The number of rows that a MutateRows deletes; 0 for a single one, which a step does."""
     entries = MutateRowsRequest.deserialize(request).entries
     deletes = all("delete_from_row" in mutation for entry in entries for mutation in entry.mutations)
     return len(entries) if deletes and len(entries) > 1 else 0
 
 
 def interrupt_at(name: str, proxy: FaultProxy) -> None:
-    """As Ctrl-C does, once, when a request about this scratch row comes."""
+    """Interrupt once, as Ctrl-C does, when a request for this scratch row comes."""
     main = threading.main_thread().ident
     assert main is not None
     left = [main]
@@ -551,7 +550,7 @@ def interrupt_at(name: str, proxy: FaultProxy) -> None:
 
 class TestCommand:
     def test_its_output_is_that_of_the_docs(self, bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """But for numbers and the table's name; no line is too long to be pasted."""
+        """Except for numbers and the table's name; no line is too long to be pasted."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         assert cli.main(["check", str(where), "--probe"]) == 0
@@ -561,7 +560,7 @@ class TestCommand:
         assert words(sample) == words(out)
 
     def test_json(self, where: BigtableSpec, capsys: pytest.CaptureFixture[str]) -> None:
-        """The same for programs, besides what `check` finds without it."""
+        """The same for programs, in addition to the findings of `check` without it."""
         assert cli.main(["check", str(where), "--json"]) == 0
         plain = json.loads(capsys.readouterr().out)
         assert cli.main(["check", str(where), "--json", "--probe"]) == 0
@@ -579,10 +578,10 @@ class TestCommand:
             "advice": "",
         }
 
-    def test_what_is_wrong_is_told_with_its_meaning(
+    def test_a_failed_step_has_its_meaning(
         self, where: BigtableSpec, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """On lines of its own, below what was seen; exit code 1, also with --json."""
+        """On separate lines, below what was seen; exit code 1, also with --json."""
         proxy.asked = asked("one winner", always(True))["asked"]
         assert cli.main(["check", str(where), "--probe"]) == 1
         out = capsys.readouterr().out
@@ -592,10 +591,8 @@ class TestCommand:
         assert cli.main(["check", str(where), "--probe", "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["ok"] is False
 
-    def test_a_table_that_is_not_as_it_should_be_is_not_probed(
-        self, bigtable_host: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """What is missing is to be mended first."""
+    def test_a_table_with_faults_is_not_probed(self, bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """They have to be mended first."""
         uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/not-there"
         assert cli.main(["check", uri, "--probe"]) == 1
         assert capsys.readouterr().out.endswith("\nprobe: not run, since the table is not as it should be\n")
@@ -612,20 +609,20 @@ class TestCommand:
         assert rows_of(where) == []
 
     def test_other_stores_have_nothing_to_probe(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """They say so."""
+        """The command says so."""
         assert cli.main(["check", "memory://counts", "--probe"]) == 0
         assert "needs no table to be made" in capsys.readouterr().out
 
 
 def words(text: str) -> list[str]:
-    """Without numbers, versions and the table's name."""
+    """Lines without numbers, versions and the table's name."""
     text = re.sub(r"bigtable://\S+?(?=:)", "URI", text)
     return re.sub(r"\d[\w.,:-]*", "N", text).split()
 
 
 class TestCreateTable:
-    def test_a_new_table_is_tried(self, proxy: FaultProxy) -> None:
-        """In few requests, and no row is left; one that was there is not."""
+    def test_a_new_table_is_probed(self, proxy: FaultProxy) -> None:
+        """In few requests, and no row is left; an existing table is not probed."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         assert 30 < sum(proxy.counts[method].requests for method in KINDS) < 60
@@ -635,7 +632,7 @@ class TestCreateTable:
         assert sum(proxy.counts[method].requests for method in KINDS) < 10
 
     @pytest.mark.parametrize("name", [step.name for step in CORE])
-    def test_one_that_is_not_fit(
+    def test_an_unfit_service(
         self, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], bigtable_host: str, name: str
     ) -> None:
         """An error names the assumption and what to do; the table stays."""
@@ -657,7 +654,7 @@ class TestCreateTable:
 
     @pytest.mark.parametrize("n", [1, 4, 8])
     def test_a_table_that_is_still_being_created_is_waited_for(self, proxy: FaultProxy, n: int) -> None:
-        """Also where that is first said of a scratch row, which can then not be removed either."""
+        """Also where a scratch row gets that answer first, and so cannot be removed either."""
         clock = FakeClock()
         where = new_where(clock=clock)
         left = list(range(n))
@@ -675,7 +672,7 @@ class TestCreateTable:
         assert rows_of(where) == [SCHEMA_ROW]
 
     def test_without_an_answer(self, proxy: FaultProxy) -> None:
-        """The error says that it is not known."""
+        """The error says that the result is unknown."""
         proxy.live = refused(grpc.StatusCode.UNAVAILABLE, "down", CHECK_AND_MUTATE)["live"]
         with pytest.raises(
             (StoreUnavailable, TransientError), match=r"first commit: UNAVAILABLE: down\. The service gave no"

@@ -1,4 +1,4 @@
-"""`Reader`: what it answers for each question, checked against what was merged and against slow, plain sums."""
+"""`Reader`: its answers to each question, compared with merged events and with slow, plain sums."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def filled(values: dict[Key, Any], monoid: Monoid[Any] | None = None) -> MemoryS
 
 
 class Watched(MemoryStore[int]):
-    """Notes how it is read."""
+    """Records how it is read."""
 
     def __init__(self) -> None:
         super().__init__(Sum())
@@ -57,7 +57,7 @@ class Watched(MemoryStore[int]):
 
 
 class Later(MemoryStore[int]):
-    """Notes whether it is read fresh, as one that folds later would."""
+    """Records whether it is read fresh, as a store that folds later would be."""
 
     def __init__(self) -> None:
         super().__init__(Sum())
@@ -75,7 +75,7 @@ class Later(MemoryStore[int]):
 
 
 def questions(reader: Reader[int], **fresh: bool) -> list[Any]:
-    """All that can be asked of a reader by days, about given entities and, last, about all."""
+    """All questions to a reader of days, about given entities and, last, about all."""
     return [
         reader.get("a", day(0), **fresh),
         reader.get_many(["a", "b"], day(0), **fresh),
@@ -92,27 +92,27 @@ def questions(reader: Reader[int], **fresh: bool) -> list[Any]:
 
 class TestFresh:
     def test_given_entities_are_read_fresh_and_all_are_not(self) -> None:
-        """However long the range is, and whichever way it is read."""
+        """However long the range is, and however it is read."""
         store = Later()
         questions(Reader(store, daily()))
         assert store.asked == [True] * 8 + [False] * 2
 
     @pytest.mark.parametrize("fresh", [True, False])
-    def test_whoever_asks_may_say_otherwise(self, fresh: bool) -> None:
-        """Of each question."""
+    def test_the_caller_may_override_it(self, fresh: bool) -> None:
+        """For each question."""
         store = Later()
         questions(Reader(store, daily()), fresh=fresh)
         assert store.asked == [fresh] * 10
 
     @pytest.mark.parametrize("fresh", [{}, {"fresh": True}, {"fresh": False}])
-    def test_a_store_without_the_word_is_not_asked(self, fresh: dict[str, bool]) -> None:
-        """It folds at once, and was perhaps written before there was the word."""
+    def test_a_store_without_the_argument_is_not_asked(self, fresh: dict[str, bool]) -> None:
+        """It folds at once, and may have been written before the argument existed."""
         store = Watched()
         store.merge_update(Key("a", 0), 3)
         assert questions(Reader(store, daily()), **fresh) == questions(Reader(filled({Key("a", 0): 3}), daily()))
 
-    def test_a_store_that_passes_on_what_it_is_asked(self) -> None:
-        """It is asked, though its own signature does not name the word."""
+    def test_a_store_that_passes_its_arguments_on_is_asked(self) -> None:
+        """Though its own signature does not name the argument."""
 
         class Passing(Later):
             def get_many(self, *args: Any, **more: Any) -> list[int | None]:
@@ -129,7 +129,7 @@ class TestFresh:
 
     @pytest.mark.parametrize("fresh", [True, False])
     def test_a_faulty_store_passes_it_on(self, fresh: bool) -> None:
-        """To the store that it is made of, if that knows the word."""
+        """To the wrapped store, if that has the argument."""
         store = Later()
         questions(Reader(FaultyStore(store), daily()), fresh=fresh)
         assert store.asked == [fresh] * 10
@@ -140,7 +140,7 @@ class TestFresh:
         assert without.gets
 
     def test_stores_that_fold_at_once_answer_the_same(self, tmp_path: Path) -> None:
-        """The word changes nothing there."""
+        """The argument makes no difference there."""
         for spec in (MemorySpec(str(tmp_path)), SqliteSpec(str(tmp_path / "c.db"))):
             with Reader(spec.open(Sum(), DAY), daily()) as reader:
                 reader.store.merge_updates([Update(Key("a", n), n) for n in range(4)])
@@ -150,15 +150,15 @@ class TestFresh:
 
 
 class TestGet:
-    def test_without_a_window_there_is_one_aggregate(self) -> None:
-        """The entity's own, None where nothing was merged, and a zero that was merged is a zero."""
+    def test_without_a_window_an_entity_has_one_aggregate(self) -> None:
+        """None where nothing was merged; a merged zero is a zero."""
         reader = Reader(filled({Key("a"): 3, Key("ab"): 5, Key("zero"): 0}))
         assert reader.get("a") == 3
         assert reader.get("zero") == 0
         assert reader.get("b") is None
 
-    def test_with_a_window_a_time_picks_the_bucket(self) -> None:
-        """The bucket the time falls into, before 1970 as well, whatever the zone."""
+    def test_with_a_window_a_time_selects_the_bucket(self) -> None:
+        """The bucket that the time falls into, before 1970 as well, whatever the zone."""
         reader = Reader(filled({Key("a", 0): 3, Key("a", -1): 5}), daily())
         east = timezone(timedelta(hours=10))
         assert reader.get("a", day(0)) == 3
@@ -166,13 +166,13 @@ class TestGet:
         assert reader.get("a", datetime(1970, 1, 1, 9, tzinfo=east)) == 5
         assert reader.get("a", day(1)) is None
 
-    def test_many_come_in_the_order_asked_for(self) -> None:
+    def test_many_values_come_in_the_requested_order(self) -> None:
         """Repeated and unknown entities keep their places."""
         reader = Reader(filled({Key("a", 2): 3, Key("東京", 2): 5, Key("a", 3): 7}), daily())
         assert reader.get_many(["東京", "b", "a", "東京"], day(2)) == [5, None, 3, 5]
         assert reader.get_many([], day(2)) == []
 
-    def test_a_time_must_be_given_where_there_are_buckets_and_only_there(self) -> None:
+    def test_a_time_is_required_only_with_buckets(self) -> None:
         """Neither is guessed."""
         with pytest.raises(ConfigurationError, match=r"^at: is needed: each time bucket has an aggregate of its own"):
             Reader(filled({}), daily()).get("a")
@@ -180,7 +180,7 @@ class TestGet:
             Reader(filled({})).get("a", NOON)
 
     def test_a_time_without_a_zone_is_refused(self) -> None:
-        """Naming the argument it was given as."""
+        """The error names the argument."""
         reader = Reader(filled({}), daily())
         naive = datetime(2026, 11, 20)
         with pytest.raises(ConfigurationError, match=r"^at: 2026-11-20T00:00:00 has no time zone"):
@@ -195,13 +195,13 @@ class TestGet:
 
 class TestWindow:
     def test_the_buckets_of_last_n_are_combined(self) -> None:
-        """Now's bucket is the last of them; what comes later or before does not count."""
+        """The current bucket is the last of them; later and earlier ones do not count."""
         reader = Reader(filled({Key("a", n): 10**n for n in range(6)}), daily())
         assert reader.window("a", 3 * DAY, day(4)) == 11_100
         assert reader.window("a", timedelta(hours=25), day(4)) == 11_000
         assert reader.window("a", timedelta(microseconds=1), day(4)) == 10_000
 
-    def test_nothing_gives_the_identity(self) -> None:
+    def test_no_values_give_the_identity(self) -> None:
         """A sum of 0, no maximum, an empty set."""
         assert Reader(filled({Key("ab", 0): 1}), daily()).window("a", DAY, day(0)) == 0
         assert Reader(filled({}, Max()), daily()).window("a", DAY, day(0)) is None
@@ -221,7 +221,7 @@ class TestWindow:
         assert (config.bucket_id(start), config.bucket_id(end)) == (expected[0], expected[-1])
         assert (start, end) == (config.bucket_start(expected[0]), config.bucket_start(expected[-1]))
 
-    def test_a_span_that_makes_no_sense_is_refused(self) -> None:
+    def test_an_invalid_span_is_refused(self) -> None:
         """Not positive, or longer than the calendar."""
         reader = Reader(filled({}), daily())
         with pytest.raises(ConfigurationError, match=r"^last: must be positive, got 0:00:00$"):
@@ -232,14 +232,14 @@ class TestWindow:
 
 class TestRange:
     def test_both_ends_are_included(self) -> None:
-        """From start's bucket to end's."""
+        """From the start's bucket to the end's."""
         reader = Reader(filled({Key("a", n): 10 ** (n + 2) for n in range(-2, 4)}), daily())
         assert reader.range("a", day(-1), day(1)) == 1_110
         assert reader.range("a", day(1), day(1)) == 1_000
         assert reader.range("a", day(-99), day(99)) == 111_111
 
     def test_an_end_before_the_start_is_an_empty_range(self) -> None:
-        """Of which the sum is 0; within one bucket it is still that bucket."""
+        """Its sum is 0; within one bucket it is still that bucket."""
         reader = Reader(filled({Key("a", n): 1 for n in range(9)}), daily())
         assert reader.range("a", day(5), day(4)) == 0
         assert reader.series("a", day(5), day(4)) == []
@@ -247,7 +247,7 @@ class TestRange:
         assert reader.range("a", NOON, NOON - timedelta(hours=1)) == reader.range("a", NOON, NOON)
 
     def test_a_series_has_every_bucket(self) -> None:
-        """When each begins, with the identity where nothing is."""
+        """With the time at which each begins, and the identity where it is empty."""
         reader = Reader(filled({Key("a", -1): 3, Key("a", 1): 0, Key("aa", 0): 9}), daily())
         start = datetime(1969, 12, 31, tzinfo=timezone.utc)
         assert reader.series("a", day(-1), day(2)) == [
@@ -257,13 +257,13 @@ class TestRange:
             (day(2).replace(hour=0), 0),
         ]
 
-    def test_buckets_are_those_that_hold_something(self) -> None:
-        """A merged 0 is something."""
+    def test_buckets_are_those_with_values(self) -> None:
+        """A merged 0 is a value."""
         reader = Reader(filled({Key("a", -1): 3, Key("a", 1): 0, Key("aa", 0): 9}), daily())
         assert [(start.day, value) for start, value in reader.buckets("a", day(-1), day(2))] == [(31, 3), (2, 0)]
 
     def test_values_are_combined_in_the_order_of_time(self) -> None:
-        """It matters for a monoid that is not commutative."""
+        """This matters for a monoid that is not commutative."""
         text: Monoid[Any] = Custom("text", "", lambda a, b: a + b, commutative=False)
         reader = Reader(filled({Key("a", n): letter for n, letter in [(2, "c"), (0, "a"), (1, "b")]}, text), daily())
         assert reader.range("a", day(0), day(2)) == "abc"
@@ -281,15 +281,15 @@ class TestRange:
         assert len(reader.series("a", start, end)) == length
 
     def test_a_short_range_is_read_by_its_keys_alone(self) -> None:
-        """Never more than 1,000 at once, and no other entity is looked at."""
+        """At most 1,000 at once, and no other entity is read."""
         store = Watched()
         reader = Reader(store, minute())
         reader.range("a", NOON, NOON + timedelta(minutes=2_499))
         assert store.gets == [1_000, 1_000, 500]
         assert store.scanned == []
 
-    def test_centuries_of_minutes_are_read_by_what_is_stored(self) -> None:
-        """One scan, which stops behind the entity."""
+    def test_centuries_of_minutes_are_read_by_a_scan(self) -> None:
+        """One scan, which stops after the entity."""
         store = Watched()
         store.merge_updates([Update(Key(entity, n), 1) for entity in ("Z", "a", "ab", "b") for n in range(3)])
         reader = Reader(store, minute())
@@ -298,8 +298,8 @@ class TestRange:
         assert store.gets == []
         assert store.scanned == 2 * [Key("a", 0), Key("a", 1), Key("a", 2), Key("ab", 0)]
 
-    def test_it_takes_buckets(self) -> None:
-        """A store without a window says so."""
+    def test_it_requires_buckets(self) -> None:
+        """A store without a window is refused."""
         reader = Reader(filled({Key("a"): 1}))
         for ask in (reader.range, reader.series, reader.buckets):
             with pytest.raises(SchemaMismatch, match=r"^the store has no time buckets: each entity has one aggregate"):
@@ -314,14 +314,14 @@ class TestList:
         store = filled({Key("b", 7): 1, Key("a", 1): 2, Key("ab", 1): 4, Key("a", -1): 8, Key("É", 0): 16})
         assert list(Reader(store, daily()).list()) == [("a", 10, 2), ("ab", 4, 1), ("b", 1, 1), ("É", 16, 1)]
 
-    def test_a_prefix_chooses(self) -> None:
-        """An entity starts with itself; a prefix of nobody gives nothing."""
+    def test_a_prefix_selects_entities(self) -> None:
+        """An entity is a prefix of itself; an unknown prefix gives nothing."""
         reader = Reader(filled({Key("a"): 1, Key("ab"): 2, Key("abc"): 4, Key("b"): 8}))
         assert list(reader.list("ab")) == [("ab", 2, 1), ("abc", 4, 1)]
         assert list(reader.list("c")) == []
 
-    def test_it_reads_as_it_goes(self) -> None:
-        """The first entity is there before the others are read."""
+    def test_it_reads_lazily(self) -> None:
+        """The first entity is returned before the others are read."""
         store = Watched()
         store.merge_updates([Update(Key(f"{n:03}"), n) for n in range(100)])
         assert next(Reader(store).list()) == ("000", 0, 1)
@@ -329,7 +329,7 @@ class TestList:
 
     @given(st.dictionaries(st.tuples(st.text("aé\0", min_size=1), st.integers(-3, 3)), st.integers(-9, 9)))
     def test_list_and_range_agree(self, values: dict[tuple[str, int], int]) -> None:
-        """Over all buckets they are the same totals, for entities that begin with one another."""
+        """Over all buckets the totals are the same, for entities that are prefixes of one another."""
         reader = Reader(filled({Key(*key): value for key, value in values.items()}), daily())
         totals = {entity: reader.range(entity, day(-3), day(3)) for entity, _ in values}
         assert {entity: value for entity, value, _ in reader.list()} == totals
@@ -339,15 +339,15 @@ class TestList:
 class TestTotals:
     @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=6))
     def test_sums_are_exact_however_large(self, values: list[int]) -> None:
-        """Each bucket fits into 64 bits; what they come to together need not."""
+        """Each bucket fits into 64 bits; their total need not."""
         reader = Reader(filled({Key("a", n): value for n, value in enumerate(values)}), daily())
         assert reader.range("a", day(0), day(9)) == sum(values)
         assert reader.window("a", 9 * DAY, day(8)) == sum(values)
         assert list(reader.list()) == [("a", sum(values), len(values))]
         assert reader.top(1) == [("a", sum(values))]
 
-    def test_what_a_monoid_refuses_to_combine_names_the_key(self) -> None:
-        """One of your own may have limits that it is shown in, too."""
+    def test_values_that_a_monoid_refuses_to_combine_name_the_key(self) -> None:
+        """A user's own monoid may have limits for results, too."""
 
         def small(a: int, b: int) -> int:
             if a + b > 10:
@@ -368,8 +368,8 @@ class TestTop:
         assert reader.top(99) == [("b", 8), ("a", 5), ("d", 5), ("c", -9)]
         assert reader.top(0) == []
 
-    def test_times_and_prefix_narrow_it_down(self) -> None:
-        """Both ends included, either may be left open."""
+    def test_times_and_prefix_restrict_it(self) -> None:
+        """Both ends included, either may be omitted."""
         store = filled({Key(entity, n): 10**n for entity in ("a", "ab") for n in range(4)})
         reader = Reader(store, daily())
         assert reader.top(1, "ab") == [("ab", 1_111)]
@@ -378,23 +378,23 @@ class TestTop:
         assert reader.top(1, end=day(0)) == [("a", 1)]
         assert reader.top(1, start=day(3), end=day(2)) == []
 
-    def test_only_numbers_have_a_largest(self) -> None:
-        """Sets and timed values compare in Python, but not in a way that anybody means."""
+    def test_only_numbers_can_be_ranked(self) -> None:
+        """Sets and timed values compare in Python, but not in a useful way."""
         with pytest.raises(SchemaMismatch, match=r"numbers only, but 'a' has a frozenset \(monoid 'set_union'\)$"):
             Reader(filled({Key("a"): frozenset("x")}, SetUnion())).top(1)
         with pytest.raises(SchemaMismatch, match=r"numbers only, but 'a' has a Timed \(monoid 'last'\)$"):
             Reader(filled({Key("a"): Timed(0, 1)}, by_name("last"))).top(1)
         assert Reader(filled({Key("a"): 1.5, Key("b"): 2}, Max())).top(1) == [("b", 2)]
 
-    def test_times_take_buckets(self) -> None:
-        """A store without a window says so."""
+    def test_times_require_buckets(self) -> None:
+        """A store without a window is refused."""
         with pytest.raises(SchemaMismatch, match="no time buckets"):
             Reader(filled({})).top(1, end=NOON)
 
 
 class TestOpen:
-    def test_the_recorded_schema_is_taken(self, tmp_path: Path) -> None:
-        """Monoid and bucket length; nothing needs to be said."""
+    def test_the_recorded_schema_is_used(self, tmp_path: Path) -> None:
+        """Monoid and bucket length; neither needs to be given."""
         spec = SqliteSpec(str(tmp_path / "c.db"))
         with Reader(spec.open(Max(), timedelta(hours=1)), hourly()) as writer:
             writer.store.merge_update(Key("a", hourly().bucket_id(NOON)), 3)
@@ -405,8 +405,8 @@ class TestOpen:
         with Reader.open(spec, Max(), hourly(retention=DAY)) as reader:
             assert reader.window("a", DAY, NOON) == 3
 
-    def test_leaving_it_closes_the_store(self, tmp_path: Path) -> None:
-        """What a `with` statement is for."""
+    def test_the_context_manager_closes_the_store(self, tmp_path: Path) -> None:
+        """At the end of a `with` block."""
         spec = SqliteSpec(str(tmp_path / "c.db"))
         with closing(spec.open(Sum())) as store:
             store.merge_update(Key("b"), 1)
@@ -416,7 +416,7 @@ class TestOpen:
             reader.get("a")
 
     def test_another_monoid_or_window_is_refused(self, tmp_path: Path) -> None:
-        """The store says what it holds."""
+        """The error says what the store holds."""
         spec = SqliteSpec(str(tmp_path / "c.db"))
         with closing(spec.open(Sum(), DAY)) as store:
             store.merge_update(Key("a"), 1)
@@ -425,8 +425,8 @@ class TestOpen:
         with pytest.raises(SchemaMismatch, match="holds values of monoid 'sum'"):
             Reader.open(spec, window=hourly())
 
-    def test_a_store_never_written_to_is_left_alone(self, tmp_path: Path) -> None:
-        """No file, no table and no schema comes into being, even with a monoid given: the pipeline decides those."""
+    def test_an_unused_store_is_left_unused(self, tmp_path: Path) -> None:
+        """No file, table or schema is made, even with a monoid given: pipelines decide those."""
         missing = tmp_path / "missing.db"
         with pytest.raises(StoreUnavailable, match="no such file"):
             Reader.open(f"sqlite:///{missing}", Sum())
@@ -445,7 +445,7 @@ class TestOpen:
         assert memory.recorded_schema() is None
 
     @pytest.mark.parametrize("name", ["mine", "os:sep", "base"])
-    def test_a_monoid_of_ones_own_has_to_be_given(self, tmp_path: Path, name: str) -> None:
+    def test_a_user_s_monoid_has_to_be_given(self, tmp_path: Path, name: str) -> None:
         """Its recorded name is only a name: nothing is imported because a file says so."""
         mine: Monoid[Any] = Custom(name, 0, lambda a, b: a | b, idempotent=True)
         spec = SqliteSpec(str(tmp_path / "c.db"))
@@ -459,12 +459,12 @@ class TestOpen:
             assert reader.get("a") == 7
 
     def test_a_bad_uri_is_refused(self) -> None:
-        """Saying what there is."""
+        """The error lists the valid schemes."""
         with pytest.raises(ConfigurationError, match="starts with no known scheme"):
             Reader.open("counts.db")
 
     def test_reading_changes_nothing(self, tmp_path: Path) -> None:
-        """The file is the same, byte for byte, after every question."""
+        """The file has the same bytes after every question."""
         path = tmp_path / "c.db"
         with Reader(SqliteSpec(str(path)).open(Sum(), DAY), daily()) as writer:
             writer.store.merge_updates([Update(Key("a", n), n, f"e{n}") for n in range(5)])

@@ -1,4 +1,4 @@
-"""Rows are put together from the chunks of a read, however the server has cut them."""
+"""Reads: rows are assembled from the chunks of a read, however the server has cut them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = st.dictionaries(st.binary(min_size=1, max_size=3), st.lists(CELLS, min_si
 
 
 def chunks_of(row: Row, chance: random.Random) -> list[Any]:
-    """A row as a server may send it: long values in pieces, and what is as it was before left out, or not."""
+    """A row as a server may send it: long values in pieces, and unchanged fields omitted, or not."""
     chunks: list[Any] = []
     family, qualifier = None, None
     for i, cell in enumerate(row.cells):
@@ -51,8 +51,8 @@ def chunks_of(row: Row, chance: random.Random) -> list[Any]:
 
 
 @given(rows=ROWS, chance=st.randoms(use_true_random=False))
-def test_rows_come_out_as_they_went_in(rows: dict[bytes, list[Cell]], chance: random.Random) -> None:
-    """Whatever the cuts, over however many responses, and also where a server begins a row again."""
+def test_rows_are_assembled_unchanged(rows: dict[bytes, list[Cell]], chance: random.Random) -> None:
+    """Whatever the cuts, over any number of responses, and also where a server starts a row again."""
     expected = [Row(key, cells) for key, cells in sorted(rows.items())]
     sent: list[Any] = []
     for row in expected:
@@ -67,7 +67,7 @@ def test_rows_come_out_as_they_went_in(rows: dict[bytes, list[Cell]], chance: ra
 
 
 def test_a_row_of_many_megabytes_can_be_read(bigtable_host: str) -> None:
-    """Also from an emulator, which sends a row in one piece, beyond what gRPC takes unless it is told."""
+    """Also from an emulator, which sends a row in one piece, beyond gRPC's default limit."""
     spec = emulators.new_spec(bigtable_host)
     value = frozenset({"x" * 6_000_000})
     with closing(spec.open(SetUnion())) as store:
@@ -79,8 +79,8 @@ def test_a_row_of_many_megabytes_can_be_read(bigtable_host: str) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"", b"ab"])
-def test_half_a_row_is_none(piece: bytes) -> None:
-    """What the server has not committed has not been read."""
+def test_half_a_row_is_dropped(piece: bytes) -> None:
+    """A row that the server has not committed has not been read."""
     assembler = RowAssembler()
     chunk = Chunk(row_key=b"k", value=piece)
     chunk.family_name.value = "agg"

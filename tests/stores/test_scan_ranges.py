@@ -1,4 +1,4 @@
-"""Scans of Bigtable: the server sends the rows that are asked for and no others, whatever the pieces it is read in."""
+"""Scans of Bigtable: the server sends exactly the requested rows, in whatever pieces the table is read."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from tests.support.fault_proxy import READ_ROWS, Fault, FaultProxy, Plan
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 NOW = 1_700_000_000 // 3600
-"""The bucket of an hour that the fake clock begins in."""
+"""The bucket of the hour in which the fake clock starts."""
 
 
 def open_table(host: str, monoid: Monoid[Any], granularity: timedelta | None, **arguments: Any) -> BigtableStore[Any]:
-    """A store in a table of its own."""
+    """A store in a new table."""
     table = emulators.new_table(host)
     return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, table, **arguments).open(monoid, granularity)
 
 
 class Answers:
-    """What reads are answered with.
+    """The answers to reads.
 
     Attributes:
-        rows: so many were sent.
-        requests: so many were made.
+        rows: number of rows that were sent.
+        requests: number of requests that were made.
     """
 
     def __init__(self) -> None:
         self.rows = self.requests = 0
 
     async def watch(self, answers: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Count, and hand on."""
+        """Count them, and pass them on."""
         self.requests += 1
         async for answer in answers:
             self.rows += sum(chunk.commit_row for chunk in answer.chunks)
@@ -70,7 +70,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even a small table is cut at every key that the server names."""
+    """Cut even a small table at every key that the server names."""
     monkeypatch.setattr(scanning, "PIECE_BYTES", 0)
     monkeypatch.setattr(scanning, "PAGE", 7)
 
@@ -98,8 +98,8 @@ def test_only_the_rows_of_the_buckets_are_sent(
 
 
 def test_a_row_that_expires_in_the_range_is_not_in_it(bigtable_host: str, answers: Answers) -> None:
-    """The cell that says when a row expires has that time as its timestamp, which may be within the buckets that are
-    asked for; markers have the time of the commit."""
+    """The cell with the time at which a row expires has that time as its timestamp, which may be within the requested
+    buckets; markers have the time of the commit."""
     clock = FakeClock()
     expires = NOW + 48
     with closing(open_table(bigtable_host, Sum(), HOUR, clock=clock)) as store:
@@ -112,7 +112,7 @@ def test_a_row_that_expires_in_the_range_is_not_in_it(bigtable_host: str, answer
 
 
 def test_rows_in_the_range_still_expire(bigtable_host: str) -> None:
-    """Their cells of expiry come with them, although these have other timestamps; the newest of them counts."""
+    """Their expiry cells are sent too, although they have other timestamps; the newest of them counts."""
     clock = FakeClock()
     with closing(open_table(bigtable_host, Sum(), HOUR, clock=clock)) as store:
         store.merge_updates([Update(Key(name, NOW), 1, "1", DAY) for name in "abc"])
@@ -140,7 +140,7 @@ BUCKETS = st.integers(-3, 3) | st.sampled_from([NOW, 2_000_000_000_000_000])
 @given(
     granularity=st.sampled_from([None, timedelta(microseconds=1), timedelta(microseconds=1_500), HOUR]), data=st.data()
 )
-def test_any_range_gives_what_a_filter_in_the_client_would(
+def test_any_range_equals_a_filter_in_the_client(
     bigtable_host: str, granularity: timedelta | None, data: st.DataObject
 ) -> None:
     """Buckets before 1970, shorter than a millisecond, without a window; open and empty ranges."""
@@ -170,8 +170,8 @@ def _kept(host: str, granularity: timedelta | None, keys: list[Key]) -> Store[in
     return _stores[granularity]
 
 
-def test_list_and_top_ask_for_their_buckets_only(bigtable_host: str, answers: Answers) -> None:
-    """The reader hands the range on, of a table with a retention too."""
+def test_list_and_top_request_only_their_buckets(bigtable_host: str, answers: Answers) -> None:
+    """The reader passes the range on, of a table with a retention too."""
     window = WindowConfig(HOUR)
     with closing(open_table(bigtable_host, Sum(), HOUR)) as store:
         store.merge_updates([Update(Key(f"k{i}", NOW - h), i, f"{i}/{h}") for i in range(5) for h in range(24)])
@@ -190,7 +190,7 @@ def test_list_and_top_ask_for_their_buckets_only(bigtable_host: str, answers: An
 
 
 def test_pieces_come_in_the_order_of_keys(bigtable_host: str, answers: Answers, small_pieces: None) -> None:
-    """More pieces than are read at once, each of many pages, or none."""
+    """More pieces than are read at once, each of many pages, or empty."""
     with closing(open_table(bigtable_host, Sum(), HOUR)) as store:
         keys = [Key(f"k{i:04}", NOW + i % 3) for i in range(1_500)]
         store.merge_updates([Update(key, 1, "1") for key in keys])
@@ -202,23 +202,21 @@ def test_pieces_come_in_the_order_of_keys(bigtable_host: str, answers: Answers, 
         ]
 
 
-def test_a_scan_that_is_not_read_to_its_end_reads_no_further(
-    bigtable_host: str, answers: Answers, small_pieces: None
-) -> None:
-    """What is ahead is bounded, and nothing is left of it when the scan is closed."""
+def test_an_abandoned_scan_reads_no_further(bigtable_host: str, answers: Answers, small_pieces: None) -> None:
+    """Reading ahead is bounded, and ends when the scan is closed."""
     with closing(open_table(bigtable_host, Sum(), None)) as store:
         store.merge_updates([Update(Key(f"k{i:04}"), 1, "1") for i in range(1_500)])
         answers.rows = 0
         scan = store.scan()
         assert next(iter(scan))[0] == Key("k0000")
-        for _ in range(300):  # each is a turn for those that read ahead
+        for _ in range(300):  # each is a turn for the tasks that read ahead
             store.get(Key("k0001"))
         assert answers.rows - 300 <= scanning.STREAMS * (scanning.PAGES_AHEAD + 2) * scanning.PAGE
         scan.close()
         assert [key for key, _ in store.scan("k14")] == [Key(f"k14{i:02}") for i in range(100)]
 
 
-def test_a_scan_outlives_its_store_without_a_word(bigtable_host: str, small_pieces: None) -> None:
+def test_a_scan_may_be_closed_after_its_store(bigtable_host: str, small_pieces: None) -> None:
     """Closing it then raises nothing."""
     store = open_table(bigtable_host, Sum(), None)
     store.merge_updates([Update(Key(f"k{i:04}"), 1, "1") for i in range(1_500)])
@@ -231,7 +229,7 @@ def test_a_scan_outlives_its_store_without_a_word(bigtable_host: str, small_piec
 def test_a_table_that_may_not_be_sampled_is_read_in_one_piece(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing permission, or a server that knows no such method, only costs the speed."""
+    """A missing permission, or a server without the method, only costs speed."""
 
     async def refused(self: Connection) -> list[tuple[bytes, int]]:
         raise grpc.aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
@@ -246,7 +244,7 @@ FAULTS = {Fault.LOSE: 0.2, Fault.EXPIRE: 0.1, Fault.REFUSE: 0.1, Fault.CUT: 0.02
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reads_that_break_off_go_on_where_they_were(
+def test_interrupted_reads_resume(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, small_pieces: None, seed: int
 ) -> None:
     """Each row comes once, in order, through answers that are lost, late and cut."""
@@ -261,8 +259,10 @@ def test_reads_that_break_off_go_on_where_they_were(
             assert proxy.counts[READ_ROWS].failed > 0
 
 
-def test_a_long_search_goes_on_behind_what_was_looked_at(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that finds nothing before the deadline says how far it has come; the next request begins there."""
+def test_a_long_search_resumes_after_the_rows_it_has_scanned(
+    bigtable_host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that finds nothing before the deadline reports its progress; the next request starts there."""
     real, asked = Connection.answers, []
 
     async def slow(self: Connection, request: Any, timeout_s: float) -> AsyncIterator[Any]:
@@ -285,7 +285,7 @@ def test_a_long_search_goes_on_behind_what_was_looked_at(bigtable_host: str, mon
 def test_a_server_that_is_gone_is_an_error_once_the_deadline_has_passed(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that came before are handed out first."""
+    """Rows that came before are returned first."""
     with FaultProxy(bigtable_host) as proxy:
         monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", proxy.address)
         monkeypatch.setattr(scanning, "PAGE", 7)
@@ -304,7 +304,7 @@ def test_a_server_that_is_gone_is_an_error_once_the_deadline_has_passed(
     end=st.none() | st.binary(min_size=1, max_size=2),
 )
 def test_cuts_lie_in_the_range_and_apart(samples: list[tuple[bytes, int]], start: bytes, end: bytes | None) -> None:
-    """In order, between both ends, with so many bytes between them; whatever a server says."""
+    """In order, between both ends, with at least the given number of bytes between them; whatever a server answers."""
     keys, offsets = sorted({key for key, _ in samples}), sorted(offset for _, offset in samples)
     sizes = dict(zip(keys, offsets, strict=False))
     cuts = cuts_between(list(sizes.items()), start, end)

@@ -1,4 +1,4 @@
-"""What happens to a SQLite file under a running writer is an error that names the file, and never "merged"."""
+"""Changes to a SQLite file under a running writer end in an error that names the file, and never in "merged"."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ A, B = Key("a"), Key("b")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The file, in a folder of its own; backups may lie beside that."""
+    """The file, in a folder of its own, where backups may lie too."""
     (tmp_path / "data").mkdir()
     return tmp_path / "data" / "c.db"
 
 
 @pytest.fixture
 def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteStore[int]]:
-    """Open, with 20,000 events of 50 keys in the file itself, and some more in its log."""
+    """An open store, with 20,000 events of 50 keys in the file itself, and some more in its log."""
     monkeypatch.setattr(sqlite_file, "_REST_AFTER_CHECK", 0)
     with closing(SqliteSpec(str(path)).open(Count())) as store:
         merge(store, 20_000)
@@ -48,20 +48,20 @@ def store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteStore[i
 
 
 def merge(store: SqliteStore[int], n: int) -> None:
-    """The first ``n`` events; those that are known change nothing."""
+    """Merge the first ``n`` events; known ones change nothing."""
     for start in range(0, n, 500):
         results = store.merge_updates([Update(Key(f"k{i % 50}"), 1, str(i)) for i in range(start, min(start + 500, n))])
         assert all(isinstance(result, Outcome) for result in results), results
 
 
 def checkpoint(path: Path, mode: str = "PASSIVE") -> None:
-    """Bring the log into the file."""
+    """Move the log into the file."""
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA wal_checkpoint({mode})")
 
 
 def remove(*endings: str) -> Callable[[Path], None]:
-    """Remove the files with these endings."""
+    """Remove the files with these suffixes."""
 
     def harm(path: Path) -> None:
         for ending in endings:
@@ -83,7 +83,7 @@ def empty_folder(path: Path) -> None:
 
 
 def remake(path: Path) -> None:
-    """Another process finds nothing there, and begins anew."""
+    """Let another process find no file, and make a new one."""
     move(path)
     os.remove(f"{path}-wal")
     os.remove(f"{path}-shm")
@@ -102,12 +102,12 @@ def replace_log(path: Path) -> None:
 
 
 def cut(ending: str, size: int) -> Callable[[Path], None]:
-    """To so many bytes."""
+    """Truncate it to this many bytes."""
     return lambda path: os.truncate(f"{path}{ending}", size)
 
 
 def overwrite(first: float, with_what: bytes) -> Callable[[Path], None]:
-    """From there to the end of the file, which stays as long as it is."""
+    """Overwrite it from there to its end, without changing its length."""
 
     def harm(path: Path) -> None:
         size = path.stat().st_size
@@ -147,7 +147,7 @@ HARMS = [
 
 
 @pytest.mark.parametrize(("harm", "problem"), HARMS)
-def test_no_flush_after_it_is_merged(
+def test_no_later_flush_is_merged(
     store: SqliteStore[int], path: Path, harm: Callable[[Path], None], problem: str
 ) -> None:
     """Each update has the error that names the file, however often it is tried; and closing does no more harm."""
@@ -166,10 +166,10 @@ GONE = [harm for harm in HARMS if "removed" in str(harm.values[1]) or "replaced"
 
 
 @pytest.mark.parametrize(("harm", "problem"), GONE)
-def test_nor_is_the_flush_in_which_it_happens(
+def test_the_flush_during_the_change_is_not_merged(
     store: SqliteStore[int], path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None], problem: str
 ) -> None:
-    """Though SQLite has committed it: into what nobody will find."""
+    """Though SQLite has committed it, to a file that no process will open."""
     if harm is remake:
         pytest.skip("the other process would wait for this flush")
     collect = store._collect
@@ -185,8 +185,8 @@ def test_nor_is_the_flush_in_which_it_happens(
 
 
 @pytest.mark.parametrize(("harm", "problem"), GONE)
-def test_nor_is_it_read(store: SqliteStore[int], path: Path, harm: Callable[[Path], None], problem: str) -> None:
-    """A reader that stays open does not go on showing what was; of the log it has all, as long as it is open."""
+def test_reads_fail_too(store: SqliteStore[int], path: Path, harm: Callable[[Path], None], problem: str) -> None:
+    """An open reader does not keep returning the old values; of the log it has all, as long as it is open."""
     harm(path)
     if problem.startswith("c.db: "):
         with pytest.raises(StoreUnavailable, match=problem):
@@ -201,7 +201,7 @@ def test_nor_is_it_read(store: SqliteStore[int], path: Path, harm: Callable[[Pat
 
 @pytest.mark.parametrize("logged", [0, 1_000])
 def test_an_older_copy_written_over_it(path: Path, tmp_path: Path, logged: int) -> None:
-    """By ``cp``, which leaves the file the same, and the log of the newer one beside it."""
+    """By ``cp``, which keeps the inode, and leaves the log of the newer file beside it."""
     with closing(SqliteSpec(str(path)).open(Count())) as store:
         merge(store, 500)
         checkpoint(path)
@@ -216,7 +216,7 @@ def test_an_older_copy_written_over_it(path: Path, tmp_path: Path, logged: int) 
 
 
 def test_a_backup_that_sqlite_made_written_over_it(store: SqliteStore[int], path: Path, tmp_path: Path) -> None:
-    """It has as many pages, and another history."""
+    """It has the same number of pages, and another history."""
     with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
         db.backup(backup)
     merge(store, 22_000)
@@ -225,9 +225,8 @@ def test_a_backup_that_sqlite_made_written_over_it(store: SqliteStore[int], path
     assert isinstance(result, StoreUnavailable)
 
 
-def test_a_backup_that_sqlite_restores_is_taken(store: SqliteStore[int], path: Path, tmp_path: Path) -> None:
-    """That is a transaction like any other: values and markers are those of the backup, and what came later counts
-    anew."""
+def test_a_backup_that_sqlite_restores_is_accepted(store: SqliteStore[int], path: Path, tmp_path: Path) -> None:
+    """It is a transaction like any other: values and markers are those of the backup, and later events count anew."""
     with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
         db.backup(backup)
     merge(store, 22_000)
@@ -238,7 +237,7 @@ def test_a_backup_that_sqlite_restores_is_taken(store: SqliteStore[int], path: P
     assert [value for _, value in store.scan("k")] == [440] * 50
 
 
-def test_what_sqlite_does_itself_is_no_alarm(store: SqliteStore[int], path: Path) -> None:
+def test_sqlite_s_own_changes_raise_no_error(store: SqliteStore[int], path: Path) -> None:
     """Checkpoints, a shrinking file, another table, readers that come and go, also in other processes."""
     merge(store, 20_000)
     for n, what in enumerate(
@@ -264,8 +263,8 @@ def test_what_sqlite_does_itself_is_no_alarm(store: SqliteStore[int], path: Path
     assert store.get(A) == 11
 
 
-def test_two_writers_raise_no_alarm(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each writes to the file and its log behind the other's back, all the time."""
+def test_two_writers_raise_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each constantly writes to the file and its log beside the other."""
     checked = []
     check = sqlite_file.OpenFile._check_content
     monkeypatch.setattr(sqlite_file.OpenFile, "_check_content", lambda self: (checked.append(1), check(self)))
@@ -295,7 +294,7 @@ def merge(n, prefix=""):
 
 
 def in_another_process(path: Path, code: str, **more: Any) -> str:
-    """What it prints; it must end well."""
+    """The output of a process; it must end well."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + code, str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -321,8 +320,8 @@ def flush(store, start, keys=50):
 """
 
 
-def test_a_full_disk_can_pass(path: Path) -> None:
-    """Its error says so; once there is room, the same flush merges, and nothing was counted twice."""
+def test_a_full_disk_is_transient(path: Path) -> None:
+    """Its error says so; once there is space, the same flush merges, and nothing was counted twice."""
     code = f"""{DISK_FULL}
 with closing(SqliteSpec(path).open(Count())) as store:
     limit(300_000)
@@ -340,8 +339,8 @@ with closing(SqliteSpec(path).open(Count())) as store:
     assert last == "{'merged'} 500"
 
 
-def test_a_disk_that_is_full_while_the_log_is_brought_into_the_file(path: Path) -> None:
-    """What was merged is in the log, and stays there until there is room."""
+def test_a_disk_that_is_full_during_a_checkpoint(path: Path) -> None:
+    """Merged events are in the log, and stay there until there is space."""
     code = f"""{DISK_FULL}
 with closing(SqliteSpec(path).open(Count())) as store:
     for start in range(0, 60_000, 500):
@@ -367,8 +366,8 @@ with closing(SqliteSpec(path).open(Count())) as store:
         assert store.merge_update(Key("k60000"), 1, event_id="60000") is Outcome.DUPLICATE
 
 
-def told_to_nobody(path: Path) -> str:
-    """What merging says in a process without root's rights, to which modes mean nothing."""
+def merged_without_rights(path: Path) -> str:
+    """The result of a merge in a process without root's rights, since root ignores modes."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -388,7 +387,7 @@ def told_to_nobody(path: Path) -> str:
 
 
 def test_a_file_that_may_not_be_written_to() -> None:
-    """Neither by its own mode, nor by that of its folder; who is meant not to write can still be told so."""
+    """By its own mode, or by that of its folder; both are refused."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = Path(folder) / "c.db"
@@ -397,14 +396,14 @@ def test_a_file_that_may_not_be_written_to() -> None:
         os.chmod(path, 0o444)
         os.chmod(folder, 0o555)
         for where in (path, Path(folder) / "new.db"):
-            said = told_to_nobody(where)
+            said = merged_without_rights(where)
             assert said.startswith(f"StoreUnavailable sqlite {where}: ")
             assert "written to" in said
         os.chmod(folder, 0o755)
 
 
-def test_a_lock_that_others_keep_can_pass(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says how long it has waited."""
+def test_a_lock_of_another_process_is_transient(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how long it has waited."""
     monkeypatch.setattr(sqlite_file, "LOCK_TIMEOUT_S", 0.01)
     with closing(SqliteSpec(str(path)).open(Count())) as store:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -417,7 +416,7 @@ def test_a_lock_that_others_keep_can_pass(path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("harm", [remove(""), remove("", "-wal", "-shm"), move, cut("", 0)])
 def test_a_pipeline_fails_and_names_the_file(path: Path, tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    """Whether it hits between its flushes or within one: nothing of that bundle is called merged."""
+    """Whether it happens between its flushes or within one: no event of that bundle is reported as merged."""
     done = tmp_path / "done"
 
     def harm_in_the_middle(event: dict[str, str]) -> dict[str, str]:
@@ -445,8 +444,8 @@ def test_a_pipeline_fails_and_names_the_file(path: Path, tmp_path: Path, harm: C
 
 
 class TestPermissions:
-    def test_the_file_is_its_owners(self, path: Path) -> None:
-        """And so are the two beside it: keys may be people's names."""
+    def test_the_file_is_private_to_its_owner(self, path: Path) -> None:
+        """And so are the two files beside it: keys may be people's names."""
         before = os.umask(0o022)
         try:
             with closing(SqliteSpec(str(path)).open(Count())) as store:
@@ -456,8 +455,8 @@ class TestPermissions:
             os.umask(before)
         assert modes == {"c.db": 0o600, "c.db-wal": 0o600, "c.db-shm": 0o600}
 
-    def test_a_file_that_is_there_keeps_its_mode(self, path: Path) -> None:
-        """Somebody has chosen it."""
+    def test_an_existing_file_keeps_its_mode(self, path: Path) -> None:
+        """The owner has chosen it."""
         path.touch(mode=0o640)
         os.chmod(path, 0o640)
         with closing(SqliteSpec(str(path)).open(Count())) as store:

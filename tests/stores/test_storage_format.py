@@ -1,6 +1,5 @@
-"""What is stored, byte by byte: what the code writes is what the golden files hold, it reads them, and docs/storage.md
-says the same. A change of a golden file is a change of the format: it takes another layout (docs/storage.md).
-"""
+"""The stored format, byte by byte: golden files hold what the code writes, the code reads them, and docs/storage.md
+describes them. A change of a golden file is a change of the format and needs another layout (docs/storage.md)."""
 
 from __future__ import annotations
 
@@ -44,12 +43,12 @@ def golden(layout: int) -> Any:
 
 
 def new_prefix() -> str:
-    """What no other table's name begins with."""
+    """A prefix that no other table has."""
     return f"golden-{os.getpid()}-{next(_names)}"
 
 
 def require_same(expected: Any, found: Any, folder: Path) -> None:
-    """Fail if two golden documents differ, and leave the one that was found in the folder."""
+    """Fail if two golden documents differ, and leave the actual one in the folder."""
     if told := storage.differences(expected, found):
         (folder / "found.json").write_text(storage.text_of(found))
         pytest.fail("\n".join([f"{len(told)} differences to {folder / 'found.json'}:", *told[:20]]))
@@ -58,7 +57,7 @@ def require_same(expected: Any, found: Any, folder: Path) -> None:
 # ---- the code and the golden files ----
 
 
-def test_layout_2_is_made_and_written_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+def test_layout_2_is_made_and_written_as_in_the_golden_file(bigtable_host: str, tmp_path: Path) -> None:
     """Families, record and each cell."""
     prefix = new_prefix()
     storage.make_bigtable(PLACE, prefix)
@@ -66,7 +65,7 @@ def test_layout_2_is_made_and_written_as_the_golden_file_says(bigtable_host: str
     require_same(golden(2), storage.read_bigtable(PLACE, prefix), tmp_path)
 
 
-def test_layout_1_is_written_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
+def test_layout_1_is_written_as_in_the_golden_file(bigtable_host: str, tmp_path: Path) -> None:
     """In tables that 0.1.0 made, each cell is as 0.1.0 writes it (`test_mixed_releases`)."""
     prefix = new_prefix()
     storage.put_bigtable(PLACE, prefix, golden(1), rows=False)
@@ -74,8 +73,8 @@ def test_layout_1_is_written_as_the_golden_file_says(bigtable_host: str, tmp_pat
     require_same(golden(1), storage.read_bigtable(PLACE, prefix), tmp_path)
 
 
-def test_pending_deltas_are_written_and_folded_as_the_golden_file_says(bigtable_host: str, tmp_path: Path) -> None:
-    """Names and payloads of each kind, and what a fold makes of them."""
+def test_pending_deltas_are_written_and_folded_as_in_the_golden_file(bigtable_host: str, tmp_path: Path) -> None:
+    """Names and payloads of each kind, and the cells after a fold."""
     require_same(storage.read("bigtable-appended.json"), storage.append_and_fold(PLACE, new_prefix()), tmp_path)
 
 
@@ -101,14 +100,14 @@ def test_pending_deltas_of_a_golden_file_are_read_and_folded(bigtable_host: str)
         assert storage.differences(document["tables"][table.name]["folded"], found) == []
 
 
-def test_sqlite_is_written_as_the_golden_file_says(tmp_path: Path) -> None:
-    """What makes each table, and each row."""
+def test_sqlite_is_written_as_in_the_golden_file(tmp_path: Path) -> None:
+    """The statements that make each table, and each row."""
     storage.write_sqlite(tmp_path / "counts.db")
     require_same(storage.read("sqlite.json"), storage.read_sqlite(tmp_path / "counts.db"), tmp_path)
 
 
 def redelivered(table: Table, spec: Any) -> None:
-    """All aggregates are there, and each event that comes again is a duplicate."""
+    """All aggregates exist, and each event that is delivered again is a duplicate."""
     expected: dict[Key, Any] = {}
     merged = set()
     with closing(spec.open(table.monoid, table.granularity)) as store:
@@ -127,33 +126,33 @@ def redelivered(table: Table, spec: Any) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_golden_table_is_read(bigtable_host: str, layout: int, tmp_path: Path) -> None:
-    """Values and markers alike, without a cell that changes; ``murmur check`` finds nothing wrong with it."""
+    """Values and markers alike, without a change of any cell; ``murmur check`` finds no fault."""
     prefix = new_prefix()
     storage.put_bigtable(PLACE, prefix, golden(layout))
     for table in TABLES:
         spec = storage.spec_of(table, PLACE, prefix)
         redelivered(table, spec)
         if table.granularity is None and table.dedup_retention is None:
-            continue  # made for what others are made for; a check takes its time
+            continue  # their purpose is that of others; a check takes time
         assert {finding.status for finding in tables.check(spec)} <= {tables.OK, tables.NOT_CHECKED}
     require_same(golden(layout), storage.read_bigtable(PLACE, prefix), tmp_path)
 
 
 def test_a_golden_file_of_sqlite_is_read(tmp_path: Path) -> None:
-    """Values and markers alike, without a row that changes."""
+    """Values and markers alike, without a change of any row."""
     path = tmp_path / "counts.db"
     storage.put_sqlite(path, storage.read("sqlite.json"))
     for table in TABLES:
         redelivered(table, storage.sqlite_spec(table, path))
     found, expected = storage.read_sqlite(path), storage.read("sqlite.json")
     for document in (found, expected):
-        document["rows"]["murmur_facts"] = [row[:-1] for row in document["rows"]["murmur_facts"]]  # seen_at goes on
+        document["rows"]["murmur_facts"] = [row[:-1] for row in document["rows"]["murmur_facts"]]  # seen_at advances
     require_same(expected, found, tmp_path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_row_keys_and_fingerprints(layout: int) -> None:
-    """Those of the golden files are made of what was merged, and of nothing else."""
+    """Those in the golden files are made of the merged events, and of nothing else."""
     for table in TABLES:
         rows = golden(layout)["tables"][table.name]["rows"]
         updates = [update for _, flush in table.updates() for update in flush]
@@ -173,8 +172,8 @@ def test_row_keys_and_fingerprints(layout: int) -> None:
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_states_are_encoded_as_the_golden_file_says(name: str) -> None:
-    """Of each monoid that ships and is no sum: deltas to bytes, and back."""
+def test_states_are_encoded_as_in_the_golden_file(name: str) -> None:
+    """Of each shipped monoid except sums: deltas to bytes, and back."""
     monoid = by_name(name)
     for times_and_values, state in STATES[name]:
         value = monoid.fold([monoid.lift_ns(v, at_us, ns) for at_us, ns, v in times_and_values])
@@ -184,7 +183,7 @@ def test_states_are_encoded_as_the_golden_file_says(name: str) -> None:
         assert not isinstance(decoded, Timed) or isinstance(decoded.ns, int)
 
 
-# ---- a comparison that can fail ----
+# ---- the comparison can fail ----
 
 
 def _renamed(where: dict[str, Any], name: str, new: str) -> None:
@@ -217,8 +216,8 @@ FLIPS: dict[str, Callable[[Any], None]] = {
 
 
 @pytest.mark.parametrize("name", FLIPS)
-def test_one_other_byte_is_noticed(bigtable_host: str, name: str) -> None:
-    """In a table, of whatever class it is: the comparison tells one place, or two where something has another name."""
+def test_a_single_changed_byte_is_noticed(bigtable_host: str, name: str) -> None:
+    """In a table, of any class: the comparison reports one place, or two for a changed name."""
     document = golden(2)
     document["tables"] = {"views": document["tables"]["views"]}
     other = copy.deepcopy(document)
@@ -231,7 +230,7 @@ def test_one_other_byte_is_noticed(bigtable_host: str, name: str) -> None:
 
 
 def test_another_fingerprint_is_another_event(bigtable_host: str) -> None:
-    """Reading a golden file back can fail as well."""
+    """Reading a golden file can fail as well."""
     document = golden(2)
     FLIPS["fingerprint"](document["tables"]["views"])
     document["tables"] = {"views": document["tables"]["views"]}
@@ -265,20 +264,20 @@ def _leaves(document: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def section(title: str) -> str:
-    """What stands under a heading, with all that is below it."""
+    """The text under a heading, with all its subsections."""
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#+ |\Z)", PAGE, re.DOTALL | re.MULTILINE)
     assert found, title
     return found[2]
 
 
 def table_under(title: str) -> list[list[str]]:
-    """The rows of the first table under a heading, without its head."""
+    """The rows of the first table under a heading, without its header."""
     rows = re.findall(r"^\|(.*)\|$", section(title), re.MULTILINE)
     return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
 
 
 def code(cell: str) -> str:
-    """A cell of code."""
+    """A table cell in code style."""
     return cell.strip("`")
 
 
@@ -304,7 +303,7 @@ def test_the_page_has_the_families(layout: int) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_page_has_the_fields_of_the_record(layout: int) -> None:
-    """Each that is known, in the layouts that know it, and its value in an example."""
+    """Each known field, in the layouts that have it, and its value in an example."""
     rows = {code(row[0]): row for row in table_under("The record")}
     assert {name for name, row in rows.items() if row[layout] != "no"} == {q.decode() for q in _KNOWN[layout]}
     schema = Schema("sum", storage.DAY, None if layout == 1 else "bytes", vague=layout == 1)
@@ -315,7 +314,7 @@ def test_the_page_has_the_fields_of_the_record(layout: int) -> None:
     }
 
 
-def test_the_pages_examples_are_of_the_golden_files() -> None:
+def test_the_page_s_examples_are_from_the_golden_files() -> None:
     """Each block that names a golden table shows lines of it, in their order."""
     blocks = re.findall(r"```text\n(bigtable-[\w-]+\.json): (\w+)\n(.*?)```", PAGE, re.DOTALL)
     assert {(name, table) for name, table, _ in blocks} >= {
@@ -330,7 +329,7 @@ def test_the_pages_examples_are_of_the_golden_files() -> None:
             assert any(line == one or (line.endswith("...") and one.startswith(line[:-3])) for one in left), line
 
 
-def test_the_pages_row_keys_are_those_of_the_code() -> None:
+def test_the_page_s_row_keys_are_those_of_the_code() -> None:
     """Entity, bucket and shard, and the bytes."""
     rows = table_under("Row keys")
     assert len(rows) >= 5
@@ -347,14 +346,14 @@ def test_the_pages_row_keys_are_those_of_the_code() -> None:
     assert f"{MAX_ROW_KEY_BYTES:,}" in text
 
 
-def test_the_pages_fingerprint_is_that_of_the_code() -> None:
+def test_the_page_s_fingerprint_is_that_of_the_code() -> None:
     """Of an event id, 16 bytes."""
     event_id, found = re.findall(r"`(e\d)` is `([0-9a-f]{32})`", PAGE)[0]
     assert found == fingerprint_of(event_id).hex()
 
 
 def test_the_page_has_the_states() -> None:
-    """Of each monoid, just as the golden file."""
+    """Of each monoid, exactly as the golden file."""
     told = [(code(row[0]), code(row[-1])) for row in table_under("Values")]
     wanted = [(name, state) for name, examples in STATES.items() for _, state in examples]
     assert [row for row in told if row[0] in STATES] == wanted
@@ -369,8 +368,8 @@ def test_the_page_has_the_schema_of_sqlite() -> None:
     assert told == wanted
 
 
-def test_the_pages_links_lead_somewhere() -> None:
-    """Each to a heading of a page that is there."""
+def test_the_page_s_links_have_targets() -> None:
+    """Each leads to a heading of an existing page."""
     links = re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE)
     assert len(links) >= 2
     for name, anchor in links:
@@ -380,7 +379,7 @@ def test_the_pages_links_lead_somewhere() -> None:
 
 
 def test_the_page_has_the_kinds_of_pending_cells() -> None:
-    """Each that the code writes, and how large cells are."""
+    """Each kind that the code writes, and how large cells are."""
     kinds = [int(code(row[0]), 16) for row in table_under("Pending deltas")]
     assert kinds == [pending.ONES, pending.INTEGERS, pending.STATES, pending.TOGETHER]
     found = json.dumps(storage.read("bigtable-appended.json"))
@@ -389,7 +388,7 @@ def test_the_page_has_the_kinds_of_pending_cells() -> None:
     assert pending.CELL_BYTES == 2**20
 
 
-def test_the_pages_numbers() -> None:
+def test_the_page_s_numbers() -> None:
     """Those of markers are the code's."""
     for number in (row_cache.PACK_AT, row_cache.PACKED, row_cache.SMALL_EVENTS):
         assert re.search(rf"\b{number}\b", section("Markers")), number

@@ -1,4 +1,4 @@
-"""The contract of stores, kept by each of them, and what is particular to each."""
+"""The contract of stores, fulfilled by each of them, and the features of each."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _names = itertools.count()
 
 
 class TestMemoryStore(StoreContract):
-    """``memory://`` keeps the contract."""
+    """``memory://`` fulfils the contract."""
 
     def spec(self, clock: FakeClock) -> StoreSpec:
         return MemorySpec(f"contract-{next(_names)}", clock)
 
 
 class TestRecordingStore(TestMemoryStore):
-    """So does a store that does not tell whether an event was there before."""
+    """A store that does not report whether an event is new."""
 
     appends = True
 
@@ -46,7 +46,7 @@ class TestRecordingStore(TestMemoryStore):
 
 
 class TestSqliteStore(StoreContract):
-    """``sqlite://`` keeps the contract."""
+    """``sqlite://`` fulfils the contract."""
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ class TestSqliteStore(StoreContract):
         return SqliteSpec(str(self.folder / "counts.db"), clock=clock)
 
     def test_expired_rows_and_their_markers_are_deleted(self) -> None:
-        """What nobody can read any more takes no room for long."""
+        """Rows that no reader can see any more are removed soon."""
         store = self.open()
         store.merge_updates([Update(Key(f"k{i}"), 1, "1", DAY) for i in range(10)])
         self.clock.time += 2 * DAY.total_seconds()
@@ -64,15 +64,17 @@ class TestSqliteStore(StoreContract):
         assert self.sizes() == (1, 1)
 
     def test_nothing_is_deleted_while_an_event_may_still_be_written(self) -> None:
-        """A record that passed the check for its age just before the end may come again a little later."""
+        """A record that was checked just before its bucket's end may be written a little later."""
         store = self.open()
         store.merge_update(A, 1, event_id="1", ttl=DAY)
         self.clock.time += DAY.total_seconds() + 1800
         store.merge_update(Key("other"), 1, event_id="1")
         assert store.merge_update(A, 1, event_id="1", ttl=timedelta(0)) is Outcome.DUPLICATE
 
-    def test_more_rows_than_one_flush_deletes_are_deleted_by_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Collecting goes on flush by flush until all is gone, so that none takes long."""
+    def test_expired_rows_beyond_the_limit_of_a_flush_are_deleted_by_the_next(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each flush collects a part, so that none takes long."""
         monkeypatch.setattr(sqlite_store, "_COLLECT_ROWS", 4)
         store = self.open()
         store.merge_updates([Update(Key(f"k{i}"), 1, "1", DAY) for i in range(10)])
@@ -83,7 +85,7 @@ class TestSqliteStore(StoreContract):
             counts.append(self.sizes()[0] - 1)
         assert counts == [6, 2, 0, 0]
 
-    def test_markers_are_kept_for_ever_unless_told_otherwise(self) -> None:
+    def test_markers_are_permanent_by_default(self) -> None:
         """A duplicate is recognised after years, in a row that never expires."""
         store = self.open()
         store.merge_update(A, 1, event_id="1")
@@ -91,7 +93,7 @@ class TestSqliteStore(StoreContract):
         assert store.merge_update(A, 1, event_id="1") is Outcome.DUPLICATE
 
     def test_dedup_retention_drops_old_markers(self) -> None:
-        """With a dedup retention the markers of a row that never expires go after that time, and only then."""
+        """With a dedup retention the markers of a permanent row are deleted after that time, and not earlier."""
         spec = SqliteSpec(str(self.folder / "counts.db"), dedup_retention=7 * DAY, clock=self.clock)
         with closing(spec.open(Sum())) as store:
             store.merge_update(A, 1, event_id="1")
@@ -102,8 +104,8 @@ class TestSqliteStore(StoreContract):
             assert self.sizes() == (1, 1)
             assert store.get(A) == 2
 
-    def test_dedup_retention_leaves_rows_that_expire_alone(self) -> None:
-        """A row of a window knows its events as long as it takes any, however short the dedup retention is."""
+    def test_dedup_retention_does_not_affect_rows_that_expire(self) -> None:
+        """A row of a window knows its events as long as it accepts any, however short the dedup retention is."""
         spec = SqliteSpec(str(self.folder / "counts.db"), dedup_retention=DAY, clock=self.clock)
         with closing(spec.open(Sum())) as store:
             store.merge_update(A, 1, event_id="1", ttl=30 * DAY)
@@ -112,13 +114,13 @@ class TestSqliteStore(StoreContract):
             assert store.merge_update(A, 1, event_id="1", ttl=20 * DAY) is Outcome.DUPLICATE
 
     def test_an_idempotent_monoid_keeps_no_markers(self) -> None:
-        """Folding a maximum twice changes nothing, so it is not worth a marker."""
+        """Folding a maximum twice changes nothing, so it needs no marker."""
         store = self.open(Max())
         store.merge_updates([Update(A, 1, "1"), Update(A, 1, "1")])
         assert self.sizes() == (1, 0)
 
     def test_a_table_that_was_only_opened_may_be_opened_for_something_else(self) -> None:
-        """A pipeline that fails before it writes decides nothing for the next; the first write does."""
+        """A pipeline that fails before it writes records nothing; the first write does."""
         first, other = self.open(Sum(), DAY), self.open(Max())
         assert self.made is not None
         assert self.made.recorded_schema() is None
@@ -129,8 +131,8 @@ class TestSqliteStore(StoreContract):
             self.open(Sum(), DAY)
         assert other.get(A) == 7
 
-    def test_a_value_that_cannot_be_read_hurts_nobody_else(self) -> None:
-        """It is an error of its own row, and stays as it is; the other rows of the flush merge."""
+    def test_a_value_that_cannot_be_read_fails_alone(self) -> None:
+        """It is an error of its own row, and does not change; the other rows of the flush merge."""
         store = self.open(Max())
         store.merge_updates([Update(A, 1), Update(Key("b"), 1)])
         with closing(sqlite3.connect(self.folder / "counts.db")) as db, db:
@@ -151,7 +153,7 @@ class TestSqliteStore(StoreContract):
                 ("a", 0, 42, "integer")
             ]
 
-    def test_tables_of_one_file_are_apart(self) -> None:
+    def test_tables_of_one_file_are_separate(self) -> None:
         """Each table has its own monoid, values and markers."""
         path = str(self.folder / "counts.db")
         with (
@@ -163,7 +165,7 @@ class TestSqliteStore(StoreContract):
             assert (one.get(A), two.get(A)) == (1, 7)
 
     def test_a_flush_is_all_or_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An error in the middle of a flush undoes its rows and its markers, and is the result of every update."""
+        """An error in the middle of a flush rolls back its rows and its markers, and is the result of every update."""
         store = self.open()
         assert isinstance(store, SqliteStore)
         merge_row = store._merge_row
@@ -194,7 +196,7 @@ class TestSqliteStore(StoreContract):
         assert store.merge_update(A, 1, event_id="1") is Outcome.MERGED
 
     def test_a_reader_does_not_wait_for_a_writer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """While a flush is under way the store can be opened and read as it was before."""
+        """During a flush the store can be opened and read in its former state."""
         monkeypatch.setattr(sqlite_file, "LOCK_TIMEOUT_S", 0.01)
         self.open().merge_update(A, 1, event_id="1")
         with closing(sqlite3.connect(self.folder / "counts.db", isolation_level=None)) as writer:
@@ -202,7 +204,7 @@ class TestSqliteStore(StoreContract):
             assert self.open().get(A) == 1
 
     def test_several_processes_count_exactly(self) -> None:
-        """Processes that merge overlapping sets of the same events into one file."""
+        """They merge overlapping sets of the same events into one file."""
         spec = self.spec(self.clock)
         context = multiprocessing.get_context("spawn")
         processes = [context.Process(target=merge_overlapping, args=(spec, 100 * i)) for i in range(3)]
@@ -216,7 +218,7 @@ class TestSqliteStore(StoreContract):
             assert store.get_many([Key(f"k{i}") for i in range(5)]) == [100] * 5
 
     def sizes(self) -> tuple[int, int]:
-        """Rows and markers in the file."""
+        """The numbers of rows and markers in the file."""
         with closing(sqlite3.connect(self.folder / "counts.db")) as db:
             ((rows,),) = db.execute("SELECT count(*) FROM murmur")
             ((markers,),) = db.execute("SELECT count(*) FROM murmur_seen")
@@ -232,7 +234,7 @@ def merge_overlapping(spec: StoreSpec, first: int) -> None:
 
 
 def test_a_sqlite_file_that_cannot_be_opened_is_a_permanent_error(tmp_path: Path) -> None:
-    """A folder that does not exist, and a file that is no database, are named."""
+    """The error names a missing folder, and a file that is not a database."""
     with pytest.raises(StoreUnavailable, match="folder"):
         SqliteSpec(str(tmp_path / "missing" / "counts.db")).open(Sum())
     text = tmp_path / "text.db"
@@ -243,8 +245,8 @@ def test_a_sqlite_file_that_cannot_be_opened_is_a_permanent_error(tmp_path: Path
         SqliteSpec(str(text)).recorded_schema()
 
 
-def test_asking_for_the_schema_makes_no_file(tmp_path: Path) -> None:
-    """A mistyped path is an error, not a new database; a database of others has no schema."""
+def test_reading_the_schema_makes_no_file(tmp_path: Path) -> None:
+    """A mistyped path is an error, not a new database; a database of another program has no schema."""
     path = tmp_path / "counts.db"
     with pytest.raises(StoreUnavailable, match="no such file"):
         SqliteSpec(str(path)).recorded_schema()
@@ -255,7 +257,7 @@ def test_asking_for_the_schema_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
-    """A file of a later version is not guessed at."""
+    """A file of a later version is not guessed."""
     spec = SqliteSpec(str(tmp_path / "counts.db"))
     with closing(spec.open(Sum())) as store:
         store.merge_update(A, 1)
@@ -265,7 +267,7 @@ def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
         spec.open(Sum())
 
 
-def test_a_relative_path_is_taken_from_where_the_spec_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_resolved_where_the_spec_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that runs in another folder opens the same file."""
     monkeypatch.chdir(tmp_path)
     assert SqliteSpec("counts.db").path == str(tmp_path / "counts.db")
@@ -283,7 +285,7 @@ def test_a_relative_path_is_taken_from_where_the_spec_was_made(tmp_path: Path, m
     ],
 )
 def test_uris(uri: str, spec: StoreSpec) -> None:
-    """A URI makes the spec it says."""
+    """A URI makes its spec."""
     assert spec_from_uri(uri) == spec
 
 
@@ -308,14 +310,14 @@ def test_uris(uri: str, spec: StoreSpec) -> None:
     ],
 )
 def test_wrong_uris(uri: str, problem: str) -> None:
-    """A URI that makes no sense says which argument, and what to write instead."""
+    """The error for an invalid URI names the argument and what to write instead."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         spec_from_uri(uri, "cache")
     assert caught.value.argument == "cache"
 
 
 def test_memory_is_a_cache() -> None:
-    """Repopulating overwrites what a cache holds with what the store does, and forgets what the store has not."""
+    """Repopulating overwrites a cache's values with the store's, and drops keys that the store does not have."""
     store, cache = MemoryStore(Sum()), MemoryStore(Sum())
     store.merge_update(A, 5)
     cache.merge_updates([Update(A, 1), Update(Key("b"), 1), Update(Key("c"), 1)])
@@ -352,8 +354,8 @@ class Unspeakable(Custom[int]):
         return super().encode(v)
 
 
-def test_a_value_that_cannot_be_encoded_hurts_nobody_else(tmp_path: Path) -> None:
-    """It is the result of the update that would make it, and leaves no marker; other rows and events merge."""
+def test_a_value_that_cannot_be_encoded_fails_alone(tmp_path: Path) -> None:
+    """It is the result of its own update, and leaves no marker; other rows and events merge."""
     spec = SqliteSpec(str(tmp_path / "counts.db"))
     with closing(spec.open(Unspeakable("unspeakable", 0, operator.add))) as store:
         updates = [Update(A, 6, "1"), Update(A, 7, "2"), Update(A, 1, "3"), Update(Key("b"), 1, "2")]

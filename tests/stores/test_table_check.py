@@ -46,8 +46,8 @@ pytestmark = pytest.mark.usefixtures("bigtable_host")
 
 
 class TestCheck:
-    def test_a_table_as_it_should_be(self) -> None:
-        """All is looked at, and an emulator's app profile named as what is not."""
+    def test_a_correct_table(self) -> None:
+        """Everything is checked, and an emulator's app profile is reported as unchecked."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         findings = tables.check(where, "sum", DAY, 90 * DAY)
@@ -59,8 +59,8 @@ class TestCheck:
         assert findings[-1].text == "an emulator has none"
         assert findings[-2].text == "none"
 
-    def test_how_large_its_rows_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All together, and the largest, with its markers and what is yet to be folded."""
+    def test_sizes_of_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Their total, and the largest, with its markers and pending events."""
         where = new_where()
         tables.create(where, tables.purpose(ALL_TIME))
         with closing(where.open(Sum())) as store, closing(where.connect()) as connection:
@@ -88,15 +88,15 @@ class TestCheck:
         monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
         assert {finding.subject: finding.status for finding in tables.check(where)}["rows"] == "warning"
 
-    def test_rows_that_take_too_long_to_look_at(self) -> None:
-        """What was looked at until then is told."""
+    def test_a_slow_read_of_the_sizes_is_incomplete(self) -> None:
+        """The sizes of the rows that were read are reported."""
         where = new_where()
         tables.create(where, tables.purpose(ALL_TIME))
         with closing(where.connect()) as connection:
             assert connection.run(sizes_of.look(connection, 0.0)).whole is False
 
     def test_nothing_is_written(self) -> None:
-        """Not even a purpose where there is none."""
+        """Not even a missing purpose."""
         where = new_where()
         make(where, agg=sums(), dedup=ColumnFamily(), state=ColumnFamily(), meta=ColumnFamily())
         before = message(where)
@@ -105,16 +105,16 @@ class TestCheck:
         assert message(where) == before
 
     def test_a_missing_table(self) -> None:
-        """The command that makes it is the one for what was asked."""
+        """The advised command makes the table for the requested purpose."""
         where = new_where(app_profile="one", shards=8)
         findings = tables.check(where, "max", DAY, 90 * DAY)
         assert wrong(findings) == {"table": "is missing"}
         assert remedies(findings) == {f"murmur create-table '{where}' --monoid max --window 1d --retention 90d"}
-        # Not knowing what for, it makes nothing up: the purpose of a table cannot be changed.
+        # Without a purpose it advises none: the purpose of a table cannot be changed.
         assert remedies(tables.check(where)) == {f"murmur create-table '{where}' --monoid MONOID [--window WINDOW] ..."}
 
     def test_a_missing_family(self) -> None:
-        """Each is told."""
+        """Each one is reported."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         modify(where, id="state", drop=True)
@@ -132,7 +132,7 @@ class TestCheck:
             pytest.param(GcRule(max_num_versions=3), "takes cells beyond 3 versions; it", id="versions"),
         ],
     )
-    def test_another_rule_than_what_is_recorded(self, rule: GcRule, text: str) -> None:
+    def test_a_rule_that_differs_from_the_record(self, rule: GcRule, text: str) -> None:
         """Changed by hand, for example."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
@@ -144,7 +144,7 @@ class TestCheck:
         assert wrong(tables.check(where)) == {}
 
     def test_the_remedy_of_a_dedup_retention(self) -> None:
-        """It brings back the table that it was."""
+        """It restores the former table."""
         where, meta = new_where(), tables.purpose(ALL_TIME, None, 7 * DAY)
         tables.create(where, meta)
         modify(where, id="dedup", update=ColumnFamily(gc_rule=GcRule()))
@@ -166,8 +166,8 @@ class TestCheck:
         assert text in wrong(findings)["purpose"]
         assert remedies(findings) == {""}
 
-    def test_another_retention_than_asked_for(self) -> None:
-        """Rules and record are wrong for that, and one command mends them all."""
+    def test_another_retention_than_requested(self) -> None:
+        """Rules and record are wrong for it, and one command mends them all."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         findings = tables.check(where, retention=365 * DAY)
@@ -175,7 +175,7 @@ class TestCheck:
         assert remedies(findings) == {f"murmur create-table {where} --monoid sum --window 1d --retention 365d"}
 
     def test_a_retention_without_a_window_is_a_mistake(self) -> None:
-        """The table has none, so it can have no retention."""
+        """The table has no window, so it can have no retention."""
         where = new_where()
         tables.create(where, tables.purpose(ALL_TIME))
         with pytest.raises(ConfigurationError, match="retention: needs a window"):
@@ -190,8 +190,8 @@ class TestCheck:
             pytest.param("GetAppProfile", "app profile default", "roles/bigtable.user", id="app-profile"),
         ],
     )
-    def test_what_is_not_permitted(self, before: Before, method: str, subject: str, role: str) -> None:
-        """It is told with a role that permits it, and not with the advice to run this very command."""
+    def test_a_missing_permission(self, before: Before, method: str, subject: str, role: str) -> None:
+        """It is reported with a role that has it, and not with the advice to run this very command."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers[method] = grpc.StatusCode.PERMISSION_DENIED
@@ -202,7 +202,7 @@ class TestCheck:
         assert "murmur check" not in text
 
     def test_making_a_table_may_not_be_permitted(self, before: Before) -> None:
-        """One readable error with the role that it takes."""
+        """One readable error with the required role."""
         before.answers["CreateTable"] = grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(
             StoreUnavailable, match=r"as the test wants it; it takes a role such as roles/bigtable.admin"
@@ -210,7 +210,7 @@ class TestCheck:
             tables.create(new_where(), NINETY_DAYS)
 
     @pytest.mark.parametrize("method", ["GetTable", "ReadRows", "CheckAndMutateRow", "GetAppProfile"])
-    def test_a_service_that_does_not_answer_is_no_finding(self, before: Before, method: str) -> None:
+    def test_a_service_that_does_not_answer_is_not_a_finding(self, before: Before, method: str) -> None:
         """It says nothing about the table."""
         where = new_where(timeout_s=1.0)
         tables.create(where, NINETY_DAYS)
@@ -244,7 +244,7 @@ class TestCheck:
         ],
     )
     def test_the_app_profile_must_fit(self, before: Before, profile: AppProfile, status: str, text: str) -> None:
-        """One cluster, and single-row transactions; else it says how to make one."""
+        """One cluster, and single-row transactions; otherwise the finding says how to make one."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers["GetAppProfile"] = AppProfile.serialize(profile)
@@ -262,7 +262,7 @@ class TestCheck:
 
 
 class TestTheLiveService:
-    """What it says of tables and the emulator does not."""
+    """Answers about tables that the emulator does not give."""
 
     CREATING = grpc.StatusCode.FAILED_PRECONDITION, "Table currently being created"
     RELAXED = (
@@ -273,7 +273,7 @@ class TestTheLiveService:
     @pytest.mark.parametrize("method", ["CheckAndMutateRow", "ReadRows", "ModifyColumnFamilies"])
     @pytest.mark.parametrize("n", [1, 4])
     def test_a_table_that_is_being_created_is_waited_for(self, before: Before, method: str, n: int) -> None:
-        """And that is said each time."""
+        """Each wait is reported."""
         clock = FakeClock()
         where = new_where(clock=clock)
         if method == "ModifyColumnFamilies":
@@ -289,7 +289,7 @@ class TestTheLiveService:
         assert len(said) == n
 
     def test_a_second_call_waits_too(self, before: Before) -> None:
-        """The table is there, and cannot be read yet."""
+        """The table exists, and cannot be read yet."""
         where = new_where(clock=FakeClock())
         tables.create(where, NINETY_DAYS)
         left = [self.CREATING] * 3
@@ -297,8 +297,8 @@ class TestTheLiveService:
         assert tables.create(where, NINETY_DAYS) == []
         assert left == []
 
-    def test_waiting_has_an_end(self, before: Before) -> None:
-        """With the words that it takes to go on."""
+    def test_waiting_is_limited(self, before: Before) -> None:
+        """The message says how to continue."""
         clock = FakeClock()
         before.answers["CheckAndMutateRow"] = self.CREATING
         with pytest.raises(TransientError, match=r"still being created after 3\d\d s; run this again"):
@@ -321,7 +321,7 @@ class TestTheLiveService:
     def test_a_longer_retention_on_several_clusters_must_be_allowed(
         self, before: Before, had: Meta, gets: Meta
     ) -> None:
-        """Without that nothing is done, and it is told why; with it the service is told to go on."""
+        """Otherwise nothing is done, with the reason; if it is allowed, the request says so to the service."""
         where = new_where()
         tables.create(where, had)
         asked: list[bool] = []
@@ -338,8 +338,8 @@ class TestTheLiveService:
         assert (recorded(where), asked) == (gets, [False, True])
         assert wrong(tables.check(where)) == {}
 
-    def test_another_refusal_is_no_question(self, before: Before) -> None:
-        """What is refused for another reason is so with --yes, too."""
+    def test_another_refusal_cannot_be_overridden(self, before: Before) -> None:
+        """A request that is refused for another reason is refused with --yes, too."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers["ModifyColumnFamilies"] = grpc.StatusCode.FAILED_PRECONDITION, "Too many families"
@@ -353,7 +353,7 @@ class TestTheLiveService:
         ids=["emulator", "one", "two", "three"],
     )
     def test_several_clusters_are_a_warning(self, before: Before, clusters: list[str], text: str) -> None:
-        """Nothing is wrong with them, but a failover may count events twice."""
+        """They are valid, but a failover may count events twice."""
         replicated = TableMessage(cluster_states={name: {} for name in clusters})
 
         def get_table(request: bytes) -> Any:

@@ -62,7 +62,7 @@ class TestPurpose:
             pytest.param(ALL_TIME, None, 9 * DAY, Rule(), Rule(9 * DAY), Rule(None, 1), id="all-time-dedup"),
         ],
     )
-    def test_what_garbage_collection_takes(
+    def test_purpose_of_garbage_collection(
         self,
         schema: Schema,
         retention: timedelta | None,
@@ -71,11 +71,12 @@ class TestPurpose:
         dedup: Rule,
         state: Rule,
     ) -> None:
-        """A bucket and its events together, when it takes no more of them; without a retention no value, ever."""
+        """A bucket and its events are collected together, when the bucket accepts no more; without a retention values
+        are permanent."""
         meta = tables.purpose(schema, retention, dedup_retention)
         first = {"agg": agg, "dedup": dedup, "state": state, "meta": Rule(None, 1)}
         assert tables.rules(meta._replace(layout=LAYOUTS[1])) == first
-        # As far as `check` of release 0.1.0 sees, something is wrong with a table of layout 2.
+        # For `check` of release 0.1.0, a table of layout 2 has a fault.
         assert tables.rules(meta) == {**first, "dedup": dedup._replace(versions=1), "pending": agg}
 
     @pytest.mark.parametrize(
@@ -87,10 +88,10 @@ class TestPurpose:
             pytest.param(DAILY, 90 * DAY, 30 * DAY, "dedup_retention", id="events-would-count-twice"),
         ],
     )
-    def test_what_does_not_fit_together_is_refused(
+    def test_arguments_that_contradict_each_other_are_refused(
         self, schema: Schema, retention: timedelta, dedup_retention: timedelta, argument: str
     ) -> None:
-        """Naming the argument."""
+        """By name."""
         with pytest.raises(ConfigurationError) as caught:
             tables.purpose(schema, retention, dedup_retention)
         assert caught.value.argument == argument
@@ -98,7 +99,7 @@ class TestPurpose:
 
 class TestCreate:
     def test_it_makes_a_table_with_families_rules_and_purpose(self) -> None:
-        """As the server tells them afterwards; what was done is told."""
+        """As the server reports them afterwards; the changes are listed."""
         where = new_where()
         steps = tables.create(where, NINETY_DAYS)
         assert collected(where) == {
@@ -123,8 +124,8 @@ class TestCreate:
         [NINETY_DAYS, tables.purpose(ALL_TIME), tables.purpose(Schema("max", HOUR), None, 7 * DAY)],
         ids=["retention", "all-time", "dedup"],
     )
-    def test_a_second_call_finds_nothing_to_do(self, meta: Meta) -> None:
-        """And changes nothing."""
+    def test_a_second_call_changes_nothing(self, meta: Meta) -> None:
+        """And lists no changes."""
         where = new_where()
         assert tables.create(where, meta)
         before, purpose = message(where), recorded(where)
@@ -134,7 +135,7 @@ class TestCreate:
         assert wrong(tables.check(where)) == {}
 
     def test_a_plan_changes_nothing(self) -> None:
-        """Neither where there is no table, nor where there is one; it tells just what would be done."""
+        """Neither for a missing table, nor for an existing one; it lists exactly the changes that would be made."""
         where = new_where()
         planned = tables.plan(where, NINETY_DAYS)
         assert not exists(where)
@@ -145,7 +146,7 @@ class TestCreate:
         assert (message(where), recorded(where)) == (before, purpose)
 
     def test_missing_families_are_added(self) -> None:
-        """What was there stays; other families are nobody's business."""
+        """Existing families stay, also those with other names."""
         where = new_where()
         make(where, agg=sums(), meta=ColumnFamily(gc_rule=GcRule(max_num_versions=1)), other=ColumnFamily())
         steps = tables.create(where, tables.purpose(DAILY))
@@ -166,7 +167,7 @@ class TestCreate:
         assert wrong(tables.check(where)) == {}
 
     def test_a_longer_retention_changes_rules_and_purpose(self) -> None:
-        """Nothing is deleted by that, so nobody is asked."""
+        """That deletes nothing, so it needs no permission."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         steps = tables.create(where, tables.purpose(DAILY, 120 * DAY))
@@ -181,8 +182,8 @@ class TestCreate:
         assert collected(where)["state"] == [(AGE, kept), (VERSIONS, 1)]
         assert recorded(where) == Meta(DAILY, kept, kept)
 
-    def test_keeping_everything_again_takes_the_rules_away(self) -> None:
-        """A rule can be taken from a family that has one."""
+    def test_keeping_everything_again_removes_the_rules(self) -> None:
+        """A rule can be removed from a family."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         tables.create(where, tables.purpose(DAILY))
@@ -198,8 +199,8 @@ class TestCreate:
             pytest.param(tables.purpose(ALL_TIME), tables.purpose(ALL_TIME, None, 7 * DAY), id="dedup-retention"),
         ],
     )
-    def test_what_deletes_data_must_be_allowed(self, had: Meta, gets: Meta) -> None:
-        """Without that, nothing is done."""
+    def test_changes_that_delete_data_must_be_allowed(self, had: Meta, gets: Meta) -> None:
+        """Otherwise nothing is done."""
         where = new_where()
         tables.create(where, had)
         before = message(where)
@@ -212,7 +213,7 @@ class TestCreate:
         assert wrong(tables.check(where)) == {}
 
     def test_a_rule_of_another_kind_is_replaced_only_if_that_is_allowed(self) -> None:
-        """Who knows what it keeps; it is told as it is."""
+        """It is unknown what such a rule keeps; the message shows it."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         both = GcRule(intersection=GcRule.Intersection(rules=[GcRule(max_age=DAY), GcRule(max_num_versions=5)]))
@@ -226,7 +227,7 @@ class TestCreate:
 
     @pytest.mark.parametrize("other", [HOURLY, ALL_TIME, Schema("max", DAY)], ids=["hourly", "all-time", "max"])
     def test_a_table_for_something_else_is_refused(self, other: Schema) -> None:
-        """It stays as it is."""
+        """It is not changed."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before = message(where)
@@ -235,7 +236,7 @@ class TestCreate:
         assert (message(where), recorded(where)) == (before, NINETY_DAYS)
 
     def test_shards_are_recorded_and_stay(self) -> None:
-        """Those of the URI; without any, those that are recorded."""
+        """Those of the URI; without any, the recorded ones."""
         where = new_where(shards=8)
         tables.create(where, NINETY_DAYS)
         assert recorded(where) == NINETY_DAYS._replace(shards=8)
@@ -257,7 +258,7 @@ class TestCreate:
     def test_a_family_of_a_wrong_type_cannot_be_mended(
         self, name: str, family: Callable[[], ColumnFamily], problem: str
     ) -> None:
-        """Creating and checking say so, and what is left to do."""
+        """Creating and checking say so, and what can be done instead."""
         where = new_where()
         make(where, **{name: family()})
         with pytest.raises(StoreUnavailable, match=rf"{problem}.*deletetable {where.table}"):
@@ -265,7 +266,7 @@ class TestCreate:
         assert [*message(where).column_families] == [name]
         assert problem in f"family {name} {wrong(tables.check(where))[f'family {name}']}"
 
-    def test_a_maximum_is_no_sum(self) -> None:
+    def test_a_family_of_maxima_is_not_one_of_sums(self) -> None:
         """An aggregate family of another kind is as wrong as one of cells."""
         where = new_where()
         maximum = sums()
@@ -274,7 +275,7 @@ class TestCreate:
         assert "is no aggregate of sums" in wrong(tables.check(where))["family agg"]
 
     def test_a_pipeline_may_have_been_first(self) -> None:
-        """What it recorded on opening stays, and gets the retention."""
+        """Its record stays, and gets the retention."""
         where = new_where()
         make(
             where,
@@ -297,24 +298,24 @@ def first_layout(where: BigtableSpec) -> None:
 
 
 def with_dedup_retention(where: BigtableSpec) -> None:
-    """Make one that forgets events before their bucket."""
+    """Make a table that forgets events before their bucket."""
     tables.create(where, tables.purpose(DAILY, None, 7 * DAY))
 
 
 def without_it_again(where: BigtableSpec) -> None:
-    """Make one that forgot events for a while."""
+    """Make a table that forgot events for a while."""
     with_dedup_retention(where)
     tables.create(where, NINETY_DAYS, yes=True)
 
 
 def by_commits_again(where: BigtableSpec) -> None:
-    """Make one that was appended to for a while."""
+    """Make a table that was appended to for a while."""
     by_appending(where)
     tables.create(where, tables.purpose(DAILY), write=COMMIT)
 
 
 def by_appending(where: BigtableSpec) -> None:
-    """Make one that is appended to."""
+    """Make a table that is appended to."""
     tables.create(where, tables.purpose(DAILY), write=APPEND)
 
 
@@ -322,8 +323,8 @@ class TestWaysOfWriting:
     """Commits, or appending."""
 
     @pytest.mark.parametrize("write", [None, *WAYS])
-    def test_a_new_table_is_written_as_it_was_asked_for(self, write: str | None) -> None:
-        """By commits if nothing was; that stays so where nothing is asked for later. An open store knows it."""
+    def test_a_new_table_is_written_as_requested(self, write: str | None) -> None:
+        """By commits by default; later calls without a request keep it. An open store knows it."""
         where = new_where()
         way = write or COMMIT
         steps = tables.create(where, NINETY_DAYS, write=write)
@@ -338,7 +339,7 @@ class TestWaysOfWriting:
             assert store.appends is (way == APPEND)
 
     def test_it_can_be_changed_both_ways(self) -> None:
-        """Without --yes; what it means for pipelines that run is told. What `check` advises does it."""
+        """Without --yes; the message says what it means for running pipelines. The advice of `check` does it."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         for way, text in ((APPEND, "by appending, instead of by commits"), (COMMIT, "by commits, instead of by app")):
@@ -357,7 +358,7 @@ class TestWaysOfWriting:
             assert wrong(tables.check(where)) == {}
 
     def test_remedies_keep_it(self) -> None:
-        """Also where the table is gone: the command that was asked for makes it as it was."""
+        """Also for a missing table: the advised command makes it as requested."""
         where = new_where()
         by_appending(where)
         modify(where, id="state", drop=True)
@@ -409,10 +410,10 @@ class TestWaysOfWriting:
             pytest.param(None, NINETY_DAYS, "stream", "write", "expected commit or append, got 'stream'", id="unknown"),
         ],
     )  # fmt: skip
-    def test_what_it_does_not_go_with_is_refused(
+    def test_contradictions_to_it_are_refused(
         self, had: Callable[[BigtableSpec], None] | None, gets: Meta, write: str | None, argument: str, problem: str
     ) -> None:
-        """By whatever makes, plans or checks a table; it stays as it is, or is not made."""
+        """By all that makes, plans or checks a table; it does not change, or is not made."""
         where = new_where()
         if had is not None:
             had(where)
@@ -426,8 +427,8 @@ class TestWaysOfWriting:
             assert caught.value.problem.startswith(problem.replace("TABLE", str(where)))
         assert before == ((message(where), recorded(where)) if exists(where) else None)
 
-    def test_that_a_table_forgot_events_is_never_forgotten(self) -> None:
-        """Also where it gets that later; and layout 1 knows nothing of it, so that nothing is left to do."""
+    def test_that_a_table_forgot_events_stays_recorded(self) -> None:
+        """Also where it gets a dedup retention later; layout 1 has no record of it, so nothing is left to do."""
         where = new_where()
         tables.create(where, tables.purpose(DAILY))
         for retentions in ((None, 7 * DAY), (None, None), (90 * DAY, None)):
@@ -442,7 +443,7 @@ class TestWaysOfWriting:
         assert wrong(tables.check(first, dedup_retention=7 * DAY)) == {}
 
     def test_two_that_change_it_at_once(self, before: Before) -> None:
-        """What one did the other does not take back, and is told that it may not be done."""
+        """The second one does not undo the first one's change, and is refused."""
         where, longer = new_where(), tables.purpose(DAILY, 120 * DAY)
         tables.create(where, NINETY_DAYS)
         asked = 0
@@ -450,7 +451,7 @@ class TestWaysOfWriting:
         def commit(request: bytes) -> None:
             nonlocal asked
             asked += 1
-            if asked == 2:  # to record what is new, after that what was there was looked at
+            if asked == 2:  # to record the new setting, after the old one was read
                 with closing(where.connect()) as connection:
                     append = wire.put(wire.META, b"write", 0, b"append")
                     assert connection.run(connection.mutate(wire.bulk(connection, [(SCHEMA_ROW, [append])]), 1)) == {}
@@ -465,12 +466,12 @@ class TestWaysOfWriting:
 
 
 class TestInterrupted:
-    """Whenever it ends, no table keeps less than it says, and the next call does the rest."""
+    """Whenever it ends, no table keeps less than recorded, and the next call does the rest."""
 
     @pytest.mark.parametrize("days", [30, 120], ids=["shorter", "longer"])
     @pytest.mark.parametrize("method", ["ModifyColumnFamilies", "CheckAndMutateRow"])
-    def test_a_table_never_keeps_less_than_it_says(self, before: Before, method: str, days: int) -> None:
-        """A pipeline that relies on what is recorded is never let down."""
+    def test_a_table_never_keeps_less_than_recorded(self, before: Before, method: str, days: int) -> None:
+        """So that a pipeline can rely on the record."""
         where, gets = new_where(), tables.purpose(DAILY, days * DAY)
         tables.create(where, NINETY_DAYS)
         before.answers[method] = grpc.StatusCode.PERMISSION_DENIED
@@ -485,7 +486,7 @@ class TestInterrupted:
         assert recorded(where) == gets
         assert wrong(tables.check(where)) == {}
 
-    def test_a_table_without_its_purpose_is_told_and_completed(self, before: Before) -> None:
+    def test_a_table_without_its_purpose_is_reported_and_completed(self, before: Before) -> None:
         """As where the process was killed after it made the table."""
         where = new_where()
         before.answers["CheckAndMutateRow"] = grpc.StatusCode.UNAVAILABLE
@@ -498,7 +499,7 @@ class TestInterrupted:
         assert wrong(tables.check(where, None, DAY, 90 * DAY)) == {}
 
     def test_two_that_make_it_at_once(self, before: Before) -> None:
-        """One of them is asked to try again, which is all it takes."""
+        """One of them is asked to try again, and then succeeds."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers["GetTable"] = grpc.StatusCode.NOT_FOUND

@@ -70,7 +70,7 @@ class TestPipelines:
         assert counts == {"a": 2, "b": 1}
 
     @pytest.mark.parametrize("monoid", [Sum(), Max()], ids=["sum", "max"])
-    def test_every_kind_of_value_fits(self, monoid: Any) -> None:
+    def test_every_kind_of_value_is_supported(self, monoid: Any) -> None:
         """Sums and states alike."""
         where = new_where()
         tables.create(where, tables.purpose(Schema(monoid.name, None)))
@@ -98,8 +98,8 @@ class TestPipelines:
             pytest.param(tables.purpose(ALL_TIME, None, 7 * DAY), None, id="all-time-forgets-as-it-was-told"),
         ],
     )
-    def test_a_table_that_keeps_long_enough_is_taken(self, made_for: Meta, window: WindowConfig | None) -> None:
-        """As long as the window takes events."""
+    def test_a_table_that_keeps_long_enough_is_accepted(self, made_for: Meta, window: WindowConfig | None) -> None:
+        """As long as the window accepts events."""
         where = new_where()
         tables.create(where, made_for)
         merge_spec(where, window).check_stores()
@@ -133,7 +133,7 @@ class TestPipelines:
     def test_a_table_that_forgets_too_early_is_refused(
         self, made_for: Meta, window: WindowConfig, complaint: str, flags: str
     ) -> None:
-        """While the pipeline is built, naming both durations and a command after which it is taken."""
+        """While the pipeline is built, naming both durations and a command that mends the table."""
         where = new_where()
         tables.create(where, made_for)
         with pytest.raises(ConfigurationError) as caught:
@@ -145,7 +145,8 @@ class TestPipelines:
         merge_spec(where, window).check_stores()
 
     def test_a_table_that_is_appended_to(self, caplog: pytest.LogCaptureFixture) -> None:
-        """No cache, and a warning where nothing is ever collected; what mends a retention keeps the way of writing."""
+        """A cache is refused, and a warning is logged where nothing is ever collected; the remedy of a retention keeps
+        the way of writing."""
         caplog.set_level(logging.WARNING)  # programs that another test has run may have left it higher
         where = new_where()
         tables.create(where, tables.purpose(DAILY), write=APPEND)
@@ -173,13 +174,13 @@ class TestPipelines:
         (timedelta(0), "0s"),
     ],
 )
-def test_durations_are_told_in_full(duration: timedelta, text: str) -> None:
+def test_durations_are_written_in_full(duration: timedelta, text: str) -> None:
     """With all their units, and only those."""
     assert spell_duration(duration) == text
 
 
 def test_nothing_is_left_open() -> None:
-    """Neither threads nor sockets, whether it works, or fails in the middle."""
+    """Neither threads nor sockets, whether it succeeds, or fails in the middle."""
     good, odd = new_where(), new_where()
     tables.create(good, NINETY_DAYS)
     make(odd, agg=ColumnFamily())

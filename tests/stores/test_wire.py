@@ -1,4 +1,4 @@
-"""Requests that are put together as bytes, read by the client's own classes."""
+"""Requests encoded as bytes, read by the client's own classes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _put(family: str, qualifier: bytes, at_us: int, value: bytes) -> dict[str, A
     return {"set_cell": cell}
 
 
-# A mutation as bytes, and what it should say.
+# A mutation as bytes, and its expected meaning.
 MUTATIONS = st.one_of(
     st.tuples(DATA, TIMES, INT64).map(lambda of: (wire.add(*of), _added(*of))),
     st.tuples(FAMILIES, DATA, TIMES, DATA).map(lambda of: (wire.put(*of), _put(*of))),
@@ -62,8 +62,8 @@ MUTATIONS = st.one_of(
 
 
 @given(table=TABLES, key=DATA, if_met=st.lists(MUTATIONS, max_size=4), if_not=st.lists(MUTATIONS, max_size=4))
-def test_a_commit_says_what_it_should(table: Any, key: bytes, if_met: list[Any], if_not: list[Any]) -> None:
-    """Every mutation arrives where it belongs, in order, and with all that it says, zeros and negatives included."""
+def test_a_commit_has_its_mutations(table: Any, key: bytes, if_met: list[Any], if_not: list[Any]) -> None:
+    """Every mutation is in its place, in order, and complete, zeros and negatives included."""
     made = wire.commit(table, key, wire.NEVER, if_met=[m for m, _ in if_met], if_not=[m for m, _ in if_not])
     assert Commit.FromString(made) == Commit(
         table_name=table.name,
@@ -76,7 +76,7 @@ def test_a_commit_says_what_it_should(table: Any, key: bytes, if_met: list[Any],
 
 
 @given(table=TABLES, entries=st.lists(st.tuples(DATA, st.lists(MUTATIONS, max_size=3)), max_size=3), token=DATA)
-def test_many_rows_of_a_request_say_what_they_should(table: Any, entries: list[Any], token: bytes) -> None:
+def test_a_request_of_many_rows_has_its_entries(table: Any, entries: list[Any], token: bytes) -> None:
     """Each entry has its row, its mutations and the token, if there is one."""
     made = wire.bulk(table, [(key, [m for m, _ in mutations]) for key, mutations in entries], token=token)
     once = {"idempotency": {"token": token}} if token else {}
@@ -88,8 +88,8 @@ def test_many_rows_of_a_request_say_what_they_should(table: Any, entries: list[A
 
 
 @given(version=st.integers(1, 2**63 - 1))
-def test_predicates_ask_what_they_should(version: int) -> None:
-    """Of a column, of its value, of a family."""
+def test_predicates_have_their_conditions(version: int) -> None:
+    """On a column, on its value, on a family."""
 
     def column(family: str) -> dict[str, object]:
         names = {"family_name": family, "start_qualifier_closed": b"n", "end_qualifier_closed": b"n"}
@@ -111,7 +111,7 @@ def test_predicates_ask_what_they_should(version: int) -> None:
 
 
 @pytest.mark.parametrize("met", [False, True])
-def test_an_answer_is_understood_whatever_else_it_says(met: bool) -> None:
+def test_an_answer_is_read_whatever_else_it_holds(met: bool) -> None:
     """Also one with a field that did not exist when this was written."""
     answer = CheckAndMutateRowResponse.pb()(predicate_matched=met).SerializeToString()
     unknown = b"\xfa\x01\x03abc"
@@ -119,8 +119,8 @@ def test_an_answer_is_understood_whatever_else_it_says(met: bool) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 128, 300])
-def test_the_usual_answer_to_a_bulk_write_says_that_all_was_written(n: int) -> None:
-    """As the client's own class reads it; and as it writes it, with what it leaves out."""
+def test_the_usual_answer_to_a_bulk_write_reports_success(n: int) -> None:
+    """As the client's own class reads it; and as it writes it, with omitted defaults."""
     answer = wire.BulkResponse.FromString(wire.all_written(n))
     assert [(entry.index, entry.HasField("status"), entry.status.code) for entry in answer.entries] == [
         (i, True, 0) for i in range(n)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests without Beam, stores and emulators."""
+"""Fixtures of tests that need no Beam, no emulator, and no store but the one in memory."""
 
 from __future__ import annotations
 

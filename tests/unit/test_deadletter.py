@@ -1,4 +1,4 @@
-"""What a dead letter keeps of an element, and what comes back out of it."""
+"""Dead letters: what they keep of an element, and what is read back from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTHING = Known(None, None, None)
 
 
 class Message(model.Message):
-    """A message with defaults, into which anything can be put."""
+    """A message with defaults for all its fields; any of them can be replaced."""
 
     def __new__(
         cls,
@@ -45,18 +45,18 @@ class Message(model.Message):
 
 
 class Point(NamedTuple):
-    """An element that is a tuple and more."""
+    """A tuple with a type of its own."""
 
     x: int
     y: Any
 
 
 class Word(str):
-    """A text and more."""
+    """A text with a type of its own."""
 
 
 class Unspeakable(Exception):
-    """Neither it nor its text can be shown."""
+    """A value whose `repr` and text both raise."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -69,7 +69,7 @@ class Unspeakable(Exception):
 
 
 class Touchy:
-    """Something like a message, whose attributes cannot be had."""
+    """An object that looks like a message, but whose attributes raise."""
 
     data = b"x"
 
@@ -82,19 +82,19 @@ LOADED: list[str] = []
 
 
 def spring() -> None:
-    """What a trap does."""
+    """The function that a `Trap` calls."""
     LOADED.append("trap")
 
 
 class Trap:
-    """Whoever unpickles it runs its code."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return spring, ()
 
 
 def letter_of(element: Any, failure: Failure | None = None) -> DeadLetter:
-    """The dead letter of an element that could not be decoded, unless told otherwise. It must survive JSON."""
+    """The dead letter of an element, by default one that could not be decoded. It must survive JSON."""
     letter = write_letter(element, "orders", failure or Failure("decode", ValueError("bad"), NOTHING), NOW_US)
     line = letter.to_json()
     assert DeadLetter.from_json(line.encode("utf-8")) == letter
@@ -103,12 +103,12 @@ def letter_of(element: Any, failure: Failure | None = None) -> DeadLetter:
 
 
 def message_of(letter: DeadLetter) -> Any:
-    """How a driver makes its messages."""
+    """The message as a driver makes it."""
     return Message(letter.payload, dict(letter.attributes), letter.message_id, letter.publish_time, letter.ordering_key)
 
 
 def read(letter: DeadLetter, unpickle: bool = False) -> Any:
-    """The element of a letter."""
+    """Read the element of a letter."""
     return read_letter(letter, message_of, unpickle=unpickle)
 
 
@@ -137,7 +137,7 @@ class TestElements:
 
     @pytest.mark.parametrize("element", ["", "Zoë", "line\r\n", "\0", "\ud800", "a\udfff", "\ud83d\ude00", "😀"])
     def test_text_stays_text(self, element: str) -> None:
-        """Even one with half a surrogate pair, which has no UTF-8 form and is perhaps why it failed."""
+        """Also a text with half a surrogate pair, which has no UTF-8 form and may be the reason for the failure."""
         letter = letter_of(element)
         assert letter.payload_type == "text"
         assert read(letter) == element
@@ -160,7 +160,7 @@ class TestElements:
         ],
         ids=repr,
     )
-    def test_what_json_can_hold_is_kept_as_readable_json(self, element: Any) -> None:
+    def test_what_json_can_represent_is_kept_as_readable_json(self, element: Any) -> None:
         """With the same types and the same order of keys."""
         letter = letter_of(element)
         assert letter.payload_type == "json"
@@ -200,7 +200,8 @@ class TestElements:
         ids=repr,
     )
     def test_what_json_would_change_is_pickled(self, element: Any) -> None:
-        """JSON turns tuples into lists and keys into text, drops types and has no NaN: none of that may happen here."""
+        """JSON turns tuples into lists and keys into text, drops types and has no NaN; a letter must change none of
+        them."""
         letter = letter_of(element)
         assert letter.payload_type == "pickle"
         back = read(letter, unpickle=True)
@@ -214,7 +215,7 @@ class TestElements:
         assert read(letter, unpickle=True) == {"n": 10**5000}
 
     def test_a_list_that_holds_itself_is_pickled(self) -> None:
-        """JSON has no such thing."""
+        """JSON cannot represent it."""
         letter = letter_of(ring())
         assert letter.payload_type == "pickle"
         back = read(letter, unpickle=True)
@@ -234,8 +235,8 @@ class TestElements:
             lambda: type("Local", (), {"__repr__": lambda self: "half a pair: \ud800"})(),
         ],
     )
-    def test_what_cannot_be_serialized_is_shown_at_least(self, make: Callable[[], Any]) -> None:
-        """The letter is written all the same and says what it was; it just cannot be replayed."""
+    def test_what_cannot_be_serialized_is_kept_as_a_description(self, make: Callable[[], Any]) -> None:
+        """The letter is still written and describes the element, but it cannot be replayed."""
         element = make()
         letter = letter_of(element)
         assert letter.payload_type == "repr"
@@ -245,8 +246,8 @@ class TestElements:
             with pytest.raises(ValueError, match="a payload of type 'repr' cannot be turned back into an element"):
                 read(letter, unpickle)
 
-    def test_the_repr_is_the_element_s_own_where_it_has_one(self) -> None:
-        """Else at least its class."""
+    def test_the_description_is_the_repr_or_else_the_class(self) -> None:
+        """The element's own `repr` where it works, otherwise its class."""
         local = type("Local", (), {"__repr__": lambda self: "half a pair: \ud800"})
         assert letter_of(local()).payload == b"half a pair: \\ud800"
         assert b"Unspeakable object at" in letter_of(Unspeakable()).payload
@@ -273,7 +274,7 @@ class TestElements:
 
 class TestUnpickling:
     def test_a_pickled_element_is_not_loaded_unless_that_is_allowed(self) -> None:
-        """Loading runs whatever code its writer put there: a letter read from a file may come from anybody."""
+        """Loading a pickle runs the code in it, and a letter from a file may have any author."""
         letter = letter_of((1, 2))
         with pytest.raises(ValueError, match="replay it with unpickle=True"):
             read(letter)
@@ -287,7 +288,7 @@ class TestUnpickling:
 
     @pytest.mark.parametrize("payload", [b"", b"junk", pickle.dumps((1, 2))[:-3], b"cno_such_module\nThing\n."])
     def test_a_pickle_that_cannot_be_loaded_is_a_value_error(self, payload: bytes) -> None:
-        """Whatever pickle itself raises, such as for a class that has moved since."""
+        """Whatever pickle itself raises, for example for a class that has moved since."""
         letter = letter_of((1, 2))._replace(payload=payload)
         with pytest.raises(ValueError, match="the pickled element cannot be loaded: ") as caught:
             read(letter, unpickle=True)
@@ -296,7 +297,7 @@ class TestUnpickling:
     @pytest.mark.parametrize(
         ("kind", "payload"), [("json", b"{"), ("json", b"\xff"), ("text", b"\xff"), ("", b""), ("avro", b"")]
     )
-    def test_a_letter_that_does_not_fit_its_type_is_a_value_error(self, kind: str, payload: bytes) -> None:
+    def test_a_payload_that_does_not_fit_its_type_is_a_value_error(self, kind: str, payload: bytes) -> None:
         """A letter may have been edited by hand."""
         letter = letter_of({})._replace(payload_type=kind, payload=payload)
         with pytest.raises(ValueError, match=r".") as caught:
@@ -306,7 +307,7 @@ class TestUnpickling:
 
 
 class TestMessages:
-    def test_a_message_keeps_all_it_has(self) -> None:
+    def test_a_message_keeps_all_its_fields(self) -> None:
         """Data byte for byte, attributes, id, publish time and ordering key."""
         message = Message(b'\xff{"a"', {"id": "e1", "ë": ""}, "m1", WHEN, "c7")
         letter = letter_of(message)
@@ -314,14 +315,14 @@ class TestMessages:
         assert letter.publish_time == "2013-01-01T05:15:00.000000Z"
         assert read(letter) == Message(b'\xff{"a"', {"id": "e1", "ë": ""}, "m1", letter.publish_time, "c7")
 
-    def test_what_a_message_has_not_is_none(self) -> None:
-        """Pub/Sub's empty texts mean "none"."""
+    def test_empty_fields_of_a_message_become_none(self) -> None:
+        """Pub/Sub's empty texts mean that a field is not set."""
         for message in (Message(None), Message(b"", {}, "", None, "")):
             letter = letter_of(message)
             assert letter[:6] == (b"", "pubsub", {}, None, None, None)
 
     def test_attributes_may_be_any_mapping(self) -> None:
-        """The letter has a dict of its own, which later changes to the message do not touch."""
+        """The letter copies them into a dict, so later changes to the message do not reach it."""
         attributes = {"a": "1"}
         for given_attributes in (attributes, MappingProxyType(attributes)):
             letter = letter_of(Message(b"", given_attributes))
@@ -340,8 +341,8 @@ class TestMessages:
             (object(), None),
         ],
     )
-    def test_a_publish_time_is_kept_where_it_is_a_time(self, publish_time: Any, text: str | None) -> None:
-        """In UTC; one that says nothing certain must not keep the letter from being written."""
+    def test_a_publish_time_is_kept_only_if_it_is_a_time(self, publish_time: Any, text: str | None) -> None:
+        """In UTC; an ambiguous time is dropped, and the letter is still written."""
         assert letter_of(Message(publish_time=publish_time)).publish_time == text
 
     @pytest.mark.parametrize(
@@ -357,27 +358,27 @@ class TestMessages:
             Message(b"x", {}, "m1", None, 17),
         ],
     )
-    def test_what_no_message_can_be_made_of_is_an_element_like_any_other(self, message: Message) -> None:
-        """A letter's attributes are texts; an object that looks like a message and holds other things is pickled."""
+    def test_what_cannot_be_a_message_is_treated_as_any_other_element(self, message: Message) -> None:
+        """A letter's attributes are texts; an object that looks like a message but holds other things is pickled."""
         letter = letter_of(message)
         assert letter.payload_type == "pickle"
         assert letter[2:6] == ({}, None, None, None)
         assert read(letter, unpickle=True) == message
 
-    def test_an_element_that_only_looks_like_a_message_is_none(self) -> None:
-        """A row with these columns keeps the others too."""
+    def test_an_element_that_only_looks_like_a_message_is_not_one(self) -> None:
+        """A row with these columns keeps its other columns too."""
         raw = SimpleNamespace(id="e1", data=b"x", attributes={}, message_id="m1")
         for element in (SimpleNamespace(data=b"x"), SimpleNamespace(data=b"x", attributes={}), raw, Touchy()):
             assert letter_of(element).payload_type == "pickle"
 
-    def test_a_dict_is_no_message(self) -> None:
-        """Though its keys may be called so."""
+    def test_a_dict_is_not_a_message(self) -> None:
+        """Though its keys may have the names of a message's fields."""
         assert letter_of({"data": "x", "attributes": {}}).payload_type == "json"
 
 
 class TestReport:
-    def test_a_letter_says_all_that_is_known(self) -> None:
-        """Of the failure as of the record."""
+    def test_a_letter_has_all_that_is_known(self) -> None:
+        """Of the failure and of the record."""
         error = RetriesExhausted("orders", "e1", ("b",), 3)
         failure = Failure("merge", error, Known("e1", WHEN_US, ("a", "b")), ("b",), 3)
         assert letter_of({"id": "e1"}, failure) == DeadLetter(
@@ -400,7 +401,7 @@ class TestReport:
         )
 
     def test_what_is_not_known_is_left_out(self) -> None:
-        """No id, time or key is made up, and no tries before the merge."""
+        """No id, time or key is invented, and before the merge there are zero attempts."""
         letter = letter_of(b"")
         assert (letter.event_id, letter.event_time, letter.keys, letter.failed_keys) == (None, None, [], [])
         assert (letter.stage, letter.attempts) == ("decode", 0)
@@ -414,8 +415,8 @@ class TestReport:
             (-1, "1969-12-31T23:59:59.999999Z"),
         ],
     )
-    def test_a_time_that_beam_means_as_none_is_none(self, time_us: int, text: str | None) -> None:
-        """It is no time that anybody could write; the epoch is."""
+    def test_a_time_that_means_no_time_in_beam_becomes_none(self, time_us: int, text: str | None) -> None:
+        """Users never write the smallest and largest timestamps of Beam; they do write the epoch."""
         failure = Failure("extract", ValueError(), Known(None, time_us, None))
         assert letter_of(b"", failure).event_time == text
 
@@ -430,8 +431,8 @@ class TestReport:
         ],
         ids=["invalid", "key", "empty", "surrogate", "unspeakable"],
     )
-    def test_any_error_can_be_told(self, error: Exception, kind: str, text: str) -> None:
-        """In UTF-8, which is what Beam's coders take."""
+    def test_any_error_can_be_written(self, error: Exception, kind: str, text: str) -> None:
+        """In UTF-8, which Beam's coders require."""
         letter = letter_of(b"", Failure("extract", error, NOTHING))
         assert (letter.error_type, letter.error_message) == (kind, text)
 
@@ -445,17 +446,17 @@ class TestLetterOfALetter:
     )
 
     def again(self, letter: DeadLetter, *parts: Any) -> DeadLetter:
-        """What becomes of a letter that fails again."""
+        """The letter of a letter that fails again."""
         return letter_of(letter, Failure(*parts))
 
     def test_it_holds_the_first_element_and_not_the_letter(self) -> None:
-        """However often it fails, the payload is what the source sent."""
+        """However often it fails, the payload is the element from the source."""
         second = self.again(self.FIRST, "merge", ValueError("x"), known_of(self.FIRST), ("b", "c"), 5)
         third = self.again(second, "decode", ValueError("y"), known_of(second))
         assert third[:6] == second[:6] == self.FIRST[:6]
         assert read(third) == read(self.FIRST)
 
-    def test_it_tells_the_newest_failure(self) -> None:
+    def test_it_reports_the_latest_failure(self) -> None:
         """Where, why and when it failed this time."""
         second = self.again(self.FIRST, "extract", KeyError("z"), known_of(self.FIRST), (), 0)
         assert (second.pipeline, second.stage, second.error_type, second.error_message, second.attempts) == (
@@ -468,58 +469,58 @@ class TestLetterOfALetter:
         assert second.failed_at == "2013-01-01T06:15:00.000001Z"
         assert (second.event_id, second.event_time) == ("e1", self.FIRST.event_time)
 
-    def test_of_the_failed_keys_those_remain_that_failed_again(self) -> None:
+    def test_failed_keys_are_those_that_failed_again(self) -> None:
         """All keys of the event are still named, though only the failed ones were tried."""
         second = self.again(self.FIRST, "merge", ValueError("x"), Known("e1", WHEN_US, ("b", "c")), ("c",), 1)
         assert (second.keys, second.failed_keys) == (["a", "b", "c"], ["c"])
         third = self.again(second, "merge", ValueError("x"), Known("e1", WHEN_US, ("c",)), ("c",), 1)
         assert (third.keys, third.failed_keys) == (["a", "b", "c"], ["c"])
 
-    def test_a_failure_before_the_merge_forgets_no_failed_key(self) -> None:
+    def test_a_failure_before_the_merge_keeps_the_failed_keys(self) -> None:
         """A replay with the wrong decoder must not turn the failed keys into all keys."""
         for stage in ("decode", "extract"):
             second = self.again(self.FIRST, stage, ValueError("x"), known_of(self.FIRST))
             assert (second.keys, second.failed_keys) == (["a", "b", "c"], ["b", "c"])
 
-    def test_keys_of_a_record_that_never_got_to_the_merge_are_found_anew(self) -> None:
-        """What was wrong may have been the keys themselves: only what the mended function says counts."""
+    def test_keys_of_a_record_that_was_never_merged_are_extracted_again(self) -> None:
+        """The keys themselves may have been wrong: only the result of the mended function counts."""
         first = letter_of(b"{}", Failure("extract", ValueError("x"), Known("e1", WHEN_US, ("wrong",))))
         assert known_of(first).keys is None
         second = self.again(first, "merge", ValueError("x"), Known("e1", WHEN_US, ("right", "too")), ("too",), 1)
         assert (second.keys, second.failed_keys) == (["right", "too"], ["too"])
 
-    def test_keys_that_were_found_once_are_not_lost(self) -> None:
-        """If the next failure comes too early to find any, those of the letter are all there is."""
+    def test_known_keys_are_kept_if_the_next_failure_comes_earlier(self) -> None:
+        """If the next failure comes before keys are extracted, those of the letter remain."""
         first = letter_of(b"{}", Failure("extract", ValueError("x"), Known("e1", WHEN_US, ("a",))))
         second = self.again(first, "decode", ValueError("x"), NOTHING)
         assert (second.keys, second.failed_keys) == (["a"], [])
 
 
 class TestKnownOf:
-    def test_a_failed_merge_is_tried_again_for_the_failed_keys(self) -> None:
+    def test_a_failed_merge_is_retried_for_the_failed_keys(self) -> None:
         """Under the same id and at the same time, to the microsecond."""
         letter = letter_of(b"", Failure("merge", ValueError(), Known("e1", WHEN_US + 1, ("a", "b")), ("b",), 3))
         assert known_of(letter) == Known("e1", WHEN_US + 1, ("b",))
 
     def test_without_failed_keys_the_keys_are_extracted_again(self) -> None:
-        """As is all that the letter does not know."""
+        """So is everything else that the letter does not hold."""
         letter = letter_of(b"", Failure("extract", ValueError(), Known("e1", None, ("a",))))
         assert known_of(letter) == Known("e1", None, None)
         assert known_of(letter_of(b"")) == NOTHING
 
-    def test_a_letter_read_from_json_knows_the_same(self) -> None:
+    def test_a_letter_read_from_json_gives_the_same(self) -> None:
         """Lists instead of tuples make no difference."""
         letter = letter_of(b"", Failure("merge", ValueError(), Known("e1", WHEN_US, ("a", "b")), ("b",), 3))
         assert known_of(DeadLetter.from_json(letter.to_json())) == known_of(letter)
 
-    def test_a_time_that_is_none_is_refused(self) -> None:
+    def test_an_invalid_time_is_refused(self) -> None:
         """A letter may have been edited by hand."""
         with pytest.raises(InvalidRecord, match="event_time: 'yesterday' is not an RFC 3339 time"):
             known_of(letter_of(b"")._replace(event_time="yesterday"))
 
     @settings(deadline=None)
     @given(st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999))
-    def test_any_time_comes_back(self, time_us: int) -> None:
+    def test_any_time_is_read_back(self, time_us: int) -> None:
         """Over the whole calendar."""
         letter = letter_of(b"", Failure("merge", ValueError(), Known(None, time_us, None)))
         assert known_of(letter).event_time_us == time_us
@@ -537,7 +538,7 @@ class TestReplay:
         ],
         ids=lambda element: type(element).__name__,
     )
-    def test_a_replayed_element_makes_the_same_record_for_the_keys_that_failed(self, element: Any) -> None:
+    def test_a_replayed_element_makes_the_same_record_for_the_failed_keys(self, element: Any) -> None:
         """From extraction to letter, to JSON and back to extraction."""
         extraction = Extraction(
             keys=lambda record: record["k"] if isinstance(record, Mapping) else record.k, value="v", event_id="id"
@@ -551,15 +552,15 @@ class TestReplay:
         assert replayed == Record("e1", WHEN_US, ("b",), 5)
 
     def test_a_message_without_data_can_be_replayed(self) -> None:
-        """All it says is in its attributes, before as after."""
+        """All its content is in its attributes, before and after."""
         extraction = Extraction(keys=("attribute:user",), value=lambda record: 1, event_id="attribute:id")
         extractor = Extractor(extraction, Sum(), need_id=True, need_time=False)
         message = Message(None, {"user": "c7", "id": "e1"})
         letter = letter_of(message)
         assert extractor.record(read(letter), 0) == extractor.record(message, 0) == Record("e1", 0, ("c7",), 1)
 
-    def test_a_rejected_element_makes_a_letter_with_what_was_found(self) -> None:
-        """The two sides fit together: what the extractor knows is what the letter tells."""
+    def test_the_letter_of_a_rejected_element_has_all_that_was_extracted(self) -> None:
+        """What the extractor knows is what the letter says."""
         extractor = Extractor(Extraction(("k",), "v", "id"), Sum(), need_id=True, need_time=False)
         with pytest.raises(Rejected) as caught:
             extractor.record(b'{"id": "e1", "v": "five", "k": "a"}', WHEN_US)

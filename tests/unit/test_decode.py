@@ -1,4 +1,4 @@
-"""What a decoder takes, what it refuses, and what counts as a message."""
+"""Decoders: what they accept, what they refuse, and what counts as a message."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tests.support.records import UNTIMED, Order, attempt, message
 
 class TestDecodeBytes:
     def test_bytes_and_messages_are_json(self) -> None:
-        """The default for what comes from a queue or a file."""
+        """The default for elements from a queue or a file."""
         assert decode_bytes(b'{"a": 1}') == {"a": 1}
         assert decode_bytes(message(b'{"a": 1}')) == {"a": 1}
 
     @pytest.mark.parametrize("element", [{"a": 1}, "text", '{"a": 1}', 5, None, ("a",), Order("e1", 5, "c7")])
-    def test_anything_else_is_taken_as_it_is(self, element: Any) -> None:
-        """A pipeline that has parsed its elements already is left alone."""
+    def test_anything_else_is_returned_unchanged(self, element: Any) -> None:
+        """A pipeline that has already parsed its elements needs no decoding."""
         assert decode_bytes(element) is element
         assert decode_bytes(message(element if element is not None else "x")) == (element or "x")
 
-    def test_empty_bytes_are_no_json(self) -> None:
+    def test_empty_bytes_are_not_json(self) -> None:
         """An empty line is a mistake, unlike a message without data."""
         with pytest.raises(InvalidRecord, match="payload: malformed JSON"):
             decode_bytes(b"")
@@ -55,7 +55,7 @@ RAW = ("e1", b'{"id": "other"}', {"id": "another"}, "m1", "2026-01-01T00:00:00Z"
 
 @dataclass
 class RawObject:
-    """The same as an object."""
+    """The same columns as attributes of an object."""
 
     id: str
     data: bytes
@@ -81,7 +81,7 @@ class TestMessages:
         ],
         ids=lambda element: f"{type(element).__module__}.{type(element).__qualname__}",
     )
-    def test_messages_of_beam_of_google_and_ours_are_messages(self, element: Any) -> None:
+    def test_messages_of_beam_google_and_this_library_are_messages(self, element: Any) -> None:
         """Their data is the payload."""
         assert is_message(element)
         assert payload_of(element) == b"x"
@@ -99,8 +99,8 @@ class TestMessages:
         ],
         ids=lambda element: type(element).__name__,
     )
-    def test_what_only_has_their_columns_is_a_record(self, element: Any) -> None:
-        """A row of raw events has data and attributes too; what counts are its own fields."""
+    def test_a_row_with_the_columns_of_a_message_is_a_record(self, element: Any) -> None:
+        """A row of raw events has data and attributes too; its own fields count."""
         assert not is_message(element)
         assert payload_of(element) is element
         assert decode_bytes(element) is element
@@ -122,7 +122,7 @@ class TestDecodeJson:
         ],
     )
     def test_an_object_is_read(self, element: Any, record: Any) -> None:
-        """From bytes, text or a message, also behind a byte order mark."""
+        """From bytes, text or a message, also after a byte order mark."""
         assert decode_json(element) == record
 
     @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ class TestDecodeJson:
             (bytearray(b"{}"), "expected bytes or text to decode, got bytearray"),
         ],
     )
-    def test_what_is_no_json_object_is_refused_with_the_reason(self, element: Any, reason: str) -> None:
-        """Always an InvalidRecord of the payload: nothing that a source sends may end in another error."""
+    def test_anything_but_a_json_object_is_refused_with_the_reason(self, element: Any, reason: str) -> None:
+        """Always with an InvalidRecord that names the payload, whatever a source sends."""
         with pytest.raises(InvalidRecord) as caught:
             decode_json(element)
         assert caught.value.field == "payload"
@@ -220,8 +220,8 @@ class TestDecodeCsv:
             (5, "expected bytes or text to decode, got int"),
         ],
     )
-    def test_what_is_no_csv_record_is_refused_with_the_reason(self, element: Any, reason: str) -> None:
-        """A record is never filled up, cut or guessed at."""
+    def test_malformed_csv_is_refused_with_the_reason(self, element: Any, reason: str) -> None:
+        """A record is never padded, cut or guessed."""
         with pytest.raises(InvalidRecord) as caught:
             decode_csv(element)
         assert caught.value.field == "payload"
@@ -230,7 +230,7 @@ class TestDecodeCsv:
     @UNTIMED
     @given(st.dictionaries(st.text(), st.text(), min_size=1))
     def test_what_the_csv_module_writes_is_read_back(self, record: dict[str, str]) -> None:
-        """Whatever the names and values, but for NUL, which Python 3.10 refuses."""
+        """Whatever the names and values, except NUL, which Python 3.10 refuses."""
         assume("\0" not in "".join([*record, *record.values()]))
         assume(not next(iter(record)).startswith("\ufeff"))
         out = io.StringIO()
@@ -238,8 +238,8 @@ class TestDecodeCsv:
         assert decode_csv(out.getvalue()) == record
 
     @pytest.mark.parametrize("name", ["b", "", "a b"])
-    def test_a_name_that_stands_twice_in_the_header_is_not_guessed(self, name: str) -> None:
-        """The other fields are there; that one says why it is not, also to a user's function."""
+    def test_a_duplicate_name_in_the_header_is_not_guessed(self, name: str) -> None:
+        """The other fields are available; the duplicate one raises with the reason, also in a user's function."""
         record = decode_csv(f"a,{name},{name}\n1,2,3")
         assert record["a"] == "1"
         assert dict(record) == {"a": "1"}
@@ -258,18 +258,18 @@ class TestDecodeCsv:
             ("\u00b7", "a\u00b7b\n1,5\u00b72".encode()),
         ],
     )
-    def test_another_delimiter_may_stand_between_the_fields(self, delimiter: str, element: bytes) -> None:
+    def test_fields_may_have_another_delimiter(self, delimiter: str, element: bytes) -> None:
         """One character, or the name of the tab."""
         assert decoder_of("csv", delimiter)(element) == {"a": "1,5", "b": "2"}
 
     @pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "\r", " ", "semicolon", 5])
-    def test_what_cannot_be_a_delimiter_is_refused(self, delimiter: Any) -> None:
+    def test_an_impossible_delimiter_is_refused(self, delimiter: Any) -> None:
         """When the pipeline is built."""
         with pytest.raises(ConfigurationError, match=r"^delimiter: expected one character"):
             decoder_of("csv", delimiter)
 
     @pytest.mark.parametrize("decode", [None, "json", decode_csv])
-    def test_a_delimiter_is_for_csv(self, decode: Any) -> None:
-        """Beside anything else it would be without effect."""
+    def test_a_delimiter_is_only_for_csv(self, decode: Any) -> None:
+        """With any other decoder it would have no effect."""
         with pytest.raises(ConfigurationError, match=r"^delimiter: is for CSV"):
             decoder_of(decode, ";")

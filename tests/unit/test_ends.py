@@ -1,4 +1,4 @@
-"""Compressed files: read to their end or not at all, and written as their names say."""
+"""Compressed files: read completely or not at all, and written as their names say."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ ENDINGS = sorted(COMPRESS)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test has one of its own, and is in it."""
+    """The working folder of a test, empty at first."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def content(ending: str, data: bytes) -> bytes:
-    """What a file of these bytes holds."""
+    """Read a file that holds these bytes."""
     name = f"a.jsonl{ending}"
     Path(name).write_bytes(data)
     with opened(name) as file:
@@ -54,22 +54,22 @@ def content(ending: str, data: bytes) -> bytes:
 
 
 def refusal(ending: str, data: bytes) -> str:
-    """Why a file of these bytes is not read."""
+    """Say why a file that holds these bytes is not read."""
     with pytest.raises(MurmurError) as caught:
         content(ending, data)
     assert f"a.jsonl{ending}: cannot be read to its end: " in str(caught.value)
     return str(caught.value)
 
 
-def test_each_ending_is_tested() -> None:
-    """And .zstd is .zst."""
+def test_each_suffix_is_tested() -> None:
+    """``.zstd`` means the same as ``.zst``."""
     assert CODECS.keys() == COMPRESS.keys() | {".zstd"}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 class TestReading:
     def test_whole_files_are_read(self, ending: str) -> None:
-        """Also with nothing in them, of several members, and named in capitals."""
+        """Also empty ones, ones of several members, and ones named in capitals."""
         compress = COMPRESS[ending]
         assert content(ending, compress(LINES)) == LINES
         assert content(ending, compress(b"")) == b""
@@ -78,25 +78,25 @@ class TestReading:
         assert content(ending, CODECS[ending].compress(LINES)) == LINES
 
     @pytest.mark.parametrize("left", [1, 5, 11, 0.3, 0.5, 0.9, -1, -4, -8])
-    def test_one_that_is_cut_short_is_an_error(self, ending: str, left: float) -> None:
-        """Wherever it is cut: in its head, in its data, in its checksum."""
+    def test_a_truncated_file_is_an_error(self, ending: str, left: float) -> None:
+        """Wherever it is cut: in its header, its data or its checksum."""
         data = COMPRESS[ending](LINES)
         refusal(ending, data[: int(len(data) * left) if isinstance(left, float) else int(left)])
 
-    def test_so_is_one_whose_second_member_is(self, ending: str) -> None:
-        """The first one alone is no answer."""
+    def test_a_truncated_second_member_is_an_error(self, ending: str) -> None:
+        """The first member alone is not the whole file."""
         compress = COMPRESS[ending]
         for cut in (2, -3):
             refusal(ending, compress(LINES) + compress(LINES)[:cut])
 
     @pytest.mark.parametrize("garbage", [b"x", b"\n", b"garbage behind the end", b"\0x"])
-    def test_anything_else_behind_the_data_is_an_error(self, ending: str, garbage: bytes) -> None:
-        """It may be what is left of a member."""
+    def test_anything_else_after_the_data_is_an_error(self, ending: str, garbage: bytes) -> None:
+        """It may be the rest of a member."""
         refusal(ending, COMPRESS[ending](LINES) + garbage)
 
     @pytest.mark.parametrize("at", [0, 3, 0.5, -6])
-    def test_so_is_damage(self, ending: str, at: float) -> None:
-        """A byte that is another one."""
+    def test_a_damaged_file_is_an_error(self, ending: str, at: float) -> None:
+        """One byte has another value."""
         data = bytearray(COMPRESS[ending](LINES))
         i = int(len(data) * at) if isinstance(at, float) else int(at)
         data[i] ^= 0xFF
@@ -106,26 +106,26 @@ class TestReading:
             return
         assert found == LINES, "damage that is not found must not change anything"
 
-    def test_an_empty_file_is_cut_short(self, ending: str) -> None:
-        """Nothing writes one."""
+    def test_an_empty_file_is_truncated(self, ending: str) -> None:
+        """No compressor writes an empty file."""
         assert "it is empty" in refusal(ending, b"")
 
-    def test_what_is_not_what_its_name_says_is_an_error(self, ending: str) -> None:
-        """Plain text, and another compression; and this one without its name."""
+    def test_content_that_contradicts_the_name_is_an_error(self, ending: str) -> None:
+        """Plain text, another compression, and this compression without its suffix."""
         refusal(ending, LINES)
         other = ".gz" if ending != ".gz" else ".bz2"
         refusal(ending, COMPRESS[other](LINES))
         assert "which its name does not say" in refusal("", COMPRESS[ending](LINES))
         assert "which its name does not say" in refusal(other, COMPRESS[other](COMPRESS[ending](LINES)))
 
-    def test_a_run_that_meets_one_ends_with_2(self, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
-        """And one line, behind those that tell how far it came."""
+    def test_a_run_that_meets_a_damaged_file_ends_with_2(self, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """With one line of error after the lines that say how far the run came."""
         Path(f"cut.jsonl{ending}").write_bytes(COMPRESS[ending](LINES)[:-5])
         assert merge_files.main([f"--input=cut.jsonl{ending}", *COUNT]) == 2
         *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith(f"merge_files: error: {os.getcwd()}/cut.jsonl{ending}: cannot be read to its end: ")
 
-    def test_letters_are_written_as_their_name_says(self, ending: str) -> None:
+    def test_dead_letters_are_compressed_as_their_name_says(self, ending: str) -> None:
         """And a replay reads them."""
         Path("a.jsonl").write_bytes(b"bad\n" * 3)
         assert merge_files.main(["--input=a.jsonl", *COUNT, f"--dead_letters=dead.jsonl{ending}"]) == 0
@@ -136,8 +136,8 @@ class TestReading:
 
 
 @pytest.mark.parametrize("zeros", [1, 512, 100_000])
-def test_gzip_s_padding_is_no_garbage(zeros: int) -> None:
-    """Tapes have it, and gunzip takes it; also between members."""
+def test_padding_of_gzip_is_accepted(zeros: int) -> None:
+    """Tapes pad with zeros, and gunzip accepts them; also between members."""
     data = gzip.compress(b"a\n") + b"\0" * zeros
     assert content(".gz", data) == b"a\n"
     assert content(".gz", data + gzip.compress(b"b\n")) == b"a\nb\n"
@@ -153,13 +153,13 @@ def test_gzip_s_padding_is_no_garbage(zeros: int) -> None:
         ("a.csv.xz.gz", "a.csv", ["gzip", "xz"]),
     ],
 )
-def test_a_name_tells_how_a_file_is_compressed(name: str, rest: str, codecs: list[str]) -> None:
-    """The outermost first."""
+def test_a_name_says_how_a_file_is_compressed(name: str, rest: str, codecs: list[str]) -> None:
+    """The outermost compression comes first."""
     assert split_name(name) == (rest, [next(c for c in CODECS.values() if c.name == codec) for codec in codecs])
 
 
 @given(st.text(max_size=20))
-def test_text_is_not_taken_for_compressed_data(text: str) -> None:
+def test_text_is_not_mistaken_for_compressed_data(text: str) -> None:
     """Lines may begin with any characters."""
     assert kind_of(text.encode("utf-8", "surrogatepass") + b"\n") is None
 
@@ -171,7 +171,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, ending: str) -> None:
         inflate(io.BytesIO(data), [CODECS[ending]]).read()
 
 
-def test_one_line_of_600_mb_in_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+def test_one_line_of_600_mb_in_a_small_file_needs_little_memory(tmp_path: Path) -> None:
     """It is one dead letter, and the records around it are merged."""
     with gzip.open(tmp_path / "bomb.jsonl.gz", "wb", compresslevel=1) as file:
         file.write(b'{"id":"1","page":"p"}\n')

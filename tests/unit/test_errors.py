@@ -1,4 +1,4 @@
-"""Errors say what is wrong, where, and what to do; and they travel between processes whole."""
+"""Errors say what is wrong, where, and what to do; and they are pickled without loss."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ EXAMPLES: list[MurmurError] = [
 
 
 def through_pickle(error: MurmurError) -> MurmurError:
-    """As when a worker process reports it."""
+    """A copy of the error, as a worker process sends it."""
     sent: MurmurError = pickle.loads(pickle.dumps(error))
     return sent
 
 
-def test_every_error_has_an_example_here() -> None:
+def test_every_error_has_an_example() -> None:
     """So that a new one is pickled below, too."""
     defined = {thing for thing in vars(errors).values() if isinstance(thing, type) and issubclass(thing, MurmurError)}
     assert defined <= {type(example) for example in EXAMPLES}
@@ -59,8 +59,8 @@ def test_it_survives_pickle_and_copy(error: MurmurError, send: Callable[[MurmurE
     assert vars(arrived) == vars(error)
 
 
-def test_keys_filled_in_later_survive_too() -> None:
-    """The processor sets ``keys`` on the error that the store made."""
+def test_keys_that_are_set_later_survive_too() -> None:
+    """The processor sets ``keys`` on the error that the store raised."""
     error = InvalidRecord("value", "is not a number")
     error.keys = ("a", "b")
     arrived = through_pickle(error)
@@ -69,7 +69,7 @@ def test_keys_filled_in_later_survive_too() -> None:
     assert PermanentError("other").keys == ()
 
 
-def test_retries_exhausted_has_all_it_takes_to_find_the_event() -> None:
+def test_retries_exhausted_identifies_the_event() -> None:
     """Pipeline, event, keys and attempts; the cause is in the text where there is one."""
     error = RetriesExhausted("orders", "e1", ("a", "b"), 3)
     assert (error.pipeline_name, error.event_id, error.keys, error.attempts) == ("orders", "e1", ("a", "b"), 3)
@@ -79,20 +79,20 @@ def test_retries_exhausted_has_all_it_takes_to_find_the_event() -> None:
 
 
 def test_a_configuration_error_is_a_value_error_that_names_its_argument() -> None:
-    """Callers that know nothing of this library catch it as what it is."""
+    """Callers that do not know this library catch it as a ValueError."""
     error = ConfigurationError("window", "must be positive")
     assert isinstance(error, ValueError)
     assert str(error) == "window: must be positive"
 
 
 @pytest.mark.parametrize("error", [InvalidRecord("key", "x"), SchemaMismatch(), StoreUnavailable(), Overflow()])
-def test_what_no_retry_can_cure_is_permanent(error: MurmurError) -> None:
-    """The processor tells them from the others by this class."""
+def test_errors_that_no_retry_cures_are_permanent(error: MurmurError) -> None:
+    """The processor distinguishes them by this class."""
     assert isinstance(error, PermanentError)
     assert not isinstance(error, TransientError)
 
 
 @pytest.mark.parametrize("error", [RetriesExhausted("p", None, ("a",), 1), MergeCancelled(), TransientError()])
-def test_what_a_redelivery_can_cure_is_not_permanent(error: MurmurError) -> None:
+def test_errors_that_a_redelivery_cures_are_not_permanent(error: MurmurError) -> None:
     """A driver may try the whole record again later."""
     assert not isinstance(error, PermanentError)

@@ -1,4 +1,4 @@
-"""What an element's record is made of, and what is left of an element that fails."""
+"""Extraction: what an element's record consists of, and what is known of an element that fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Unspeakable(Exception):
 
 
 def refusal(make: Callable[[], object], argument: str) -> str:
-    """Why an argument is wrong."""
+    """Say why an argument is wrong."""
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert caught.value.argument == argument
@@ -38,7 +38,7 @@ def refusal(make: Callable[[], object], argument: str) -> str:
 
 
 class Records(Extractor):
-    """One whose records can be asked for their parts by name."""
+    """An `Extractor` whose records have named parts."""
 
     def record(self, *arguments: Any) -> Record:
         return Record(*super().record(*arguments))
@@ -47,7 +47,7 @@ class Records(Extractor):
 def extractor(
     monoid: Monoid[Any] | None = None, need_id: bool = True, need_time: bool = False, **parts: Any
 ) -> Records:
-    """An extractor of orders, unless told otherwise."""
+    """An extractor of orders, unless the arguments say otherwise."""
     given_parts = {"keys": ("customer",), "value": "amount", "event_id": "id", **parts}
     return Records(Extraction(**given_parts), monoid or Sum(), need_id=need_id, need_time=need_time)
 
@@ -92,10 +92,8 @@ class TestExtraction:
             ({"decode": b"json"}, "decode", "expected json, csv or a function"),
         ],
     )
-    def test_a_part_that_makes_no_sense_names_its_argument(
-        self, parts: dict[str, Any], argument: str, reason: str
-    ) -> None:
-        """All of them are looked at when it is made, before any worker is."""
+    def test_an_invalid_part_names_its_argument(self, parts: dict[str, Any], argument: str, reason: str) -> None:
+        """All parts are checked when the extraction is made, before any worker starts."""
         text = refusal(lambda: Extraction(**{"keys": ("a",), **parts}), argument)
         assert reason in text
 
@@ -105,7 +103,7 @@ class TestExtraction:
             Extraction(("a",)).value = ""  # type: ignore[misc]
 
     def test_it_is_a_value(self) -> None:
-        """Two of the same parts are equal, and a pickled one comes back equal."""
+        """Two of the same parts are equal, and an unpickled one is equal to the original."""
         parts: dict[str, Any] = {"keys": ("a", "b-{c}"), "value": "v", "event_time": "t", "decode": decode_csv}
         extraction = Extraction(**parts)
         assert extraction == Extraction(**parts) == pickle.loads(pickle.dumps(extraction))
@@ -113,7 +111,7 @@ class TestExtraction:
 
 
 class Odd(dict[str, Any]):
-    """A dict that is none of Python's own."""
+    """A subclass of dict."""
 
 
 @UNTIMED
@@ -136,7 +134,7 @@ class Odd(dict[str, Any]):
 @example({"customer": "\ud800"}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
 @example({"id": "\ud800"}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
 @example({"customer": "x" * 4001}, None, {"keys": ("customer",)}, Sum(), True, False, 0)
-def test_the_short_way_for_plain_dicts_comes_to_the_same_as_the_long_one(
+def test_the_fast_path_for_plain_dicts_gives_the_same_as_the_slow_one(
     spoilt: dict[str, Any],
     missing: str,
     parts: dict[str, Any],
@@ -145,7 +143,7 @@ def test_the_short_way_for_plain_dicts_comes_to_the_same_as_the_long_one(
     need_time: bool,
     timestamp_us: int,
 ) -> None:
-    """The same record, or the same words about the same fault."""
+    """The same record, or the same message for the same fault."""
     by = extractor(monoid, need_id, need_time, **parts)
 
     def outcome(element: dict[str, Any]) -> Any:
@@ -168,18 +166,18 @@ class TestRecord:
         ],
         ids=lambda element: type(element).__name__,
     )
-    def test_a_record_is_made_of_its_parts(self, element: Any) -> None:
+    def test_a_record_consists_of_its_parts(self, element: Any) -> None:
         """The same from a dict, bytes, a message or an object."""
         assert extractor(event_time="at").record(element, 7) == Record("e1", WHEN_US, ("c7",), 5)
 
-    def test_an_element_s_timestamp_is_its_event_time_unless_a_field_says_otherwise(self) -> None:
+    def test_the_timestamp_of_an_element_is_its_event_time_unless_a_field_is_given(self) -> None:
         """In microseconds, to the digit."""
         assert extractor().record(ORDER, 7).event_time_us == 7
         assert extractor(need_time=True).record(ORDER, -7).event_time_us == -7
 
     @pytest.mark.parametrize("timestamp_us", [BEAM_MIN_US, BEAM_MAX_US])
-    def test_an_element_without_a_timestamp_is_refused_where_it_matters(self, timestamp_us: int) -> None:
-        """Beam's way of saying "none" is no time of a window; without a window nobody asks."""
+    def test_an_element_without_a_timestamp_is_refused_where_it_needs_one(self, timestamp_us: int) -> None:
+        """Beam's value for "no timestamp" lies in no window; without a window it is not looked at."""
         error = rejected(extractor(need_time=True), ORDER, timestamp_us).error
         assert str(error) == (
             "event_time: the element has no timestamp of its own; say where the time is with event_time="
@@ -187,8 +185,8 @@ class TestRecord:
         assert extractor(need_time=False).record(ORDER, timestamp_us).event_time_us == timestamp_us
         assert extractor(need_time=True, event_time="at").record(ORDER, timestamp_us).event_time_us == WHEN_US
 
-    def test_a_record_without_id_is_refused_where_one_is_needed(self) -> None:
-        """A null counts as none, whether or not a field is named; where none is needed none is fine."""
+    def test_a_record_without_an_id_is_refused_where_one_is_needed(self) -> None:
+        """A null counts as missing, whether or not a field is named; where no id is needed, none is required."""
         element = {**ORDER, "id": None}
         for by in (extractor(), extractor(event_id=None)):
             error = rejected(by, element).error
@@ -197,18 +195,18 @@ class TestRecord:
             assert by.record(element, 0).event_id is None
 
     def test_an_integer_is_an_event_id_and_other_types_are_not(self) -> None:
-        """A database's row number is common; a float or a bool is an accident."""
+        """A database's row number is common; a float or a bool is a mistake."""
         assert extractor().record({**ORDER, "id": 17}, 0).event_id == "17"
         for bad in (1.0, True, ["e1"], ""):
             assert str(rejected(extractor(), {**ORDER, "id": bad}).error).startswith("event_id: ")
 
     def test_several_fields_give_one_key_each(self) -> None:
-        """In their order, numbers as text, equal ones once."""
+        """In their order, numbers as text, equal keys once."""
         by = extractor(keys=("customer", "amount", "=all", "{customer}", "{customer}/{amount}"))
         assert by.record(ORDER, 0).entities == ("c7", "5", "all", "c7/5")
 
     def test_a_key_that_is_null_is_refused(self) -> None:
-        """It names the argument as the user wrote it: key for one, keys for several."""
+        """The error names the argument as the user wrote it: key for one, keys for several."""
         element = {**ORDER, "customer": None}
         assert str(rejected(extractor(), element).error).startswith("key: field 'customer' must be text or a number")
         assert str(rejected(extractor(keys=("id", "customer")), element).error).startswith("keys: field 'customer'")
@@ -226,15 +224,15 @@ class TestRecord:
             (lambda record: (key for key in ()), ()),
         ],
     )
-    def test_a_function_may_return_the_keys_as_anything_iterable(
+    def test_a_function_may_return_the_keys_as_any_iterable(
         self, function: Callable[[Any], Iterable[Any]], entities: tuple[str, ...]
     ) -> None:
-        """Lists, tuples, generators and dicts; repeated keys count once; no keys at all are no error."""
+        """Lists, tuples, generators and dicts; repeated keys count once; no keys at all are not an error."""
         assert extractor(keys=function).record(ORDER, 0).entities == entities
 
     @pytest.mark.parametrize("found", ["abc", b"abc", None, 5, True])
-    def test_a_function_that_returns_no_list_is_told_so(self, found: Any) -> None:
-        """One string would be taken for a list of letters, and None for no keys: both are mistakes."""
+    def test_a_function_that_returns_no_iterable_of_keys_is_refused(self, found: Any) -> None:
+        """A string would be read as a list of letters, and None as no keys: both are mistakes."""
         error = rejected(extractor(keys=lambda record: found)).error
         assert str(error) == f"keys: the function must return a list of keys, got {found!r}; for one use key="
 
@@ -248,27 +246,27 @@ class TestRecord:
             ("x" * (MAX_ENTITY_BYTES + 1), f"key: {MAX_ENTITY_BYTES + 1} bytes long"),
         ],
     )
-    def test_a_function_that_returns_an_impossible_key_is_told_so(self, bad: Any, reason: str) -> None:
-        """The other keys are kept for the dead letter; the impossible one could not be written into it."""
+    def test_a_function_that_returns_an_invalid_key_is_refused(self, bad: Any, reason: str) -> None:
+        """The dead letter keeps the other keys; the invalid one could not be written into it."""
         rejection = rejected(extractor(keys=lambda record: ["good", bad]))
         assert str(rejection.error).startswith(reason)
         assert rejection.known.keys == ("good",)
 
     def test_a_value_of_the_wrong_type_is_refused_by_the_monoid(self) -> None:
-        """Its own message comes through."""
+        """The monoid's own message is reported."""
         assert str(rejected(extractor(), {**ORDER, "amount": "five"}).error) == "value: 'five' is not an integer"
         assert str(rejected(extractor(), {**ORDER, "amount": None}).error).startswith("value: expected an integer")
 
     def test_a_monoid_that_needs_no_value_needs_no_field(self) -> None:
-        """A count is one, whatever the record."""
+        """A count adds one, whatever the record."""
         assert extractor(Count(), value=None).record(ORDER, 0).delta == 1
 
     def test_the_monoid_gets_the_event_time(self) -> None:
-        """For those whose deltas carry it."""
+        """For monoids whose deltas hold the time."""
         assert extractor(First(), event_time="at").record(ORDER, 0).delta == Timed(WHEN_US, 5)
 
-    def test_it_gets_the_nanoseconds_too(self) -> None:
-        """So that events of one microsecond keep their order; a letter that is replayed tells the same."""
+    def test_the_monoid_gets_the_nanoseconds_too(self) -> None:
+        """So that events of one microsecond keep their order; a replayed letter gives the same."""
         by = extractor(Last(), event_time="at")
         element = {**ORDER, "at": "2013-01-01T05:15:00.000000123Z"}
         assert by.record(element, 0).delta == Timed(WHEN_US, 5, 123)
@@ -277,7 +275,7 @@ class TestRecord:
         assert extractor(Last()).record(element, 7).delta == Timed(7, 5)
 
     def test_a_decode_function_gets_the_element_itself(self) -> None:
-        """Message and all; what it returns is the record."""
+        """The whole message; the function's result is the record."""
         by = extractor(decode=lambda message: {**message.attributes, "amount": len(message.data)})
         record = by.record(message(b"abc", {"id": "e1", "customer": "c7"}), 0)
         assert record == Record("e1", 0, ("c7",), 3)
@@ -286,8 +284,8 @@ class TestRecord:
 class TestNumbersAsText:
     CSV = b"id,amount,customer,at\ne1,5,c7,2013-01-01T05:15:00Z"
 
-    def test_csv_is_read(self) -> None:
-        """Everything in it is text; keys, ids and times are text anyway."""
+    def test_numbers_in_csv_are_read(self) -> None:
+        """Everything in CSV is text; keys, ids and times are text anyway."""
         by = extractor(decode="csv", event_time="at")
         assert by.record(self.CSV, 0) == Record("e1", WHEN_US, ("c7",), 5)
         assert extractor(Max(), decode="csv").record(self.CSV.replace(b",5,", b",2.5,"), 0).delta == 2.5
@@ -296,17 +294,17 @@ class TestNumbersAsText:
         ("spec", "delta"),
         [("=12", 12), ("{amount}0", 50), ("attribute:n", 9), (lambda row: row["amount"], 5)],
     )
-    def test_so_is_text_from_anywhere_else(self, spec: Any, delta: int) -> None:
-        """A literal, a template, an attribute and what a function returns are text as well."""
+    def test_numbers_in_text_of_any_origin_are_read(self, spec: Any, delta: int) -> None:
+        """A literal, a template, an attribute and a function's result may be text as well."""
         assert extractor(decode="csv", value=spec).record(message(self.CSV, {"n": "9"}), 0).delta == delta
 
     @pytest.mark.parametrize("decode", [None, "json", lambda data: json.loads(data)])
     def test_json_s_64_bit_integers_are_text(self, decode: Any) -> None:
-        """As BigQuery and protobuf write them."""
+        """BigQuery and protobuf write them this way."""
         element = b'{"id": "e1", "amount": "9007199254740993", "customer": "c7"}'
         assert extractor(decode=decode).record(element, 0).delta == 2**53 + 1
 
-    def test_a_text_that_is_no_number_names_the_value(self) -> None:
+    def test_a_text_that_is_not_a_number_names_the_value(self) -> None:
         """As a wrong value does in JSON."""
         element = self.CSV.replace(b",5,", b",five,")
         assert str(rejected(extractor(decode="csv"), element).error) == "value: 'five' is not an integer"
@@ -317,8 +315,8 @@ class TestNumbersAsText:
 
     @pytest.mark.parametrize("value", ["amount", "missing", "a.b", raiser(KeyError("x"))])
     @pytest.mark.parametrize("decode", ["csv", None])
-    def test_a_count_never_looks_at_a_value(self, decode: Any, value: Any) -> None:
-        """Whether it is there or not, and whatever it is."""
+    def test_a_count_never_reads_a_value(self, decode: Any, value: Any) -> None:
+        """Whether or not there is one."""
         element = self.CSV.replace(b",5,", b",five,") if decode else {**ORDER, "amount": object()}
         assert extractor(Count(), decode=decode, value=value).record(element, 0).delta == 1
 
@@ -333,38 +331,38 @@ class TestIds:
         ids=repr,
     )  # fmt: skip
     @pytest.mark.parametrize("event_id", ["id", "{id}", "order-{id}", "{customer}/{id}/x", lambda record: record["id"]])
-    def test_no_event_is_known_by_a_number_that_is_none(self, event_id: Any, bad: Any) -> None:
-        """Events that lack their ids would all be one event, and all but one be lost."""
+    def test_nan_is_not_an_event_id(self, event_id: Any, bad: Any) -> None:
+        """Events that lack their ids would all be one event, and all but one would be lost."""
         for monoid in (Sum(), Last()):
             rejection = rejected(extractor(monoid, event_id=event_id), {**ORDER, "id": bad})
             assert rejection.error.field == "event_id"
             assert rejection.known.event_id is None
 
     @pytest.mark.parametrize("text", [b'{"id": NaN', b'{"id": Infinity', b'{"id": -Infinity', b'{"id": 1e400'])
-    def test_nor_by_one_of_json(self, text: bytes) -> None:
-        """Which Python's reader takes."""
+    def test_nan_in_json_is_not_an_event_id(self, text: bytes) -> None:
+        """Python's parser accepts it."""
         element = text + b', "amount": 5, "customer": "c7"}'
         assert rejected(extractor(event_id="order-{id}"), element).error.field == "event_id"
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float64("-inf")])
     @pytest.mark.parametrize("key", ["customer", "{customer}", "user/{customer}"])
-    def test_no_key_is_one_either(self, key: str, bad: Any) -> None:
-        """Nobody counts by it."""
+    def test_nan_is_not_a_key(self, key: str, bad: Any) -> None:
+        """Such a key is a mistake."""
         assert rejected(extractor(keys=(key,)), {**ORDER, "customer": bad}).error.field == "key"
 
     @pytest.mark.parametrize(("value", "event_id"), [(7, "7"), (np.int64(7), "7"), ("7", "7"), (np.str_("a"), "a")])
     def test_an_id_is_a_text_or_a_whole_number(self, value: Any, event_id: str) -> None:
         """The number 7 and the text "7" are one id: JSON of BigQuery and protobuf, CSV and attributes write the same
-        number as text, and an event that comes both ways is one event."""
+        number as text, and an event that is sent both ways is one event."""
         assert extractor().record({**ORDER, "id": value}, 0).event_id == event_id
         assert extractor(event_id=lambda record: record["id"]).record({**ORDER, "id": value}, 0).event_id == event_id
 
     @pytest.mark.parametrize("value", [7.0, True, None, [7], b"7"])
     def test_anything_else_is_refused(self, value: Any) -> None:
-        """A float is no id by itself: what was 7 for one writer is 7.0 for the next."""
+        """A float by itself is not an id: one writer's 7 is another writer's 7.0."""
         assert rejected(extractor(), {**ORDER, "id": value}).error.field == "event_id"
 
-    def test_a_source_stands_before_the_id_of_a_message(self) -> None:
+    def test_the_source_is_put_before_the_id_of_a_message(self) -> None:
         """Pub/Sub's ids are unique within one topic only."""
         parts = {"keys": ("=all",), "value": "=1", "event_id": "message:id"}
         for source, id_format, event_id in (
@@ -383,8 +381,8 @@ class TestIds:
 
 
 class TestRejected:
-    def test_what_cannot_be_decoded_is_of_the_decode_stage(self) -> None:
-        """With what is known without the payload: the timestamp, and parts that come from the message."""
+    def test_an_element_that_cannot_be_decoded_has_the_stage_decode(self) -> None:
+        """With all that is known without the payload: the timestamp, and parts from the message."""
         by = extractor(event_id="attribute:id", keys=("attribute:user", "=all"))
         rejection = rejected(by, message(b"{", {"id": "e1", "user": "c7"}), 7)
         assert rejection.stage == "decode"
@@ -392,8 +390,8 @@ class TestRejected:
         assert rejection.known == Known("e1", 7, ("c7", "all"))
         assert rejection.__cause__ is rejection.error
 
-    def test_nothing_is_made_up_for_what_is_in_the_payload(self) -> None:
-        """An unreadable element has neither id nor time nor keys in it."""
+    def test_nothing_is_invented_for_what_is_in_the_payload(self) -> None:
+        """An unreadable element has no id, time or keys."""
         assert rejected(extractor(event_time="at"), b"{", 7).known == Known(None, None, None)
 
     @pytest.mark.parametrize(
@@ -409,7 +407,9 @@ class TestRejected:
             ({"amount": 2**63}, "value: ", Known("e1", WHEN_US, ("c7",))),
         ],
     )
-    def test_of_a_bad_record_the_other_parts_are_found(self, changes: dict[str, Any], error: str, known: Known) -> None:
+    def test_the_other_parts_of_a_bad_record_are_extracted(
+        self, changes: dict[str, Any], error: str, known: Known
+    ) -> None:
         """One bad part does not hide the others, whichever came first."""
         rejection = rejected(extractor(event_time="at"), {**ORDER, **changes}, 7)
         assert rejection.stage == "extract"
@@ -419,14 +419,14 @@ class TestRejected:
     @pytest.mark.parametrize(
         ("name", "argument"), [("id", "event_id"), ("at", "event_time"), ("customer", "key"), ("amount", "value")]
     )
-    def test_a_missing_field_names_the_argument_it_was_for(self, name: str, argument: str) -> None:
-        """Not only the field, which may serve several."""
+    def test_a_missing_field_names_its_argument(self, name: str, argument: str) -> None:
+        """Not only the field, which may serve several arguments."""
         element = {field: value for field, value in ORDER.items() if field != name}
         error = rejected(extractor(event_time="at"), element).error
         assert str(error).startswith(f"{argument}: field {name!r} is missing; there are ")
 
-    def test_a_record_of_which_all_is_bad_names_the_first(self) -> None:
-        """And knows nothing."""
+    def test_a_record_with_only_bad_parts_names_the_first(self) -> None:
+        """Nothing is known of it."""
         rejection = rejected(extractor(event_time="at"), {}, 7)
         assert str(rejection.error) == "event_id: field 'id' is missing; there are none"
         assert rejection.known == Known(None, None, None)
@@ -454,10 +454,10 @@ class TestRejected:
             ("decode", "decode", "decode"),
         ],
     )
-    def test_whatever_a_user_s_function_raises_names_its_argument(
+    def test_any_error_of_a_user_s_function_names_its_argument(
         self, part: str, argument: str, stage: str, error: Exception
     ) -> None:
-        """It ends in a dead letter that says which function it was, and never in another exception."""
+        """It ends in a dead letter that names the function, and never in another exception."""
         function = raiser(error)
         parts = {"keys": (function,)} if part == "key" else {part: function}
         rejection = rejected(extractor(**parts))
@@ -468,20 +468,20 @@ class TestRejected:
         assert rejection.__cause__ is error
 
     def test_runaway_recursion_is_one_bad_record(self) -> None:
-        """A real one, not only its exception."""
+        """With a real recursion, not only its exception."""
 
         def forever(record: Any) -> Any:
             return forever(record)
 
         assert str(rejected(extractor(value=forever)).error).startswith("value: RecursionError: ")
 
-    def test_an_invalid_record_that_a_user_s_function_raises_stays_as_it_is(self) -> None:
+    def test_an_invalid_record_raised_by_a_user_s_function_is_kept(self) -> None:
         """A user's own check may name the user's own field."""
         error = InvalidRecord("vat", "is negative")
         assert rejected(extractor(value=raiser(error))).error is error
 
-    def test_a_generator_of_keys_that_fails_is_blamed_as_such(self) -> None:
-        """Though its body runs only when the keys are taken from it."""
+    def test_a_generator_of_keys_that_fails_is_reported_as_keys(self) -> None:
+        """Though its body runs only when the keys are read from it."""
 
         def keys(record: Any) -> Iterator[str]:
             yield "a"
@@ -491,8 +491,8 @@ class TestRejected:
         assert str(rejection.error) == "keys: KeyError: 'tags'"
         assert rejection.known == Known("e1", 0, None)
 
-    def test_a_user_s_monoid_that_fails_is_blamed_on_the_value(self) -> None:
-        """Even if it breaks the promise to raise nothing but InvalidRecord."""
+    def test_a_user_s_monoid_that_fails_is_reported_as_the_value(self) -> None:
+        """Even if it breaks the rule to raise nothing but InvalidRecord."""
 
         class Broken(Sum):
             def lift(self, value: Any, event_time_us: int) -> int:
@@ -500,14 +500,14 @@ class TestRejected:
 
         assert str(rejected(extractor(Broken())).error) == "value: LookupError: no such unit"
 
-    def test_what_ends_the_process_is_not_a_bad_record(self) -> None:
-        """An interrupt or an exit goes through."""
+    def test_exceptions_that_end_the_process_are_not_bad_records(self) -> None:
+        """An interrupt or an exit is passed on."""
         for signal in (KeyboardInterrupt(), SystemExit(1)):
             with pytest.raises(type(signal)):
                 extractor(value=raiser(signal)).record(ORDER, 0)
 
     def test_a_rejection_can_be_pickled(self) -> None:
-        """A runner may carry it to where it is reported."""
+        """A runner may send it to another process."""
         rejection = rejected(extractor(), {**ORDER, "id": None}, 7)
         copy = pickle.loads(pickle.dumps(rejection))
         assert (copy.stage, copy.known, str(copy.error)) == ("extract", rejection.known, str(rejection.error))
@@ -531,7 +531,7 @@ class TestRejected:
         st.sampled_from([None, "json", "csv"]),
     )
     def test_any_element_is_a_record_or_rejected(self, element: Any, decode: str | None) -> None:
-        """And whatever is known of a rejected one can be written in UTF-8."""
+        """And all that is known of a rejected one can be written in UTF-8."""
         record = attempt(extractor(event_time="at", decode=decode).record, Rejected, element, 0)
         if isinstance(record, Rejected):
             assert record.stage in ("decode", "extract")
@@ -544,7 +544,7 @@ class TestRejected:
 class TestWhatDecodersLeave:
     @pytest.mark.parametrize("data", [b"", None])
     def test_a_message_without_data_has_no_fields(self, data: Any) -> None:
-        """Its attributes may say it all, so it is no malformed JSON; None and b"" (as replayed) are the same."""
+        """Its attributes may hold everything, so it is not malformed JSON; None and b"" (as replayed) mean the same."""
         element = message(data, {"id": "e1", "user": "c7"})
         assert decode_bytes(element) == {}
         record = extractor(Count(), keys=("attribute:user",), value=None, event_id="attribute:id").record(element, 5)
@@ -552,8 +552,8 @@ class TestWhatDecodersLeave:
         assert str(rejected(extractor(), element).error) == "event_id: field 'id' is missing; there are none"
 
     @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
-    def test_a_number_that_json_has_not_hurts_only_where_it_is_used(self, literal: str) -> None:
-        """Python's writers produce NaN, so such a record is read; but it cannot be folded, nor be a time."""
+    def test_nan_fails_only_where_it_is_used(self, literal: str) -> None:
+        """Python's writers produce NaN, so such a record is read; but NaN cannot be folded, nor be a time."""
         element = f'{{"id": "e1", "amount": 5, "customer": "c7", "bad": {literal}}}'.encode()
         assert extractor().record(element, 0).delta == 5
         for parts in ({"value": "bad"}, {"event_time": "bad"}):
@@ -562,40 +562,40 @@ class TestWhatDecodersLeave:
 
 class TestTextOf:
     def test_it_is_the_error_s_text(self) -> None:
-        """As str gives it."""
+        """As `str` returns it."""
         assert text_of(KeyError("a")) == "'a'"
         assert text_of(ValueError()) == ""
 
-    def test_an_error_without_a_text_is_said_to_have_none(self) -> None:
-        """Reporting an error must not raise the next."""
+    def test_an_error_without_a_text_is_described_as_such(self) -> None:
+        """Reporting an error must not raise another one."""
         assert text_of(Unspeakable()) == "(its text cannot be shown: RuntimeError)"
 
 
 class TestKnown:
-    def test_what_is_known_is_not_extracted_again(self) -> None:
+    def test_known_parts_are_not_extracted_again(self) -> None:
         """A dead letter's id, time and keys override the record's; only the value is read."""
         by = extractor(event_id=raiser(KeyError()), event_time=raiser(KeyError()), keys=raiser(KeyError()))
         assert by.record(ORDER, 7, Known("e9", 11, ("a", "b"))) == Record("e9", 11, ("a", "b"), 5)
 
     def test_the_epoch_is_a_known_time(self) -> None:
-        """Zero microseconds are not "not known"."""
+        """Zero microseconds do not mean "unknown"."""
         assert extractor(event_time="at").record(ORDER, 7, Known(None, 0, None)).event_time_us == 0
 
-    def test_what_is_not_known_is_extracted(self) -> None:
-        """Each part by itself; no keys are as good as none known."""
+    def test_unknown_parts_are_extracted(self) -> None:
+        """Each part by itself; an empty list of keys counts as unknown."""
         by = extractor(event_time="at")
         assert by.record(ORDER, 7, Known(None, None, None)) == Record("e1", WHEN_US, ("c7",), 5)
         assert by.record(ORDER, 7, Known("e9", None, ())) == Record("e9", WHEN_US, ("c7",), 5)
 
     def test_a_known_id_serves_where_no_field_is_given(self) -> None:
-        """The letter keeps what the pipeline does not look for."""
+        """The letter keeps an id that the pipeline does not look for."""
         assert extractor(event_id=None, need_id=False).record(ORDER, 7, Known("e9", None, None)).event_id == "e9"
 
-    def test_a_known_time_serves_an_element_without_timestamp(self) -> None:
-        """A letter read from a file has none of its own."""
+    def test_a_known_time_serves_an_element_without_a_timestamp(self) -> None:
+        """A letter read from a file has no timestamp."""
         assert extractor(need_time=True).record(ORDER, BEAM_MIN_US, Known(None, 11, None)).event_time_us == 11
 
-    def test_what_is_known_is_known_of_the_rejected_too(self) -> None:
+    def test_a_rejected_element_keeps_the_known_parts(self) -> None:
         """So that the next letter says no less than the one before."""
         known = Known("e9", 11, ("a", "b"))
         assert rejected(extractor(), b"{", 7, known).known == known

@@ -1,4 +1,4 @@
-"""What a field spec finds, and what it says where it finds nothing."""
+"""Field specs: what they find in a record, and what they say where they find nothing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.records import UNTIMED, WHEN, Order, attempt, message
 
 
 def find(spec: Any, record: Any = None, element: Any = None, argument: str = "value") -> Any:
-    """What a field spec finds."""
+    """The value that a field spec finds."""
     return compile_field(argument, spec)(record, element)
 
 
 def problem(spec: Any, record: Any = None, element: Any = None) -> str:
-    """Why it finds nothing; the argument is named."""
+    """Why a field spec finds nothing; the error names the argument."""
     with pytest.raises(InvalidRecord) as caught:
         find(spec, record, element)
     assert caught.value.field == "value"
@@ -32,7 +32,7 @@ def problem(spec: Any, record: Any = None, element: Any = None) -> str:
 
 
 def refusal(make: Callable[[], object], argument: str) -> str:
-    """Why an argument is wrong."""
+    """Say why an argument is wrong."""
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert caught.value.argument == argument
@@ -57,12 +57,12 @@ class TestNames:
         assert find("amount", record) == 5
 
     @pytest.mark.parametrize("value", [None, 0, "", False, [], {"a": 1}])
-    def test_a_field_is_handed_on_as_it_is(self, value: Any) -> None:
-        """Null and other false values are found like any other: what they mean is not decided here."""
+    def test_a_field_s_value_is_returned_unchanged(self, value: Any) -> None:
+        """Null and other false values are found like any other; later stages decide what they mean."""
         assert find("x", {"x": value}) is value
 
-    def test_a_missing_field_is_named_with_those_that_are_there(self) -> None:
-        """A typo shows at once, also in a mapping with keys that are no text."""
+    def test_a_missing_field_is_named_with_the_fields_that_exist(self) -> None:
+        """A typo shows at once, also in a mapping whose keys are not text."""
         assert problem("amuont", {"amount": 5, 7: "x"}) == "field 'amuont' is missing; there are amount, 7"
         assert problem("amount", {}) == "field 'amount' is missing; there are none"
 
@@ -72,20 +72,20 @@ class TestNames:
         assert len(text) < 250
         assert "field0, field1" in text
 
-    def test_a_default_dict_makes_up_no_field(self) -> None:
-        """Looking for a field must neither find nor add one that is not there."""
+    def test_a_default_dict_invents_no_field(self) -> None:
+        """Looking for a field must neither find nor add a missing one."""
         record: Mapping[str, int] = defaultdict(int)
         assert "missing" in problem("amount", record)
         assert not record
 
     def test_an_attribute_that_is_missing_is_named_with_the_type(self) -> None:
-        """An object does not list its fields, so its type must do."""
+        """An object does not list its fields, so the error names its type."""
         assert problem("total", Order("e1", 5, "c7")) == "field 'total' is missing in a Order"
         assert problem("total", None) == "field 'total' is missing in a NoneType"
 
     @pytest.mark.parametrize("name", ["amount", "title", "count"])
     def test_text_has_no_fields(self, name: str) -> None:
-        """Lines of text that nobody parsed say so, even where the name is that of a method of str."""
+        """Lines of text that were not parsed are reported as such, even where the name is that of a method of str."""
         assert (
             problem(name, "a,b")
             == f"field '{name}' is missing in a str; text is only parsed with decode='json' or 'csv'"
@@ -93,11 +93,11 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["message", "attribute", "foo:bar", "data:", "größe", "a b", "a[0]", "0", "-1"])
     def test_names_may_be_any_text(self, name: str) -> None:
-        """Only what the module's table names has a meaning of its own; "message" alone is a field like any other."""
+        """Only the forms in the module's table have a special meaning; "message" alone is a field like any other."""
         assert find(name, {name: 5}) == 5
 
-    def test_a_property_that_raises_is_not_taken_for_missing(self) -> None:
-        """Its own error comes through, for the caller to explain."""
+    def test_a_property_that_raises_is_not_reported_as_missing(self) -> None:
+        """Its own error is passed on, for the caller to explain."""
 
         class Broken:
             @property
@@ -110,13 +110,13 @@ class TestNames:
 
 class TestPaths:
     def test_a_path_goes_through_mappings_and_objects(self) -> None:
-        """Dots lead from one level to the next, whatever each of them is."""
+        """Dots lead from one level to the next, whatever the types of the levels."""
         record = {"order": Order("e1", 5, {"address": SimpleNamespace(country="NL")})}
         assert find("order.customer.address.country", record) == "NL"
         assert find("order.amount", record) == 5
 
     def test_a_path_names_the_level_that_is_missing(self) -> None:
-        """Of a long path it tells which field is not there, and what is there instead."""
+        """For a long path the error says which field is missing, and which fields exist there."""
         record = {"user": {"name": "Zoë", "home": None}}
         assert problem("user.country", record) == "field 'country' is missing; there are name, home"
         assert problem("usr.country", record) == "field 'usr' is missing; there are user"
@@ -124,7 +124,7 @@ class TestPaths:
         assert "text is only parsed" in problem("user.name.title", record)
 
     @pytest.mark.parametrize("path", [".", "a.", ".a", "a..b", "..", "x-{a.}"])
-    def test_a_path_with_a_dot_too_many_is_refused_at_once(self, path: str) -> None:
+    def test_a_path_with_an_empty_name_is_refused_at_once(self, path: str) -> None:
         """No record could ever have such a field."""
         assert "a dot too many" in refusal(lambda: compile_field("value", path), "value")
 
@@ -161,7 +161,7 @@ class TestTemplates:
     @UNTIMED
     @given(st.text(), st.text(), st.text(min_size=1))
     def test_any_text_survives_around_and_inside_a_template(self, before: str, after: str, value: str) -> None:
-        """With its braces doubled, a text means itself; a value is never read as a template."""
+        """A text with doubled braces stands for itself; a value is never read as a template."""
 
         def escaped(text: str) -> str:
             return text.replace("{", "{{").replace("}", "}}")
@@ -170,14 +170,14 @@ class TestTemplates:
         assert find(f"{escaped(before)}{{x}}{escaped(after)}", {"x": value}) == before + value + after
 
     def test_an_empty_field_in_a_template_is_refused(self) -> None:
-        """Two events that both lack a part of their id must not pass for one and the same."""
+        """Two events that both lack a part of their id must not become one event."""
         with pytest.raises(InvalidRecord, match=r"^event_id: field 'b' is empty$"):
             compile_field("event_id", "{a}/{b}")({"a": "x", "b": ""}, None)
 
     @UNTIMED
     @given(st.text(min_size=1))
     def test_any_text_is_a_spec_or_is_refused(self, spec: str) -> None:
-        """No text makes the compiler itself fail: it either makes a getter or a ConfigurationError."""
+        """No text makes the compiler itself fail: it returns a getter or raises a ConfigurationError."""
         made = attempt(lambda: compile_field("value", spec), ConfigurationError)
         assert made.argument == "value" if isinstance(made, ConfigurationError) else callable(made)
 
@@ -196,7 +196,7 @@ class TestTemplates:
             ("{a{b}", "a single '{'"),
         ],
     )
-    def test_a_template_that_makes_no_sense_is_refused_at_once(self, template: str, reason: str) -> None:
+    def test_an_invalid_template_is_refused_at_once(self, template: str, reason: str) -> None:
         """The message names the argument and shows the template."""
         text = refusal(lambda: compile_field("event_id", template), "event_id")
         assert reason in text
@@ -204,7 +204,7 @@ class TestTemplates:
 
     @pytest.mark.parametrize("value", [None, [], {}, ["a"], WHEN])
     def test_only_text_and_numbers_fit_into_a_template(self, value: Any) -> None:
-        """A null or a list would make keys that nobody meant."""
+        """A null or a list would make unintended keys."""
         assert problem("a-{x}", {"x": value}) == f"field 'x' must be text or a number, got {value!r:.80}"
 
     def test_a_missing_field_of_a_template_is_named(self) -> None:
@@ -214,7 +214,7 @@ class TestTemplates:
 
 class TestLiterals:
     @pytest.mark.parametrize("text", ["all", "", "{x}", "a.b", "attribute:x", "=", " padded "])
-    def test_what_follows_an_equals_sign_is_the_value(self, text: str) -> None:
+    def test_text_after_an_equals_sign_is_the_value(self, text: str) -> None:
         """Whatever it looks like, and whatever the record."""
         assert find(f"={text}", object()) == text
 
@@ -238,11 +238,11 @@ class TestAttributes:
         ],
     )
     def test_a_missing_attribute_is_explained(self, element: Any, text: str) -> None:
-        """It says which are there, or that the element is no message."""
+        """The error lists the existing ones, or says that the element is not a message."""
         assert problem("attribute:id", {}, element) == text
 
     def test_an_attribute_without_a_name_is_refused_at_once(self) -> None:
-        """It could never be there."""
+        """Such an attribute cannot exist."""
         assert "write attribute:NAME" in refusal(lambda: compile_field("key", "attribute:"), "key")
 
 
@@ -254,19 +254,19 @@ class TestMessageFields:
         assert find("message:publish_time", record, message()) == WHEN
 
     @pytest.mark.parametrize("spec", ["message:", "message:data", "message:message_id", "message:ID"])
-    def test_there_are_no_others(self, spec: str) -> None:
+    def test_other_message_fields_are_refused(self, spec: str) -> None:
         """A wrong name is refused when the pipeline is built, not on the first record."""
         text = refusal(lambda: compile_field("event_id", spec), "event_id")
         assert text == f"{spec!r}: write message:id or message:publish_time"
 
-    def test_an_element_that_is_no_message_is_named(self) -> None:
+    def test_an_element_that_is_not_a_message_is_named(self) -> None:
         """Bytes that were read without attributes have no id."""
         assert problem("message:id", {}, b"{}") == "field 'message_id' is missing in a bytes"
 
 
 class TestFunctions:
     def test_a_function_gets_the_decoded_record(self) -> None:
-        """And its result is taken as it is, a class being as good a function as any."""
+        """Its result is used unchanged; a class may serve as a function."""
         assert find(lambda record: record["x"] * 2, {"x": 4}, "the element") == 8
         assert find(int, "7") == 7
         assert compile_text("key", lambda record: record)(7, None) == 7
@@ -288,7 +288,7 @@ class TestTexts:
 
     @pytest.mark.parametrize("value", [None, [], {"a": 1}, b"x"])
     def test_anything_else_is_refused(self, value: Any) -> None:
-        """A null is no key named "None"."""
+        """A null does not become a key named "None"."""
         with pytest.raises(InvalidRecord) as caught:
             compile_text("key", "x")({"x": value}, None)
         assert str(caught.value) == f"key: field 'x' must be text or a number, got {value!r}"
@@ -323,12 +323,12 @@ class TestMethods:
             ("keys", OrderedDict(id="1")),
         ],
     )
-    def test_a_method_is_no_field(self, name: str, record: Any) -> None:
-        """Nor is anything else that the type has and the record has not."""
+    def test_a_method_is_not_a_field(self, name: str, record: Any) -> None:
+        """Nor is anything else that the type has and the record does not."""
         assert f"field '{name}' is missing" in problem(name, record)
         assert f"field '{name}' is missing" in problem(f"a.{name}", {"a": record})
 
-    def test_a_field_of_such_a_name_is_one(self) -> None:
+    def test_a_field_with_the_name_of_a_method_is_a_field(self) -> None:
         """As long as the record has it."""
         assert find("count", namedtuple("Event", "count")(5)) == 5
         assert find("as_dict", Row(as_dict=5)) == 5
@@ -349,26 +349,26 @@ class TestLiteralNames:
     ODD = ("Sepal.Length", "a.", ".", "{page}", "a{", "attribute:id", "message:id", "=all", "field:x", "x:y", "a b.c")
 
     @pytest.mark.parametrize("name", [name for name in ODD if name not in ("a{", "a.", ".")])
-    def test_a_field_of_just_that_name_comes_first(self, name: str) -> None:
-        """Before a path, a template or a prefix is made of it."""
+    def test_a_field_of_exactly_that_name_comes_first(self, name: str) -> None:
+        """Before the name is read as a path, a template or a prefix."""
         assert find(name, {name: 5, "page": "no", "x": "no"}) == (5 if name != "field:x" else "no")
         assert compile_id(name, "escaped", None)({name: "5", "x": "5"}, None) == "5"
 
     @pytest.mark.parametrize("name", [*ODD, "amount"])
-    def test_field_names_it_whatever_its_characters(self, name: str) -> None:
-        """Even those that no other form can have; it never means anything else."""
+    def test_the_field_prefix_names_any_field(self, name: str) -> None:
+        """Even names that no other form allows; the prefix has no other meaning."""
         assert find(f"field:{name}", {name: 5}) == 5
         assert problem(f"field:{name}", {"z": 5}) == f"field {name!r} is missing; there are z"
 
-    def test_a_template_may_name_fields_by_any_form(self) -> None:
-        """Literal names with dots, escaped names, and what a message says."""
+    def test_a_template_may_name_fields_in_any_form(self) -> None:
+        """Literal names with dots, escaped names, and fields of a message."""
         record = {"a.b": 1, "x:y": 2}
         element = message(attributes={"tenant": "t"}, message_id="m7")
         assert find("{a.b}/{field:x:y}", record) == "1/2"
         assert find("{attribute:tenant}/{message:id}", record, element) == "t/m7"
 
-    def test_a_path_where_the_record_has_no_such_name(self) -> None:
-        """The dot is one of a path then."""
+    def test_a_name_with_a_dot_is_a_path_where_no_such_field_exists(self) -> None:
+        """The dot then separates the levels of a path."""
         assert find("a.b", {"a": {"b": 5}}) == 5
 
     def test_a_name_that_is_missing_is_explained(self) -> None:
@@ -397,7 +397,7 @@ class TestIds:
             ("{a}~{b}", ("~", "z"), ("%7E", "z")),
         ],
     )
-    def test_parts_that_run_together_are_kept_apart(
+    def test_parts_that_join_to_the_same_text_stay_distinct(
         self, template: str, one: tuple[str, str], other: tuple[str, str]
     ) -> None:
         """Two events are not one because their parts make the same text."""
@@ -409,7 +409,9 @@ class TestIds:
         st.lists(st.text("-%~.2Dab\u00b7"), min_size=2, max_size=4),
         st.data(),
     )
-    def test_a_template_makes_one_id_of_one_record_only(self, literals: list[str], data: st.DataObject) -> None:
+    def test_a_template_makes_different_ids_of_different_records(
+        self, literals: list[str], data: st.DataObject
+    ) -> None:
         """For any texts between the fields."""
         names = [f"f{i}" for i in range(len(literals) - 1)]
         template = literals[0] + "".join(f"{{{n}}}{text}" for n, text in zip(names, literals[1:], strict=True))
@@ -420,13 +422,13 @@ class TestIds:
         assert (first == second) == (one == other)
 
     @pytest.mark.parametrize("template", ["{a}/{b}", "{a}-{b}", "order-{a}", "{a}", "{a}/{b}/x", "a"])
-    def test_parts_that_cannot_be_mistaken_stay_as_they_are(self, template: str) -> None:
-        """So that nearly all ids of 0.1.0 are what they were."""
+    def test_unambiguous_parts_stay_unescaped(self, template: str) -> None:
+        """So that nearly all ids of 0.1.0 remain the same."""
         record = {"a": "2013-01-01T05:00:00Z" if "-{" not in template else "x:y", "b": "100%-/"}
         assert self.ids(template, record) == self.ids(template, record, id_format="plain")
 
-    def test_a_source_stands_in_a_template_too(self) -> None:
-        """Wherever a message's id does."""
+    def test_a_source_is_added_in_a_template_too(self) -> None:
+        """Wherever a message's id stands."""
         get = compile_id("{message:id}/{n}", "escaped", "projects/p/topics/t")
         assert get({"n": 1}, message(message_id="7")) == "projects%2Fp%2Ftopics%2Ft%2F7/1"
 
@@ -437,8 +439,8 @@ class TestIds:
             compile_id("a", id_format, None)
 
     @pytest.mark.parametrize("empty", [None, ""])
-    def test_a_message_without_an_id_has_none(self, empty: Any) -> None:
-        """Also behind a source: such messages would all be one event."""
+    def test_a_message_without_an_id_is_refused(self, empty: Any) -> None:
+        """Also with a source: such messages would all be one event."""
         for source in (None, "projects/p/topics/t"):
             with pytest.raises(InvalidRecord, match="field 'message_id' is missing"):
                 compile_id("message:id", "escaped", source)({}, message(message_id=empty))

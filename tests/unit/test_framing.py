@@ -1,4 +1,4 @@
-"""Where records of JSON and CSV files begin and end, whatever the file holds, in bounded memory."""
+"""Framing: where records of JSON and CSV files begin and end, whatever the file holds, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LIMIT = 1_000
 
 @pytest.fixture(params=[3, 256 * 1024], ids=["small chunks", "large chunks"])
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are read in pieces, which may end anywhere in a record."""
+    """Files are read in chunks, which may end anywhere in a record."""
     monkeypatch.setattr(framing, "_CHUNK_BYTES", request.param)
 
 
 def of(data: bytes) -> io.BufferedReader:
-    """The content of a file."""
+    """A file with this content."""
     return io.BufferedReader(io.BytesIO(data))
 
 
@@ -36,7 +36,7 @@ def json_records(data: bytes, limit: int = LIMIT) -> list[bytes | TooLong]:
 
 
 def csv_records(data: bytes, limit: int = LIMIT, delimiter: str = ",") -> list[bytes | TooLong]:
-    """The records of a CSV file, without the header that each begins with."""
+    """The records of a CSV file, without the header that is put before each."""
     header = data.removeprefix(b"\xef\xbb\xbf").splitlines()[0] + b"\n"
     records = list(frame_csv(of(data), limit, delimiter))
     assert all(isinstance(record, TooLong) or record.startswith(header) for record in records)
@@ -61,10 +61,10 @@ class TestJsonLines:
         ],
     )
     def test_each_line_that_is_not_blank_is_a_record(self, data: bytes, records: list[bytes]) -> None:
-        """Byte for byte, without its end and without the mark at the start of the file."""
+        """Byte for byte, without its line end and without the byte order mark of the file."""
         assert json_records(data) == records
 
-    def test_a_line_that_is_too_long_is_passed_over(self) -> None:
+    def test_a_line_that_is_too_long_is_skipped(self) -> None:
         """The lines around it are records."""
         data = b'{"a":1}\n' + b"x" * 5_000 + b'\r\n{"a":2}\n' + b"y" * 2_000
         assert json_records(data) == [
@@ -75,8 +75,8 @@ class TestJsonLines:
         ]
 
     @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-    def test_a_line_of_just_the_limit_is_a_record(self, end: bytes) -> None:
-        """Its end does not count."""
+    def test_a_line_of_exactly_the_limit_is_a_record(self, end: bytes) -> None:
+        """Its line end does not count."""
         assert json_records(b"x" * LIMIT + end) == [b"x" * LIMIT]
         (record,) = json_records(b"x" * (LIMIT + 1) + end)
         assert isinstance(record, TooLong)
@@ -114,12 +114,12 @@ class TestJsonArrays:
             (b'[{}] "', "something follows the end"),
         ],
     )
-    def test_one_that_is_not_whole_is_an_error(self, data: bytes, problem: str) -> None:
-        """What came before the fault has been a record by then."""
+    def test_an_incomplete_array_is_an_error(self, data: bytes, problem: str) -> None:
+        """The elements before the fault are records."""
         with pytest.raises(Unframed, match=problem):
             json_records(data)
 
-    def test_an_element_that_is_too_long_is_passed_over(self) -> None:
+    def test_an_element_that_is_too_long_is_skipped(self) -> None:
         """The elements around it are records."""
         data = b'[{"a":1},\n{"b":"' + b"x" * 3_000 + b'"},\n{"c":1}]'
         one, too_long, other = json_records(data)
@@ -129,7 +129,7 @@ class TestJsonArrays:
         assert too_long.head.startswith(b'{"b":"xx')
 
     @given(st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.integers())), min_size=1), st.integers(0, 3))
-    def test_what_json_writes_is_read_back(self, rows: list[object], indent: int) -> None:
+    def test_what_the_json_module_writes_is_read_back(self, rows: list[object], indent: int) -> None:
         """Whatever the texts in it."""
         data = json.dumps(rows, indent=indent or None, ensure_ascii=False).encode("utf-8", "surrogatepass")
         assert [json.loads(record.decode("utf-8", "surrogatepass")) for record in json_records(data, 10**9)] == rows
@@ -156,8 +156,8 @@ class TestCsv:
             (b"a,b", []),
         ],
     )
-    def test_each_record_stands_behind_the_header(self, data: bytes, records: list[bytes]) -> None:
-        """Byte for byte, without its end; line ends in quotes belong to it, and blank lines are no records."""
+    def test_each_record_follows_the_header(self, data: bytes, records: list[bytes]) -> None:
+        """Byte for byte, without its line end; line ends in quotes are kept, and blank lines are skipped."""
         assert csv_records(data) == records
 
     @pytest.mark.parametrize("data", [b"", b"\n\r\n", b"\xef\xbb\xbf"])
@@ -165,13 +165,13 @@ class TestCsv:
         """Nor has it a header."""
         assert list(frame_csv(of(data), LIMIT)) == []
 
-    def test_tabs_are_no_blanks_where_they_stand_between_fields(self) -> None:
-        """A record of empty fields is one."""
+    def test_a_line_of_tabs_is_a_record_where_tabs_delimit(self) -> None:
+        """All its fields are empty."""
         assert csv_records(b'a\tb\n\t\n \n1\t"2\n3"\n', delimiter="\t") == [b"\t", b'1\t"2\n3"']
 
     @pytest.mark.parametrize("delimiter", [";", "|", "\t", "\u00b7"])
-    def test_quotes_begin_behind_the_delimiter(self, delimiter: str) -> None:
-        """Behind another character they are text."""
+    def test_quotes_begin_after_the_delimiter(self, delimiter: str) -> None:
+        """After any other character they are text."""
         d = delimiter.encode()
         data = b"a" + d + b'b\n1,"' + d + b'"2\n3"\n4' + d + b"5\n"
         assert csv_records(data, delimiter=delimiter) == [b'1,"' + d + b'"2\n3"', b"4" + d + b"5"]
@@ -188,24 +188,24 @@ class TestCsv:
             ([b'"'], [0]),
         ],
     )
-    def test_a_quote_that_never_ends_spoils_its_own_line_only(self, lines: list[bytes], bad: list[int]) -> None:
-        """The lines behind it are records of their own, so that the others are counted."""
+    def test_an_unclosed_quote_spoils_only_its_own_line(self, lines: list[bytes], bad: list[int]) -> None:
+        """The lines after it are records of their own, so that they are counted."""
         records = csv_records(b"a,b\n" + b"\n".join(lines) + b"\n")
         assert records == lines
         spoilt = [i for i, record in enumerate(records) if not _is_whole(b"a,b\n" + bytes(record))]
         assert spoilt == bad
 
     def test_a_quoted_field_may_be_as_long_as_a_record(self) -> None:
-        """The lines in it are no records, however many they are."""
+        """The lines in it are not records, however many they are."""
         field = b'"' + b"x,phantom,1\n" * 80 + b'"'
         assert csv_records(b"a,b\n1,2\n3," + field + b"\n5,6\n") == [b"1,2", b"3," + field, b"5,6"]
 
-    def test_one_that_is_longer_stops_the_run(self) -> None:
-        """Whether the lines in it are records, nobody can tell."""
+    def test_an_unclosed_quote_longer_than_a_record_stops_the_run(self) -> None:
+        """It cannot be decided whether the lines in it are records."""
         with pytest.raises(Unframed, match=r"open at the end of line 3 goes on for more than --max_record_bytes 1,000"):
             csv_records(b'a,b\n1,2\n3,"' + b"x,phantom,1\n" * 100 + b'"\n5,6\n')
 
-    def test_a_line_that_is_too_long_is_passed_over(self) -> None:
+    def test_a_line_that_is_too_long_is_skipped(self) -> None:
         """Outside of quotes its end is certain."""
         data = b"a,b\n1,2\n" + b"x" * 3_000 + b",1\r\n3,4\n" + b"y" * 3_000
         one, x, other, y = csv_records(data)
@@ -215,8 +215,8 @@ class TestCsv:
         assert [(x.size, x.line, x.head[:2]), (y.size, y.line, y.head[:2])] == [(3_002, 3, b"xx"), (3_000, 5, b"yy")]
 
     @pytest.mark.parametrize("header", [b'a,"b', b'"a"x,b', b"x" * 2_000])
-    def test_a_header_that_is_none_is_an_error(self, header: bytes) -> None:
-        """Each record would be read by it."""
+    def test_an_invalid_header_is_an_error(self, header: bytes) -> None:
+        """Every record would be read by it."""
         with pytest.raises(Unframed, match="its header is"):
             list(frame_csv(of(header + b"\n1,2\n"), LIMIT))
 
@@ -243,7 +243,7 @@ def _is_whole(record: bytes) -> bool:
 
 
 class _Endless(io.RawIOBase):
-    """A file that is made while it is read."""
+    """A file that is generated while it is read."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class _Endless(io.RawIOBase):
 @pytest.mark.parametrize("frame", [frame_json, frame_csv])
 @pytest.mark.parametrize("start", [b'{"a":1}\nx', b'[{"a":1},\n{"b":"x', b"a,b\n1,2\nx"])
 def test_memory_is_bounded_however_long_a_record_is(frame: framing.Frame, start: bytes) -> None:
-    """A line of 100 MB is never held."""
+    """A line of 100 MB is never held in memory."""
 
     def pieces() -> Iterator[bytes]:
         yield start

@@ -1,4 +1,4 @@
-"""What Pub/Sub says of every message stands in where the flags do not say what an event is known by."""
+"""A Pub/Sub message's own id and time are used where the flags name no event id or event time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TIME = {"event_time": "message:publish_time"}
 
 
 def added(*flags: str) -> dict[str, Any]:
-    """What the arguments have beyond what the flags say, all of them checked."""
+    """What the arguments have beyond the flags, after a check of all of them."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
     arguments = merge_arguments(parser.parse_args([*BASE, *flags]))
@@ -48,7 +48,9 @@ def added(*flags: str) -> dict[str, Any]:
     ],
     ids=" ".join,
 )
-def test_what_is_needed_is_added(flags: list[str], more: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_parts_are_taken_from_the_message(
+    flags: list[str], more: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """An id only where duplicates are dropped by it, a time only where it matters; the id warns in one line."""
     assert added(*flags) == more
     out, err = capsys.readouterr()
@@ -61,14 +63,14 @@ def test_what_is_needed_is_added(flags: list[str], more: dict[str, str], capsys:
         assert err == ""
 
 
-def test_flags_that_are_wrong_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_reported_first(capsys: pytest.CaptureFixture[str]) -> None:
     """Before any warning about an id."""
     with pytest.raises(ConfigurationError, match=r"^monoid: unknown monoid 'average'"):
         added("--monoid=average")
     assert capsys.readouterr().err == ""
 
 
-def test_it_takes_no_beam() -> None:
+def test_it_does_not_import_beam() -> None:
     """A subscriber without Beam uses it too."""
     code = "import sys, pipelines.messages; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

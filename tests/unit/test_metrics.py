@@ -1,4 +1,4 @@
-"""Recorders: what `InMemory` counts and which percentiles it tells."""
+"""Recorders: what `InMemory` counts, and which percentiles it reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from murmur_beam.metrics import (
 
 
 def nearest_rank(samples: list[float], p: int) -> float:
-    """Slow and plain: the smallest sample such that at least p percent of the samples are no larger."""
+    """The smallest sample such that at least p percent of the samples are less or equal, computed slowly."""
     return min(
         value for value in samples if Fraction(sum(s <= value for s in samples), len(samples)) >= Fraction(p, 100)
     )
@@ -29,13 +29,13 @@ def nearest_rank(samples: list[float], p: int) -> float:
 
 class TestCounts:
     def test_an_unused_name_has_zeros_and_stays_unused(self) -> None:
-        """Asking creates nothing."""
+        """Asking for it creates nothing."""
         recorder = InMemory()
         assert recorder.snapshot_one("never") == PipelineStats(0, 0, None, {}, {})
         assert recorder.snapshot() == {}
 
     def test_events_and_errors_are_counted_by_name(self) -> None:
-        """The newest error is kept; a suffix makes another name."""
+        """The latest error is kept; a suffix makes another name."""
         recorder = InMemory()
         first, second = ValueError("1"), ValueError("2")
         for name in ("p", "p", "p:retry"):
@@ -70,7 +70,7 @@ class TestCounts:
         assert list(recorder.snapshot()) == ["a", "b", "c", "d"]
 
     def test_a_snapshot_does_not_change_afterwards(self) -> None:
-        """It is of its moment."""
+        """It holds the values of the moment it was taken."""
         recorder = InMemory()
         recorder.record_batch("p", "flush", 1, 1.0)
         before = recorder.snapshot_one("p")
@@ -82,7 +82,7 @@ class TestCounts:
 class TestLatencies:
     @given(st.lists(st.floats(0, 1000), min_size=1, max_size=120))
     def test_percentiles_are_by_nearest_rank(self, samples: list[float]) -> None:
-        """As the slow oracle finds them; always one of the samples."""
+        """As computed by the slow function; always one of the samples."""
         recorder = InMemory()
         for sample in samples:
             recorder.record_latency("p", "op", sample)
@@ -95,13 +95,13 @@ class TestLatencies:
         [(1, (1, 1, 1)), (2, (1, 2, 2)), (20, (10, 19, 20)), (100, (50, 95, 99)), (101, (51, 96, 100))],
     )
     def test_percentiles_of_one_to_n(self, n: int, expected: tuple[int, int, int]) -> None:
-        """Known by heart: of 1 .. 100 they are 50, 95 and 99, in whichever order they came."""
+        """By hand: of 1 .. 100 they are 50, 95 and 99, in any order."""
         recorder = InMemory()
         for sample in range(n, 0, -1):
             recorder.record_latency("p", "op", sample)
         assert recorder.snapshot_one("p").latencies["op"] == LatencyStats(n, *expected)
 
-    def test_operations_are_apart(self) -> None:
+    def test_operations_are_separate(self) -> None:
         """A slow store does not make the cache look slow, nor one pipeline another."""
         recorder = InMemory()
         recorder.record_latency("p", "store_merge", 9.0)
@@ -112,8 +112,8 @@ class TestLatencies:
             "cache_merge": LatencyStats(1, 1.0, 1.0, 1.0),
         }
 
-    def test_memory_is_bounded_to_the_newest_samples(self) -> None:
-        """All are counted, but the percentiles are over the newest `MAX_SAMPLES`."""
+    def test_memory_is_bounded_by_the_latest_samples(self) -> None:
+        """All are counted, but the percentiles are those of the latest `MAX_SAMPLES`."""
         recorder = InMemory()
         for _ in range(500):
             recorder.record_latency("p", "op", 1e9)
@@ -125,7 +125,7 @@ class TestLatencies:
 
 
 def test_threads_lose_no_count() -> None:
-    """Eight threads record and look at the same time."""
+    """Eight threads record and read at the same time."""
     recorder = InMemory()
     start = threading.Barrier(8)
 
@@ -150,7 +150,7 @@ def test_threads_lose_no_count() -> None:
 
 
 def test_the_largest_size_is_kept() -> None:
-    """Whatever came before and after it, by pipeline and by what it is of."""
+    """Whatever came before and after it, by pipeline and by subject."""
     recorder = InMemory()
     for n_bytes in (3, 9, 4):
         recorder.record_size("p", "row_bytes", n_bytes)
@@ -163,7 +163,7 @@ def test_the_largest_size_is_kept() -> None:
 
 
 @pytest.mark.parametrize("recorder", [Noop(), InMemory()])
-def test_every_recorder_takes_every_call(recorder: SizeRecorder) -> None:
+def test_every_recorder_accepts_every_call(recorder: SizeRecorder) -> None:
     """With the protocol's own argument names, and without a result."""
     recorder.record_event(pipeline="p")
     recorder.record_error(pipeline="p", err=ValueError())
@@ -174,7 +174,7 @@ def test_every_recorder_takes_every_call(recorder: SizeRecorder) -> None:
 
 
 class OneByOne:
-    """A recorder that knows nothing of many events at once."""
+    """A recorder without a method for many events at once."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -183,17 +183,17 @@ class OneByOne:
         self.events.append(pipeline)
 
     def record_error(self, pipeline: str, err: BaseException) -> None:
-        """Not looked at."""
+        """Ignored."""
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """Not looked at."""
+        """Ignored."""
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """Not looked at."""
+        """Ignored."""
 
 
 def test_many_events_reach_any_recorder() -> None:
-    """One by one those that know no better; none is no event, and makes no name."""
+    """One by one where the recorder has no such method; zero events make no name."""
     one_by_one, at_once = OneByOne(), InMemory()
     for n in (0, 3):
         count_events(one_by_one, "p", n)

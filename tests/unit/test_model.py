@@ -1,4 +1,4 @@
-"""The nouns: what a record must look like, that a dead letter loses nothing, and that times are exact."""
+"""Records, dead letters and times: valid records, letters that lose nothing, exact times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 # Half a surrogate pair is a valid str, as json.loads('"\\ud800"') shows, but has no UTF-8 form. Two halves side by side
-# are left out: no JSON text can tell them from the character that they make.
+# are left out: no JSON text can distinguish them from the character that they make.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(["\ud800", "\udbff"]))
 LETTERS = st.builds(
     DeadLetter,
@@ -74,7 +74,7 @@ LETTER = DeadLetter(
 
 
 class TestRecord:
-    def test_it_keeps_what_it_is_given(self) -> None:
+    def test_it_keeps_its_arguments(self) -> None:
         """Id, time, entities and delta; entities as a tuple, in order."""
         assert Record.of("e1", -5, iter(["b", "a"]), 7) == Record("e1", -5, ("b", "a"), 7)
 
@@ -83,12 +83,12 @@ class TestRecord:
         assert Record.of("e1", 0, ["b", "a", "b", "a"], 7).entities == ("b", "a")
 
     def test_no_entities_and_no_event_id_are_allowed(self) -> None:
-        """A record that touches nothing; one whose redelivery nobody minds."""
+        """Such a record touches no row, or may be counted again."""
         assert Record.of(None, 0, [], 1) == Record(None, 0, (), 1)
 
     @pytest.mark.parametrize("entities", ["abc", "a", ""])
     def test_one_string_is_not_a_list_of_its_characters(self, entities: str) -> None:
-        """Python would take it apart; three counters called a, b and c help nobody."""
+        """Python would split it; three counters called a, b and c are never intended."""
         with pytest.raises(InvalidRecord, match="key: expected a list of strings, got one string"):
             Record.of("e1", 0, entities, 1)
 
@@ -116,7 +116,7 @@ class TestRecord:
 
     @pytest.mark.parametrize("entity", ["a", " ", "\0", "a#b/c", "x" * 4000, "\N{SNOWMAN}" * 1333, "\U0001f600" * 1000])
     def test_any_other_text_is_an_entity(self, entity: str) -> None:
-        """Up to the limit in UTF-8 bytes, whichever characters."""
+        """Up to the limit in UTF-8 bytes, whatever the characters."""
         assert check_entity(entity) is entity
 
     @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ class TestRecord:
 
     @pytest.mark.parametrize("event_id", ["", True, False, 1.0, b"e1", ["e1"], "e\udfff"])
     def test_an_unusable_event_id_is_refused(self, event_id: object) -> None:
-        """True would be "True" for half of all events; a float has many texts."""
+        """A bool would be the same text for half of all events; a float has several texts."""
         with pytest.raises(InvalidRecord) as failed:
             Record.of(event_id, 0, ["a"], 1)
         assert failed.value.field == "event_id"
@@ -141,7 +141,7 @@ class TestDeadLetter:
     @example(LETTER._replace(payload=b""))
     @example(LETTER._replace(keys=["\ud800"]))
     def test_json_loses_nothing(self, letter: DeadLetter) -> None:
-        """Any payload, any text: one line, valid UTF-8, and an equal letter comes back from text and bytes."""
+        """Any payload, any text: one line, valid UTF-8, and an equal letter is read back from text and bytes."""
         line = letter.to_json()
         assert "\n" not in line
         assert DeadLetter.from_json(line) == letter
@@ -149,7 +149,7 @@ class TestDeadLetter:
 
     @given(LETTERS)
     def test_a_dictionary_loses_nothing(self, letter: DeadLetter) -> None:
-        """It holds nothing but JSON's own types, and does not share its lists with the letter."""
+        """It holds only JSON's own types, and does not share its lists with the letter."""
         row = letter.to_dict()
         assert DeadLetter.from_dict(row) == letter
         assert json.loads(json.dumps(row)) == row
@@ -158,7 +158,7 @@ class TestDeadLetter:
 
     @given(LETTERS)
     def test_it_pickles(self, letter: DeadLetter) -> None:
-        """Runners may send it anywhere."""
+        """Runners may send it to another process."""
         assert pickle.loads(pickle.dumps(letter)) == letter
 
     def test_readable_payloads_stay_readable(self) -> None:
@@ -171,7 +171,7 @@ class TestDeadLetter:
         assert "Zo\xeb" in LETTER._replace(error_message="Zo\xeb").to_json()
 
     def test_tuples_and_mappings_become_lists_and_dictionaries(self) -> None:
-        """So that JSON and Beam's coders agree on what they are."""
+        """So that JSON and Beam's coders agree on their types."""
 
         class Attributes(Mapping[str, str]):
             def __getitem__(self, name: str) -> str:
@@ -207,13 +207,13 @@ class TestDeadLetter:
             (json.dumps({**LETTER.to_dict(), "payload_base64": 7}), "payload_base64 is not base64"),
         ],
     )
-    def test_what_is_no_dead_letter_is_refused_in_plain_words(self, line: str | bytes, problem: str) -> None:
+    def test_anything_else_is_refused_with_the_reason(self, line: str | bytes, problem: str) -> None:
         """A replay of the wrong file says so, and what is wrong with it."""
         with pytest.raises(ValueError, match="not a dead letter") as failed:
             DeadLetter.from_json(line)
         assert problem in str(failed.value)
 
-    def test_both_lacking_and_unknown_fields_are_named(self) -> None:
+    def test_missing_and_unknown_fields_are_both_named(self) -> None:
         """A misspelt field is both."""
         row = LETTER.to_dict()
         row["statge"] = row.pop("stage")
@@ -240,7 +240,7 @@ AWARE = st.datetimes(timezones=st.just(UTC) | st.timezones())
 class TestTimes:
     @given(st.datetimes(timezones=st.just(UTC)))
     def test_to_us_is_exact_and_from_us_its_inverse(self, time: datetime) -> None:
-        """Not a microsecond is lost, where a float's 53 bits would lose some; checked with integers only."""
+        """Not a microsecond is lost, unlike with a float's 53 bits; checked with integers only."""
         since = time - datetime(1970, 1, 1, tzinfo=UTC)
         assert to_us(time) == (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
         assert from_us(to_us(time)) == time
@@ -248,7 +248,7 @@ class TestTimes:
 
     @given(AWARE, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
     def test_the_same_instant_has_one_number_in_every_zone(self, time: datetime, offset: timedelta) -> None:
-        """An offset changes the clock's face, not the time."""
+        """An offset changes the clock's face, not the instant."""
         try:
             elsewhere, utc = time.astimezone(timezone(offset)), time.astimezone(UTC)
         except OverflowError:
@@ -267,7 +267,7 @@ class TestTimes:
         ],
     )
     def test_to_us_by_example(self, time: datetime, us: int) -> None:
-        """Known by heart."""
+        """By hand."""
         assert to_us(time) == us
 
     @pytest.mark.parametrize("naive", [datetime(2023, 1, 1), datetime(2023, 1, 1, tzinfo=NoOffset())])
@@ -277,8 +277,8 @@ class TestTimes:
             to_us(naive)
 
     @pytest.mark.parametrize("value", [None, 0, 1.5, "2023-01-01T00:00:00Z", datetime(2023, 1, 1).date()])
-    def test_what_is_not_a_datetime_is_refused(self, value: Any) -> None:
-        """A date or a text is not guessed at."""
+    def test_anything_but_a_datetime_is_refused(self, value: Any) -> None:
+        """A date or a text is not guessed."""
         with pytest.raises(InvalidRecord, match="event_time: expected a datetime"):
             to_us(value)
 
@@ -287,7 +287,7 @@ class TestTimes:
         [FIRST.replace(tzinfo=timezone(timedelta(hours=1))), LAST.replace(tzinfo=timezone(-timedelta(hours=1)))],
     )
     def test_a_time_outside_the_calendar_in_utc_is_refused(self, outside: datetime) -> None:
-        """`from_us` and `rfc3339` could not show it."""
+        """`from_us` and `rfc3339` could not represent it."""
         with pytest.raises(InvalidRecord, match="outside the years 1 to 9999"):
             to_us(outside)
 
@@ -306,13 +306,13 @@ class TestTimes:
         assert rfc3339(us) == text
 
     @given(st.integers(to_us(FIRST), to_us(LAST)))
-    def test_rfc3339_can_be_read_back(self, us: int) -> None:
+    def test_rfc3339_is_read_back(self, us: int) -> None:
         """By Python's own parser, to the same microsecond."""
         assert to_us(datetime.fromisoformat(rfc3339(us).replace("Z", "+00:00"))) == us
 
     @pytest.mark.parametrize("us", [to_us(FIRST) - 1, to_us(LAST) + 1, 2**63 - 1, -(2**63)])
-    def test_times_that_no_datetime_holds(self, us: int) -> None:
-        """Beam's smallest and largest timestamps, which mean "none", can be told beforehand."""
+    def test_times_that_no_datetime_holds_are_recognised(self, us: int) -> None:
+        """Beam's smallest and largest timestamps, which mean "no timestamp", can be recognised before a conversion."""
         assert not is_representable(us)
         with pytest.raises(OverflowError):
             rfc3339(us)

@@ -1,4 +1,4 @@
-"""The laws of monoids: each shipped one keeps them, and they notice a broken one."""
+"""The laws of monoids: each shipped monoid satisfies them, and a broken monoid violates them."""
 
 import functools
 import json
@@ -46,14 +46,14 @@ few_times = st.integers(-1, 1)  # so that ties are frequent
 
 
 class TestSumLaws(MonoidLaws):
-    """Sums, far enough from the edges of int64 that nothing overflows."""
+    """Sums far enough from the limits of int64 that nothing overflows."""
 
     monoid = Sum()
     deltas = st.integers(-(2**50), 2**50)
 
 
 class TestCountLaws(MonoidLaws):
-    """Counts, also of what was counted before."""
+    """Counts, also of amounts counted before."""
 
     monoid = Count()
     deltas = st.one_of(st.just(1), st.integers(0, 2**50))
@@ -104,7 +104,7 @@ class TestFlagsLaws(MonoidLaws):
 
 
 class TestWordsLaws(MonoidLaws):
-    """A `Custom` of lambdas with a codec of its own, for which the order matters."""
+    """A `Custom` of lambdas with a codec of its own, which depends on the order."""
 
     monoid = WORDS
     deltas = st.lists(st.text("ab", min_size=1, max_size=2), max_size=3).map(tuple)
@@ -143,7 +143,7 @@ class RoundTotals(Sum):
 
 
 class ArrivalOrder(SetUnion):
-    """A union whose bytes tell in which order its members came."""
+    """A union whose bytes depend on the order in which its members came."""
 
     identity = ()
 
@@ -190,7 +190,7 @@ class ForgetsName(Sum):
         ("test_commutativity", Difference(), small_ints),
         ("test_commutativity", Custom("text", "", operator.add), st.text("ab")),
         ("test_idempotence", IdempotentSum(), small_ints),
-        # combine(a, a) == a holds for this one; what comes again later is what it gets wrong.
+        # combine(a, a) == a holds for this one; a repeated value later on is what it gets wrong.
         ("test_idempotence", Custom("newest", "", lambda a, b: b or a, idempotent=True), st.text("ab", min_size=1)),
         ("test_fold", ForgetsLast(), small_ints),
         ("test_total", RoundTotals(), small_ints),
@@ -205,28 +205,28 @@ class ForgetsName(Sum):
     ],
     ids=label,
 )
-def test_laws_notice_a_broken_monoid(law, monoid, deltas):
-    """Each law fails for a monoid that breaks it: a law that cannot fail checks nothing."""
+def test_laws_fail_for_a_broken_monoid(law, monoid, deltas):
+    """A law that cannot fail checks nothing."""
     laws = type("Laws", (MonoidLaws,), {"monoid": monoid, "deltas": deltas})()
     with pytest.raises(AssertionError):
         getattr(laws, law)()
 
 
-def test_fold_law_wants_any_iterable():
-    """A fold that only takes lists fails its law, as a store may hand over a generator."""
+def test_the_law_of_fold_requires_any_iterable():
+    """A fold that only accepts lists fails its law, as a store may pass a generator."""
     laws = type("Laws", (MonoidLaws,), {"monoid": FoldsListsOnly(), "deltas": small_ints})()
     with pytest.raises(TypeError):
         laws.test_fold()
 
 
-def test_laws_say_what_differs():
-    """A broken law is reported with the expression, and both results."""
+def test_a_broken_law_reports_the_difference():
+    """With the expression, and both results."""
     laws = type("Laws", (MonoidLaws,), {"monoid": WrongIdentity(), "deltas": small_ints})()
     with pytest.raises(AssertionError, match=r"combine\(identity, a\) is -?\d+, but a is -?\d+"):
         laws.test_identity()
 
 
-def test_laws_take_types_without_equality():
+def test_laws_accept_types_without_equality():
     """A type that has no equality of its own is compared by its bytes alone."""
 
     class Box:

@@ -1,4 +1,4 @@
-"""The shipped monoids: what they take and refuse, by example."""
+"""The shipped monoids: what they accept and refuse, by example."""
 
 import enum
 import functools
@@ -34,7 +34,7 @@ except ImportError:  # older Beam depends on it instead of shipping it
 
 from tests.support.monoids import FLAGS, GCD, INT64_MAX, INT64_MIN, WORDS, label
 
-# What `lift` takes and refuses.
+# What `lift` accepts and refuses.
 
 
 class Color(int, enum.Enum):
@@ -136,14 +136,14 @@ def test_lift_refuses(monoid, value, problem):
     ids=label,
 )
 def test_lift(monoid, value, delta):
-    """A value becomes a delta in the one form that equal values share, with the record's event time where it counts."""
+    """Equal values become the same delta, with the record's event time where it matters."""
     lifted = monoid.lift(value, 7)
     assert (lifted, type(lifted)) == (delta, type(delta))
-    assert monoid.encode(lifted) == monoid.encode(delta)  # tells 1 from 1.0 and True, and -0.0 from 0.0
+    assert monoid.encode(lifted) == monoid.encode(delta)  # distinguishes 1 from 1.0 and True, and -0.0 from 0.0
 
 
 def test_mutable_values_are_copied():
-    """What a record's owner does to its value later does not reach the aggregate."""
+    """Later changes to a record's value do not reach the aggregate."""
     value = {"tags": ["a"]}
     delta = First().lift(value, 0)
     value["tags"].append("b")
@@ -168,8 +168,8 @@ def test_mutable_values_are_copied():
     ],
     ids=label,
 )
-def test_text_of_a_number(monoid, text, delta):
-    """Monoids of numbers read them from text, wherever it comes from; for the others the text is the value."""
+def test_numbers_are_read_from_text(monoid, text, delta):
+    """Monoids of numbers read them from text of any origin; for the others the text is the value."""
     lifted = monoid.lift(text, 7)
     assert (lifted, type(lifted)) == (delta, type(delta))
 
@@ -193,8 +193,8 @@ def test_text_of_a_number(monoid, text, delta):
     ],
     ids=label,
 )
-def test_text_that_is_no_number_is_refused(monoid, text, problem):
-    """With the text, so that the record can be mended."""
+def test_text_that_is_not_a_number_is_refused(monoid, text, problem):
+    """The error shows the text, so that the record can be mended."""
     with pytest.raises(InvalidRecord) as caught:
         monoid.lift(text, 0)
     assert (caught.value.field, caught.value.problem) == ("value", problem)
@@ -216,7 +216,7 @@ def test_text_that_is_no_number_is_refused(monoid, text, problem):
     ],
     ids=label,
 )
-def test_numpy_scalars_are_what_they_hold(monoid, value, delta):
+def test_numpy_scalars_are_converted(monoid, value, delta):
     """Rows of pandas, Arrow and xarray hold them."""
     lifted = monoid.lift(value, 7)
     assert (lifted, type(lifted)) == (delta, type(delta))
@@ -224,14 +224,14 @@ def test_numpy_scalars_are_what_they_hold(monoid, value, delta):
 
 
 class TestWithinAMicrosecond:
-    def test_events_are_in_the_order_of_their_nanoseconds(self):
-        """Whatever their values, and whatever order they come in."""
+    def test_events_are_ordered_by_their_nanoseconds(self):
+        """Whatever their values, and whatever order they arrive in."""
         older, newer = Last().lift_ns("z", 7, 100), Last().lift_ns("a", 7, 900)
         assert Last().combine(older, newer) == Last().combine(newer, older) == newer
         assert First().combine(older, newer) == First().combine(newer, older) == older
         assert Last().combine(newer, Timed(8, "a")) == Timed(8, "a")
 
-    def test_they_are_stored_where_there_are_any(self):
+    def test_nanoseconds_are_stored_only_where_there_are_any(self):
         """So that times without them keep their bytes."""
         assert Last().encode(Last().lift_ns("a", 7, 0)) == b'[7,"a"]'
         assert Last().encode(Last().lift_ns("a", 7, 9)) == b'[7,"a",9]'
@@ -239,7 +239,7 @@ class TestWithinAMicrosecond:
         assert Last().decode(b'[7,"a"]') == Timed(7, "a", 0)
 
     @pytest.mark.parametrize("monoid", [Sum(), Max(), SetUnion()], ids=label)
-    def test_others_take_no_notice(self, monoid):
+    def test_other_monoids_ignore_nanoseconds(self, monoid):
         """Their deltas hold no time."""
         assert monoid.lift_ns(5, 7, 100) == monoid.lift(5, 7)
 
@@ -247,8 +247,8 @@ class TestWithinAMicrosecond:
 # How values combine.
 
 
-def test_sum_at_the_edges():
-    """A sum reaches both ends of int64, exactly."""
+def test_sum_at_the_limits_of_int64():
+    """A sum reaches both limits exactly."""
     assert Sum().combine(INT64_MAX - 1, 1) == INT64_MAX
     assert Sum().combine(INT64_MIN + 1, -1) == INT64_MIN
     assert Sum().fold([INT64_MAX, INT64_MIN]) == -1
@@ -265,22 +265,22 @@ def test_sum_overflow(values, fold):
     assert issubclass(Overflow, PermanentError)
 
 
-def test_sum_may_overflow_on_the_way():
-    """Only the total has to fit: what cancels out within one fold is no overflow."""
+def test_sum_may_overflow_within_a_fold():
+    """Only the total has to fit: amounts that cancel out within one fold do not overflow."""
     assert Sum().fold([INT64_MAX, 1, -1]) == INT64_MAX
 
 
 @pytest.mark.parametrize("monoid", [Sum(), Count(), Sum().of("cents")], ids=label)
 def test_a_total_of_sums_is_exact(monoid):
-    """It is shown and not stored: 64 bits are no limit of it, and its bytes are its digits."""
+    """It is presented and not stored, so it is not limited to 64 bits; its bytes are its digits."""
     assert monoid.total([INT64_MAX] * 3) == 3 * INT64_MAX
     assert monoid.total(iter([INT64_MIN, -1])) == INT64_MIN - 1
     assert monoid.total([]) == 0
     assert monoid.encode(monoid.total([INT64_MAX, 1])) == b"9223372036854775808"
 
 
-def test_a_total_of_others_is_what_they_fold_to():
-    """Unless they say otherwise."""
+def test_a_total_of_other_monoids_is_their_fold():
+    """Unless they define another."""
     assert Max().total([3, 5, None]) == 5
     assert SetUnion().total([]) == frozenset()
     with pytest.raises(PermanentError, match="too large"):
@@ -294,7 +294,7 @@ def _small(a, b):
 
 
 def test_count_is_a_sum():
-    """A count's state is a sum, by native operation and bytes; its name is its own."""
+    """A count's state is a sum, by native operation and bytes; only the name differs."""
     assert (Count().name, Sum().name) == ("count", "sum")
     assert Count().native == Sum().native == "sum"
     assert (Count().needs_value, Sum().needs_value) == (False, True)
@@ -313,14 +313,14 @@ def test_min_and_max(a, b):
     assert Max().combine(a, b) == Max().combine(b, a) == Max().fold([b, a]) == b
 
 
-def test_equal_numbers_have_one_form():
+def test_equal_numbers_have_one_encoding():
     """Equal ints and floats leave the same bytes, whichever came first; zero has no sign."""
     for monoid in (Min(), Max()):
         for alike in ([0, 0.0, -0.0], [10**20, 1e20], [-3, -3.0]):
             assert len({monoid.encode(monoid.lift(value, 0)) for value in alike}) == 1
 
 
-def test_first_and_last_go_by_event_time():
+def test_first_and_last_compare_event_times():
     """The earliest and the latest event win, in whatever order they arrive, and whatever their values."""
     early, late = Timed(-5, "z"), Timed(3, None)
     for events in ([early, late], [late, early]):
@@ -330,7 +330,7 @@ def test_first_and_last_go_by_event_time():
 
 @pytest.mark.parametrize("monoid", [First(), Last()], ids=label)
 def test_ties(monoid):
-    """At equal event times the winner depends on the values alone, even where Python takes them for equal."""
+    """At equal event times the winner depends on the values alone, even where Python considers them equal."""
     deltas = [monoid.lift(value, 1) for value in ALIKE]
     for a, b in itertools.combinations(deltas, 2):
         assert monoid.encode(a) != monoid.encode(b)
@@ -338,7 +338,7 @@ def test_ties(monoid):
 
 
 def test_ties_of_first_and_last_differ():
-    """At equal event times first takes the text that sorts first, last the one that sorts last."""
+    """At equal event times first keeps the text that sorts first, last the one that sorts last."""
     events = [First().lift(value, 1) for value in (True, 1, "1", 1.0)]  # as JSON: true 1 "1" 1.0
     assert repr(First().fold(events).value) == "'1'"
     assert repr(Last().fold(events).value) == "True"
@@ -346,35 +346,35 @@ def test_ties_of_first_and_last_differ():
     assert repr(Last().fold(events[1:]).value) == "1.0"
 
 
-def test_dict_order_is_no_difference():
+def test_the_order_of_keys_makes_no_difference():
     """Dicts that differ in the order of their keys are the same value, with the same bytes."""
     a, b = (First().lift(value, 1) for value in ({"x": 1, "y": 2}, {"y": 2, "x": 1}))
     assert First().encode(a) == First().encode(b) == b'[1,{"x":1,"y":2}]'
 
 
 def test_integer_keys_sort_as_text():
-    """Keys that JSON turns into text are sorted as such, so that decoded and fresh values have the same bytes."""
+    """Keys that JSON turns into text are sorted as text, so that decoded and fresh values have the same bytes."""
     delta = Last().lift({10: "a", 9: "b"}, 1)
     assert Last().encode(delta) == b'[1,{"10":"a","9":"b"}]'
     assert Last().encode(Last().decode(Last().encode(delta))) == Last().encode(delta)
 
 
 @pytest.mark.parametrize("monoid", [Min(), Max(), First(), Last()], ids=label)
-def test_nothing_yet(monoid):
-    """Before there is any value the aggregate is None, which has bytes like any other."""
+def test_aggregates_begin_without_a_value(monoid):
+    """The aggregate is then `None`, which has bytes like any other."""
     assert monoid.identity is None
     assert monoid.fold([]) is None
     assert monoid.decode(monoid.encode(None)) is None
 
 
-def test_last_tells_none_from_nothing():
-    """A record whose value is None is a value."""
+def test_last_distinguishes_none_from_no_value():
+    """A record may have the value `None`."""
     assert Last().fold([Timed(1, "x"), Timed(2, None)]) == Timed(2, None)
     assert Last().decode(Last().encode(Timed(2, None))) == Timed(2, None)
 
 
 def test_set_union():
-    """Members collect once each, and 1 and "1" are two; bytes list ints in order, then strings by code point."""
+    """Members are kept once each, and 1 and "1" are two; bytes list ints in order, then strings by code point."""
     union = SetUnion().fold(SetUnion().lift(value, 0) for value in ["b", 10, ["1", 9], 1, "b", "B", "\u00e9", -1])
     assert union == {"b", 10, "1", 9, 1, "B", "\u00e9", -1}
     assert SetUnion().encode(union) == '[-1,1,9,10,"1","B","b","\u00e9"]'.encode()
@@ -394,14 +394,14 @@ def test_set_union():
     ],
     ids=label,
 )
-def test_bytes(monoid, value, data):
-    """The bytes in the stores stay as they are: another release must read them."""
+def test_stored_bytes_stay_the_same(monoid, value, data):
+    """Another release must read them."""
     assert monoid.encode(value) == data
     assert monoid.decode(data) == value
 
 
-def test_who_is_idempotent():
-    """Sums are not idempotent and keep markers; what picks or collects is."""
+def test_which_are_idempotent():
+    """Sums are not idempotent and need markers; monoids that select or collect are."""
     claims = {name: by_name(name).idempotent for name in names()}
     assert claims == {
         "count": False,
@@ -454,7 +454,7 @@ def test_who_is_idempotent():
     ids=label,
 )
 def test_custom_checks_its_arguments(arguments, argument, problem):
-    """A wrong argument fails where the monoid is made, by name."""
+    """A wrong argument is refused by name where the monoid is made."""
     with pytest.raises(ConfigurationError) as caught:
         Custom(**{"name": "mine", "identity": 0, "combine": operator.add, **arguments})
     assert caught.value.argument == argument
@@ -462,18 +462,18 @@ def test_custom_checks_its_arguments(arguments, argument, problem):
 
 
 def test_custom_is_frozen():
-    """A monoid that is in use cannot change."""
+    """A monoid in use cannot change."""
     with pytest.raises(AttributeError):
         FLAGS.name = "other"
 
 
-def test_custom_is_a_value():
-    """Two made of the same arguments are equal, and serve as keys."""
+def test_custom_monoids_are_compared_by_value():
+    """Two made of the same arguments are equal, and serve as keys of a dict."""
     assert Custom("gcd", 0, math.gcd, idempotent=True) == GCD != FLAGS
     assert len({GCD, FLAGS, Custom("gcd", 0, math.gcd, idempotent=True)}) == 2
 
 
-def test_custom_identity_stays():
+def test_custom_identity_is_not_changed():
     """A combine that changes its argument, against the rules, does not leak one key's aggregate into another's."""
     bad = Custom("extend", [], extend)
     assert bad.fold([[1], [2]]) == [1, 2]
@@ -482,7 +482,7 @@ def test_custom_identity_stays():
 
 
 def test_custom_passes_permanent_errors():
-    """An error that the user's lift raises on purpose arrives as it is."""
+    """An error that the user's lift raises on purpose is raised unchanged."""
 
     def refuse(value, event_time_us):
         raise InvalidRecord("price", "is negative")
@@ -506,7 +506,7 @@ def test_custom_of_lambdas_reaches_the_workers():
 # Finding monoids by name.
 
 
-def test_names():
+def test_names_lists_the_shipped_monoids():
     """Every module with a MONOID is listed; shared code and `Custom` are not."""
     assert names() == ["count", "first", "last", "max", "min", "set_union", "sum"]
 
@@ -517,13 +517,13 @@ def test_by_name(name):
     assert by_name(name).name == name
 
 
-def test_by_name_count():
-    """Count goes by its own name on the command line, though its state is a sum."""
+def test_by_name_finds_count():
+    """Count has its own name on the command line, though its state is a sum."""
     assert type(by_name("count")) is Count
 
 
-def test_by_name_of_a_user():
-    """A user's monoid is found by module and attribute."""
+def test_by_name_finds_a_user_s_monoid():
+    """By module and attribute."""
     assert by_name(f"{__name__}:GCD") is GCD
 
 
@@ -547,7 +547,7 @@ def test_by_name_of_a_user():
     ],
 )
 def test_by_name_refuses(name, problem):
-    """A name that leads to no monoid fails, naming the argument and what there is."""
+    """A name that leads to no monoid is refused, with the argument and the known names."""
     with pytest.raises(ConfigurationError) as caught:
         by_name(name, argument="--monoid")
     assert caught.value.argument == "--monoid"

@@ -1,4 +1,4 @@
-"""How many messages there is room for, by number and by bytes, when only their number can be asked for."""
+"""How many messages a pull may ask for, bounded by number and by bytes, when only a number can be requested."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.outstanding import Outstanding
 
 
 def holding(max_messages: int, max_bytes: int, *sizes: int) -> Outstanding:
-    """One that has got messages of these sizes, in one answer."""
+    """An `Outstanding` that holds messages of these sizes, of one answer."""
     outstanding = Outstanding(max_messages, max_bytes)
     outstanding.add([(str(i), size) for i, size in enumerate(sizes)])
     return outstanding
 
 
-def test_few_are_asked_for_while_nothing_is_known() -> None:
-    """They might all be of 10 MB; and an answer without messages tells nothing."""
+def test_few_are_requested_while_sizes_are_unknown() -> None:
+    """They might all be of 10 MB; an answer without messages says nothing about sizes."""
     outstanding = Outstanding(5_000, 100_000_000)
     assert outstanding.room(0) == 10
     outstanding.add([])
@@ -31,12 +31,13 @@ def test_few_are_asked_for_while_nothing_is_known() -> None:
 @pytest.mark.parametrize(
     ("size", "room"), [(3_000_000, 32), (50_000, 1_999), (100, 4_999), (0, 4_999), (90_000_000, 1)]
 )
-def test_the_number_follows_the_size(size: int, room: int) -> None:
-    """Of small ones as many as may be here, of large ones what is left of the bytes, rounded down, but one at least."""
+def test_the_number_depends_on_the_size(size: int, room: int) -> None:
+    """Small messages up to the limit of messages, large ones up to the bytes that are left, rounded down, but at least
+    one."""
     assert holding(5_000, 100_000_000, size).room(0) == room
 
 
-def test_what_is_asked_for_counts_as_large_as_those_before() -> None:
+def test_requested_messages_count_with_the_size_of_earlier_ones() -> None:
     """Several requests together ask for no more than one would."""
     outstanding = holding(5_000, 1_000, 100)
     assert outstanding.room(0) == 9
@@ -45,15 +46,15 @@ def test_what_is_asked_for_counts_as_large_as_those_before() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1_000,), (500, 500), (5_000,), (0, 1_001)])
-def test_nothing_is_asked_for_over_the_bound(sizes: tuple[int, ...]) -> None:
-    """Until enough has been acknowledged; a message that is larger than the bound is no exception."""
+def test_nothing_is_requested_beyond_the_bound(sizes: tuple[int, ...]) -> None:
+    """Until enough messages have been acknowledged, even where one message exceeds the bound."""
     outstanding = holding(5_000, 1_000, *sizes)
     assert outstanding.room(0) == 0
     outstanding.drop(map(str, range(len(sizes))))
     assert outstanding.room(0) >= 1
 
 
-def test_the_guess_rises_at_once_and_falls_slowly() -> None:
+def test_the_estimate_rises_at_once_and_falls_slowly() -> None:
     """One large answer is enough to ask for less; one small one is not enough to ask for much more."""
     outstanding = holding(10**9, 1_000_000, 100)
     outstanding.drop(["0"])
@@ -71,8 +72,8 @@ def test_the_guess_rises_at_once_and_falls_slowly() -> None:
     assert 9_000 < rooms[-1] <= 10_000
 
 
-def test_a_message_that_comes_again_is_here_once() -> None:
-    """Under the same ack id, as when its lease ran out."""
+def test_a_redelivered_message_counts_once() -> None:
+    """Under the same ack id, as after the end of its lease."""
     outstanding = holding(5_000, 1_000, 400)
     outstanding.add([("0", 400)])
     assert outstanding.room(0) == 1
@@ -80,8 +81,8 @@ def test_a_message_that_comes_again_is_here_once() -> None:
     assert outstanding.room(0) == 2
 
 
-def test_leases_are_told_by_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And all of them by an age of nothing."""
+def test_leases_are_listed_by_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An age of zero lists all of them."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     outstanding = holding(10, 1_000, 1)
@@ -93,8 +94,8 @@ def test_leases_are_told_by_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 100), max_size=5), max_size=20), st.integers(1, 500), st.integers(1, 20))
-def test_what_is_here_is_bounded_whatever_comes(answers: list[list[int]], max_bytes: int, max_messages: int) -> None:
-    """An answer brings at most what was asked for; so only the last one goes beyond a bound, and only in bytes."""
+def test_what_is_held_is_bounded_whatever_arrives(answers: list[list[int]], max_bytes: int, max_messages: int) -> None:
+    """An answer has at most the requested number; so only the last one exceeds a bound, and only in bytes."""
     outstanding = Outstanding(max_messages, max_bytes)
     here: dict[str, int] = {}
     for n, sizes in enumerate(answers):

@@ -55,7 +55,7 @@ from tests.support.records import Record
 
 class TestSuccess:
     def test_a_record_is_folded_into_its_key(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A first delivery adds the delta, says MERGED and counts one event."""
+        """A first delivery adds the delta, returns MERGED and counts one event."""
         cfg = config(clock)
         assert merge(cfg, store, delta=5) is Outcome.MERGED
         assert values(store, "a") == [5]
@@ -71,7 +71,7 @@ class TestSuccess:
         assert events(cfg) == {"p": 3}
 
     def test_merge_one_extracts_key_and_delta_from_the_value(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """``merge_one`` is ``merge_many`` with one key, extraction, window, cache and cancel included."""
+        """``merge_one`` is ``merge_many`` with one key, including extraction, window, cache and cancellation."""
         cfg = config(clock)
         cache = MemoryStore(Sum(), clock)
         order = {"customer": "c7", "cents": 1250}
@@ -90,7 +90,7 @@ class TestSuccess:
     def test_a_window_puts_the_record_into_the_bucket_of_its_event_time(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """The event's time decides about the bucket, not the time of the merge."""
+        """The event's time decides the bucket, not the time of the merge."""
         yesterday = WHEN - timedelta(days=1)
         merge(config(clock), store, event_time=yesterday, window=daily())
         assert list(store.scan()) == [(Key("a", daily().bucket_id(yesterday)), 1)]
@@ -109,7 +109,7 @@ class TestSuccess:
         assert events(cfg) == {"p": 2}
 
     def test_keys_may_come_from_a_generator(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Keys are looked at once, so an iterator is as good as a list."""
+        """Keys are read once, so an iterator serves as well as a list."""
         assert merge(config(clock), store, (key for key in "ab")) is Outcome.MERGED
         assert values(store, "a", "b") == [1, 1]
 
@@ -147,7 +147,7 @@ class TestSuccess:
         }
 
     def test_a_failed_call_has_a_latency_too(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A store that raises was waited for all the same."""
+        """The time of a store that raises counts as well."""
         cfg = config(clock, max_attempts=2)
         with pytest.raises(RetriesExhausted):
             merge(cfg, Raising(store, times=2))
@@ -158,7 +158,7 @@ class TestSuccess:
 
 class TestDedup:
     def test_a_duplicate_is_a_no_op(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """The second delivery changes nothing, says DUPLICATE and counts under ``:dedup_skip``."""
+        """The second delivery changes nothing, returns DUPLICATE and counts under ``:dedup_skip``."""
         cfg = config(clock)
         merge(cfg, store)
         assert merge(cfg, store) is Outcome.DUPLICATE
@@ -166,7 +166,7 @@ class TestDedup:
         assert events(cfg) == {"p": 1, "p:dedup_skip": 1}
 
     def test_a_new_key_of_a_known_event_merges(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Markers are for each key: an event known to a is new to b, and the record as a whole MERGED."""
+        """Markers belong to a key: an event known to a is new to b, and the record as a whole is MERGED."""
         cfg = config(clock)
         merge(cfg, store, ["a"])
         assert merge(cfg, store, ["a", "b"]) is Outcome.MERGED
@@ -177,14 +177,14 @@ class TestDedup:
     def test_without_dedup_each_delivery_counts(
         self, clock: FakeClock, store: MemoryStore[int], dedup: NoDedup | None
     ) -> None:
-        """None and `NoDedup` are at least once here: two deliveries are two, event id or not."""
+        """None and `NoDedup` mean at least once: two deliveries count twice, event id or not."""
         cfg = config(clock, dedup=dedup)
         assert merge(cfg, store) is merge(cfg, store) is Outcome.MERGED
         assert values(store, "a") == [2]
         assert events(cfg) == {"p": 2}
 
     def test_a_missing_event_id_is_refused_with_dedup(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Without an id a redelivery cannot be told from a new event, so it is an InvalidRecord."""
+        """Without an id a redelivery cannot be distinguished from a new event, so it is an InvalidRecord."""
         for dedup in (AtomicDedup(), Deduper()):
             with pytest.raises(InvalidRecord, match="event_id: is missing"):
                 merge(config(clock, dedup=dedup), store, event_id=None)
@@ -196,7 +196,7 @@ class TestDedup:
         assert values(store, "a") == [1]
 
     def test_an_idempotent_monoid_needs_no_event_id(self, clock: FakeClock) -> None:
-        """Folding a maximum twice is harmless, so atomic dedup asks for no id; a Deduper does, it claims one."""
+        """Folding a maximum twice is harmless, so atomic dedup needs no id; a Deduper does, as it claims one."""
         store = MemoryStore(Max(), clock)
         assert merge(config(clock), store, event_id=None) is Outcome.MERGED
         with pytest.raises(InvalidRecord):
@@ -213,12 +213,12 @@ class TestDedup:
             (Deduper(), Max(), True),
         ],
     )
-    def test_when_an_event_id_is_needed(self, dedup: Any, monoid: Monoid[int], needed: bool) -> None:
-        """With dedup, unless it is atomic and folding twice harmless."""
+    def test_an_event_id_is_needed_with_dedup(self, dedup: Any, monoid: Monoid[int], needed: bool) -> None:
+        """Unless dedup is atomic and folding twice is harmless."""
         assert needs_event_id(Config(dedup=dedup), monoid) is needed
 
-    def test_lost_answers_do_not_double_count(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A write that happened though its answer got lost is found by the next try: a duplicate, not a second one."""
+    def test_lost_answers_do_not_count_twice(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """The next try finds a write whose answer was lost: a duplicate, not a second write."""
         cfg = config(clock)
         lost = script(a=[BUSY], b=[BUSY, BUSY])
         assert merge(cfg, FaultyStore(store, lost=lost), ["a", "b", "c"]) is Outcome.MERGED
@@ -226,7 +226,7 @@ class TestDedup:
         assert events(cfg) == {"p": 1, "p:dedup_skip": 2, "p:retry": 3}
 
     def test_a_lost_answer_on_every_try_heals_on_redelivery(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """The driver hears of a failure though the write happened; the redelivery is a duplicate."""
+        """The driver gets a failure though the write happened; the redelivery is a duplicate."""
         cfg = config(clock)
         with pytest.raises(RetriesExhausted):
             merge(cfg, FaultyStore(store, lost=always(BUSY)))
@@ -234,14 +234,14 @@ class TestDedup:
         assert values(store, "a") == [1]
 
     def test_without_dedup_a_lost_answer_counts_twice(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """What at least once means, so that nobody takes ``dedup=None`` for safe."""
+        """At least once: ``dedup=None`` must not be mistaken for safe."""
         merge(config(clock, dedup=None), FaultyStore(store, lost=script(a=[BUSY])))
         assert values(store, "a") == [2]
 
     def test_threads_that_deliver_the_same_events_count_each_once(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """Four threads, the same 200 events each: every one is MERGED exactly once."""
+        """Four threads, the same 200 events each: every event is MERGED exactly once."""
         cfg = config(clock)
         start = threading.Barrier(4)
 
@@ -275,8 +275,8 @@ class TestDeduper:
     def test_known_weakness_a_failed_merge_after_the_claim_is_skipped_on_redelivery(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """The claim comes first, so an event whose merge fails is lost to the redelivery; a replay without dedup
-        brings it in. AtomicDedup has no such hole."""
+        """The claim comes first, so the redelivery of an event whose merge failed is skipped; only a replay without
+        dedup merges it. AtomicDedup does not have this weakness."""
         deduper = Deduper()
         cfg = config(clock, dedup=deduper)
         with pytest.raises(RetriesExhausted):
@@ -302,7 +302,7 @@ class TestDeduper:
         assert values(store, "a") == [None]
 
     def test_a_deduper_that_raises_is_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A failed claim is a failed try: waited for, counted under ``:retry``, and then the record merges."""
+        """A failed claim is a failed try: it waits, counts under ``:retry``, and then the record merges."""
         cfg = config(clock, dedup=Deduper(fail=2))
         assert merge(cfg, store) is Outcome.MERGED
         assert values(store, "a") == [1]
@@ -340,8 +340,8 @@ class TestDeduper:
         assert [result.outcome for result in results] == [Outcome.MERGED, Outcome.DUPLICATE]
         assert values(store, "a") == [1]
 
-    def test_a_retry_of_the_merge_claims_nothing_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """The claim is kept over the tries of the merge: it would look like a duplicate otherwise."""
+    def test_a_retry_of_the_merge_keeps_the_claim(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """A second claim would make the record look like a duplicate."""
         deduper = Deduper()
         assert merge(config(clock, dedup=deduper), FaultyStore(store, script(a=[BUSY, BUSY]))) is Outcome.MERGED
         assert deduper.calls == ["e1"]
@@ -349,7 +349,7 @@ class TestDeduper:
 
 
 class Scripted(FaultyStore[int]):
-    """A store that answers, call by call, what it is told, and writes nothing."""
+    """A store that returns the given results, call by call, and writes nothing."""
 
     def __init__(self, *answers: list[Result], appends: bool = True) -> None:
         super().__init__(MemoryStore(Sum(), FakeClock()))
@@ -370,9 +370,9 @@ MERGED, DUPLICATE, RECORDED = Outcome.MERGED, Outcome.DUPLICATE, Outcome.RECORDE
 
 
 class TestRecorded:
-    """A store that appends does not say whether an event was there before."""
+    """A store that appends does not report whether an event is new."""
 
-    def test_an_event_is_recorded_as_often_as_it_comes_and_counts_once(
+    def test_an_event_is_recorded_at_each_delivery_and_counts_once(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
         """Each delivery counts its keys under the name, as merged ones do, since none is known to be a duplicate."""
@@ -383,15 +383,17 @@ class TestRecorded:
         assert values(store, "a", "b") == [1, 1]
         assert events(cfg) == {"p": 5}
 
-    def test_no_keys_and_too_old_are_as_anywhere(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+    def test_records_without_keys_and_expired_ones_are_as_in_other_stores(
+        self, clock: FakeClock, store: MemoryStore[int]
+    ) -> None:
         """Neither touches a row."""
         recording = RecordingStore(store)
         assert merge(config(clock), recording, []) is MERGED
         old = WHEN - timedelta(days=9)
         assert merge(config(clock), recording, window=daily(timedelta(days=2)), event_time=old) is Outcome.EXPIRED
 
-    def test_only_what_failed_is_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """What is recorded is done, and counted when it is."""
+    def test_only_failed_keys_are_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """A recorded key is done, and counted once."""
         cfg, spy = config(clock), Spy(RecordingStore(store), script(b=[BUSY]))
         assert merge(cfg, spy, ["a", "b"]) is RECORDED
         assert [[update.key.entity for update in call] for call in spy.calls] == [["a", "b"], ["b"]]
@@ -399,7 +401,7 @@ class TestRecorded:
         assert errors(cfg) == {"p": 1}
 
     def test_a_key_that_fails_leaves_the_others_recorded(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """The record has failed, by its failed keys alone; a redelivery brings those in."""
+        """The record has failed, but only with its failed keys; a redelivery records those."""
         cfg, faulty = config(clock), FaultyStore(RecordingStore(store), script(b=[BUSY] * 3))
         record = make_record(Sum(), "e1", 0, ["a", "b"], 1, need_id=True)
         (result,) = merge_records(cfg, "p", [record], faulty)
@@ -420,10 +422,10 @@ class TestRecorded:
             ([[MERGED, DUPLICATE, BUSY], [DUPLICATE]], MERGED, ("b", "c")),
         ],
     )
-    def test_a_table_that_is_switched_between_two_tries(
+    def test_a_table_may_be_switched_between_two_tries(
         self, clock: FakeClock, answers: list[list[Result]], outcome: Outcome, skipped: tuple[str, ...]
     ) -> None:
-        """Recorded, if any key was; the keys that were known to be duplicates are told all the same."""
+        """Recorded, if any key was; keys that are known to be duplicates are still reported as such."""
         cfg = config(clock)
         record = make_record(Sum(), "e1", 0, ["a", "b", "c"], 1, need_id=True)
         (result,) = merge_records(cfg, "p", [record], Scripted(*answers))
@@ -431,8 +433,8 @@ class TestRecorded:
         assert events(cfg).get("p", 0) == 3 - len(skipped)
         assert events(cfg).get("p:dedup_skip", 0) == len(skipped)
 
-    def test_a_batch_that_is_recorded_shares_one_result(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Bundles hold thousands; the same one also beside a record that fared otherwise."""
+    def test_recorded_records_of_a_batch_share_one_result(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Bundles hold thousands of them; they share it also beside a record with another outcome."""
         batch = [Record.of(f"e{i}", 0, ["a", "b"] if i else ["never"], 1) for i in range(3)]
         results = merge_records(config(clock), "p", batch, RecordingStore(store))
         assert all(result is processor.RECORDED for result in results)
@@ -442,7 +444,7 @@ class TestRecorded:
         assert all(result is processor.RECORDED for result in others)
 
     def test_the_cache_gets_nothing(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A delta that was there before would count twice in it."""
+        """A delta of a duplicate would count twice in it."""
         cache = Spy(MemoryStore(Sum(), clock))
         merge(config(clock), RecordingStore(store), cache=cache)
         assert cache.calls == []
@@ -452,7 +454,7 @@ class TestRecorded:
     def test_without_dedup_each_delivery_counts_once_though_its_answer_is_lost(
         self, clock: FakeClock, store: MemoryStore[int], dedup: Any, event_id: str | None
     ) -> None:
-        """All tries of a flush have the same id, which nothing else has: neither another update nor a redelivery."""
+        """All tries of a flush have the same id, which no other update or redelivery has."""
         cfg = config(clock, dedup=dedup)
         spy = Spy(RecordingStore(store))
         faulty = FaultyStore(spy, lost=script(a=[BUSY, None, None, BUSY]))
@@ -468,16 +470,16 @@ class TestRecorded:
         assert len(different) == 8
         assert not different & {None, "e1"}
 
-    def test_after_a_claim_updates_have_ids_too(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+    def test_updates_have_ids_after_a_claim_too(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """The claim is made once, but the append may be tried again."""
         cfg = config(clock, dedup=Deduper())
         faulty = FaultyStore(RecordingStore(store), lost=script(a=[BUSY]))
         assert [merge(cfg, faulty), merge(cfg, faulty)] == [RECORDED, DUPLICATE]
         assert values(store, "a") == [1]
 
-    def test_ids_are_made_up_where_they_are_of_use(self, clock: FakeClock) -> None:
-        """Not where the event's own is the marker, nor for an idempotent monoid, nor for a store that does not append;
-        which is asked at each flush, since a table may be switched."""
+    def test_ids_are_generated_only_where_needed(self, clock: FakeClock) -> None:
+        """Not where the event's own id is the marker, nor for an idempotent monoid, nor for a store that does not
+        append; the store is asked at each flush, since a table may be switched."""
         scripted = Scripted(*[[RECORDED]] * 4, appends=True)
         merge(config(clock), scripted)
         merge(config(clock, dedup=NoDedup()), scripted)

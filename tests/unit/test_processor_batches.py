@@ -51,7 +51,7 @@ from tests.support.records import Record
 
 
 class BrokenCache(MemoryStore[int]):
-    """A cache that fails as told."""
+    """A cache that fails in the given way."""
 
     def __init__(self, mode: str) -> None:
         super().__init__(Sum())
@@ -77,7 +77,7 @@ class TestCache:
     def test_a_cache_is_updated_only_for_what_the_store_reported_merged(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """a is a duplicate, b merges, c fails, d merges but its answer is lost: the cache hears of b alone."""
+        """a is a duplicate, b merges, c fails, d merges but its answer is lost: the cache gets b alone."""
         merge(config(clock), store, ["a"])
         cache = Spy(MemoryStore(Sum(), clock))
         faulty = FaultyStore(store, script(c=[BUSY] * 3), lost=script(d=[BUSY]))
@@ -106,7 +106,7 @@ class TestCache:
         assert cache.calls == []
 
     def test_the_cache_gets_the_bucket_s_ttl_and_no_event_id(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """It keeps no markers, and may drop what the store drops."""
+        """It keeps no markers, and may drop buckets when the store does."""
         cache, spy = Spy(MemoryStore(Sum(), clock)), Spy(store)
         merge(config(clock), spy, window=daily(timedelta(days=2)), cache=cache)
         (written,), (cached,) = spy.calls[0], cache.calls[0]
@@ -116,7 +116,7 @@ class TestCache:
 
 class TestBatches:
     def test_results_come_in_the_records_order(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """One result for each record, whatever became of its neighbours."""
+        """One result for each record, whatever the outcome of the others."""
         now_us = int(clock.now() * 1e6)
         day_us = 86_400_000_000
         batch = [
@@ -158,7 +158,7 @@ class TestBatches:
         assert values(store, "a") == [10]
 
     def test_new_events_and_duplicates_of_one_row_in_one_batch(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Only what is new is added, in whatever order they come."""
+        """Only new events are added, in whatever order they come."""
         merge(config(clock), store, event_id="e0", delta=1)
         ids = ["e0", "e1", "e1", "e0", "e2", "e1"]
         batch = [Record.of(event_id, 0, ["a"], 10 ** int(event_id[1])) for event_id in ids]
@@ -168,7 +168,7 @@ class TestBatches:
         assert values(store, "a") == [111]
 
     def test_one_entity_on_several_days_in_one_batch(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Each event goes to its own bucket, and each bucket has its own end."""
+        """Each event goes to its own bucket, and each bucket expires at its own time."""
         window, spy = daily(timedelta(days=9)), Spy(store)
         days = [WHEN, WHEN - timedelta(days=1), WHEN]
         batch = [Record.of(f"e{i}", to_us(day), ["a"], 10**i) for i, day in enumerate(days)]
@@ -183,16 +183,16 @@ class TestBatches:
         }
 
     def test_an_empty_batch_calls_nothing(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Nor does one whose records have no keys."""
+        """Nor does a batch whose records have no keys."""
         spy = Spy(store)
         assert merge_records(config(clock), "p", [], spy) == []
         assert len(merge_records(config(clock), "p", [Record.of("e", 0, [], 1)], spy)) == 1
         assert spy.calls == []
 
-    def test_exhaustion_in_a_batch_is_a_result_and_is_left_to_the_caller_to_count(
+    def test_exhaustion_in_a_batch_is_a_result_that_the_caller_counts(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """`merge_records` raises nothing and counts no ``:dead_letter``: its caller knows what becomes of it."""
+        """`merge_records` raises nothing and counts no ``:dead_letter``: its caller decides about the record."""
         cfg = config(clock)
         (result,) = merge_records(cfg, "p", [Record.of("e", 0, ["a"], 1)], FaultyStore(store, always(BUSY)))
         assert (result.outcome, result.failed, result.error, result.attempts) == (None, ("a",), BUSY, 3)
@@ -200,7 +200,7 @@ class TestBatches:
 
 
 class Talkative(FaultyStore[int]):
-    """A store that says what it noticed."""
+    """A store that reports counts and sizes."""
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         flushed = UpdateResults(super().merge_updates(updates))
@@ -227,16 +227,16 @@ class FourMethods:
 
 
 class TestWhatStoresNotice:
-    def test_it_goes_to_the_recorder(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Under the pipeline's name: how often, and the largest size of each flush."""
+    def test_counts_and_sizes_go_to_the_recorder(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Under the pipeline's name: the number, and the largest size of each flush."""
         cfg = config(clock, recorder=InMemory())
         assert merge(cfg, Talkative(store)) is Outcome.MERGED
         assert events(cfg) == {"p": 1, "p:ambiguous_resolved": 2}
         assert isinstance(cfg.recorder, InMemory)
         assert cfg.recorder.snapshot_one("p").sizes == {"row_bytes": 9}
 
-    def test_a_recorder_need_not_take_sizes(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """What worked with a store that notices nothing works with one that does."""
+    def test_a_recorder_need_not_accept_sizes(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """A recorder without `record_size` works with a store that reports sizes."""
         recorder = FourMethods()
         assert merge(config(clock, recorder=recorder), Talkative(store)) is Outcome.MERGED
         assert sorted(recorder.events) == ["p", "p:ambiguous_resolved", "p:ambiguous_resolved"]
@@ -286,7 +286,7 @@ class TestConfig:
         assert Config(max_attempts=1).max_attempts == 1
 
     def test_with_methods_return_a_changed_copy(self) -> None:
-        """The original stays as it was; the copy is checked like any other."""
+        """The original does not change; the copy is checked like any other."""
         cfg = defaults()
         recorder, dedup = InMemory(), AtomicDedup()
         second = timedelta(seconds=1)
@@ -305,7 +305,7 @@ class TestConfig:
             defaults().max_attempts = 5  # type: ignore[misc]
 
     def test_it_pickles(self) -> None:
-        """It travels to workers inside a DoFn."""
+        """It is sent to workers inside a DoFn."""
         cfg = defaults().with_max_attempts(4).with_dedup(AtomicDedup())
         copy = pickle.loads(pickle.dumps(cfg))
         assert (copy.max_attempts, copy.backoff_base, copy.backoff_max, copy.dedup) == (
@@ -318,14 +318,14 @@ class TestConfig:
 
 
 def test_every_public_name_is_there() -> None:
-    """`__all__` names what the design promises, and nothing that is missing."""
+    """`__all__` has the names that the design promises, and each of them exists."""
     promised = {"Config", "defaults", "merge_one", "merge_many", "AtomicDedup", "RetriesExhausted", "MergeCancelled"}
     assert promised <= set(processor.__all__)
     assert all(hasattr(processor, name) for name in processor.__all__)
 
 
 def test_importing_the_processor_loads_neither_beam_nor_google() -> None:
-    """A plain subscriber must not pay for what it does not use; asked in a fresh interpreter."""
+    """A plain subscriber must not load what it does not use; checked in a fresh interpreter."""
     code = (
         "import sys\n"
         "before = set(sys.modules)\n"  # a namespace package's .pth file may have loaded its stub

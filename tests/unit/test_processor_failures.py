@@ -49,7 +49,7 @@ from tests.support.processing import (
 
 class TestRetries:
     def test_retry_then_success_counts_its_retries(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Two failures and a success are MERGED, two events under ``:retry``, two errors and two waits."""
+        """Two failures and a success give MERGED, two events under ``:retry``, two errors and two waits."""
         cfg = config(clock)
         assert merge(cfg, FaultyStore(store, script(a=[BUSY, BUSY]))) is Outcome.MERGED
         assert values(store, "a") == [1]
@@ -74,7 +74,7 @@ class TestRetries:
     def test_exactly_max_attempts_tries_are_made(
         self, clock: FakeClock, store: MemoryStore[int], max_attempts: int
     ) -> None:
-        """Not one more, not one less; a wait between each two, none after the last."""
+        """Not one more, not one less; one wait between every two, none after the last."""
         spy = Spy(store, always(BUSY))
         with pytest.raises(RetriesExhausted) as failed:
             merge(config(clock, max_attempts=max_attempts), spy)
@@ -86,16 +86,15 @@ class TestRetries:
         assert merge(config(clock, max_attempts=3), FaultyStore(store, script(a=[BUSY, BUSY]))) is Outcome.MERGED
 
     def test_a_flush_that_raises_as_a_whole_is_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A store that raises instead of giving results has failed for each update of the call."""
+        """A store that raises instead of returning results has failed for each update of the call."""
         cfg = config(clock)
         assert merge(cfg, Raising(store, times=1), ["a", "b"]) is Outcome.MERGED
         assert values(store, "a", "b") == [1, 1]
         assert events(cfg) == {"p": 2, "p:retry": 2}
         assert errors(cfg) == {"p": 2}
 
-    def test_only_what_failed_is_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Even without dedup a key that merged is not written a second time by its record's retry; what is left keeps
-        its order."""
+    def test_only_failed_keys_are_tried_again(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """Even without dedup a retry does not write a merged key again; the other keys keep their order."""
         spy = Spy(store, script(b=[BUSY, BUSY], d=[BUSY]))
         assert merge(config(clock, dedup=None), spy, ["a", "b", "c", "d"]) is Outcome.MERGED
         assert [[update.key.entity for update in call] for call in spy.calls] == [list("abcd"), ["b", "d"], ["b"]]
@@ -110,7 +109,7 @@ class TestRetries:
     def test_no_sleep_ever_exceeds_backoff_max(
         self, base: timedelta, extra: timedelta, max_attempts: int, seed: int | None
     ) -> None:
-        """Whatever base, cap, attempts and jitter: Murmur's "full jitter" could sleep half as long again."""
+        """Whatever base, cap, attempts and jitter."""
         rng = random.Random(seed)
 
         class Chance(FakeClock):
@@ -129,14 +128,14 @@ class TestRetries:
             assert clock.waits == ceilings
 
     def test_jitter_spreads_the_wait_from_zero(self, store: MemoryStore[int]) -> None:
-        """Full jitter: the shortest wait is none at all."""
+        """With full jitter the shortest wait is zero."""
         clock = FakeClock(jitter=0.0)
         merge(config(clock), FaultyStore(store, script(a=[BUSY, BUSY])))
         assert clock.waits == [0.0, 0.0]
 
 
 class WaitingClock(Clock):
-    """The real clock without jitter; tells when a wait is about to begin."""
+    """The real clock without jitter; it signals when a wait is about to begin."""
 
     def __init__(self) -> None:
         self.waiting = threading.Event()
@@ -151,8 +150,8 @@ class WaitingClock(Clock):
 
 class TestCancellation:
     def test_cancellation_in_a_backoff_returns_within_50_ms(self) -> None:
-        """A merge that would sleep for a minute ends at once when ``cancel`` is set; a busy machine can only add to
-        what is measured, so the fastest of a few counts."""
+        """A merge that would sleep for a minute ends at once when ``cancel`` is set; a busy machine can only add to the
+        measured time, so the fastest of a few counts."""
         took_s = []
         for _ in range(5):
             clock, cancel = WaitingClock(), threading.Event()
@@ -174,7 +173,7 @@ class TestCancellation:
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             assert clock.waiting.wait(10)
-            time.sleep(0.01)  # so that the thread is truly asleep
+            time.sleep(0.01)  # so that the thread is really asleep
             cancelled = time.monotonic()
             cancel.set()
             thread.join(10)
@@ -191,8 +190,8 @@ class TestCancellation:
             merge(config(clock, dedup=deduper), store, cancel=cancel)
         assert deduper.calls == ["e1"]
 
-    def test_cancel_is_only_looked_at_in_a_wait(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """A merge that needs no second try succeeds; one without a second try is exhausted, not cancelled."""
+    def test_cancel_is_only_checked_in_a_wait(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """A merge that needs no second try succeeds; one that has no second try is exhausted, not cancelled."""
         cancel = threading.Event()
         cancel.set()
         assert merge(config(clock), store, cancel=cancel) is Outcome.MERGED
@@ -217,7 +216,7 @@ class TestCancellation:
 class TestPartialFailure:
     def test_a_half_failed_record_heals_on_redelivery(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """The second of three keys fails: RetriesExhausted names it alone, the others keep their writes, and the
-        redelivery merges it alone. Murmur never gives it another try."""
+        redelivery merges it alone."""
         cfg = config(clock)
         with pytest.raises(RetriesExhausted) as failed:
             merge(cfg, FaultyStore(store, lambda u: BUSY if u.key.entity == "b" else None), ["a", "b", "c"])
@@ -238,10 +237,10 @@ class TestPartialFailure:
         assert failed.value.keys == ("z", "m")
 
     @pytest.mark.parametrize("unusable", [StoreUnavailable("no table"), SchemaMismatch("max")])
-    def test_the_store_s_fault_comes_before_the_record_s(
+    def test_the_error_of_the_store_comes_before_that_of_the_record(
         self, clock: FakeClock, store: MemoryStore[int], unusable: PermanentError
     ) -> None:
-        """Of several keys' errors the one that makes a driver stop is told, whichever came first."""
+        """Of several keys' errors the one that stops a driver is raised, whichever came first."""
         faults = {"a": BUSY, "b": PermanentError("overflow"), "c": unusable}
         for keys in (["a", "b", "c"], ["c", "b", "a"]):
             cfg = config(clock, max_attempts=1)
@@ -254,7 +253,7 @@ class TestPartialFailure:
             merge(config(clock), FaultyStore(store, lambda u: faults[u.key.entity]), ["a", "b"])
 
     def test_a_permanent_error_is_raised_straight_away(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """One try, no wait, no ``:retry``, and ``.keys`` names what failed; the other keys are merged."""
+        """One try, no wait, no ``:retry``, and ``.keys`` names the failed key; the other keys are merged."""
         cfg = config(clock)
         denied = PermanentError("permission denied")
         spy = Spy(store, script(b=[denied]))
@@ -290,7 +289,7 @@ class TestPartialFailure:
         assert values(store, "a", "b", "c") == [None, None, 1]
 
     def test_a_transient_key_heals_beside_a_permanent_one(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """The permanent failure does not take the others' retries away, and is named alone."""
+        """The permanent failure leaves the others their retries, and is named alone."""
         with pytest.raises(PermanentError) as failed:
             merge(config(clock), FaultyStore(store, script(a=[BUSY], b=[PermanentError("never")])), ["a", "b"])
         assert failed.value.keys == ("b",)
@@ -299,7 +298,7 @@ class TestPartialFailure:
     def test_an_overflow_fails_its_key_alone_and_leaves_no_marker(
         self, clock: FakeClock, store: MemoryStore[int]
     ) -> None:
-        """The full key refuses, the empty one merges; once there is room the redelivery heals."""
+        """The full key refuses, the empty one merges; once the sum fits, the redelivery merges it."""
         cfg = config(clock)
         merge(cfg, store, ["full"], "e0", delta=INT64_MAX)
         with pytest.raises(Overflow) as failed:
@@ -330,10 +329,10 @@ class TestInvalidRecords:
             ({"delta": 2**63}, "value"),
         ],
     )
-    def test_what_no_retry_can_cure_is_refused_before_any_write(
+    def test_a_record_that_no_retry_cures_is_refused_before_any_write(
         self, clock: FakeClock, store: MemoryStore[int], changes: dict[str, Any], field: str
     ) -> None:
-        """The error names the field; nothing was written, claimed or waited for."""
+        """The error names the field; nothing was written or claimed, without any wait."""
         spy, deduper = Spy(store), Deduper()
         with pytest.raises(InvalidRecord) as failed:
             merge(cfg := config(clock, dedup=deduper), spy, **changes)
@@ -368,8 +367,8 @@ class TestExpiry:
         assert (spy.calls, deduper.calls) == ([], [])
         assert events(cfg) == {"p:expired": 1}
 
-    def test_the_edge_of_the_retention_belongs_to_it(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Exactly as old as the retention still counts, one microsecond older does not."""
+    def test_an_event_of_exactly_the_retention_still_counts(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+        """One microsecond older does not."""
         window = hourly(timedelta(days=2))
         edge = datetime.fromtimestamp(clock.now(), timezone.utc) - timedelta(days=2)
         older = edge - timedelta(microseconds=1)
@@ -377,7 +376,7 @@ class TestExpiry:
         assert merge(config(clock), store, event_id="e2", event_time=older, window=window) is Outcome.EXPIRED
 
     def test_without_retention_nothing_expires(self, clock: FakeClock, store: MemoryStore[int]) -> None:
-        """Buckets are kept for ever, so the first event of 1 January of the year 1 counts."""
+        """Buckets are kept permanently, so the first event of 1 January of the year 1 counts."""
         first = datetime(1, 1, 1, tzinfo=timezone.utc)
         spy = Spy(store)
         assert merge(config(clock), spy, event_time=first, window=daily()) is Outcome.MERGED
@@ -405,7 +404,7 @@ class TestExpiry:
         assert merge(cfg, lost, event_time=event_time, window=window) is Outcome.DUPLICATE
         assert events(cfg) == {"p:dedup_skip": 1, "p:retry": 2}
 
-    def test_a_retention_without_bounds_is_no_error(self, clock: FakeClock, store: MemoryStore[int]) -> None:
+    def test_an_unlimited_retention_is_not_an_error(self, clock: FakeClock, store: MemoryStore[int]) -> None:
         """`timedelta.max` plus the rest of the bucket is more than a timedelta holds."""
         assert merge(config(clock), store, window=WindowConfig(timedelta.max, timedelta.max)) is Outcome.MERGED
         assert merge(config(clock), store, window=daily(timedelta.max)) is Outcome.MERGED

@@ -1,4 +1,4 @@
-"""Delays: the formula, and a loop that waits between tries only. Time and chance are the test's own."""
+"""Delays: the formula, and a loop that waits only between tries. The tests control the time and the random numbers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TestCeiling:
         ("attempt", "seconds"), [(1, 0.05), (2, 0.1), (3, 0.2), (4, 0.4), (7, 3.2), (8, 5.0), (9, 5.0), (10**9, 5.0)]
     )
     def test_it_doubles_up_to_the_cap(self, attempt: int, seconds: float) -> None:
-        """50 ms, 100 ms, 200 ms ... 5 s, and 5 s from there on."""
+        """50 ms, 100 ms, 200 ms ... 5 s, and 5 s after that."""
         assert ceiling_s(attempt, BASE, CAP) == pytest.approx(seconds)
 
     @given(attempt=st.integers(1, 200), base=DURATIONS, cap=DURATIONS)
     def test_it_is_the_formula(self, attempt: int, base: timedelta, cap: timedelta) -> None:
-        """``min(cap, base * 2 ** (attempt - 1))``, against exact integers of microseconds."""
+        """``min(cap, base * 2 ** (attempt - 1))``, compared with exact integers of microseconds."""
         us = timedelta(microseconds=1)
         exact = min(cap // us, (base // us) * 2 ** (attempt - 1))
         assert ceiling_s(attempt, base, cap) == pytest.approx(exact / 10**6, rel=1e-12)
@@ -41,18 +41,18 @@ class TestCeiling:
         assert 0 <= ceiling_s(attempt, base, cap) <= cap.total_seconds()
 
     def test_huge_attempt_numbers_reach_the_longest_cap_from_the_shortest_base(self) -> None:
-        """The exponent is bounded for the float's sake, but not so early that it would show."""
+        """The exponent is bounded for the float's sake, but only where that makes no difference."""
         longest, shortest = timedelta.max, timedelta(microseconds=1)
         assert ceiling_s(10**9, shortest, longest) == longest.total_seconds()
         assert ceiling_s(10**9, longest, longest) == longest.total_seconds()
 
-    def test_without_a_base_there_is_no_delay(self) -> None:
+    def test_a_base_of_zero_gives_no_delay(self) -> None:
         """Zero doubled is zero."""
         assert ceiling_s(10**9, timedelta(0), CAP) == 0
 
 
 class TestAttempts:
-    def test_it_yields_each_attempt_and_waits_between_only(self) -> None:
+    def test_it_yields_each_attempt_and_waits_only_between(self) -> None:
         """The wait of try n comes when try n + 1 is asked for, and none follows the last."""
         clock = FakeClock()
         seen = [(attempt, list(clock.waits)) for attempt in attempts(4, BASE, CAP, clock)]
@@ -60,7 +60,7 @@ class TestAttempts:
         assert clock.waits == [0.05, 0.1, 0.2]
 
     def test_a_caller_that_breaks_out_waits_for_nothing(self) -> None:
-        """Success on the first try costs no time."""
+        """Success on the first try needs no time."""
         clock = FakeClock()
         assert next(attempts(4, BASE, CAP, clock)) == 1
         assert clock.waits == []
@@ -73,7 +73,7 @@ class TestAttempts:
 
     @given(st.floats(0, 1))
     def test_the_wait_is_uniform_between_zero_and_the_ceiling(self, jitter: float) -> None:
-        """Full jitter: the clock is asked for a number between nothing and all of it."""
+        """Full jitter: the clock is asked for a number between zero and the ceiling."""
         clock = FakeClock(jitter=jitter)
         list(attempts(10, BASE, CAP, clock))
         assert clock.waits == pytest.approx([jitter * min(5.0, 0.05 * 2**n) for n in range(9)])
@@ -88,7 +88,7 @@ class TestAttempts:
             next(tries)
 
     def test_cancel_set_later_ends_a_later_wait(self) -> None:
-        """It is looked at in every wait."""
+        """It is checked in every wait."""
         cancel = threading.Event()
         tries = attempts(4, BASE, CAP, FakeClock(), cancel)
         assert [next(tries), next(tries)] == [1, 2]
@@ -98,7 +98,7 @@ class TestAttempts:
 
 
 class TestClock:
-    def test_the_real_clock_tells_the_time(self) -> None:
+    def test_the_real_clock_returns_the_time(self) -> None:
         """Seconds since 1970, and a monotonic time that does not go back."""
         clock = Clock()
         assert abs(clock.now() - time.time()) < 60
@@ -106,17 +106,17 @@ class TestClock:
 
     @given(st.floats(0, 1e9))
     def test_its_random_numbers_stay_in_range(self, high: float) -> None:
-        """Between the two bounds, both allowed."""
+        """Between the two bounds, inclusive."""
         assert 0 <= Clock().uniform(0.0, high) <= high
 
     def test_its_random_numbers_are_spread(self) -> None:
-        """Clients that failed together must not come back together."""
+        """Clients that failed together must not retry together."""
         drawn = [Clock().uniform(0.0, 1.0) for _ in range(1000)]
         assert min(drawn) < 0.1
         assert max(drawn) > 0.9
 
     def test_a_wait_is_cancelled_by_a_set_event(self) -> None:
-        """At once, however long the wait; otherwise it lasts and says so."""
+        """At once, however long the wait; otherwise it lasts for the whole time and returns False."""
         cancel = threading.Event()
         assert Clock().wait(0.0, cancel) is False
         assert Clock().wait(0.0) is False
@@ -124,7 +124,7 @@ class TestClock:
         assert Clock().wait(3600.0, cancel) is True
 
     def test_a_wait_without_cancel_sleeps(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """For as long as asked."""
+        """For as long as requested."""
         slept: list[float] = []
         monkeypatch.setattr(time, "sleep", slept.append)
         assert Clock().wait(1.5) is False

@@ -1,4 +1,4 @@
-"""Every argument is checked where the pipeline is built, and a wrong one is called by its name."""
+"""Every argument is checked where the pipeline is built, and a wrong one is refused by its name."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from murmur_beam.windows import WindowConfig, daily
 
 DAY = timedelta(days=1)
 ARGUMENTS: dict[str, Any] = {"key": "page", "value": "n", "event_id": "id", "store": "memory://test_spec"}
-"""What is needed for a sum; each test changes some of it."""
+"""The arguments that a sum needs; each test changes some of them."""
 
 
 class MyMonoid(Sum):
-    """A user's own, to be named as ``test_spec:MINE``."""
+    """A user's own monoid, to be named as ``tests.unit.test_spec:MINE``."""
 
 
 MINE = MyMonoid()
@@ -68,7 +68,7 @@ class MySpec:
 
 @dataclass
 class UnhashableSpec(MySpec):
-    """One that can be changed, and so compares but has no hash."""
+    """A spec that can be changed, and so compares but has no hash."""
 
     path: str = "counts.db"
 
@@ -79,7 +79,7 @@ def made(**changes: Any) -> MergeSpec:
 
 
 def refusal(argument: str, make: Callable[[], object]) -> str:
-    """Why an argument is refused; it must be named."""
+    """Why an argument is refused; the error must name it."""
     with pytest.raises(ConfigurationError) as caught:
         make()
     assert caught.value.argument == argument
@@ -87,8 +87,8 @@ def refusal(argument: str, make: Callable[[], object]) -> str:
 
 
 class TestDefaults:
-    def test_what_is_not_given_has_a_default(self) -> None:
-        """A sum over all time, each event once, dead letters for what fails, nothing unpickled."""
+    def test_omitted_arguments_have_defaults(self) -> None:
+        """A sum over all time, each event once, dead letters for failures, nothing unpickled."""
         spec = made()
         assert spec.name == DEFAULT_NAME == "murmur"
         assert spec.monoid.name == "sum"
@@ -103,8 +103,8 @@ class TestDefaults:
         assert spec.unpickle is False
         assert spec.extraction == Extraction(keys=("page",), value="n", event_id="id")
 
-    def test_none_counts_as_not_given(self) -> None:
-        """A driver may pass on all its arguments, whether or not it was given them."""
+    def test_none_counts_as_omitted(self) -> None:
+        """A driver may pass on all its arguments, whether or not it received them."""
         nothing = dict.fromkeys(
             [
                 *("name", "keys", "monoid", "window", "retention", "cache", "event_time", "decode", "config", "flush"),
@@ -116,12 +116,12 @@ class TestDefaults:
         assert (spec.name, spec.window, spec.unpickle) == ("murmur", None, False)
 
     def test_a_config_without_dedup_is_exactly_once(self) -> None:
-        """Whatever else it says: only `NoDedup` turns it off."""
+        """Whatever else it says: only `NoDedup` turns dedup off."""
         for config in (Config(), Config(max_attempts=7), Config().with_backoff(timedelta(0), timedelta(1))):
             assert made(config=config).config == config.with_dedup(AtomicDedup())
         assert made(config=Config(dedup=NoDedup())).config.dedup == NoDedup()
 
-    def test_what_is_given_is_taken(self) -> None:
+    def test_given_arguments_are_kept(self) -> None:
         """Each argument ends where it belongs."""
         config, flush, window = Config(max_attempts=7, dedup=NoDedup()), FlushLimits(events=5), daily(90 * DAY)
         spec = resolve(
@@ -235,11 +235,11 @@ class TestWrongArguments:
         ],
     )
     def test_a_wrong_argument_is_refused_by_name(self, changes: dict[str, Any], argument: str, reason: str) -> None:
-        """With what is wrong and what to write instead."""
+        """The error says what is wrong and what to write instead."""
         assert reason in refusal(argument, lambda: made(**changes))
 
     def test_a_class_in_place_of_an_instance_is_recognised(self) -> None:
-        """Parentheses are missing, but only if it would be the right class; any other is just wrong."""
+        """Parentheses are missing, but only if it is the right class; any other is just wrong."""
         hint = "; write its parentheses"
         assert refusal("store", lambda: made(store=MemorySpec)).endswith(hint)
         assert refusal("monoid", lambda: made(monoid=Max)).endswith(hint)
@@ -250,8 +250,8 @@ class TestWrongArguments:
     @pytest.mark.parametrize(
         "store", [Path("counts.db"), SimpleNamespace(recorded_schema=len), SimpleNamespace(open=5)]
     )
-    def test_half_a_spec_is_none(self, store: Any) -> None:
-        """A path, for one, can be opened too, but says nothing about what it holds."""
+    def test_half_a_spec_is_not_a_spec(self, store: Any) -> None:
+        """A path, for example, can be opened too, but does not say what it holds."""
         problem = refusal("store", lambda: made(store=store))
         assert problem == f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}"
 
@@ -273,7 +273,7 @@ class TestKeys:
         assert made(key=None, keys=keys).extraction.keys == ("a", "=b")
 
     def test_several_keys_may_come_from_one_function(self) -> None:
-        """It is called for each record."""
+        """The function is called for each record."""
         assert made(key=None, keys=three_keys).extraction.keys is three_keys
 
 
@@ -286,18 +286,18 @@ class TestMonoids:
         assert made(monoid=f"{__name__}:MINE").monoid is MINE
 
     def test_a_count_needs_no_value(self) -> None:
-        """It is one, whatever the record."""
+        """It adds one, whatever the record."""
         assert made(monoid="count", value=None).extraction.value is None
         assert made(monoid=Count(), value=None).extraction.value is None
 
     def test_an_event_id_is_not_needed_where_folding_twice_is_harmless(self) -> None:
-        """Max of the same number is the same number."""
+        """The maximum of the same number is the same number."""
         assert made(monoid="max", event_id=None).extraction.event_id is None
         flags = Custom("flags", 0, operator.or_, idempotent=True)
         assert made(monoid=flags, event_id=None).extraction.event_id is None
 
     def test_an_event_id_is_not_needed_without_dedup(self) -> None:
-        """Whoever turns it off has been told what that means."""
+        """The user has chosen at least once."""
         assert made(event_id=None, config=Config(dedup=NoDedup())).extraction.event_id is None
 
     def test_a_deduper_needs_the_event_id_whatever_the_monoid(self) -> None:
@@ -320,15 +320,15 @@ class TestWindows:
     def test_a_window_may_be_a_text_with_a_retention_or_a_window_config(
         self, window: Any, retention: Any, config: WindowConfig
     ) -> None:
-        """Either way it is the same."""
+        """Both ways give the same."""
         spec = made(window=window, retention=retention)
         assert spec.window == config
         assert spec.granularity == config.granularity
 
 
 class TestPickling:
-    def test_a_spec_reaches_the_workers_as_it_was(self) -> None:
-        """Text specs, functions, windows, stores and limits; those that compare are equal."""
+    def test_a_spec_reaches_the_workers_unchanged(self) -> None:
+        """Text specs, functions, windows, stores and limits; those that can be compared are equal."""
         spec = resolve(
             {
                 "name": "pages",
@@ -363,7 +363,7 @@ class TestPickling:
     def test_a_relative_path_is_that_of_the_pipeline_and_not_of_the_worker(
         self, monkeypatch: Any, tmp_path: Path
     ) -> None:
-        """A worker runs in a folder of its own."""
+        """A worker runs in another folder."""
         monkeypatch.chdir(tmp_path)
         pickled = pickle.dumps(made(store="sqlite:///counts.db"))
         monkeypatch.chdir("/")
@@ -383,8 +383,8 @@ class TestPickling:
 
 
 class TestCheckStores:
-    def test_stores_that_can_be_opened_are_fine(self, tmp_path: Path) -> None:
-        """They are closed again, and what was missing has been made."""
+    def test_stores_that_can_be_opened_are_accepted(self, tmp_path: Path) -> None:
+        """They are closed again, and missing tables have been made."""
         spec = made(store=f"sqlite:///{tmp_path}/counts.db", cache="memory://test_check_stores")
         spec.check_stores()
         assert spec.store.recorded_schema() is None, "that is for the first write"
@@ -405,13 +405,13 @@ class TestCheckStores:
         """It cannot be opened either."""
         assert str(tmp_path) in refusal("store", made(store=f"sqlite:///{tmp_path}").check_stores)
 
-    def test_a_path_that_no_file_can_have_is_refused(self) -> None:
-        """Not even SQLite's own error comes through."""
+    def test_an_impossible_path_is_refused(self) -> None:
+        """In the words of this library, not of SQLite."""
         problem = refusal("store", made(store="sqlite:////tmp/a%00b.db").check_stores)
         assert "a\x00b.db: embedded null byte; check that the folder exists" in problem
 
-    def test_a_file_that_is_no_database_is_refused_and_left_alone(self, tmp_path: Path) -> None:
-        """It belongs to somebody else."""
+    def test_a_file_that_is_not_a_database_is_refused_and_not_changed(self, tmp_path: Path) -> None:
+        """It belongs to another program."""
         path = tmp_path / "notes.txt"
         path.write_bytes(b"not a database, but long enough to be looked at " * 20)
         assert "not a database" in refusal("store", made(store=f"sqlite:///{path}").check_stores)
@@ -419,7 +419,7 @@ class TestCheckStores:
 
     @pytest.mark.parametrize("changes", [{"monoid": "max"}, {"window": "daily"}, {"window": "hourly"}])
     def test_a_store_made_for_other_values_is_refused(self, tmp_path: Path, changes: dict[str, Any]) -> None:
-        """Neither another monoid nor other buckets may be mixed into it; another table of the file is fine."""
+        """Neither another monoid nor other buckets may be mixed into it; another table of the file is accepted."""
         uri = f"sqlite:///{tmp_path}/counts.db"
         with closing(made(store=uri).store.open(Sum())) as store:
             store.merge_update(Key("a"), 1)
@@ -428,22 +428,22 @@ class TestCheckStores:
         made(store=f"{uri}?table=other", **changes).check_stores()
         made(store=uri).check_stores()
 
-    def test_a_store_that_cannot_serve_as_cache_is_refused_as_one(self, tmp_path: Path) -> None:
-        """It lacks what a cache is filled with; as a store it is fine."""
+    def test_a_store_that_cannot_serve_as_cache_is_refused(self, tmp_path: Path) -> None:
+        """It lacks the method that fills a cache; as a store it is accepted."""
         uri = f"sqlite:///{tmp_path}/copy.db"
         problem = refusal("cache", made(cache=uri).check_stores)
         assert problem.endswith("/copy.db?table=murmur cannot serve as a cache; use memory://NAME")
         made(store=uri).check_stores()
 
-    def test_a_cache_that_cannot_be_opened_is_refused_as_such(self) -> None:
+    def test_a_cache_that_cannot_be_opened_is_refused_as_cache(self) -> None:
         """Not as the store."""
         MemorySpec("test_other_cache").open(Max())
         spec = made(cache="memory://test_other_cache")
         assert "holds values of monoid 'max'" in refusal("cache", spec.check_stores)
 
     @pytest.mark.parametrize("error", [OSError("no route"), KeyError("host"), RuntimeError()])
-    def test_whatever_a_user_s_store_raises_is_a_refusal(self, error: Exception) -> None:
-        """With the error's kind, since its text alone may say nothing; the error itself is the cause."""
+    def test_any_error_of_a_user_s_store_is_a_refusal(self, error: Exception) -> None:
+        """With the error's type, since its text alone may say nothing; the error itself is the cause."""
         spec = made(store=MySpec(error))
         with pytest.raises(ConfigurationError) as caught:
             spec.check_stores()
@@ -451,12 +451,12 @@ class TestCheckStores:
         assert f"fails to open: {type(error).__name__}: {error}" in caught.value.problem
         assert caught.value.__cause__ is error
 
-    def test_a_user_s_store_that_opens_is_fine(self) -> None:
-        """Whatever has open and recorded_schema is a spec."""
+    def test_a_user_s_store_that_opens_is_accepted(self) -> None:
+        """Any object with open and recorded_schema is a spec."""
         made(store=MySpec()).check_stores()
 
-    def test_stores_are_opened_for_monoid_and_window_and_closed(self) -> None:
-        """Both of them, once each."""
+    def test_both_stores_are_opened_for_monoid_and_window_and_closed(self) -> None:
+        """Once each."""
         log: list[Any] = []
 
         class Watched(MySpec):
@@ -500,7 +500,7 @@ JOINED: Any = Custom("joined", "", operator.add, commutative=False)
 
 
 class TestCheckAppending:
-    """A table that is written by appending tells only when it is folded which events are new."""
+    """A table that is written by appending learns only at a fold which events are new."""
 
     @pytest.mark.parametrize(
         ("changes", "argument", "reason"),
@@ -510,19 +510,21 @@ class TestCheckAppending:
             ({"config": Config(dedup=Claims())}, "dedup", "the table drops duplicates itself"),
         ],
     )
-    def test_what_it_does_not_go_with_is_refused(self, changes: dict[str, Any], argument: str, reason: str) -> None:
-        """By name; other stores take it."""
+    def test_arguments_that_appending_does_not_support_are_refused(
+        self, changes: dict[str, Any], argument: str, reason: str
+    ) -> None:
+        """By name; other stores accept them."""
         problem = refusal(argument, made(store=AppendingSpec(), **changes).check_stores)
         assert problem.startswith(f"the table is written by appending: {reason}")
         made(store=MySpec(), **changes).check_stores()
 
     @pytest.mark.parametrize("dedup", [None, AtomicDedup(), NoDedup()])
-    def test_the_store_s_own_dedup_is_fine_and_so_is_none(self, dedup: Any) -> None:
-        """Both are the table's."""
+    def test_the_store_s_own_dedup_and_no_dedup_are_accepted(self, dedup: Any) -> None:
+        """The table supports both."""
         made(store=AppendingSpec(), config=Config(dedup=dedup)).check_stores()
 
-    def test_one_that_keeps_all_has_to_be_folded(self, caplog: pytest.LogCaptureFixture) -> None:
-        """A warning says so, once; what has a retention may expire as it is."""
+    def test_a_table_that_keeps_all_has_to_be_folded(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A warning says so, once; buckets with a retention may expire unfolded."""
         caplog.set_level(logging.WARNING)  # programs that another test has run may have left it higher
         made(store=MySpec()).check_stores()
         made(store=AppendingSpec(DAY), window="hourly").check_stores()
@@ -542,7 +544,7 @@ def parsed(*argv: str, prefix: str = "") -> dict[str, Any]:
 
 
 def decode_numbers(element: Any) -> Any:
-    """A decoder of a user's own."""
+    """A user's own decoder."""
     return {"n": int(element)}
 
 
@@ -557,8 +559,8 @@ EVERY_FLAG: Sequence[str] = (
 
 class TestFlags:
     @pytest.mark.parametrize("prefix", ["", "murmur_"])
-    def test_every_flag_ends_in_its_argument(self, prefix: str) -> None:
-        """Whatever the prefix, and for all there are."""
+    def test_every_flag_becomes_its_argument(self, prefix: str) -> None:
+        """Whatever the prefix, for every flag."""
         arguments = parsed(*(f"--{prefix}{flag}" for flag in EVERY_FLAG), prefix=prefix)
         config = arguments.pop("config")
         assert arguments == {
@@ -586,8 +588,8 @@ class TestFlags:
         assert config.backoff_base == timedelta(milliseconds=100)
         assert config.backoff_max == timedelta(minutes=2)
 
-    def test_they_make_the_spec_that_the_same_arguments_make(self) -> None:
-        """A command line and Python say the same thing."""
+    def test_flags_make_the_same_spec_as_arguments(self) -> None:
+        """A command line and Python mean the same."""
         spec = resolve(parsed(*(f"--{flag}" for flag in EVERY_FLAG)))
         assert spec.extraction == Extraction(
             ("page/{page}", "=all"),
@@ -604,13 +606,13 @@ class TestFlags:
         assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
         assert (spec.name, spec.monoid.name, spec.on_exhausted) == ("pages", "max", "raise")
 
-    def test_what_is_not_given_is_left_to_the_defaults(self) -> None:
-        """No flags, no arguments: those given in Python then count."""
+    def test_omitted_flags_leave_the_defaults(self) -> None:
+        """No flags give no arguments, so the arguments given in Python count."""
         assert parsed() == {}
         assert parsed("--key", "page") == {"keys": ["page"]}
 
     def test_one_flag_of_a_group_leaves_the_others_at_their_defaults(self) -> None:
-        """To change the retries does not turn dedup off."""
+        """A flag for the retries does not turn dedup off."""
         assert parsed("--flush_rows=9") == {"flush": FlushLimits(rows=9)}
         assert parsed("--flush_age=1m") == {"flush": FlushLimits(age=timedelta(minutes=1))}
         for flag in ("--max_attempts=3", "--backoff_base=50ms", "--backoff_max=5s", "--dedup=exact"):
@@ -639,16 +641,14 @@ class TestFlags:
             ("max_attempts", "0", "must be an integer of at least 1, got 0"),
         ],
     )
-    def test_a_flag_that_makes_no_sense_is_named_as_it_was_written(
-        self, prefix: str, flag: str, value: str, reason: str
-    ) -> None:
-        """With its prefix and dashes, and not as the argument that it would have become."""
+    def test_a_wrong_flag_is_named_as_it_was_written(self, prefix: str, flag: str, value: str, reason: str) -> None:
+        """With its prefix and dashes, not as the argument that it would have become."""
         problem = refusal(f"--{prefix}{flag}", lambda: parsed(f"--{prefix}{flag}={value}", prefix=prefix))
         assert reason in problem
 
     @pytest.mark.parametrize("prefix", ["", "murmur_"])
-    def test_a_decoder_of_one_s_own_is_named_by_its_module(self, prefix: str) -> None:
-        """As a monoid is; the function itself ends in the spec."""
+    def test_a_user_s_decoder_is_named_by_its_module(self, prefix: str) -> None:
+        """As a monoid is; the spec holds the function itself."""
         arguments = parsed(f"--{prefix}decode={__name__}:decode_numbers", prefix=prefix)
         assert arguments == {"decode": decode_numbers}
         assert made(**arguments).extraction.decode is decode_numbers
@@ -668,15 +668,15 @@ class TestFlags:
         ],
     )
     def test_a_wrong_decoder_is_one_readable_error(self, prefix: str, decode: str, reason: str) -> None:
-        """Each way it can be wrong names the flag as it was written."""
+        """The error names the flag as it was written, for each way in which it can be wrong."""
         problem = refusal(f"--{prefix}decode", lambda: parsed(f"--{prefix}decode={decode}", prefix=prefix))
         assert problem.startswith(reason)
 
     @pytest.mark.parametrize(
         "argv", [["--max_attempts=x"], ["--flush_events=1.5"], ["--dedup=maybe"], ["--on_exhausted=x"], ["--nme=x"]]
     )
-    def test_what_argparse_can_tell_is_refused_by_it(self, argv: list[str], capsys: Any) -> None:
-        """The usual way to end: usage and exit status 2."""
+    def test_argparse_refuses_what_it_can_check(self, argv: list[str], capsys: Any) -> None:
+        """In its usual way: usage and exit status 2."""
         with pytest.raises(SystemExit) as caught:
             parsed(*argv)
         assert caught.value.code == 2
@@ -694,7 +694,7 @@ class TestFlags:
         for name in names:
             assert f"--{name}" in shown
 
-    def test_the_names_are_where_the_parser_stores_the_values(self) -> None:
+    def test_the_names_are_those_of_the_parsed_values(self) -> None:
         """Each once, with the prefix, whatever characters it has."""
         for prefix in ("", "murmur_", "murmur-"):
             parser = argparse.ArgumentParser()
@@ -704,15 +704,15 @@ class TestFlags:
             assert {name.removeprefix(prefix) for name in names} == {flag.partition("=")[0] for flag in EVERY_FLAG}
 
     def test_flags_may_go_into_a_group(self) -> None:
-        """A program may have flags of its own beside them."""
+        """A program may have other flags beside them."""
         parser = argparse.ArgumentParser()
         parser.add_argument("--input")
         add_flags(parser.add_argument_group("what to merge"))
         flags = parser.parse_args(["--input", "x", "--name", "pages"])
         assert from_flags(flags) == {"name": "pages"}
 
-    def test_flags_may_be_any_object(self) -> None:
-        """Such as Beam's options, which hold one key as a text where they were made in Python."""
+    def test_flags_may_be_read_from_any_object(self) -> None:
+        """For example Beam's options, which hold a single key as a text where they were made in Python."""
         empty = dict.fromkeys(flag.partition("=")[0] for flag in EVERY_FLAG)
         flags = functools.partial(SimpleNamespace, **empty)
         assert from_flags(flags(key="page")) == {"keys": ["page"]}
@@ -722,8 +722,8 @@ class TestFlags:
 
 
 class TestSqliteFile:
-    def test_a_table_of_another_program_is_not_taken_for_one_of_ours(self, tmp_path: Path) -> None:
-        """A database with other tables can hold ours too."""
+    def test_a_table_of_another_program_is_not_taken_for_one_of_this_library(self, tmp_path: Path) -> None:
+        """A database with other tables can hold this library's tables too."""
         path = tmp_path / "app.db"
         with sqlite3.connect(path) as db:
             db.execute("CREATE TABLE users (name TEXT)")
@@ -732,6 +732,6 @@ class TestSqliteFile:
 
 
 def test_the_recorder_of_a_config_is_kept() -> None:
-    """Whoever watches goes on watching."""
+    """It still gets all reports."""
     recorder = InMemory()
     assert made(config=Config(recorder, dedup=AtomicDedup())).config.recorder is recorder

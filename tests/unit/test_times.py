@@ -1,4 +1,4 @@
-"""Which times are times, and what is assumed of those that do not say it."""
+"""Times: which values are times, and what is assumed where a value names no unit or zone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
 class Micros(NamedTuple):
-    """What Beam's Timestamp looks like."""
+    """Has the attribute of Beam's Timestamp."""
 
     micros: Any
 
@@ -102,7 +102,7 @@ class TestEventTime:
         ],
     )
     def test_a_time_is_read(self, value: Any, time_us: int) -> None:
-        """Datetimes with a zone, the forms of RFC 3339, BigQuery and PostgreSQL, days, Unix times, and what has
+        """Datetimes with a zone, the forms of RFC 3339, BigQuery and PostgreSQL, days, Unix times, and objects with
         ``micros``; always an int."""
         got = event_time_us(value)
         assert got == time_us
@@ -169,7 +169,7 @@ class TestEventTime:
         ],
         ids=lambda value: str(value)[:40].encode("unicode_escape").decode(),
     )
-    def test_what_is_no_time_is_refused_with_the_reason(self, value: Any, reason: str) -> None:
+    def test_anything_else_is_refused_with_the_reason(self, value: Any, reason: str) -> None:
         """Always an InvalidRecord of the event time; nothing is guessed, least of all a zone."""
         with pytest.raises(InvalidRecord) as caught:
             event_time_us(value)
@@ -202,7 +202,7 @@ class TestEventTime:
     @given(st.datetimes(datetime(1834, 1, 1), datetime(2106, 1, 1), timezones=st.just(UTC)))
     @example(EPOCH + timedelta(milliseconds=1001))
     def test_a_timestamp_in_float_seconds_is_exact_to_the_microsecond(self, time: datetime) -> None:
-        """``datetime.timestamp()`` of any time of our age gives that time back, not one microsecond less."""
+        """``datetime.timestamp()`` of any present-day time gives that time back, not one microsecond less."""
         assert event_time_us(time.timestamp()) == to_us(time)
 
     @UNTIMED
@@ -230,13 +230,13 @@ class TestAssumptions:
             ("ms", "2013-01-01T05:15:00Z", WHEN_US),
         ],
     )
-    def test_a_unit_that_is_named_is_not_guessed(self, unit: str, value: Any, time_us: int) -> None:
-        """Of numbers and of their texts; other texts say it themselves."""
+    def test_a_named_unit_is_not_guessed(self, unit: str, value: Any, time_us: int) -> None:
+        """For numbers and their texts; other texts include the unit."""
         assert TimeFormat(unit).reader()(value) == time_us
 
     @pytest.mark.parametrize("value", [10**18, "1" * 29, 10**40, -(10**20), 1e300])
     @pytest.mark.parametrize("unit", ["s", "ms"])
-    def test_what_lies_outside_of_time_is_refused_in_any_unit(self, unit: str, value: Any) -> None:
+    def test_times_outside_the_calendar_are_refused_in_any_unit(self, unit: str, value: Any) -> None:
         """However large the number is."""
         with pytest.raises(InvalidRecord, match=r"years 1 to 9999|finite"):
             TimeFormat(unit).reader()(value)
@@ -257,17 +257,17 @@ class TestAssumptions:
         ],
     )
     def test_a_zone_is_assumed_where_none_is_named(self, zone: str, value: Any, text: str) -> None:
-        """Of times and of days, as text or not; one that is named counts."""
+        """For times and for days, as text or not; a named zone counts."""
         assert TimeFormat(zone=zone).reader()(value) == event_time_us(text)
 
     @pytest.mark.parametrize("zone", ["Mars", "", "+1", "+24:00", "../etc/passwd", 5])
-    def test_a_zone_that_is_none_is_refused_at_once(self, zone: Any) -> None:
+    def test_an_unknown_zone_is_refused_at_once(self, zone: Any) -> None:
         """When the pipeline is built."""
         with pytest.raises(ConfigurationError, match=r"^assume_zone: there is no time zone"):
             TimeFormat(zone=zone)
 
     @pytest.mark.parametrize("unit", ["m", "", "seconds", 5])
-    def test_a_unit_that_is_none_is_refused_at_once(self, unit: Any) -> None:
+    def test_an_unknown_unit_is_refused_at_once(self, unit: Any) -> None:
         """When the pipeline is built."""
         with pytest.raises(ConfigurationError, match=r"^time_unit: expected s, ms, us, ns"):
             TimeFormat(unit)
@@ -288,7 +288,7 @@ class TestAssumptions:
             (WHEN, 0),
         ],
     )
-    def test_nanoseconds_are_what_is_cut_off(self, value: Any, ns: int) -> None:
+    def test_nanoseconds_are_the_rest_below_a_microsecond(self, value: Any, ns: int) -> None:
         """Always forward in time, also before 1970."""
         assert TimeFormat().nanoseconds(value) == ns
 

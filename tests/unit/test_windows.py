@@ -1,4 +1,4 @@
-"""Buckets of event time: examples that a person can check, and properties over any time, zone and length."""
+"""Buckets of event time: examples that a person can check, and properties for any time, zone and length."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GRANULARITIES = st.sampled_from(
 
 
 def exact_seconds(duration: timedelta) -> Fraction:
-    """Without the rounding of a float."""
+    """The Unix time without the rounding of a float."""
     return Fraction(duration.days) * 86_400 + Fraction(duration.seconds) + Fraction(duration.microseconds, 1_000_000)
 
 
@@ -109,7 +109,7 @@ class TestBucketStart:
 
     @pytest.mark.parametrize("bucket", [-719_163, 2_932_897, 10**12])
     def test_a_bucket_outside_the_calendar_has_no_start(self, bucket: int) -> None:
-        """The year 0 and the year 10000 are no datetimes."""
+        """The years 0 and 10000 have no datetimes."""
         with pytest.raises(OverflowError):
             daily().bucket_start(bucket)
 
@@ -149,7 +149,7 @@ class TestLastN:
 
     @pytest.mark.parametrize("d", [timedelta(0), -DAY, -MICROSECOND])
     def test_a_span_that_is_not_positive_is_refused(self, d: timedelta) -> None:
-        """No bucket at all is never what was meant."""
+        """A range of no buckets is never intended."""
         with pytest.raises(ValueError, match="must be positive"):
             daily().last_n(self.NOW, d)
 
@@ -171,10 +171,10 @@ class TestBucketRange:
         assert daily().bucket_range(start, end) == buckets
 
     @given(ZONED, st.timedeltas(-5 * DAY, 5 * DAY), st.timedeltas(timedelta(minutes=10), 3 * DAY))
-    def test_it_holds_the_bucket_of_each_instant_between(
+    def test_it_holds_exactly_the_buckets_of_the_instants_between(
         self, start: datetime, span: timedelta, granularity: timedelta
     ) -> None:
-        """And no others: its ends are the buckets of start and end. In any zone."""
+        """Its ends are the buckets of start and end, in any zone."""
         window = WindowConfig(granularity)
         start = start.astimezone(UTC)
         buckets = window.bucket_range(start, start + span)
@@ -191,7 +191,7 @@ class TestRetention:
     def test_no_event_that_still_counts_finds_its_bucket_expired(
         self, time: datetime, granularity: timedelta, retention: timedelta, now: datetime
     ) -> None:
-        """What passes the cutoff at some moment belongs to a bucket that expires later than that moment."""
+        """An event that is accepted at some moment belongs to a bucket that expires later."""
         window = WindowConfig(granularity, retention)
         time_us, now_us = (time - EPOCH) // MICROSECOND, (now - EPOCH) // MICROSECOND
         cutoff_us, expires_us = window.cutoff_us(now_us), window.expires_us(window.bucket_id(time))
@@ -201,7 +201,7 @@ class TestRetention:
             assert expires_us > now_us
 
     def test_by_example(self) -> None:
-        """The first day, kept for two: events of it count until their own age, the bucket until the third's end."""
+        """A day kept for two: its events count until their own age, its bucket until the end of the third day."""
         window = daily(2 * DAY)
         day_us = 86_400_000_000
         assert window.expires_us(0) == 3 * day_us
@@ -268,7 +268,7 @@ class TestParseDuration:
 
     @given(st.integers(0, 10**6), st.sampled_from(["ms", "s", "m", "h", "d", "w"]))
     def test_units_in_milliseconds(self, n: int, unit: str) -> None:
-        """Each unit is what everybody thinks it is."""
+        """Each unit has its usual length."""
         ms = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}[unit]
         assert parse_duration(f"{n}{unit}") == timedelta(milliseconds=n * ms)
 
@@ -284,7 +284,7 @@ class TestParseWindow:
         ],
     )
     def test_by_example(self, text: str, window: WindowConfig) -> None:
-        """A name or a duration, with the retention given."""
+        """A name or a duration, with the given retention."""
         assert parse_window(text, DAY) == window
         assert parse_window(text) == WindowConfig(window.granularity)
 
@@ -295,7 +295,7 @@ class TestParseWindow:
             parse_window(text)
 
     @pytest.mark.parametrize("text", ["daily", "15m"])
-    def test_a_wrong_retention_is_named_as_such(self, text: str) -> None:
+    def test_a_wrong_retention_is_named_as_retention(self, text: str) -> None:
         """And not as a wrong window."""
         with pytest.raises(ValueError, match=r"None keeps buckets for ever$"):
             parse_window(text, timedelta(0))
