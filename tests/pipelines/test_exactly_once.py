@@ -186,8 +186,8 @@ def test_an_overloaded_server_that_has_written_makes_no_duplicates(proxy: FaultP
 
 
 def test_a_fifth_of_the_requests_fail_and_every_count_is_exact(bigtable_host: str, proxy: FaultProxy, uri: str) -> None:
-    """100,000 events on Zipf keys, each delivered twice in any order, must be merged once and be a duplicate once."""
-    n, keys = 100_000, 1_500
+    """30,000 events on Zipf keys, each delivered twice in any order, must be merged once and be a duplicate once."""
+    n, keys = 30_000, 700
     chance = random.Random(20_261)
     ranks = chance.choices(range(keys), [1 / rank**1.1 for rank in range(1, keys + 1)], k=n)
     events = [{"id": f"e{i}", "k": f"k{rank}", "v": chance.randint(-3, 9)} for i, rank in enumerate(ranks)]
@@ -198,7 +198,7 @@ def test_a_fifth_of_the_requests_fail_and_every_count_is_exact(bigtable_host: st
     chance.shuffle(deliveries)
 
     proxy.plan = Plan(A_FIFTH_FAILS, seed=3)
-    limits = FlushLimits(events=20_000, age=timedelta(minutes=5))
+    limits = FlushLimits(events=6_000, age=timedelta(minutes=5))
     ran = merge(deliveries, **FIELDS, store=uri, config=PATIENT, flush=limits)
     proxy.plan = None
     proxy.drain()
@@ -209,7 +209,7 @@ def test_a_fifth_of_the_requests_fail_and_every_count_is_exact(bigtable_host: st
     writes, reads = proxy.counts[CHECK_AND_MUTATE], proxy.counts[READ_ROWS]
     print(f"writes: {writes}; reads: {reads}; by the counters: {ran.counters}")
     # The plan has really taken effect.
-    assert writes.requests > 5_000
+    assert writes.requests > 2_000
     assert 0.15 < writes.failed / writes.requests < 0.25
     assert 0.15 < reads.failed / reads.requests < 0.25
     assert 0.4 < (writes.committed + writes.straggled_committed) / writes.failed < 0.6

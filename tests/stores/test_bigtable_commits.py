@@ -280,7 +280,7 @@ def test_a_request_that_is_refused_permanently_is_a_permanent_error(bigtable_hos
 
 def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server would refuse it at every try; the old value and earlier merges are kept."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.commits.MAX_VALUE_BYTES", 40)
+    monkeypatch.setattr("murmur_beam.state.bigtable.planner.MAX_VALUE_BYTES", 40)
     with closing(new_spec(bigtable_host).open(SetUnion())) as store:
         assert store.merge_update(A, frozenset({"x" * 20}), event_id="1") is Outcome.MERGED
         with pytest.raises(PermanentError, match=r"set_union would take \d+ bytes, at most 40"):
@@ -351,14 +351,14 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_packing_loses_no_event(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, int, int, str]]
 ) -> None:
     """Three writers of a row pack its columns repeatedly, each with the events that it knows: all events stay known."""
     for name, value in (("PACK_AT", 4), ("PACKED", 3), ("SMALL_EVENTS", 6)):
-        monkeypatch.setattr(f"murmur_beam.state.bigtable.known.{name}", value)
+        monkeypatch.setattr(f"murmur_beam.state.bigtable.row_cache.{name}", value)
     spec = new_spec(bigtable_host)
     events: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -383,7 +383,7 @@ def test_packing_loses_no_event(
 
 def test_large_flushes_become_several_commits(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row's events are split, so that a cell of fingerprints stays small."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.groups.EVENTS_PER_COMMIT", 10)
+    monkeypatch.setattr("murmur_beam.state.bigtable.batch.EVENTS_PER_COMMIT", 10)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         line = Line(store)
         updates = [Update(A, 1, str(i % 25)) for i in range(50)]
@@ -397,7 +397,7 @@ def test_a_large_row_is_logged_once(
     bigtable_host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The operator should know before the row gets slow, but not at every flush."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.commits.WARN_ROW_BYTES", 1000)
+    monkeypatch.setattr("murmur_beam.state.bigtable.committer.WARN_ROW_BYTES", 1000)
     with closing(new_spec(bigtable_host).open(Sum())) as store:
         for i in range(5):
             store.merge_updates([Update(A, 1, f"{i}/{n}") for n in range(25)])

@@ -188,7 +188,7 @@ class TestOnce:
 
     def test_a_row_of_several_commits_is_one_row(self, counts: Table, monkeypatch: pytest.MonkeyPatch) -> None:
         """Though it is folded in parts."""
-        monkeypatch.setattr("murmur_beam.state.bigtable.folding._EVENTS", 2)
+        monkeypatch.setattr("murmur_beam.state.bigtable.folder._EVENTS_PER_COMMIT", 2)
         for i in range(5):
             counts.append(("home", 1, f"{i}"), ("home", 1, f"{i}+"))
         document = counts.folded()
