@@ -133,7 +133,7 @@ def limits() -> st.SearchStrategy[FlushLimits]:
     return st.builds(FlushLimits, events=st.integers(1, 6), rows=st.integers(1, 8))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     scenario=scenarios(),
     flush=limits(),

@@ -232,7 +232,7 @@ def check_conservation(open_store: OpenStore, scenario: Scenario) -> None:
 
 
 @pytest.mark.parametrize("open_store", STORES)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(scenario=scenarios())
 def test_nothing_is_lost_and_nothing_counts_twice(open_store: OpenStore, scenario: Scenario) -> None:
     """Random events in random batches, duplicates in and across them, faults at any point, time that passes."""
