@@ -178,7 +178,7 @@ def _refusals(load: Load, made: Plan) -> Iterator[str]:
             "--bundle. More shards do not help against many writers: see docs/scaling.md"
         )
     if made.workers > made.writers and load.workers:
-        yield f"{load.workers:,} workers are too few: {made.workers:,} are needed"
+        yield f"--workers {load.workers}: {made.workers:,} are needed"
     elif made.workers > made.writers:
         yield "no number of workers is enough: each reads what the others commit. Use --write append"
 
@@ -191,7 +191,7 @@ def _notes(load: Load, made: Plan) -> Iterator[str]:
         yield f"the plan is for FlushLimits(age) of {age_s:,.1f} s: that long a worker collects a bundle"
     if made.known_events > KNOWN_EVENTS:
         yield (
-            f"the plan is for max_known_events={made.known_events:.1e}, which is {_bytes(made.known_events * KNOWN_BYTES)} "
+            f"the plan is for max_known_events={made.known_events:.1e}, {_bytes(made.known_events * KNOWN_BYTES)} "
             "in each process; with fewer, rows are read whole before commits"
         )
 
@@ -210,8 +210,8 @@ def _lines(load: Load, made: Plan) -> Iterator[tuple[str, str]]:
     yield "hottest row: events at the end", _number(made.hot_row_events)
     yield "hottest row: size at the end", _bytes(made.hot_row_bytes)
     yield "stored", _bytes(made.stored_bytes)
-    yield "Bigtable nodes (SSD)", _number(made.nodes)
     no_number = made.workers > made.writers and not load.workers
+    yield "Bigtable nodes (SSD)", "no number" if no_number else _number(made.nodes)
     yield "workers (1 vCPU) to write", "no number" if no_number else _number(max(made.workers, made.writers))
     if load.append:
         yield "workers (1 vCPU) to fold", _number(made.fold_workers)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fault_proxy import FaultProxy
 
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "scaling.md").read_text("utf-8")
 HOURLY = "--events_per_s 10000 --keys 1000000 --skew 0.9 --bucket 1h"
 
 
@@ -208,7 +209,7 @@ def test_json_has_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
             "about 70, of all writers .*--write append",
         ),
         ("--keys 1 --bucket 1m --events_per_s 2000 --bundle 10 --workers 1", "about 140, .*"),
-        ("--keys 9999 --bucket 1h --events_per_s 100000 --write append --workers 3", "3 workers are too few: 4 are ne"),
+        ("--keys 9999 --bucket 1h --events_per_s 100000 --write append --workers 3", "--workers 3: 4 are needed"),
         (
             "--keys 10000 --skew .9 --bucket 1h --events_per_s 1e6 --shards 64 --bundle 1000",
             "no number of workers is en",
@@ -284,21 +285,46 @@ def test_it_imports_neither_beam_nor_a_client() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-EXAMPLES = re.findall(
-    r"```console\n\$ murmur (plan .*)\n((?:.*\n)*?)```", (ROOT / "docs" / "scaling.md").read_text("utf-8")
-)
+# ---- the page ----
 
 
-@pytest.mark.parametrize(("command", "output"), EXAMPLES)
-def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str], command: str, output: str) -> None:
-    """Each example in docs/scaling.md, word for word."""
-    cli.main(shlex.split(command))
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example in docs/scaling.md, word for word; by commits, the exit code that the page names."""
+    ((command, output),) = re.findall(r"```console\n\$ murmur plan (.*)\n((?:.*\n)*?)```", PAGE)
+    assert told(capsys, command) == (0, output, "")
+    code, _, err = told(capsys, command.replace("--write append", "--write commit"))
+    assert code == 1
+    assert "no number of workers is enough: each reads what the others commit" in err
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    """Each file exists."""
+    links = re.findall(r"\]\((?!http)([^)#]+)", PAGE)
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+def test_the_recipe_of_the_page_counts_right_and_groups_by_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints what stands under it; each row of the store is in one group."""
+    options = pytest.importorskip("apache_beam.options.pipeline_options")
+    pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
+    from murmur_beam.state.bigtable.groups import flush_of
+    from murmur_beam.state.bigtable.keys import parse_row_key
+    from pipelines.common import IN_PROCESS_RUNNER
+
+    ((code, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+    # The example names no runner, and Beam's default would look for a binary on the network.
+    monkeypatch.setattr(options.StandardOptions, "DEFAULT_RUNNER", IN_PROCESS_RUNNER)
+    names: dict[str, Any] = {"__name__": "scaling"}
+    exec(compile(code, "docs/scaling.md", "exec"), names)
     assert capsys.readouterr().out == output
-
-
-def test_the_page_has_examples() -> None:
-    """Both ways of writing."""
-    assert len(EXAMPLES) >= 2
+    updates = [Update(Key(event["page"]), 1, event["id"]) for event in names["events"]]
+    _, found = flush_of(updates, names["SHARDS"], marks=True)
+    assert len(found) > names["SHARDS"]
+    for group in found:
+        key, shard = parse_row_key(group.encoded)
+        assert {names["with_row"](names["events"][i])[0] for i in group.positions} == {(key.entity, shard)}
 
 
 # ---- a real run ----
