@@ -8,27 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
-from google.cloud.bigtable_v2.types import MutateRowsRequest
-
-from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Book, Bounds, Delivery, Shape, deliveries, wrong
+from benchmarks.append_base import BURIED, LATE_S, SLEEP_S, Actor, Place, until_done
+from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Bounds, Delivery, deliveries, wrong
 from benchmarks.append_planted import plant
-from murmur_beam.clock import Clock
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.errors import TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
-from murmur_beam.state.bigtable import BigtableSpec
-from tests.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 PATIENT = Config(
     dedup=AtomicDedup(),
@@ -40,95 +33,7 @@ TRIES = 400
 """Of one flush; then it is stuck."""
 COMMITTED = 60
 """Deliveries of one flush where the table is committed to: each row takes a request of its own."""
-PLAN = {
-    Fault.REFUSE: 0.02,
-    Fault.EXHAUST: 0.005,
-    Fault.CUT: 0.0005,
-    Fault.LOSE: 0.03,
-    Fault.EXPIRE: 0.02,
-    Fault.EXHAUST_AFTER: 0.005,
-    Fault.CUT_AFTER: 0.0005,
-    Fault.TWICE: 0.01,
-    Fault.STRAGGLE: 0.03,
-    Fault.DELAY: 0.02,
-}
-"""What happens to requests; 12 % fail, most of them after they were done."""
-LATE_S = 0.1
-KEPT = 400
-"""MutateRows requests that may be done once more, much later."""
-
-_SLEEP_S = 0.03
-BURIED = "buried/"
 _BURIED_ROWS = 12
-
-
-class Hurried(Clock):
-    """The real clock, but no wait is long: a server that says RESOURCE_EXHAUSTED is written to slowly for a minute."""
-
-    def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
-        """Sleep, not for long."""
-        return super().wait(min(seconds, _SLEEP_S), cancel)
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep in a coroutine, not for long."""
-        await super().sleep(min(seconds, _SLEEP_S))
-
-
-class Place(NamedTuple):
-    """What a process is told.
-
-    Attributes:
-        shape: of the run.
-        book: its path.
-        processes: how many keep it.
-        host: ``BIGTABLE_EMULATOR_HOST``.
-        table: its name.
-        planted: the fault that is planted; empty: none.
-    """
-
-    shape: Shape
-    book: str
-    processes: int
-    host: str
-    table: str
-    planted: str
-
-    def open_book(self) -> Book:
-        """The book of the run."""
-        return Book(self.shape, self.book, self.processes)
-
-    def spec(self, **settings: Any) -> BigtableSpec:
-        """Of the table."""
-        return BigtableSpec("benchmark", "instance", self.table, max_in_flight=16, clock=Hurried(), **settings)
-
-
-class Actor:
-    """A process's own: its book, its chance, its store.
-
-    Args:
-        place: what it is told.
-        process: its number in the book.
-        seed: of its chance.
-    """
-
-    def __init__(self, place: Place, process: int, seed: str) -> None:
-        self.place = place
-        self.shape = place.shape
-        self.book = place.open_book()
-        self.process = process
-        self.chance = random.Random(seed)
-
-    def count(self, name: str, n: int = 1) -> None:
-        """Add to a counter."""
-        self.book.count(self.process, name, n)
-
-    def open(self, **settings: Any) -> Any:
-        """The store, however often that fails."""
-        while True:
-            try:
-                return self.place.spec(**settings).open(Sum())
-            except TransientError:
-                time.sleep(0.01)
 
 
 # ---- appending ----
@@ -280,7 +185,7 @@ class Folder(Actor):
                     if self.book.stopped:
                         break
                     self.fold(store, self._part(), self.chance.choice((1, 1, 2, 8)))
-                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+                    time.sleep(self.chance.uniform(0.0, SLEEP_S))
 
     def _part(self) -> str:
         first, last = self.book.waves()
@@ -341,7 +246,7 @@ class Reader(Actor):
                     except Exception as err:
                         self.book.note(f"read: {err!r}")
                         raise SystemExit(1) from err
-                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+                    time.sleep(self.chance.uniform(0.0, SLEEP_S))
 
     def _read(self, store: Any) -> None:
         draw, fresh = self.chance.random(), self.chance.random() < 0.8
@@ -414,7 +319,7 @@ class Deleter(Actor):
         """Until the last deliveries; then no row is half deleted."""
         with closing(self.open()) as store:
             while self.book.deleting:
-                time.sleep(self.chance.uniform(0.0, 4 * _SLEEP_S))
+                time.sleep(self.chance.uniform(0.0, 4 * SLEEP_S))
                 first, last = self.book.waves()
                 wave = self.chance.randint(max(0, first - 2), last)
                 row = wave * self.shape.rows + self.chance.randrange(self.shape.rows)
@@ -422,7 +327,7 @@ class Deleter(Actor):
                 if self.book.life(row) >= 2 * DELETIONS:
                     continue
                 self.book.next_life(row)
-                _until_done(lambda row=row: store.delete(self.shape.key(row)))
+                until_done(lambda row=row: store.delete(self.shape.key(row)))
                 self.book.next_life(row)
                 self.count("rows deleted")
 
@@ -457,7 +362,7 @@ class Burier(Actor):
             self._rest()
         self._rest()
         self._check(other, keys, there)
-        _until_done(lambda: store.delete(BURIED, prefix=True))
+        until_done(lambda: store.delete(BURIED, prefix=True))
         self._check(self.chance.choice((store, other)), keys, [0] * len(keys))
         self.count("rows made anew", len(keys))
 
@@ -478,19 +383,11 @@ class Burier(Actor):
         time.sleep(self.chance.choice((0.0, 0.01, LATE_S)) * self.chance.random())
 
     def _check(self, store: Any, keys: Sequence[str], there: Sequence[int]) -> None:
-        found = _until_done(lambda: store.get_many([Key(key) for key in keys]))
+        found = until_done(lambda: store.get_many([Key(key) for key in keys]))
         for key, value, events in zip(keys, found, there, strict=True):
             if problem := wrong(value, events, events):
                 self.book.note(f"row {key}, made anew: a fresh read of {value}: {problem}")
         self.count("rows read", len(keys))
-
-
-def _until_done(work: Callable[[], Any]) -> Any:
-    while True:
-        try:
-            return work()
-        except TransientError:
-            time.sleep(0.005)
 
 
 # ---- processes ----
@@ -522,53 +419,3 @@ def act(place: Place, role: str, number: int, process: int, start: int) -> None:
         Appender(place, process, seed).finish()
     else:
         ROLES[role](place, process, seed).run(number)
-
-
-def serve_proxy(pipe: Connection, upstream: str, seed: int, replay_s: float) -> None:
-    """The fault proxy, in a process of its own. The pipe gets its address; then it takes commands, and answers each.
-
-    ``calm`` ends all faults and waits for what is late; ``replay`` does all that was kept once more, and says how much
-    that was; ``counts`` gives the counts and the faults. Until it is calm, now and then something is done once more.
-
-    Args:
-        pipe: to the other side.
-        upstream: ``host:port`` of the emulator.
-        seed: of its chance.
-        replay_s: when it does something once more, again and again.
-    """
-    with FaultProxy(upstream, Plan(PLAN, seed, late_s=LATE_S, whole_reads=True), keeps=KEPT) as proxy:
-        proxy.spared = _spared
-        pipe.send(proxy.address)
-        calm = False
-        while True:
-            if not pipe.poll(replay_s):
-                if not calm:
-                    proxy.replay(1)
-                continue
-            try:
-                command = pipe.recv()
-            except EOFError:
-                return
-            answer: Any = None
-            if command == "calm":
-                calm = True
-                proxy.plan = Plan({}, whole_reads=True)
-                proxy.drain()
-            elif command == "replay":
-                answer = proxy.replay()
-            else:
-                answer = dict(proxy.counts), proxy.faults
-            pipe.send(answer)
-
-
-def _spared(method: str, request: bytes) -> bool:
-    """Deletions of rows, which must not happen later than they are said to, and what is written to buried rows."""
-    if method != MUTATE_ROWS:
-        return False
-    return BURIED.encode() in request or (b"\x22\x00" in request and any(_deletes_row(request)))
-
-
-def _deletes_row(request: bytes) -> Iterator[bool]:
-    for entry in MutateRowsRequest.pb().FromString(request).entries:
-        for mutation in entry.mutations:
-            yield mutation.HasField("delete_from_row")

@@ -88,7 +88,7 @@ def _context(shape: Shape) -> Any:
     """Processes are forks of one that has imported what they need, so that they start at once."""
     context = multiprocessing.get_context("forkserver")
     beam = ["pipelines.quiet_beam", "murmur_beam.transforms"] if shape.appenders > 2 else []
-    context.set_forkserver_preload([*beam, "benchmarks.append_actors"])
+    context.set_forkserver_preload([*beam, "benchmarks.append_actors", "benchmarks.append_proxy"])
     return context
 
 
@@ -131,7 +131,7 @@ class _Process:
 @contextmanager
 def _proxy(upstream: str, shape: Shape) -> Iterator[tuple[str, Callable[[str], Any]]]:
     """The proxy's address, and how to tell it a command."""
-    from benchmarks.append_actors import serve_proxy
+    from benchmarks.append_proxy import serve_proxy
 
     context = _context(shape)
     pipe, theirs = context.Pipe()
@@ -325,7 +325,7 @@ def prove(shape: Shape, kills: int, folder: str, planted: str = "") -> Proved:
         folder: for the book; empty.
         planted: the fault to plant; empty: none.
     """
-    from benchmarks.append_actors import Place
+    from benchmarks.append_base import Place
     from murmur_beam.state.bigtable import tables
 
     began_s = time.monotonic()

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ from google.cloud.bigtable.row import DirectRow
 from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 
 from benchmarks.harness import Inexact, Usage, peak_mb
-from benchmarks.timing import Done, watch
+from benchmarks.requests import Requests, counting
+from benchmarks.timing import Copy, Done, Emit, Hold, watch
 from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.coalescer import FlushLimits
 from murmur_beam.dedicated import dedicate, put_aside
@@ -41,8 +42,7 @@ from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
-from murmur_beam.state.bigtable.connection import Burst, Call, Connection
+from murmur_beam.state.bigtable import BigtableSpec, tables, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.bigtable.meta import APPEND
@@ -106,47 +106,6 @@ class Contender(NamedTuple):
 
     text: str
     run: Callable[[Job], list[Pass]]
-
-
-class Emit(beam.DoFn):
-    """The events of a workload; starts the watch."""
-
-    def setup(self) -> None:
-        """As a pipeline's own process does."""
-        put_aside()
-
-    def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
-        pages(*workload[:2])
-        watch.start()
-        yield from events(*workload)
-
-
-class Copy(beam.DoFn):
-    """Each element as it came; stops the watch."""
-
-    def process(self, element: Any) -> Iterator[Any]:
-        yield element
-
-    def finish_bundle(self) -> None:
-        """As `Done`, which would have to be given every element."""
-        watch.stop()
-
-
-class Hold(beam.DoFn):
-    """Each element as it came, but at the end of its bundle, as whoever buffers must; stops the watch."""
-
-    def start_bundle(self) -> None:
-        """Hold nothing yet."""
-        self._held: list[WindowedValue] = []
-
-    def process(self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam) -> None:
-        """Keep it, with its window."""
-        self._held.append(windowed)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Give all out."""
-        yield from self._held
-        watch.stop()
 
 
 class ToRow(beam.DoFn):
@@ -273,7 +232,7 @@ def merging(
         passes = []
         for name_of_pass in (name, f"{name}-again") if again else (name,):
             # Counting takes time of its own, if little.
-            with counting() if job.counted else nullcontext(Counts()) as counts:
+            with counting(rows=True) if job.counted else nullcontext(Requests()) as counts:
                 usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup, outcome)
             peak = peak_mb()
             duplicate = name_of_pass != name
@@ -282,10 +241,10 @@ def merging(
             _check(where, kind, job.events, monoid)
             made = Pass(name_of_pass, job.events, *usage, peak)
             if job.counted:
-                if not counts.rows or not (counts.requests or duplicate):
-                    raise Inexact(f"{name_of_pass}: {counts.requests} requests for {counts.rows} rows were seen")
+                if not counts.rows or not (counts.writes or duplicate):
+                    raise Inexact(f"{name_of_pass}: {counts.writes} requests for {counts.rows} rows were seen")
                 stored = _dedup_bytes() / job.events if dedup else None
-                made = made._replace(writes=counts.requests / counts.rows, dedup_bytes=stored)
+                made = made._replace(writes=counts.writes / counts.rows, dedup_bytes=stored)
             passes.append(made)
         return passes
 
@@ -425,52 +384,6 @@ def measure(name: str, job: Job) -> list[Pass]:
 
 
 # ---- what they share ----
-
-
-class Counts:
-    """Write requests, and the rows that each flush touched."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.rows = 0
-
-
-@contextmanager
-def counting() -> Iterator[Counts]:
-    """Count what every store in this process writes."""
-    counts = Counts()
-    commit, mutate, mutate_here = Connection.commit, Connection.mutate, Connection.mutate_here
-    merge_updates = BigtableStore.merge_updates
-
-    def counted_commit(self: Connection, request: bytes, burst: Burst | None = None) -> Call:
-        counts.requests += 1
-        return commit(self, request, burst)
-
-    async def counted_mutate(self: Connection, request: bytes, n: int) -> dict[int, Exception]:
-        counts.requests += 1
-        return await mutate(self, request, n)
-
-    def counted_here(self: Connection, request: bytes, n: int) -> Any:
-        counts.requests += 1
-        return mutate_here(self, request, n)
-
-    def counted_merge(self: BigtableStore[Any], updates: Any) -> Any:
-        counts.rows += len({update.key for update in updates})
-        return merge_updates(self, updates)
-
-    changed: Any = (
-        (Connection, "commit", commit, counted_commit),
-        (Connection, "mutate", mutate, counted_mutate),
-        (Connection, "mutate_here", mutate_here, counted_here),
-        (BigtableStore, "merge_updates", merge_updates, counted_merge),
-    )
-    for owner, name, _, counted in changed:
-        setattr(owner, name, counted)
-    try:
-        yield counts
-    finally:
-        for owner, name, original, _ in changed:
-            setattr(owner, name, original)
 
 
 def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[str, Any]:

@@ -19,9 +19,10 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import (
@@ -38,6 +39,7 @@ from benchmarks.harness import (
     print_figures,
     say,
 )
+from benchmarks.requests import counting
 from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
@@ -105,40 +107,9 @@ def new_table(write: str | None = None) -> str:
     return name
 
 
-class _Requests:
-    """Counts the requests of this process: those that write, conditional or not, and those that read."""
-
-    def __init__(self) -> None:
-        self.writes = self.reads = 0
-
-
-@contextmanager
-def _counting() -> Iterator[_Requests]:
-    from murmur_beam.state.bigtable.connection import Connection
-
-    requests = _Requests()
-    before = {name: getattr(Connection, name) for name in ("commit", "mutate", "mutate_here", "answers")}
-
-    def counted(name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            requests.reads += name == "answers"
-            requests.writes += name != "answers"
-            return before[name](*args)
-
-        return call
-
-    for name in before:
-        setattr(Connection, name, counted(name))
-    try:
-        yield requests
-    finally:
-        for name, real in before.items():
-            setattr(Connection, name, real)
-
-
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
     """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
-    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
+    with closing(_spec(table).open(Sum())) as store, counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
         for n in range(events):
@@ -175,7 +146,7 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
     each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
-        requests = stack.enter_context(_counting())
+        requests = stack.enter_context(counting())
 
         def write(store: Any, updates: Sequence[Update]) -> float:
             return max(_merge(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
@@ -241,7 +212,7 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
     config = Config(dedup=AtomicDedup())
     chosen = range(events) if keys is None else random.Random(events).choices(range(keys), k=events)
     records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(chosen)]
-    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
+    with closing(_spec(table).open(Sum())) as store, counting() as requests:
         wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
 
         def merge(some: Sequence[Any]) -> list[float]:
@@ -315,6 +286,32 @@ def _bundles(threads: int, bundle: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}, bundles of {bundle:,}"
 
 
+def measure(events: int, bundled: int, rounds: int) -> dict[str, list[Contended]]:
+    """All runs, in turns.
+
+    Args:
+        events: into the one row.
+        bundled: into the others.
+        rounds: of all runs.
+    """
+    ran: dict[str, list[Contended]] = {}
+
+    def add(name: str, run: Callable[[], Contended]) -> None:
+        say(f"round {len(ran.setdefault(name, [])) + 1} of {rounds}: {name}")
+        ran[name].append(run())
+
+    with on_bigtable():
+        for _ in range(rounds):
+            for writers in WRITERS:
+                add(f"{writers} writer{'s' * (writers > 1)} of one row", partial(one_row, writers, events))
+            for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
+                run = partial(in_own_process, merge_bundles, new_table(), bundled, threads, bundle)
+                add(_bundles(threads, bundle), run)
+            add(STUBS, partial(bare_stubs, bundled))
+    say("")
+    return ran
+
+
 @one_line_errors("contention")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
@@ -332,57 +329,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
 
     what = machine()
-    ran: dict[str, list[Contended]] = {}
-    with on_bigtable():
-        for n in range(args.rounds):
-            for writers in WRITERS:
-                name = f"{writers} writer{'s' * (writers > 1)} of one row"
-                say(f"round {n + 1} of {args.rounds}: {name}")
-                ran.setdefault(name, []).append(one_row(writers, args.events))
-            for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
-                name = _bundles(threads, bundle)
-                say(f"round {n + 1} of {args.rounds}: {name}")
-                ran.setdefault(name, []).append(
-                    in_own_process(merge_bundles, new_table(), args.bundled, threads, bundle)
-                )
-            say(f"round {n + 1} of {args.rounds}: {STUBS}")
-            ran.setdefault(STUBS, []).append(bare_stubs(args.bundled))
-    say("")
+    ran = measure(args.events, args.bundled, args.rounds)
     made = bars(ran)
     if args.json:
-        document = {
-            "machine": what,
-            "rounds": args.rounds,
-            "runs": {
-                name: {
-                    "events_per_s": round(statistics.median(one.rate for one in runs), 1),
-                    "slowest_s": round(max(one.slowest_s for one in runs), 3),
-                    "writes_per_event": round(statistics.median(one.requests for one in runs), 3),
-                }
-                for name, runs in ran.items()
-            },
-            "bars": [bar.to_dict() for bar in made],
-        }
+        runs = {name: _document(some) for name, some in ran.items()}
+        document = {"machine": what, "rounds": args.rounds, "runs": runs, "bars": [bar.to_dict() for bar in made]}
         print(json.dumps(document, indent=2))
         return missed(made)
     print(f"{args.events:,} events into the one row, {args.bundled:,} in bundles over {KEYS} rows")
     print(f"medians of {args.rounds} rounds, slowest of all; {what}\n")
-    print_figures(
-        [
-            ["run", "events/s", "slowest", "writes/event"],
-            *(
-                [
-                    name,
-                    f"{statistics.median(one.rate for one in runs):,.0f}",
-                    f"{max(one.slowest_s for one in runs):.2f} s",
-                    f"{statistics.median(one.requests for one in runs):.2f}",
-                ]
-                for name, runs in ran.items()
-            ),
-        ],
-        made,
-    )
+    rows = [["run", "events/s", "slowest", "writes/event"]]
+    for name, some in ran.items():
+        rate, requests = (statistics.median(values) for values in ([o.rate for o in some], [o.requests for o in some]))
+        rows.append([name, f"{rate:,.0f}", f"{max(one.slowest_s for one in some):.2f} s", f"{requests:.2f}"])
+    print_figures(rows, made)
     return missed(made)
+
+
+def _document(runs: Sequence[Contended]) -> dict[str, float]:
+    return {
+        "events_per_s": round(statistics.median(one.rate for one in runs), 1),
+        "slowest_s": round(max(one.slowest_s for one in runs), 3),
+        "writes_per_event": round(statistics.median(one.requests for one in runs), 3),
+    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -168,7 +168,7 @@ def name(question: Question) -> str:
     return question.text + ("" if question.divided else ", one stream")
 
 
-def bars(sent: dict[str, Sequence[Sent]]) -> list[Bar]:
+def bars(sent: Mapping[str, Sequence[Sent]]) -> list[Bar]:
     """The ratio that has a bar, and those that are only shown."""
     hour, whole = sent["top, one hour"], sent["top, whole table"]
     streams = [
@@ -192,7 +192,7 @@ def _ratios(some: Sequence[Sent], others: Sequence[Sent]) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if the bar is missed."""
     with needing_extra():
-        from murmur_beam.state.bigtable import BigtableSpec, tables
+        from murmur_beam.state import bigtable  # noqa: F401
 
     parser = Parser(prog="python -m benchmarks.reading", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=28_576, metavar="N", help="of the table (%(default)s)")
@@ -207,19 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--rows", f"must be at least as many as --hours, {args.hours}, got {args.rows}")
 
     what = machine()
-    sent: dict[str, list[Sent]] = {}
-    with on_bigtable():
-        spec = BigtableSpec("benchmark", "instance", "reading")
-        granularity = hourly().granularity
-        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
-        with Reader(spec.open(Count(), granularity), hourly()) as reader:
-            fill(reader.store, args.rows, args.hours)
-            asked = questions(reader, args.rows, args.hours)
-            for turn in range(args.turns):
-                say(f"turn {turn + 1} of {args.turns}")
-                for question in asked:
-                    sent.setdefault(name(question), []).append(ask(question))
-        say("")
+    sent = measure(args.rows, args.hours, args.turns)
     made = bars(sent)
     if args.json:
         document = {
@@ -227,37 +215,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             "hours": args.hours,
             "turns": args.turns,
             "machine": what,
-            "questions": [
-                {
-                    "question": text,
-                    "rows_sent": statistics.median(one.rows for one in turns),
-                    "bytes_sent": statistics.median(one.size for one in turns),
-                    "seconds": round(statistics.median(one.seconds for one in turns), 4),
-                }
-                for text, turns in sent.items()
-            ],
+            "questions": [_document(text, turns) for text, turns in sent.items()],
             "bars": [bar.to_dict() for bar in made],
         }
         print(json.dumps(document, indent=2))
         return missed(made)
     print(f"{args.rows:,} rows in {args.hours} hours, medians of {args.turns} turns; {what}\n")
-    print_figures(
-        [
-            ["question", "rows sent", "bytes sent", "seconds", "of turns"],
-            *(
-                [
-                    text,
-                    f"{statistics.median(one.rows for one in turns):,.0f}",
-                    f"{statistics.median(one.size for one in turns):,.0f}",
-                    f"{statistics.median(one.seconds for one in turns):.2f}",
-                    f"{min(one.seconds for one in turns):.2f} .. {max(one.seconds for one in turns):.2f}",
-                ]
-                for text, turns in sent.items()
-            ),
-        ],
-        made,
-    )
+    rows = [["question", "rows sent", "bytes sent", "seconds", "of turns"]]
+    for text, turns in sent.items():
+        n, size, seconds = (statistics.median(values) for values in zip(*turns, strict=True))
+        least, most = (find(one.seconds for one in turns) for find in (min, max))
+        rows.append([text, f"{n:,.0f}", f"{size:,.0f}", f"{seconds:.2f}", f"{least:.2f} .. {most:.2f}"])
+    print_figures(rows, made)
     return missed(made)
+
+
+def measure(rows: int, hours: int, turns: int) -> dict[str, list[Sent]]:
+    """Fill a table, and ask each question in turn."""
+    from murmur_beam.state.bigtable import BigtableSpec, tables
+
+    sent: dict[str, list[Sent]] = {}
+    with on_bigtable():
+        spec = BigtableSpec("benchmark", "instance", "reading")
+        granularity = hourly().granularity
+        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
+        with Reader(spec.open(Count(), granularity), hourly()) as reader:
+            fill(reader.store, rows, hours)
+            asked = questions(reader, rows, hours)
+            for turn in range(turns):
+                say(f"turn {turn + 1} of {turns}")
+                for question in asked:
+                    sent.setdefault(name(question), []).append(ask(question))
+        say("")
+    return sent
+
+
+def _document(text: str, turns: Sequence[Sent]) -> dict[str, object]:
+    rows, size, seconds = (statistics.median(values) for values in zip(*turns, strict=True))
+    return {"question": text, "rows_sent": rows, "bytes_sent": size, "seconds": round(seconds, 4)}
 
 
 if __name__ == "__main__":
