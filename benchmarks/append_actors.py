@@ -1,6 +1,7 @@
-"""The processes of `benchmarks.appending`: they append, fold, read and delete, all in one table, and keep the book.
+"""The processes of `benchmarks.appending`: they append to one table, fold, read and delete, and keep the book.
 
-Each of them runs until the book says stop, or until it is killed; started again, it goes on from what is acknowledged.
+Each process runs until the book says stop, or until it is killed. A restarted process continues behind
+what is acknowledged.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ PATIENT = Config(
     backoff_max=timedelta(milliseconds=50),
 )
 TRIES = 400
-"""Of one flush; then it is stuck."""
+"""Tries of one flush, before it counts as stuck."""
 COMMITTED = 60
-"""Deliveries of one flush where the table is committed to: each row takes a request of its own."""
+"""Deliveries of one flush by commits, at most: each row needs a request."""
 _BURIED_ROWS = 12
 
 
@@ -40,10 +41,10 @@ _BURIED_ROWS = 12
 
 
 class Appender(Actor):
-    """Delivers its share, wave by wave, in flushes of any size, until it is done."""
+    """Delivers its share, wave by wave, in flushes of random size."""
 
     def run(self, number: int) -> None:
-        """Go on from what is acknowledged; with the store alone, by the core, or by the transform."""
+        """Continue behind what is acknowledged: by the store alone, by the core, or by the transform."""
         make = (self._by_store, self._by_core, self._by_transform)[number % 3]
         with ExitStack() as stack:
             merge = make(stack)
@@ -64,7 +65,7 @@ class Appender(Actor):
                 self.book.go_on(number, wave, offset)
 
     def finish(self) -> None:
-        """Deliver the events of all rows that were deleted once more."""
+        """Deliver again the events of all rows that were deleted."""
         number = self.shape.appenders
         with ExitStack() as stack:
             merge = self._by_store(stack)
@@ -78,7 +79,7 @@ class Appender(Actor):
     def _acknowledge(
         self, number: int, some: Sequence[Delivery], lives: Sequence[int], outcomes: Sequence[Outcome]
     ) -> None:
-        # A committer knows the events of a row that another has deleted, and calls them duplicates.
+        # A committer still remembers the events of a row that another process has deleted: it reports duplicates.
         kept = [
             (one, life)
             for one, life, outcome in zip(some, lives, outcomes, strict=True)
@@ -91,7 +92,7 @@ class Appender(Actor):
             self.count(str(outcome), outcomes.count(outcome))
 
     def _deliver(self, merge: Callable[[Sequence[Delivery]], Sequence[Any]], some: Sequence[Delivery]) -> list[Outcome]:
-        """Until all are acknowledged, in any order and any groups; what became of each."""
+        """Deliver until all are acknowledged, in random order and groups; the outcome of each."""
         outcomes: dict[int, Outcome] = {}
         left = list(range(len(some)))
         for _ in range(TRIES):
@@ -175,10 +176,10 @@ def _cause(error: BaseException | None) -> Any:
 
 
 class Folder(Actor):
-    """Folds this part of the table and that, again and again, with what its store remembers."""
+    """Folds random parts of the table, with a store that remembers rows."""
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         while not self.book.stopped:
             with closing(self.open()) as store:
                 for _ in range(self.chance.randint(5, 200)):
@@ -199,7 +200,7 @@ class Folder(Actor):
         return f"{self.chance.randint(max(0, first - 2), last):05}/"
 
     def fold(self, store: Any, prefix: str, least: int = 1) -> Any:
-        """Once; what was done, or None where not all could be."""
+        """Fold once; what was done, or None after a transient error."""
         try:
             folded = store.fold(prefix, least=least)
         except TransientError:
@@ -228,10 +229,10 @@ class Folder(Actor):
 
 
 class Reader(Actor):
-    """Reads rows in all ways there are, and holds each against the book."""
+    """Reads rows in all ways, and compares each with the book."""
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         self._shown: dict[int, int] = {}
         self._hot = [0] * self.shape.hot
         while not self.book.stopped:
@@ -269,20 +270,20 @@ class Reader(Actor):
             self.check(row, found.get(row), bounds, fresh=fresh)
 
     def check(self, row: int, value: int | None, before: Bounds, *, fresh: bool) -> None:
-        """Hold a row of powers against the book.
+        """Compare a row of powers with the book.
 
         Args:
             row: which.
             value: that was read.
             before: what the book said when the read began.
-            fresh: must it show all that was acknowledged?
+            fresh: whether the read must show all that was acknowledged.
         """
         most = self.book.most(row)
         same_life = before.life % 2 == 0 and self.book.life(row) == before.life
         least = before.least if fresh and same_life else 0
         problem = wrong(value, least, most)
         if not problem and fresh and self.book.life(row) == 0:
-            # In later lives, what an append of an earlier one brings back may go again.
+            # In later lives, an append of an earlier life may bring an event back, which may be deleted again.
             problem = wrong(value, self._shown.get(row, 0), most)
             problem = problem and f"an earlier read showed more: {problem}"
             self._shown[row] = value or 0
@@ -313,10 +314,10 @@ class Reader(Actor):
 
 
 class Deleter(Actor):
-    """Deletes rows, while others append to them, fold and read them."""
+    """Deletes rows while other processes append to them, fold and read them."""
 
     def run(self, number: int) -> None:
-        """Until the last deliveries; then no row is half deleted."""
+        """Work until the last deliveries; no row is half deleted then."""
         with closing(self.open()) as store:
             while self.book.deleting:
                 time.sleep(self.chance.uniform(0.0, 4 * SLEEP_S))
@@ -333,14 +334,14 @@ class Deleter(Actor):
 
 
 class Burier(Actor):
-    """Appends to rows of its own, deletes them and makes them anew, while others fold them.
+    """Appends to rows that only it writes, deletes them and makes them again, while other processes fold them.
 
-    Nobody else writes these events, and the proxy makes none of these appends late. So what must be in such a row is
-    known exactly: what was appended since it was deleted, and nothing of what was there before.
+    The proxy delays none of these appends. So the content of such a row is known exactly: what was appended since the
+    row was deleted, and nothing from before.
     """
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         with closing(self.open(timeout_s=60.0, patience_s=90.0)) as store, closing(self.open()) as other:
             self._before: list[list[int]] = [[0] for _ in range(_BURIED_ROWS)]
             while not self.book.stopped:
@@ -367,10 +368,9 @@ class Burier(Actor):
         self.count("rows made anew", len(keys))
 
     def _events(self, before: list[int]) -> list[int]:
-        """Of a row's next life: some of those it had before, or any; in the place of ``before``.
+        """Events of a row's next life: some of the earlier ones, or random ones; ``before`` is replaced by them.
 
-        If they are the same, a fold must not take them for those that were deleted; if they are others, it must not
-        bring those back.
+        A fold must not take the same events for those that were deleted, and must not bring other ones back.
         """
         if self.chance.random() < 0.5:
             events = self.chance.sample(before, self.chance.randint(1, len(before)))
@@ -405,11 +405,11 @@ def act(place: Place, role: str, number: int, process: int, start: int) -> None:
     """Run an actor, in a process of its own.
 
     Args:
-        place: what it is told.
+        place: what the process needs to know.
         role: one of `ROLES`, or ``finisher``.
         number: which of its kind.
         process: its number in the book.
-        start: how often it was started before.
+        start: how often it has been started before.
     """
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["BIGTABLE_EMULATOR_HOST"] = place.host

@@ -23,27 +23,27 @@ BURIED = "buried/"
 
 
 class Hurried(Clock):
-    """The real clock, but no wait is long: a server that says RESOURCE_EXHAUSTED is written to slowly for a minute."""
+    """The real clock with short waits: after RESOURCE_EXHAUSTED a store otherwise writes slowly for a minute."""
 
     def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
-        """Sleep, not for long."""
+        """Sleep for a short time."""
         return super().wait(min(seconds, SLEEP_S), cancel)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep in a coroutine, not for long."""
+        """Sleep in a coroutine for a short time."""
         await super().sleep(min(seconds, SLEEP_S))
 
 
 class Place(NamedTuple):
-    """What a process is told.
+    """What a process needs to know.
 
     Attributes:
         shape: of the run.
         book: its path.
-        processes: how many keep it.
+        processes: how many write to it.
         host: ``BIGTABLE_EMULATOR_HOST``.
         table: its name.
-        planted: the fault that is planted; empty: none.
+        planted: the fault that is planted; empty for none.
     """
 
     shape: Shape
@@ -58,17 +58,17 @@ class Place(NamedTuple):
         return Book(self.shape, self.book, self.processes)
 
     def spec(self, **settings: Any) -> BigtableSpec:
-        """Of the table."""
+        """The spec of the table."""
         return BigtableSpec("benchmark", "instance", self.table, max_in_flight=16, clock=Hurried(), **settings)
 
 
 class Actor:
-    """A process's own: its book, its chance, its store.
+    """What a process owns: its book, its random numbers, its store.
 
     Args:
-        place: what it is told.
+        place: what the process needs to know.
         process: its number in the book.
-        seed: of its chance.
+        seed: of its random numbers.
     """
 
     def __init__(self, place: Place, process: int, seed: str) -> None:
@@ -83,7 +83,7 @@ class Actor:
         self.book.count(self.process, name, n)
 
     def open(self, **settings: Any) -> Any:
-        """The store, however often that fails."""
+        """Open the store, and repeat while that fails."""
         while True:
             try:
                 return self.place.spec(**settings).open(Sum())

@@ -23,22 +23,23 @@ PLAN = {
     Fault.STRAGGLE: 0.03,
     Fault.DELAY: 0.02,
 }
-"""What happens to requests; 12 % fail, most of them after they were done."""
+"""Faults of requests: 12 % fail, most of them after the write was done."""
 KEPT = 400
-"""MutateRows requests that may be done once more, much later."""
+"""MutateRows requests that may be repeated much later."""
 
 
 def serve_proxy(pipe: Connection, upstream: str, seed: int, replay_s: float) -> None:
-    """The fault proxy, in a process of its own. The pipe gets its address; then it takes commands, and answers each.
+    """Run the fault proxy. The pipe gets its address; then the proxy answers each command.
 
-    ``calm`` ends all faults and waits for what is late; ``replay`` does all that was kept once more, and says how much
-    that was; ``counts`` gives the counts and the faults. Until it is calm, now and then something is done once more.
+    ``calm`` ends all faults and waits for late writes. ``replay`` repeats all requests that were kept, and returns
+    their number. ``counts`` returns the counts and the faults. Until it is calm, the proxy repeats a request now and
+    then.
 
     Args:
         pipe: to the other side.
         upstream: ``host:port`` of the emulator.
-        seed: of its chance.
-        replay_s: when it does something once more, again and again.
+        seed: of its random numbers.
+        replay_s: seconds between two requests that it repeats.
     """
     with FaultProxy(upstream, Plan(PLAN, seed, late_s=LATE_S, whole_reads=True), keeps=KEPT) as proxy:
         proxy.spared = _spared
@@ -66,7 +67,7 @@ def serve_proxy(pipe: Connection, upstream: str, seed: int, replay_s: float) -> 
 
 
 def _spared(method: str, request: bytes) -> bool:
-    """Deletions of rows, which must not happen later than they are said to, and what is written to buried rows."""
+    """Whether a request deletes rows, which must not happen after its answer, or writes to buried rows."""
     if method != MUTATE_ROWS:
         return False
     return BURIED.encode() in request or (b"\x22\x00" in request and any(_deletes_row(request)))

@@ -1,7 +1,7 @@
-"""Who is measured by `benchmarks.throughput` and `benchmarks.append_speed`: each takes events from a workload and
-writes them, some exactly once.
+"""The contenders of `benchmarks.throughput` and `benchmarks.append_speed`: each writes the events of a workload, some
+exactly once.
 
-The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
+The time is that from the first event to the last write, without opening stores and building pipelines.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ OVERHEAD_TIMES = 5
 
 
 class Job(NamedTuple):
-    """What a contender is asked to do.
+    """The task of a contender.
 
     Attributes:
-        host: of a Bigtable emulator that nobody has used yet.
-        events: how many to write; slow contenders take a part of them, quick ones several times as many.
+        host: of a new Bigtable emulator.
+        events: number of events to write; slow contenders write a part of them, quick ones a multiple.
         flush: records that `MergeRecords` buffers at most.
-        counted: count requests and read back what is stored for dedup, which takes time of its own.
+        counted: whether to count requests, and to read back what is stored for dedup, which needs time.
     """
 
     host: str
@@ -76,15 +76,15 @@ class Job(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What came out of one pass over the events.
+    """The figures of one pass over the events.
 
     Attributes:
-        name: of the contender, and of the pass where there are several.
+        name: of the contender; of the pass, if there are several.
         events: how many.
-        seconds, cpu_s: for all of them; the processor's time is that of the client alone.
+        seconds, cpu_s: for all events; the processor's time is that of the client alone.
         peak_mb: memory of the process, with Python, Beam and the workload.
-        writes: requests for each touched row and flush; None where nobody counted.
-        dedup_bytes: stored for each event, to know it again; None where nobody counted.
+        writes: requests for each touched row and flush; None if not counted.
+        dedup_bytes: stored for each event, to recognize it; None if not counted.
     """
 
     name: str
@@ -97,11 +97,11 @@ class Pass(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Somebody to measure.
+    """A way of writing events.
 
     Attributes:
-        text: what it does, for people.
-        run: does it, in a process of its own.
+        text: a description to print.
+        run: writes the events of a job; called in a new process.
     """
 
     text: str
@@ -117,11 +117,11 @@ class ToRow(beam.DoFn):
         yield row
 
 
-# ---- the others ----
+# ---- contenders of others ----
 
 
 def limit(job: Job) -> list[Pass]:
-    """Bare stubs: conditional writes that are ready to be sent, each to a row of its own."""
+    """Bare stubs: conditional writes that are ready to be sent, each to another row."""
     where = _table(job)
     name = f"projects/{PROJECT}/instances/{INSTANCE}/tables/{TABLE}"
     table = SimpleNamespace(name=name, app_profile="")
@@ -160,7 +160,7 @@ def limit(job: Job) -> list[Pass]:
 
 
 def write(job: Job) -> list[Pass]:
-    """Beam's own connector: one plain cell for each event, which nobody adds up."""
+    """Beam's own connector: one plain cell for each event, without a sum."""
     _table(job)
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
         _ = (
@@ -183,7 +183,7 @@ def write(job: Job) -> list[Pass]:
 
 
 def claim(job: Job) -> list[Pass]:
-    """Claim the event, then increment, with the official client: one event after the other, as Murmur does."""
+    """Claim the event, then increment, with the official client: one event after the other."""
     _table(job)
     n = max(1, job.events // CLAIMS_PART)
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
@@ -221,9 +221,9 @@ def merging(
         kind: of the workload.
         monoid: how to fold.
         flush: records to buffer; None for what the job says.
-        dedup: exactly once, or each delivery?
-        again: merge all of it a second time, with a new pipeline that opens the store anew.
-        write: how the table is written; what is appended is said to be recorded.
+        dedup: whether to count exactly once; else each delivery counts.
+        again: merge all events a second time, by a new pipeline that opens the store again.
+        write: how the table is written; the outcome of appended events is recorded.
     """
     outcome = "recorded" if write == APPEND else "merged"
 
@@ -231,7 +231,7 @@ def merging(
         where = _table(job, monoid, write)
         passes = []
         for name_of_pass in (name, f"{name}-again") if again else (name,):
-            # Counting takes time of its own, if little.
+            # Counting needs some time.
             with counting(rows=True) if job.counted else nullcontext(Requests()) as counts:
                 usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup, outcome)
             peak = peak_mb()
@@ -254,13 +254,13 @@ def merging(
 def bundles(
     name: str, size: int | None, kind: str = "zipf1.1", *, part: int = 1, write: str = COMMITS
 ) -> Callable[[Job], list[Pass]]:
-    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each written when it ends.
+    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each of which is written at its end.
 
     Args:
         name: of the pass.
-        size: events of a bundle; None: all in one.
+        size: events of a bundle; None for a single bundle.
         kind: of the workload.
-        part: of the events that is taken.
+        part: divisor of the number of events.
         write: how the table is written.
     """
 
@@ -289,7 +289,7 @@ def bundles(
 
 
 def copying(name: str, fn: type[beam.DoFn]) -> Callable[[Job], list[Pass]]:
-    """A ``ParDo`` that gives each element on as it came."""
+    """A ``ParDo`` that emits each element unchanged."""
 
     def contender(job: Job) -> list[Pass]:
         n = job.events * OVERHEAD_TIMES
@@ -306,7 +306,7 @@ def remembering(name: str, kind: str, *, times: int = 1, flush: int | None = Non
     Args:
         name: of the pass.
         kind: of the workload.
-        times: so many times the events, since it is quick.
+        times: factor of the number of events, since the store is quick.
         flush: records to buffer; None for what the job says.
     """
 
@@ -344,7 +344,7 @@ CONTENDERS = {
         remembering("memory", "zipf1.1", times=OVERHEAD_TIMES, flush=FlushLimits().events),
     ),
 }
-"""Of `benchmarks.throughput`."""
+"""The contenders of `benchmarks.throughput`."""
 
 KINDS = "own", "zipf1.1", "zipf1.3"
 BUNDLES = {"10": 10, "100": 100, "5000": 5_000, "whole": None}
@@ -367,11 +367,11 @@ APPENDING = {
     },
     "memory-own": Contender("MergeRecords: every event its own row, memory store", remembering("memory-own", "own")),
 }
-"""Further ones, of `benchmarks.append_speed`."""
+"""Further contenders, of `benchmarks.append_speed`."""
 
 
 def measure(name: str, job: Job) -> list[Pass]:
-    """Have a contender do a job; to be called in a process of its own.
+    """Run a contender's job. Call it in a new process.
 
     Raises:
         Inexact: a count is wrong.
@@ -383,7 +383,7 @@ def measure(name: str, job: Job) -> list[Pass]:
     return (CONTENDERS | APPENDING)[name].run(job)
 
 
-# ---- what they share ----
+# ---- shared parts ----
 
 
 def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[str, Any]:
@@ -402,7 +402,7 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
 def _merge(
     n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: bool, outcome: str
 ) -> tuple[Usage, int]:
-    """Run a pipeline; what it took, and how many records came to this outcome."""
+    """Run a pipeline; its usage, and the number of records with this outcome."""
     p = beam.Pipeline(runner=IN_PROCESS_RUNNER)
     arguments = _arguments(monoid, store, flush, dedup)
     outputs = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
@@ -422,7 +422,7 @@ def _table(job: Job, monoid: str = "sum", write: str = COMMITS) -> BigtableSpec:
 
 
 def _check(spec: StoreSpec, kind: str, n: int, monoid: str) -> None:
-    """Compare every aggregate with what it should be."""
+    """Compare every aggregate with its expected value."""
     how: Monoid[Any] = by_name(monoid)
     wanted = expected(kind, n, monoid)
     with closing(spec.open(how)) as store:
@@ -439,7 +439,7 @@ def _client() -> BigtableDataClient:
 
 
 def _read(row_filter: filters.RowFilter) -> Iterator[Any]:
-    """What is in the table, past our stores."""
+    """Rows of the table, read by the official client."""
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
         for row in table.read_rows_stream(ReadRowsQuery(row_filter=row_filter)):
             if row.row_key != SCHEMA_ROW:
@@ -447,6 +447,6 @@ def _read(row_filter: filters.RowFilter) -> Iterator[Any]:
 
 
 def _dedup_bytes() -> int:
-    """All that is stored to know events again: the columns with their timestamps and their contents."""
+    """Size of all markers: columns with their timestamps and contents."""
     family = filters.FamilyNameRegexFilter(wire.DEDUP)
     return sum(len(cell.qualifier) + 8 + len(cell.value) for row in _read(family) for cell in row)

@@ -1,13 +1,13 @@
-"""What it costs that many write the same rows at once: of one row, and of small bundles of many threads.
+"""The cost of contention: many writers of one row, and small bundles of many threads.
 
     python -m benchmarks.contention [--events 960] [--bundled 24000] [--rounds 3] [--json]
 
-On the Bigtable emulator. Writers of one row are processes with a store each, which merge one event after the other, so
-that each event is a commit; all events are different ones. Bundles are merged by threads that share one store, as on a
+On the Bigtable emulator. Writers of one row are processes, each with its own store, that merge one event after the
+other: each event is a commit, and no event comes twice. Bundles are merged by threads that share one store, as on a
 worker. Every count is checked. The exit code is 1 if a bar is missed.
 
-The last figure is the most that small bundles could reach with conditional writes: bare stubs, and each write brings in
-all events under way of its row. Those are few: the threads have `THREADS` x `BUNDLE` events under way, of `KEYS` rows.
+The last figure is the most that small bundles could reach with conditional writes: by bare stubs, if each write had all
+events of its row that are under way. These are few: `THREADS` x `BUNDLE` events are under way, of `KEYS` rows.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ THREADS, BUNDLE, WHOLE, KEYS = 12, 10, 5_000, 200
 SHARED_WRITERS, SHARED_PROCESSES, SHARED_ROWS, SHARED_FLUSH = 16, 2, 50, 500
 ROW_BAR, SLOWEST_BAR_S, BUNDLE_BAR = 0.15, 5.0, 0.15
 _READY_S = 0.2
-"""From when a writer is ready until it begins, for each writer: they are to begin at the same time."""
+"""Time for each writer to get ready, since all writers are to begin at the same time."""
 
 
 class Contended(NamedTuple):
-    """What a run took.
+    """The figures of a run.
 
     Attributes:
         rate: events a second.
-        slowest_s: the longest that one call took.
-        requests: that write, for each event.
-        cpu_s: of the clients' processors, for each event.
-        reads: requests that read, in all.
+        slowest_s: duration of the slowest call.
+        requests: number of requests that write, for each event.
+        cpu_s: time of the clients' processors for each event.
+        reads: number of requests that read.
     """
 
     rate: float
@@ -75,13 +75,13 @@ class Contended(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What the writers of one process took.
+    """The figures of the writers in one process.
 
     Attributes:
-        began, ended: when, by the clock on the wall.
-        slowest_s: the longest that one flush took, until all of it was merged.
-        cpu_s: of the processor.
-        writes, reads: requests.
+        began, ended: by the wall clock.
+        slowest_s: duration of the slowest flush, until all of it was merged.
+        cpu_s: time of the processor.
+        writes, reads: number of requests.
     """
 
     began: float
@@ -99,7 +99,7 @@ def _spec(table: str) -> Any:
 
 
 def new_table(write: str | None = None) -> str:
-    """Make a table that is written in this way, by commits if nothing is said; its name."""
+    """Make a table that is written in this way, by default by commits; its name."""
     from murmur_beam.state.bigtable import tables
 
     name = f"contention-{uuid.uuid4().hex[:8]}"
@@ -108,7 +108,8 @@ def new_table(write: str | None = None) -> str:
 
 
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
-    """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
+    """Merge one event after the other into the row; begin, end, the duration of each event, and the number of
+    writes."""
     with closing(_spec(table).open(Sum())) as store, counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
@@ -122,7 +123,7 @@ def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tupl
 
 
 def one_row(writers: int, events: int) -> Contended:
-    """Many processes write to one row.
+    """Run many processes that write to one row.
 
     Raises:
         Inexact: the count is wrong.
@@ -142,7 +143,7 @@ def one_row(writers: int, events: int) -> Contended:
 
 
 def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at: float) -> Shared:
-    """Threads, each with a store of its own, merge flushes of events of the same rows, all the rows in each."""
+    """Merge flushes in threads, each with its own store; each flush has events of all the shared rows."""
     each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
@@ -161,21 +162,21 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
 
 
 def _merge(store: Any, updates: Sequence[Update]) -> float:
-    """Merge all of these, however often some fail; seconds that it took."""
+    """Merge updates, and repeat those that fail; the seconds that it took."""
     started_s = time.perf_counter()
     wanted = {Outcome.RECORDED if store.appends else Outcome.MERGED}
     while updates:
         results = store.merge_updates(updates)
         if wrong := [one for one in results if not (one in wanted or isinstance(one, TransientError))]:
             raise Inexact(f"{len(wrong)} events ended as {wrong[0]!r:.80}")
-        # What has failed may have happened.
+        # A failed write may have been done.
         wanted.add(Outcome.DUPLICATE)
         updates = [update for update, one in zip(updates, results, strict=True) if isinstance(one, TransientError)]
     return time.perf_counter() - started_s
 
 
 def shared_rows(write: str, events: int) -> Contended:
-    """Many writers, in processes of some threads each, write the same rows at the same time.
+    """Run many writers of the same rows: several processes, each with several threads.
 
     Raises:
         Inexact: a count is wrong.
@@ -203,8 +204,7 @@ def shared_rows(write: str, events: int) -> Contended:
 
 
 def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int | None = KEYS) -> Contended:
-    """Threads that share a store merge bundles of events of shared keys; of keys of their own, where there is no number
-    of these.
+    """Merge bundles in threads that share a store.
 
     Raises:
         Inexact: a count is wrong.
@@ -238,10 +238,10 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
 
 
 def require(table: str, wanted: Counter[str]) -> None:
-    """Compare what is stored with what should be.
+    """Compare the aggregates with the expected ones.
 
     Raises:
-        Inexact: it is something else.
+        Inexact: an aggregate differs.
     """
     with closing(_spec(table).open(Sum())) as store:
         found = {key.entity: value for key, value in store.scan(fresh=True)}
@@ -251,7 +251,7 @@ def require(table: str, wanted: Counter[str]) -> None:
 
 
 def bare_stubs(events: int) -> Contended:
-    """Conditional writes as fast as gRPC sends them, each to a row of its own."""
+    """Send conditional writes as fast as gRPC can, each to another row."""
     with needing_extra():
         from benchmarks import contenders
         from murmur_beam.testing import emulators
@@ -261,7 +261,7 @@ def bare_stubs(events: int) -> Contended:
 
 
 def bars(ran: dict[str, list[Contended]]) -> list[Bar]:
-    """What is to be reached."""
+    """The ratios with their bars."""
     under_way = THREADS * BUNDLE
     least_writes = KEYS * (1 - (1 - 1 / KEYS) ** under_way) / under_way
     alone, many = ran["1 writer of one row"], ran[f"{WRITERS[-1]} writers of one row"]
@@ -287,11 +287,11 @@ def _bundles(threads: int, bundle: int) -> str:
 
 
 def measure(events: int, bundled: int, rounds: int) -> dict[str, list[Contended]]:
-    """All runs, in turns.
+    """Run everything in turns.
 
     Args:
-        events: into the one row.
-        bundled: into the others.
+        events: number of events into the one row.
+        bundled: number of events into the other rows.
         rounds: of all runs.
     """
     ran: dict[str, list[Contended]] = {}

@@ -1,11 +1,10 @@
-"""What grows and what does not: the cost of an event with those that its row holds already, time and memory with a run.
+"""Growth: the cost of an event by the events that its row holds, and time and memory by the length of a run.
 
     python -m benchmarks.growth [--rounds 3] [--rows N ...] [--lengths N ...] [--plot docs/growth.png] [--json]
 
-Rows: rows of one table are filled, in commits of 32, to so many events each. Then each gets one more commit of 32 in
-turn, again and again, so that a machine that is busy for a moment is so for all of them. Runs: `MergeRecords` into
-Bigtable on the in-process runner, one bundle of so many events with Zipf(1.3) keys, each run in a process and on an
-emulator of its own. Counts are checked in all of them.
+Rows: rows of one table are filled to several sizes, in commits of 32. Then they get further commits of 32 in turns, so
+that a busy machine affects all of them. Runs: `MergeRecords` into Bigtable on the in-process runner, one bundle with
+Zipf(1.3) keys; each run has its own process and emulator. All counts are checked.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.growing import Run
 
 TURNS = 160
-"""Commits into each row while it is measured: enough for two that pack small columns, which cost more."""
+"""Measured commits into each row: enough for two that pack small columns, which cost more."""
 ROWS = (0, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 LENGTHS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
 COST_BAR = 1.2
@@ -37,7 +36,7 @@ MEMORY_OF = 2_000_000, 200_000
 
 
 def bars(rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> list[Bar]:
-    """What there is a bar for, and only if both sides were measured."""
+    """The ratios that have a bar, if both sides were measured."""
     made = []
     many, few = COST_OF
     if rows and {many, few} <= rows[0].keys():
@@ -51,7 +50,7 @@ def bars(rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> list[Bar]:
 
 
 def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
-    """Two pictures beside each other, as a PNG file."""
+    """Write two diagrams side by side, as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,7 +95,7 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
 
 @one_line_errors("growth")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and plot. A bar that is missed is no error."""
+    """Measure, print and plot. The exit code is 0 even if a bar is missed."""
     with needing_extra():
         from benchmarks import growing  # noqa: F401
 

@@ -1,11 +1,11 @@
-"""What the server sends for a question about many keys: about an hour it must be the rows of that hour alone.
+"""Rows that the server sends for reads of many keys: for one hour only the rows of that hour.
 
     python -m benchmarks.reading [--rows 28576] [--hours 24] [--turns 5] [--json]
 
-One table on the Bigtable emulator holds so many rows, each an hour of a page. Each question is asked in turn, again and
-again, so that a machine that is busy for a moment is so for all of them; its answer is checked. Rows and bytes are
-counted in the server's answers. "One stream" reads the same without dividing the table. The exit code is 1 if the hour
-takes more than a fifth of the rows that the whole table takes.
+A table on the Bigtable emulator has a row for each hour of each page. The questions are asked in turns, so that a busy
+machine affects all of them, and each answer is checked. Rows and bytes are counted in the server's answers. "One
+stream" reads the same without dividing the table. The exit code is 1 if an hour needs more than a fifth of the rows of
+the whole table.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ FLUSH = 5_000
 
 
 class Sent(NamedTuple):
-    """What one question took.
+    """The figures of one question.
 
     Attributes:
-        rows: in the server's answers.
-        size: of these, bytes.
-        seconds: from the question to the last of the answer.
+        rows: number of rows in the server's answers.
+        size: of the answers, bytes.
+        seconds: from the question to the end of the answer.
     """
 
     rows: int
@@ -58,13 +58,13 @@ class Sent(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One that is asked.
+    """A question to a reader.
 
     Attributes:
-        text: for people.
-        ask: the answer.
-        expected: what it should be.
-        divided: is the table read in several pieces?
+        text: a description to print.
+        ask: asks, and returns the answer.
+        expected: the right answer.
+        divided: whether the table is read in several pieces.
     """
 
     text: str
@@ -74,7 +74,7 @@ class Question(NamedTuple):
 
 
 def questions(reader: Reader[int], rows: int, hours: int) -> list[Question]:
-    """About a table that `fill` has filled."""
+    """The questions about a table that `fill` has filled."""
     hour = START + timedelta(hours=hours // 2)
 
     def largest(totals: dict[str, int]) -> list[tuple[str, int]]:
@@ -130,7 +130,7 @@ def _one_stream() -> Iterator[None]:
 
 
 def ask(question: Question) -> Sent:
-    """Ask once, and count.
+    """Ask once, and count what the server sends.
 
     Raises:
         Inexact: the answer is wrong.
@@ -164,12 +164,12 @@ def ask(question: Question) -> Sent:
 
 
 def name(question: Question) -> str:
-    """With how it reads."""
+    """The question's text, and how the table is read."""
     return question.text + ("" if question.divided else ", one stream")
 
 
 def bars(sent: Mapping[str, Sequence[Sent]]) -> list[Bar]:
-    """The ratio that has a bar, and those that are only shown."""
+    """The ratio that has a bar, and the ratios that are only shown."""
     hour, whole = sent["top, one hour"], sent["top, whole table"]
     streams = [
         Bar(f"seconds, {text}, divided / one stream", _ratios(sent[text], sent[f"{text}, one stream"]), None)

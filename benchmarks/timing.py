@@ -17,21 +17,22 @@ watch = Watch()
 
 
 class Done(beam.DoFn):
-    """Stops the watch when a bundle ends, and all before it has written; it is given nothing that costs time."""
+    """Stops the watch when a bundle ends, after all earlier steps have written. It gets no elements, so it costs no
+    time."""
 
     def process(self, element: object) -> None:
-        """There is no dead letter, nor a result of a write."""
+        """Ignore the element: a dead letter or a result of a write would have no use here."""
 
     def finish_bundle(self) -> None:
-        """Stop, until a later bundle does."""
+        """Stop the watch; a later bundle stops it again."""
         watch.stop()
 
 
 class Emit(beam.DoFn):
-    """The events of a workload; starts the watch."""
+    """Emits the events of a workload; starts the watch."""
 
     def setup(self) -> None:
-        """As a pipeline's own process does."""
+        """Tune the garbage collector as a pipeline's process does."""
         put_aside()
 
     def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
@@ -41,28 +42,28 @@ class Emit(beam.DoFn):
 
 
 class Copy(beam.DoFn):
-    """Each element as it came; stops the watch."""
+    """Emits each element unchanged; stops the watch."""
 
     def process(self, element: Any) -> Iterator[Any]:
         yield element
 
     def finish_bundle(self) -> None:
-        """As `Done`, which would have to be given every element."""
+        """Stop the watch, as `Done` does, which every element would have to reach."""
         watch.stop()
 
 
 class Hold(beam.DoFn):
-    """Each element as it came, but at the end of its bundle, as whoever buffers must; stops the watch."""
+    """Emits each element unchanged at the end of its bundle, as a buffering step must; stops the watch."""
 
     def start_bundle(self) -> None:
-        """Hold nothing yet."""
+        """Begin with no elements."""
         self._held: list[WindowedValue] = []
 
     def process(self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam) -> None:
-        """Keep it, with its window."""
+        """Keep the element with its window."""
         self._held.append(windowed)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Give all out."""
+        """Emit all elements."""
         yield from self._held
         watch.stop()
