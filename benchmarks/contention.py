@@ -206,6 +206,13 @@ def shared_rows(write: str, events: int) -> Contended:
 def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int | None = KEYS) -> Contended:
     """Merge bundles in threads that share a store.
 
+    Args:
+        table: name of the table.
+        events: number of events.
+        threads: number of threads.
+        bundle: events of a bundle.
+        keys: number of shared keys; None for a key for each event.
+
     Raises:
         Inexact: a count is wrong.
     """
