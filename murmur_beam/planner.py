@@ -15,7 +15,7 @@ NODE_BYTES = 2.5e12
 ROW_BYTES, GOOD_ROW_BYTES = 256e6, 100e6
 """No row above the first can be read; the second is recommended."""
 COLLECT_S = 7 * 86_400.0
-"""Garbage collection typically needs up to a week: https://cloud.google.com/bigtable/docs/garbage-collection."""
+"""Garbage collection typically needs up to a week: https://cloud.google.com/bigtable/pricing, on compaction."""
 
 # The store's own numbers; tests/test_plan.py compares them with the store.
 MARKER_BYTES, PACK_AT, PACKED, SMALL_EVENTS, ROW_WEIGHT, KNOWN_EVENTS = 16, 48, 40, 256, 60, 2_000_000
@@ -23,7 +23,8 @@ KNOWN_BYTES = 15
 """Memory of an event that a process remembers: docs/speed.md, "What makes it fast"."""
 ROWS_PER_APPEND, EVENTS_PER_FOLD, GRACE_S = 2_000, 100_000, 3_600
 
-# Microseconds of a client's core, measured on the emulator: docs/speed.md, "Throughput", own rows and one hot key.
+# Microseconds of a client's core, measured on the emulator: docs/speed.md, "Throughput", own rows and one hot key. The
+# costs of a read after a conflict, and of an event that it brings, were measured once and are in no table.
 COMMIT_US, EVENT_US, CONFLICT_US, NEWS_US = 65, 8, 250, 1
 # "Appending", by CPU: own rows and Zipf(1.3) beside the 53 us of WriteToBigTable; folding cells of 1 and of 2,000.
 APPEND_ROW_US, APPEND_EVENT_US, FOLD_CELL_US, FOLD_EVENT_US = 2, 6, 25, 1.1
@@ -33,7 +34,8 @@ BASE_BYTES, CELL_BYTES, PLANNED_LOAD = 150, 32, 0.7
 REQUEST_S, TURN_S = 0.005, 0.002
 """Assumed: a request's time, and that for which a commit has its row to itself."""
 ROW_COMMITS, ROW_COMMITS_ALONE = 70, 140
-"""Commits a second that a row takes: of many writers 1 / (2 requests + 2 turns), of one 1 / (1 request + 1 turn)."""
+"""Commits a second that a row takes: of many writers 1 / (2 requests + 2 turns), of one 1 / (1 request + 1 turn). On the
+emulator, with shorter requests, 32 writers of one row merge 178 events a second (docs/speed.md, "Contention")."""
 
 MONTH_H = 730
 _MOST_TIMES = 50

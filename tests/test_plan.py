@@ -167,6 +167,12 @@ def test_numbers_are_the_store_s() -> None:
     assert planner.GRACE_S == GRACE_S
 
 
+def test_commits_that_a_row_takes() -> None:
+    """They follow from the assumed times of a request, and of a commit's turn at its row."""
+    assert pytest.approx(1 / (2 * planner.REQUEST_S + 2 * planner.TURN_S), rel=0.03) == planner.ROW_COMMITS
+    assert pytest.approx(1 / (planner.REQUEST_S + planner.TURN_S), rel=0.03) == planner.ROW_COMMITS_ALONE
+
+
 # ---- the command ----
 
 
