@@ -34,7 +34,7 @@ BASE_BYTES, CELL_BYTES, PLANNED_LOAD = 150, 32, 0.7
 REQUEST_S, TURN_S = 0.005, 0.002
 """Assumed: a request's time, and that for which a commit has its row to itself."""
 ROW_COMMITS, ROW_COMMITS_ALONE = 70, 140
-"""Commits a second that a row takes: of many writers 1 / (2 requests + 2 turns), of one 1 / (1 request + 1 turn). On the
+"""Commits a second of a row: by many writers 1 / (2 requests + 2 turns), by one 1 / (1 request + 1 turn). On the
 emulator, with shorter requests, 32 writers of one row merge 178 events a second (docs/speed.md, "Contention")."""
 
 MONTH_H = 730
