@@ -182,8 +182,8 @@ def rates(load: Load, workers: int) -> Rates:
         for keys in key_shares(load.keys, load.skew)
     ]
     total = Rates(*(math.fsum(values) for values in zip(*rows, strict=True)))
-    # Where most rows that a process meets exist, it reads such rows before it writes.
-    return total._replace(conflicts=total.conflicts - total.met_there * (total.met_there > total.met / 2))
+    # The more of the rows that a process meets exist, the more often it reads such rows before it writes.
+    return total._replace(conflicts=total.conflicts - (total.met_there**2 / total.met if total.met else 0.0))
 
 
 def _cells(commits: float, events: float) -> float:
