@@ -1,6 +1,7 @@
-"""The processes of `benchmarks.appending`: they append, fold, read and delete, all in one table, and keep the book.
+"""The processes of `benchmarks.appending`: they append to one table, fold, read and delete, and keep the book.
 
-Each of them runs until the book says stop, or until it is killed; started again, it goes on from what is acknowledged.
+Each process runs until the book says stop, or until it is killed. A restarted process continues behind
+what is acknowledged.
 """
 
 from __future__ import annotations
@@ -8,27 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
-from google.cloud.bigtable_v2.types import MutateRowsRequest
-
-from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Book, Bounds, Delivery, Shape, deliveries, wrong
+from benchmarks.append_base import BURIED, LATE_S, SLEEP_S, Actor, Place, until_done
+from benchmarks.append_book import DELETIONS, EVENTS, MORTAL_EVERY, Bounds, Delivery, deliveries, wrong
 from benchmarks.append_planted import plant
 from murmur_beam.buffer import FlushLimits
-from murmur_beam.clock import Clock
 from murmur_beam.errors import TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
-from murmur_beam.state.bigtable import BigtableSpec
-from tests.support.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 PATIENT = Config(
     dedup=AtomicDedup(),
@@ -37,108 +31,20 @@ PATIENT = Config(
     backoff_max=timedelta(milliseconds=50),
 )
 TRIES = 400
-"""Of one flush; then it is stuck."""
+"""Tries of one flush, before it counts as stuck."""
 COMMITTED = 60
-"""Deliveries of one flush where the table is committed to: each row takes a request of its own."""
-PLAN = {
-    Fault.REFUSE: 0.02,
-    Fault.EXHAUST: 0.005,
-    Fault.CUT: 0.0005,
-    Fault.LOSE: 0.03,
-    Fault.EXPIRE: 0.02,
-    Fault.EXHAUST_AFTER: 0.005,
-    Fault.CUT_AFTER: 0.0005,
-    Fault.TWICE: 0.01,
-    Fault.STRAGGLE: 0.03,
-    Fault.DELAY: 0.02,
-}
-"""What happens to requests; 12 % fail, most of them after they were done."""
-LATE_S = 0.1
-KEPT = 400
-"""MutateRows requests that may be done once more, much later."""
-
-_SLEEP_S = 0.03
-BURIED = "buried/"
+"""Deliveries of one flush by commits, at most: each row needs a request."""
 _BURIED_ROWS = 12
-
-
-class Hurried(Clock):
-    """The real clock, but no wait is long: a server that says RESOURCE_EXHAUSTED is written to slowly for a minute."""
-
-    def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
-        """Sleep, not for long."""
-        return super().wait(min(seconds, _SLEEP_S), cancel)
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep in a coroutine, not for long."""
-        await super().sleep(min(seconds, _SLEEP_S))
-
-
-class Place(NamedTuple):
-    """What a process is told.
-
-    Attributes:
-        shape: of the run.
-        book: its path.
-        processes: how many keep it.
-        host: ``BIGTABLE_EMULATOR_HOST``.
-        table: its name.
-        planted: the fault that is planted; empty: none.
-    """
-
-    shape: Shape
-    book: str
-    processes: int
-    host: str
-    table: str
-    planted: str
-
-    def open_book(self) -> Book:
-        """The book of the run."""
-        return Book(self.shape, self.book, self.processes)
-
-    def spec(self, **settings: Any) -> BigtableSpec:
-        """Of the table."""
-        return BigtableSpec("benchmark", "instance", self.table, max_in_flight=16, clock=Hurried(), **settings)
-
-
-class Actor:
-    """A process's own: its book, its chance, its store.
-
-    Args:
-        place: what it is told.
-        process: its number in the book.
-        seed: of its chance.
-    """
-
-    def __init__(self, place: Place, process: int, seed: str) -> None:
-        self.place = place
-        self.shape = place.shape
-        self.book = place.open_book()
-        self.process = process
-        self.chance = random.Random(seed)
-
-    def count(self, name: str, n: int = 1) -> None:
-        """Add to a counter."""
-        self.book.count(self.process, name, n)
-
-    def open(self, **settings: Any) -> Any:
-        """The store, however often that fails."""
-        while True:
-            try:
-                return self.place.spec(**settings).open(Sum())
-            except TransientError:
-                time.sleep(0.01)
 
 
 # ---- appending ----
 
 
 class Appender(Actor):
-    """Delivers its share, wave by wave, in flushes of any size, until it is done."""
+    """Delivers its share, wave by wave, in flushes of random size."""
 
     def run(self, number: int) -> None:
-        """Go on from what is acknowledged; with the store alone, by the core, or by the transform."""
+        """Continue behind what is acknowledged: by the store alone, by the core, or by the transform."""
         make = (self._by_store, self._by_core, self._by_transform)[number % 3]
         with ExitStack() as stack:
             merge = make(stack)
@@ -159,7 +65,7 @@ class Appender(Actor):
                 self.book.go_on(number, wave, offset)
 
     def finish(self) -> None:
-        """Deliver the events of all rows that were deleted once more."""
+        """Deliver again the events of all rows that were deleted."""
         number = self.shape.appenders
         with ExitStack() as stack:
             merge = self._by_store(stack)
@@ -173,7 +79,7 @@ class Appender(Actor):
     def _acknowledge(
         self, number: int, some: Sequence[Delivery], lives: Sequence[int], outcomes: Sequence[Outcome]
     ) -> None:
-        # A committer knows the events of a row that another has deleted, and calls them duplicates.
+        # A committer still remembers the events of a row that another process has deleted: it reports duplicates.
         kept = [
             (one, life)
             for one, life, outcome in zip(some, lives, outcomes, strict=True)
@@ -186,7 +92,7 @@ class Appender(Actor):
             self.count(str(outcome), outcomes.count(outcome))
 
     def _deliver(self, merge: Callable[[Sequence[Delivery]], Sequence[Any]], some: Sequence[Delivery]) -> list[Outcome]:
-        """Until all are acknowledged, in any order and any groups; what became of each."""
+        """Deliver until all are acknowledged, in random order and groups; the outcome of each."""
         outcomes: dict[int, Outcome] = {}
         left = list(range(len(some)))
         for _ in range(TRIES):
@@ -270,17 +176,17 @@ def _cause(error: BaseException | None) -> Any:
 
 
 class Folder(Actor):
-    """Folds this part of the table and that, again and again, with what its store remembers."""
+    """Folds random parts of the table, with a store that remembers rows."""
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         while not self.book.stopped:
             with closing(self.open()) as store:
                 for _ in range(self.chance.randint(5, 200)):
                     if self.book.stopped:
                         break
                     self.fold(store, self._part(), self.chance.choice((1, 1, 2, 8)))
-                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+                    time.sleep(self.chance.uniform(0.0, SLEEP_S))
 
     def _part(self) -> str:
         first, last = self.book.waves()
@@ -294,7 +200,7 @@ class Folder(Actor):
         return f"{self.chance.randint(max(0, first - 2), last):05}/"
 
     def fold(self, store: Any, prefix: str, least: int = 1) -> Any:
-        """Once; what was done, or None where not all could be."""
+        """Fold once; what was done, or None after a transient error."""
         try:
             folded = store.fold(prefix, min_cells=least)
         except TransientError:
@@ -323,10 +229,10 @@ class Folder(Actor):
 
 
 class Reader(Actor):
-    """Reads rows in all ways there are, and holds each against the book."""
+    """Reads rows in all ways, and compares each with the book."""
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         self._shown: dict[int, int] = {}
         self._hot = [0] * self.shape.hot
         while not self.book.stopped:
@@ -341,7 +247,7 @@ class Reader(Actor):
                     except Exception as err:
                         self.book.note(f"read: {err!r}")
                         raise SystemExit(1) from err
-                    time.sleep(self.chance.uniform(0.0, _SLEEP_S))
+                    time.sleep(self.chance.uniform(0.0, SLEEP_S))
 
     def _read(self, store: Any) -> None:
         draw, fresh = self.chance.random(), self.chance.random() < 0.8
@@ -364,20 +270,20 @@ class Reader(Actor):
             self.check(row, found.get(row), bounds, fresh=fresh)
 
     def check(self, row: int, value: int | None, before: Bounds, *, fresh: bool) -> None:
-        """Hold a row of powers against the book.
+        """Compare a row of powers with the book.
 
         Args:
             row: which.
             value: that was read.
             before: what the book said when the read began.
-            fresh: must it show all that was acknowledged?
+            fresh: whether the read must show all that was acknowledged.
         """
         most = self.book.most(row)
         same_life = before.life % 2 == 0 and self.book.life(row) == before.life
         least = before.least if fresh and same_life else 0
         problem = wrong(value, least, most)
         if not problem and fresh and self.book.life(row) == 0:
-            # In later lives, what an append of an earlier one brings back may go again.
+            # In later lives, an append of an earlier life may bring an event back, which may be deleted again.
             problem = wrong(value, self._shown.get(row, 0), most)
             problem = problem and f"an earlier read showed more: {problem}"
             self._shown[row] = value or 0
@@ -408,13 +314,13 @@ class Reader(Actor):
 
 
 class Deleter(Actor):
-    """Deletes rows, while others append to them, fold and read them."""
+    """Deletes rows while other processes append to them, fold and read them."""
 
     def run(self, number: int) -> None:
-        """Until the last deliveries; then no row is half deleted."""
+        """Work until the last deliveries; no row is half deleted then."""
         with closing(self.open()) as store:
             while self.book.deleting:
-                time.sleep(self.chance.uniform(0.0, 4 * _SLEEP_S))
+                time.sleep(self.chance.uniform(0.0, 4 * SLEEP_S))
                 first, last = self.book.waves()
                 wave = self.chance.randint(max(0, first - 2), last)
                 row = wave * self.shape.rows + self.chance.randrange(self.shape.rows)
@@ -422,20 +328,20 @@ class Deleter(Actor):
                 if self.book.life(row) >= 2 * DELETIONS:
                     continue
                 self.book.next_life(row)
-                _until_done(lambda row=row: store.delete(self.shape.key(row)))
+                until_done(lambda row=row: store.delete(self.shape.key(row)))
                 self.book.next_life(row)
                 self.count("rows deleted")
 
 
 class Burier(Actor):
-    """Appends to rows of its own, deletes them and makes them anew, while others fold them.
+    """Appends to rows that only it writes, deletes them and makes them again, while other processes fold them.
 
-    Nobody else writes these events, and the proxy makes none of these appends late. So what must be in such a row is
-    known exactly: what was appended since it was deleted, and nothing of what was there before.
+    The proxy delays none of these appends. So the content of such a row is known exactly: what was appended since the
+    row was deleted, and nothing from before.
     """
 
     def run(self, number: int) -> None:
-        """Until the run is at its end."""
+        """Work until the run ends."""
         with closing(self.open(timeout_s=60.0, patience_s=90.0)) as store, closing(self.open()) as other:
             self._before: list[list[int]] = [[0] for _ in range(_BURIED_ROWS)]
             while not self.book.stopped:
@@ -457,15 +363,14 @@ class Burier(Actor):
             self._rest()
         self._rest()
         self._check(other, keys, there)
-        _until_done(lambda: store.delete(BURIED, prefix=True))
+        until_done(lambda: store.delete(BURIED, prefix=True))
         self._check(self.chance.choice((store, other)), keys, [0] * len(keys))
         self.count("rows made anew", len(keys))
 
     def _events(self, before: list[int]) -> list[int]:
-        """Of a row's next life: some of those it had before, or any; in the place of ``before``.
+        """Events of a row's next life: some of the earlier ones, or random ones; ``before`` is replaced by them.
 
-        If they are the same, a fold must not take them for those that were deleted; if they are others, it must not
-        bring those back.
+        A fold must not take the same events for those that were deleted, and must not bring other ones back.
         """
         if self.chance.random() < 0.5:
             events = self.chance.sample(before, self.chance.randint(1, len(before)))
@@ -478,19 +383,11 @@ class Burier(Actor):
         time.sleep(self.chance.choice((0.0, 0.01, LATE_S)) * self.chance.random())
 
     def _check(self, store: Any, keys: Sequence[str], there: Sequence[int]) -> None:
-        found = _until_done(lambda: store.get_many([Key(key) for key in keys]))
+        found = until_done(lambda: store.get_many([Key(key) for key in keys]))
         for key, value, events in zip(keys, found, there, strict=True):
             if problem := wrong(value, events, events):
                 self.book.note(f"row {key}, made anew: a fresh read of {value}: {problem}")
         self.count("rows read", len(keys))
-
-
-def _until_done(work: Callable[[], Any]) -> Any:
-    while True:
-        try:
-            return work()
-        except TransientError:
-            time.sleep(0.005)
 
 
 # ---- processes ----
@@ -508,11 +405,11 @@ def act(place: Place, role: str, number: int, process: int, start: int) -> None:
     """Run an actor, in a process of its own.
 
     Args:
-        place: what it is told.
+        place: what the process needs to know.
         role: one of `ROLES`, or ``finisher``.
         number: which of its kind.
         process: its number in the book.
-        start: how often it was started before.
+        start: how often it has been started before.
     """
     logging.getLogger().setLevel(logging.ERROR)
     os.environ["BIGTABLE_EMULATOR_HOST"] = place.host
@@ -522,53 +419,3 @@ def act(place: Place, role: str, number: int, process: int, start: int) -> None:
         Appender(place, process, seed).finish()
     else:
         ROLES[role](place, process, seed).run(number)
-
-
-def serve_proxy(pipe: Connection, upstream: str, seed: int, replay_s: float) -> None:
-    """The fault proxy, in a process of its own. The pipe gets its address; then it takes commands, and answers each.
-
-    ``calm`` ends all faults and waits for what is late; ``replay`` does all that was kept once more, and says how much
-    that was; ``counts`` gives the counts and the faults. Until it is calm, now and then something is done once more.
-
-    Args:
-        pipe: to the other side.
-        upstream: ``host:port`` of the emulator.
-        seed: of its chance.
-        replay_s: when it does something once more, again and again.
-    """
-    with FaultProxy(upstream, Plan(PLAN, seed, late_s=LATE_S, whole_reads=True), keeps=KEPT) as proxy:
-        proxy.spared = _spared
-        pipe.send(proxy.address)
-        calm = False
-        while True:
-            if not pipe.poll(replay_s):
-                if not calm:
-                    proxy.replay(1)
-                continue
-            try:
-                command = pipe.recv()
-            except EOFError:
-                return
-            answer: Any = None
-            if command == "calm":
-                calm = True
-                proxy.plan = Plan({}, whole_reads=True)
-                proxy.drain()
-            elif command == "replay":
-                answer = proxy.replay()
-            else:
-                answer = dict(proxy.counts), proxy.faults
-            pipe.send(answer)
-
-
-def _spared(method: str, request: bytes) -> bool:
-    """Deletions of rows, which must not happen later than they are said to, and what is written to buried rows."""
-    if method != MUTATE_ROWS:
-        return False
-    return BURIED.encode() in request or (b"\x22\x00" in request and any(_deletes_row(request)))
-
-
-def _deletes_row(request: bytes) -> Iterator[bool]:
-    for entry in MutateRowsRequest.pb().FromString(request).entries:
-        for mutation in entry.mutations:
-            yield mutation.HasField("delete_from_row")

@@ -1,12 +1,12 @@
-"""The book of `benchmarks.appending`: which events there are, how they are delivered, and what must come out.
+"""The book of `benchmarks.appending`: the events, their deliveries, and the values that rows must have.
 
-It is memory that all processes of a run share, so that nothing in it is lost when one of them is killed. Each word has
-one process that writes it. An event is in the book as sent before it is sent, and as acknowledged after it was; so a
-read must show at least what was acknowledged before it began, and at most what was sent before it ended.
+The book is memory that all processes of a run share, so a killed process loses nothing of it. Each word is written by
+one process. An event is noted as sent before it is sent, and as acknowledged after its acknowledgement. So a read must
+show at least what was acknowledged before it began, and at most what was sent before it ended.
 
-Most rows hold `EVENTS` events, and each adds a power of four. So the sum says which events it counts, and a digit of
-two or three that it counts one of them twice. These rows are used for a while, wave by wave. Hot rows take many events
-in every wave; their sums are held between bounds, and must be exact at the end.
+Most rows hold `EVENTS` events, each of which adds a power of four. So the sum shows which events it counts, and a digit
+of two or three shows an event that counts twice. Each wave has new rows of this kind. Hot rows get many events in every
+wave; their sums must be between bounds, and exact at the end.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 EVENTS = 30
-"""Of a row whose sum says which it counts: as many as fit into 63 bits."""
+"""Events of a row of powers: as many as fit into 63 bits."""
 ONCE = (4**EVENTS - 1) // 3
 """The sum of a row that counts each of its events once."""
 DELETIONS = 4
-"""So often a row may be deleted."""
+"""How often a row may be deleted."""
 MORTAL_EVERY = 6
-"""One row of so many is one that may be deleted."""
+"""One row of this many may be deleted."""
 
 _REDELIVERED = 3
 """Deliveries of an event of a row of powers, on average; an event of a hot row has two."""
 _LATE = 0.2
-"""This part of the deliveries comes one or two waves later."""
+"""The part of the deliveries that comes one or two waves later."""
 _OFFSET_BITS = 24
 
 COUNTERS = (
@@ -45,9 +45,9 @@ class Shape(NamedTuple):
     """How large a run is.
 
     Attributes:
-        seed: of all chance that decides what is delivered.
+        seed: of the random numbers that decide what is delivered.
         waves: in turn.
-        rows: of powers, new ones in each wave.
+        rows: of powers; each wave has new ones.
         hot: rows that are used in all waves.
         hot_events: of all hot rows together, in a wave.
         appenders, folders, readers: processes.
@@ -66,16 +66,16 @@ class Shape(NamedTuple):
 
     @property
     def n_rows(self) -> int:
-        """Of powers, in all waves."""
+        """Number of rows of powers in all waves."""
         return self.waves * self.rows
 
     @property
     def n_events(self) -> int:
-        """All, each counted once."""
+        """Number of all events, each counted once."""
         return self.n_rows * EVENTS + self.waves * self.hot_events
 
     def key(self, row: int) -> str:
-        """Of a row of powers."""
+        """The key of a row of powers."""
         return f"{row // self.rows:05}/{row % self.rows:04}"
 
     def row_of(self, key: str) -> int | None:
@@ -84,7 +84,7 @@ class Shape(NamedTuple):
         return int(wave) * self.rows + int(row) if wave.isdigit() else None
 
     def is_mortal(self, row: int) -> bool:
-        """May it be deleted?"""
+        """Whether a row may be deleted."""
         return row % MORTAL_EVERY == 0
 
     def event(self, row: int, i: int) -> Delivery:
@@ -98,7 +98,7 @@ class Shape(NamedTuple):
         return Delivery(-1 - hot, int(primary), f"hot/{hot:02}", f"hot {wave}/{i}", delta)
 
     def hot_sums(self, waves: int) -> list[int]:
-        """What the hot rows come to, with all events of so many waves."""
+        """The sums of the hot rows, with all events of the first ``waves`` waves."""
         return list(_hot_sums(self, min(waves, self.waves)))
 
 
@@ -107,7 +107,7 @@ class Delivery(NamedTuple):
 
     Attributes:
         row: of powers; or -1, -2 and so on for hot rows.
-        i: which event of a row of powers; of a hot row: is this the delivery that the bounds go by?
+        i: which event of a row of powers; of a hot row: 1 for the delivery that the bounds count.
         key, event_id, delta: what is merged.
     """
 
@@ -131,7 +131,7 @@ def _hot_sums(shape: Shape, waves: int) -> Sequence[int]:
 
 @lru_cache(maxsize=4)
 def _dealt(shape: Shape, wave: int) -> dict[tuple[int, int], list[Delivery]]:
-    """The deliveries of events of a wave, by how many waves later they come and by who makes them."""
+    """The deliveries of events of a wave, by the number of waves by which they are late, and by appender."""
     chance = random.Random(f"{shape.seed}/{wave}")
     dealt: dict[tuple[int, int], list[Delivery]] = {}
 
@@ -153,12 +153,12 @@ def _dealt(shape: Shape, wave: int) -> dict[tuple[int, int], list[Delivery]]:
 
 
 def deliveries(shape: Shape, wave: int, appender: int) -> Sequence[Delivery]:
-    """What an appender delivers in a wave, in order: events of this wave, and some of earlier ones again.
+    """What an appender delivers in a wave, in order: events of this wave, and redeliveries of earlier ones.
 
     Args:
         shape: of the run.
         wave: up to ``shape.waves + 1``, since some come late.
-        appender: which.
+        appender: its number.
     """
     made = [one for late in range(3) for one in _dealt(shape, wave - late).get((late, appender), ())]
     random.Random(f"{shape.seed}/{wave}/{appender}").shuffle(made)
@@ -166,12 +166,12 @@ def deliveries(shape: Shape, wave: int, appender: int) -> Sequence[Delivery]:
 
 
 def n_deliveries(shape: Shape) -> int:
-    """How many deliveries there are, about."""
+    """The approximate number of deliveries."""
     return shape.waves * (shape.rows * EVENTS * _REDELIVERED + 2 * shape.hot_events)
 
 
 class Bounds(NamedTuple):
-    """What must be in a row of powers, as a sum, and which time in the row's life that is about."""
+    """The least sum that a row of powers must show, and the life of the row that this is about."""
 
     least: int
     life: int
@@ -182,8 +182,8 @@ class Book:
 
     Args:
         shape: of the run.
-        path: of its file, in whose folder faults are noted as well.
-        processes: how many count.
+        path: of its file; faults are noted in a file beside it.
+        processes: how many have counters.
     """
 
     def __init__(self, shape: Shape, path: str, processes: int) -> None:
@@ -217,19 +217,19 @@ class Book:
         self._life, self._hot, self._begun = parts["life"], parts["hot"], parts["begun"]
         self._position, self._counters, self._stop = parts["position"], parts["counters"], parts["stop"]
 
-    # ---- whoever appends ----
+    # ---- for appenders ----
 
     def position(self, writer: int) -> tuple[int, int]:
-        """Wave, and how many of its deliveries are acknowledged."""
+        """The wave of an appender, and how many of its deliveries are acknowledged."""
         position = self._position[writer]
         return position >> _OFFSET_BITS, position & (1 << _OFFSET_BITS) - 1
 
     def go_on(self, writer: int, wave: int, offset: int) -> None:
-        """All before this is acknowledged."""
+        """Note that all deliveries before this position are acknowledged."""
         self._position[writer] = wave << _OFFSET_BITS | offset
 
     def sending(self, writer: int, wave: int, some: Sequence[Delivery]) -> list[int]:
-        """These are about to be sent; in which life of its row each is."""
+        """Note deliveries that are about to be sent; the life of each one's row."""
         self._begun[writer] = max(self._begun[writer], wave + 1)
         first = writer * self.shape.n_rows
         for row, _, _, _, delta in some:
@@ -238,9 +238,9 @@ class Book:
         return [self.life(one.row) for one in some]
 
     def acknowledged(self, writer: int, some: Sequence[Delivery], lives: Sequence[int]) -> None:
-        """These are in the table, but for those of a row that was being deleted; `go_on` comes first.
+        """Note deliveries that are in the table, without those of a row that was being deleted. Call `go_on` first.
 
-        So a process that is killed in between has too few in the book, and never counts one for two.
+        So a process that is killed in between leaves out some, and notes none twice.
         """
         first = writer * self.shape.n_rows
         for (row, primary, _, _, delta), life in zip(some, lives, strict=True):
@@ -256,26 +256,26 @@ class Book:
         mortal = writer * self._mortals + row // MORTAL_EVERY
         return mortal * (DELETIONS + 1) + life // 2
 
-    # ---- whoever deletes ----
+    # ---- for deleters ----
 
     def life(self, row: int) -> int:
-        """Even; odd while it is deleted."""
+        """The life of a row: even; odd while the row is being deleted."""
         return self._life[row // MORTAL_EVERY] if row >= 0 and self.shape.is_mortal(row) else 0
 
     def next_life(self, row: int) -> None:
-        """Before it is deleted, and again afterwards."""
+        """Begin the next life of a row: call it before the deletion and after it."""
         self._life[row // MORTAL_EVERY] += 1
 
-    # ---- whoever reads ----
+    # ---- for readers ----
 
     def waves(self) -> tuple[int, int]:
-        """The first and the last wave that somebody is in."""
+        """The first and the last wave that an appender is in."""
         positions = [self._position[writer] >> _OFFSET_BITS for writer in range(self.shape.appenders)]
         last = self.shape.waves - 1
         return min(*positions, last), min(max(positions), last)
 
     def bounds(self, row: int) -> Bounds:
-        """What a read that begins now must show of a row of powers."""
+        """The least that a read must show of a row of powers, if it begins now."""
         life = self.life(row)
         least = 0
         for writer in range(self._writers):
@@ -286,31 +286,31 @@ class Book:
         return Bounds(least, life)
 
     def most(self, row: int) -> int:
-        """What a read that ends now may show of it."""
+        """The most that a read may show of a row of powers, if it ends now."""
         most = 0
         for writer in range(self._writers):
             most |= self._sent[writer * self.shape.n_rows + row]
         return most
 
     def hot_least(self) -> list[int]:
-        """What a read that begins now must show of the hot rows, at least."""
+        """The least that a read must show of the hot rows, if it begins now."""
         hot = self.shape.hot
         return [sum(self._hot[writer * hot + i] for writer in range(self._writers)) for i in range(hot)]
 
     def hot_most(self) -> list[int]:
-        """What a read that ends now may show of them."""
+        """The most that a read may show of the hot rows, if it ends now."""
         return self.shape.hot_sums(max(self._begun))
 
-    # ---- all ----
+    # ---- for all ----
 
     @property
     def stopped(self) -> bool:
-        """Is the run at its end?"""
+        """Whether the run has ended."""
         return self._stop[0] > 1
 
     @property
     def deleting(self) -> bool:
-        """May rows still be deleted? The last deliveries come after that."""
+        """Whether rows may still be deleted. The last deliveries come after that."""
         return self._stop[0] == 0
 
     def stop_deleting(self) -> None:
@@ -326,22 +326,22 @@ class Book:
         self._counters[process * len(COUNTERS) + COUNTERS.index(name)] += n
 
     def counted(self, name: str) -> int:
-        """The counter of all processes."""
+        """The sum of a counter over all processes."""
         return sum(self._counters[COUNTERS.index(name) :: len(COUNTERS)])
 
     def note(self, fault: str) -> None:
-        """Something is wrong."""
+        """Note a fault."""
         with open(f"{self._path}.faults", "a", encoding="utf-8") as file:
             file.write(fault.replace("\n", " ")[:500] + "\n")
 
     def faults(self) -> list[str]:
-        """What is wrong."""
+        """All faults that were noted."""
         path = Path(f"{self._path}.faults")
         return path.read_text("utf-8").splitlines() if path.exists() else []
 
 
 def wrong(value: int | None, least: int, most: int) -> str:
-    """What is wrong with the sum of a row of powers; empty: nothing.
+    """What is wrong with the sum of a row of powers; empty if it is right.
 
     Args:
         value: that was read.
@@ -350,7 +350,7 @@ def wrong(value: int | None, least: int, most: int) -> str:
     """
     found = value or 0
     if not 0 <= found < 4**EVENTS:
-        return f"{found} is no sum of its events"
+        return f"{found} is not a sum of its events"
     double = [i for i, digit in _digits(found) if digit > 1]
     if double:
         return f"events {double} count more than once"

@@ -1,4 +1,4 @@
-"""Faults that `benchmarks.appending` must find: `plant` puts one of them into the library, in this process."""
+"""Faults that `benchmarks.appending` must find: `plant` puts one of them into the library of this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from murmur_beam.state.bigtable.row_reader import RowReader
 
 
 def _family() -> None:
-    """A folder deletes all that is pending, and not by name what it has read."""
+    """A folder deletes all pending cells, and not only those that it has read, by name."""
     real: Any = wire.clear_column
 
     def clear_column(family: str, name: bytes) -> bytes:
@@ -23,7 +23,7 @@ def _family() -> None:
 
 
 def _claim() -> None:
-    """A row without a version is folded at once, without giving it one first."""
+    """A row without a version is folded at once, and does not get a version first."""
     real: Any = Folder._begin
 
     async def begin(self: Any, one: Any) -> None:
@@ -46,14 +46,14 @@ def _markers() -> None:
 
 
 def _version() -> None:
-    """A reader holds what is pending against the markers it knows, whatever their version."""
+    """A reader compares pending events with the markers it remembers, even of an old version."""
     real: Any = RowReader.of
 
     async def of(self: Any, rows: Any) -> Any:
         found = {}
         for row in rows:
             content = self._codec.content_of(row)
-            if content.pending and content.stored is not None and row.key in self._rows:
+            if content.pending and content.column is not None and row.key in self._rows:
                 found[row.key] = self._unite(row.key, content, self._rows[row.key].has)
         return found | await real(self, [row for row in rows if row.key not in found])
 
@@ -61,7 +61,7 @@ def _version() -> None:
 
 
 def _verify() -> None:
-    """A folder that finds nothing new does not look whether the cells are of the row whose markers it knows."""
+    """A folder that finds nothing new does not check the version before it deletes."""
 
     async def verify(self: Any, some: Any) -> None:
         for one in some:
@@ -71,7 +71,7 @@ def _verify() -> None:
 
 
 def _name() -> None:
-    """All cells that a store writes have one name."""
+    """All cells that a store writes have the same name."""
     pending.Names.__call__ = lambda self: bytes(8) + self._writer + bytes(3)  # type: ignore[method-assign]
 
 
@@ -86,6 +86,6 @@ PLANTED: dict[str, Callable[[], None]] = {
 
 
 def plant(name: str) -> None:
-    """Put this fault in; empty: none."""
+    """Plant a fault; none if the name is empty."""
     if name:
         PLANTED[name]()

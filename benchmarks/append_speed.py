@@ -1,11 +1,11 @@
-"""Appending beside commits, plain cells and bare requests, reading and folding: how fast all of it is, in one run.
+"""Speed of appends beside commits, plain cells and bare requests; of reading and of folding.
 
     python -m benchmarks.append_speed [--events 300000] [--rounds 5] [--only LINE ...] [--json]
 
-On the Bigtable emulator. Whoever is measured runs in turn, several rounds, in a process that nobody used before; ratios
-are taken within a round, and the median of the rounds is held against its bar. Slow ones take a part of the events.
-"By CPU" is the same ratio by the time of the client's processor alone. All that was written is read back, with what is
-not folded yet, and compared with the events; a wrong count is an error. The exit code is 1 if a bar is missed.
+On the Bigtable emulator. Contenders run in turns, several rounds, each in a new process. Ratios are taken within a
+round, and the median of the rounds is compared with its bar. Slow contenders write a part of the events. "By CPU" is
+the same ratio by the time of the client's processor alone. All that was written is read back, with what is not folded
+yet, and compared with the events; a wrong count is an error. The exit code is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from murmur_beam.errors import ConfigurationError
 from pipelines.console import Parser, one_line_errors
 
 GO = 1.8
-"""So many times as fast as the bare stubs of Python a client in Go is taken to be."""
+"""Assumed speed of a client in Go, as a multiple of the bare stubs of Python."""
 PARTS = {"write": 5, "limit": 5, "commit-own": 5, "commit-zipf1.1": 2, "append-bundles": 3}
-"""Contenders that take a part of the events, by how their names begin: so many of them would do."""
+"""Contenders that write a part of the events, by the beginning of their names: the divisor of the number of events."""
 THREADS_PARTS = {"append": 5, "commit": 25}
 SHARED_PARTS = {"append": 1, "commit": 10}
 CELLS = 2_000, 32, 1
-"""Events of a pending cell, of rows that are folded."""
+"""Events of a pending cell in the rows that are folded."""
 GETS = 200
 
 
 class Cost(NamedTuple):
-    """What one unit took: an event, a cell, a row or a read.
+    """Cost of one unit: an event, a cell, a row or a read.
 
     Attributes:
-        seconds, cpu_s: by the wall clock, and of the client's processor.
-        reads: requests that read, in all.
+        seconds, cpu_s: by the wall clock, and by the client's processor.
+        reads: number of requests that read.
     """
 
     seconds: float
@@ -60,17 +60,17 @@ class Cost(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is held against what.
+    """A ratio of two runs, or the figure of one.
 
     Attributes:
         name: for ``--only``; several lines may share it.
         text: for people.
-        one, other: runs; without the other, the rate of the one, in thousands a second.
-        bar: None for what is only shown.
-        times: the other is taken to be so many times as fast.
-        slower: the ratio is of times, and the bar the most; else of rates, and the bar the least.
-        by_cpu: does that ratio say anything?
-        reads: not a ratio at all: requests that read, and the bar the most.
+        one, other: runs; without the other the figure is the rate of the one, in thousands a second.
+        bar: None for a figure that is only shown.
+        times: the factor by which the rate of the other run is multiplied.
+        slower: the ratio is of times, and the bar a maximum; else it is of rates, and the bar a minimum.
+        by_cpu: whether the ratio by CPU is meaningful.
+        reads: the figure is the number of requests that read, and the bar a maximum.
     """
 
     name: str
@@ -169,10 +169,10 @@ class Sizes(NamedTuple):
 
     Attributes:
         events: of a pipeline.
-        rows: that are read at once.
-        pending: events of a row that is folded.
-        markers: of the row that a reader knows.
-        gets: of it, in each round.
+        rows: to read at once.
+        pending: events of the row that is folded.
+        markers: of the row that a reader remembers.
+        gets: of that row in each round.
         rounds: of all.
     """
 
@@ -185,11 +185,11 @@ class Sizes(NamedTuple):
 
 
 Costs = dict[str, "list[Cost]"]
-"""By run: one for each round."""
+"""By run: one cost for each round."""
 
 
 def pipelines(sizes: Sizes, wanted: Collection[str]) -> Costs:
-    """`benchmarks.contenders`, each on an emulator of its own."""
+    """Runs of `benchmarks.contenders`, each on a new emulator."""
     with needing_extra():
         from benchmarks import contenders
         from murmur_beam.testing import emulators
@@ -206,7 +206,7 @@ def pipelines(sizes: Sizes, wanted: Collection[str]) -> Costs:
 
 
 def contended(sizes: Sizes, wanted: Collection[str]) -> Costs:
-    """`benchmarks.contention`, with appends beside its commits."""
+    """Runs of `benchmarks.contention`, by appends and by commits."""
 
     def threads(write: str, rows: str) -> Cost:
         events = max(THREADS, sizes.events // THREADS_PARTS[write])
@@ -249,7 +249,7 @@ def folded(sizes: Sizes, wanted: Collection[str]) -> Costs:
 
 
 def known(sizes: Sizes, wanted: Collection[str]) -> Costs:
-    """Reads of a row of many markers."""
+    """Reads of a row with many markers."""
     from benchmarks import unfolded
 
     if "known" not in wanted:
@@ -263,7 +263,7 @@ def known(sizes: Sizes, wanted: Collection[str]) -> Costs:
 
 
 GROUPS: Sequence[Callable[[Sizes, Collection[str]], Costs]] = (pipelines, contended, read, folded, known)
-"""Each measures those runs that it knows, of those that are wanted."""
+"""Each measures those of the wanted runs that it knows."""
 
 
 def _in_turns(
@@ -291,12 +291,12 @@ def _cost_of(ran: Contended) -> Cost:
 
 
 def bars(lines: Sequence[Line], costs: Costs) -> list[Bar]:
-    """What each line comes to."""
+    """The bar of each line."""
     return [Bar(line.text, *_values(line, costs)) for line in lines]
 
 
 def _values(line: Line, costs: Costs) -> Iterator[Any]:
-    """What comes after the text of a `Bar`."""
+    """The arguments of `Bar` after its text."""
     ones = costs[line.one]
     if line.reads:
         yield from ([one.reads for one in ones], line.bar, False)

@@ -1,15 +1,15 @@
-"""Millions of deliveries into a table that is appended to, with faults and SIGKILLs: nothing lost, nothing doubled.
+"""Millions of deliveries by appends, with faults and SIGKILLs: no event is lost, none counts twice.
 
     python -m benchmarks.appending [--deliveries 2000000] [--kills 200] [--seed N] [--json]
 
-On the Bigtable emulator, through a proxy that loses requests and answers, does requests twice, late, or again much
-later, and resets connections. Processes append, fold and read at the same time, and are killed and started again; rows
-are deleted and made anew; now and then the table is switched to commits and back, while old processes go on.
+On the Bigtable emulator, through a proxy that loses requests and answers, repeats and delays requests, and resets
+connections. Processes append, fold and read at the same time, and are killed and restarted. Rows are deleted and made
+again. Now and then the table is switched to commits and back, while old processes continue.
 
-Every read is held against what had been acknowledged when it began, and what had been sent when it ended; most rows say
-by their sum which events they count. At the end every row must count each event once: read fresh, then after a last
-fold, with nothing left pending, and again when appends have arrived once more after that. The exit code is 1 if
-anything was wrong. ``--plant`` puts a fault in, which must be found.
+Every read is compared with what had been acknowledged when it began, and what had been sent when it ended; the sum of
+most rows shows which events they count. At the end every row must count each event once: by a fresh read, after a last
+fold that leaves nothing pending, and after old appends have arrived again. The exit code is 1 if anything was wrong.
+``--plant`` plants a fault, which must be found.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from murmur_beam.state.base import Schema
 from pipelines.console import Parser, one_line_errors
 
 SWITCHED = 0.25, 0.32, 0.6, 0.66
-"""When the table is committed to, and appended to again, as parts of the run."""
+"""Parts of the run after which the table is switched to commits, and back to appends."""
 STALLED_S = 120.0
 ENOUGH_FAULTS = 20
 _LOOK_S = 0.02
@@ -45,21 +45,21 @@ _KILLED = ("appender", "appender", "folder", "folder", "reader")
 _LAST_FOLDS = 50
 _KEYS_PER_READ = 2_000
 _FEW = 200
-"""Deliveries of one flush, where there are few."""
+"""Deliveries of one flush in a small run, at most."""
 
 
 class Proved(NamedTuple):
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        deliveries, events: of so many events.
+        deliveries, events: their numbers.
         counters: what the processes counted.
         kills: by role.
-        switches: of the way of writing.
-        faults: that the proxy made, by kind.
-        replayed: requests that were done again much later.
-        failed: requests by method, all and failed.
-        lost, doubled: events that do not count at the end, and that count twice; of hot rows, rows that are wrong.
+        switches: between commits and appends.
+        faults: of the proxy, by kind.
+        replayed: requests that were repeated much later.
+        failed: by method, the number of requests and of those that failed.
+        lost, doubled: events that do not count at the end, or count twice; of hot rows, the rows that are wrong.
         wrong: what is wrong.
         seconds: that it took.
     """
@@ -79,21 +79,21 @@ class Proved(NamedTuple):
 
 
 def shaped(deliveries: int, seed: int, *, large: bool) -> Shape:
-    """A run of at least so many deliveries."""
+    """The shape of a run with at least this many deliveries."""
     shape = Shape(seed, 1, 100, 8, 12_000, 4, 3, 2, 3_000) if large else Shape(seed, 1, 18, 3, 400, 2, 2, 1, _FEW)
     return shape._replace(waves=max(3, -(-deliveries // n_deliveries(shape))))
 
 
 def _context(shape: Shape) -> Any:
-    """Processes are forks of one that has imported what they need, so that they start at once."""
+    """A context whose processes start quickly: they are forks of a server that has imported what they need."""
     context = multiprocessing.get_context("forkserver")
     beam = ["pipelines.quiet_beam", "murmur_beam.transforms"] if shape.appenders > 2 else []
-    context.set_forkserver_preload([*beam, "benchmarks.append_actors"])
+    context.set_forkserver_preload([*beam, "benchmarks.append_actors", "benchmarks.append_proxy"])
     return context
 
 
 class _Process:
-    """An actor in a process of its own, which is started again when it was killed."""
+    """An actor in its own process, which can be killed and restarted."""
 
     def __init__(self, place: Any, role: str, number: int, process: int) -> None:
         self.role = role
@@ -103,7 +103,7 @@ class _Process:
         self.start()
 
     def start(self) -> None:
-        """In the place of one that has ended."""
+        """Start the process, or restart it after its end."""
         from benchmarks.append_actors import act
 
         self._process = self._context.Process(target=act, args=(*self._args, self._starts), daemon=True)
@@ -112,26 +112,26 @@ class _Process:
 
     @property
     def code(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """The exit code; None while the process runs."""
         return self._process.exitcode
 
     def kill(self) -> bool:
-        """Send SIGKILL and wait for its end; False if it had ended by itself."""
+        """Send SIGKILL and wait for the end; False if the process had ended before."""
         runs = self.code is None
         self._process.kill()
         self._process.join()
         return runs
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, if it ends soon."""
+        """The exit code, if the process ends within this time."""
         self._process.join(seconds)
         return self.code
 
 
 @contextmanager
 def _proxy(upstream: str, shape: Shape) -> Iterator[tuple[str, Callable[[str], Any]]]:
-    """The proxy's address, and how to tell it a command."""
-    from benchmarks.append_actors import serve_proxy
+    """Run the proxy; its address, and a function that sends it a command."""
+    from benchmarks.append_proxy import serve_proxy
 
     context = _context(shape)
     pipe, theirs = context.Pipe()
@@ -155,9 +155,9 @@ class _Run:
     """One run.
 
     Args:
-        place: what the processes are told.
-        kills: how many.
-        tell: the proxy.
+        place: what the processes need to know.
+        kills: the number of SIGKILLs.
+        tell: sends the proxy a command.
     """
 
     def __init__(self, place: Any, kills: int, tell: Callable[[str], Any]) -> None:
@@ -174,7 +174,7 @@ class _Run:
         self.lost = self.doubled = 0
 
     def go(self) -> None:
-        """All of it."""
+        """Run all processes to the end, and check the table."""
         processes = []
         try:
             for role, n in actors(self._shape):
@@ -199,7 +199,7 @@ class _Run:
     # ---- while it runs ----
 
     def _watch(self, processes: Sequence[_Process]) -> bool:
-        """Kill and switch until all is delivered; False: something is wrong."""
+        """Kill and switch until all is delivered; False after a fault."""
         planned = n_deliveries(self._shape)
         last, since = -1, time.monotonic()
         while any(process.role == "appender" and process.code != 0 for process in processes):
@@ -217,7 +217,7 @@ class _Run:
             while self._kill_at and self._kill_at[0] <= done:
                 self._kill_at.pop(0)
                 self._kill_one(processes, self._chance.choice(_KILLED))
-            # Not back before somebody has committed.
+            # Not back before an appender has committed.
             if self._switch_at and self._switch_at[0] <= done and self._book.counted("merged") >= self._merged:
                 self._switch_at.pop(0)
                 self._switch(processes)
@@ -231,14 +231,14 @@ class _Run:
         some = [process for process in processes if process.role == role and process.code is None]
         if some:
             process = self._chance.choice(some)
-            # Anywhere within a request or between two of them.
+            # At a random moment: within a request, or between two.
             time.sleep(self._chance.uniform(0.0, 0.01))
             if process.kill():
                 self.kills[role] += 1
             process.start()
 
     def _switch(self, processes: Sequence[_Process]) -> None:
-        """Have the table written in the other way; one appender that is started anew finds that out."""
+        """Switch the table to the other way of writing. An appender that is restarted uses it."""
         from murmur_beam.state.bigtable import tables
 
         self.switches += 1
@@ -251,7 +251,7 @@ class _Run:
 
     def _settle(self) -> None:
         self._tell("calm")
-        # The proxy leaves nothing out any more, and holds reads and writes apart.
+        # The proxy makes no more faults, and keeps reads and writes apart.
         with environment(BIGTABLE_EMULATOR_HOST=self._place.host), closing(self._open()) as store:
             for when in ("when all was delivered", "when appends had come once more after their fold"):
                 self._check(store, when, fresh=True)
@@ -276,7 +276,7 @@ class _Run:
                 time.sleep(0.1)
 
     def _check(self, store: Any, when: str, *, fresh: bool) -> None:
-        """Hold all rows against what they must be."""
+        """Compare all rows with the values that they must have."""
         say(f"checking all rows {when}")
         found = {key.entity: value for key, value in store.scan(fresh=fresh)}
         expected: dict[str, int] = {self._shape.key(row): ONCE for row in range(self._shape.n_rows)}
@@ -301,11 +301,11 @@ class _Run:
             self._book.note(f"{when}: {key} is {value}, not {expected[key]}, fresh={fresh}: {problem}")
         self.lost, self.doubled = max(self.lost, lost), max(self.doubled, doubled)
         if more := [key for key in found if key not in expected and not key.startswith("buried/")]:
-            self._book.note(f"{when}: rows that nobody wrote: {more[:5]}")
+            self._book.note(f"{when}: rows that were never written: {more[:5]}")
 
 
 def actors(shape: Shape) -> list[tuple[str, int]]:
-    """Role and number of each process that runs all the time."""
+    """Role and number of each process of a run."""
     numbers = {"appender": shape.appenders, "folder": shape.folders, "reader": shape.readers, "deleter": 1, "burier": 1}
     return [(role, n) for role, many in numbers.items() for n in range(many)]
 
@@ -317,15 +317,15 @@ def _purpose() -> Any:
 
 
 def prove(shape: Shape, kills: int, folder: str, planted: str = "") -> Proved:
-    """Run it, on the emulator that `BIGTABLE_EMULATOR_HOST` says.
+    """Run the proof on the emulator that `BIGTABLE_EMULATOR_HOST` names.
 
     Args:
-        shape: how much.
-        kills: how many SIGKILLs.
-        folder: for the book; empty.
-        planted: the fault to plant; empty: none.
+        shape: the size of the run.
+        kills: the number of SIGKILLs.
+        folder: an empty folder for the book.
+        planted: the fault to plant; empty for none.
     """
-    from benchmarks.append_actors import Place
+    from benchmarks.append_base import Place
     from murmur_beam.state.bigtable import tables
 
     began_s = time.monotonic()
@@ -356,7 +356,7 @@ def prove(shape: Shape, kills: int, folder: str, planted: str = "") -> Proved:
 
 
 def table(proved: Proved) -> list[list[str]]:
-    """Rows to print, the first of them the titles."""
+    """Rows to print; the first has the titles."""
     rows: list[tuple[str, object]] = [
         ("deliveries", proved.deliveries),
         ("events", proved.events),
@@ -374,15 +374,15 @@ def table(proved: Proved) -> list[list[str]]:
 
 @one_line_errors("appending")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print; 1 if an event is lost or doubled, or a read was wrong."""
+    """Run and print; 1 if an event is lost or counts twice, or a read was wrong."""
     with needing_extra():
         from benchmarks.append_planted import PLANTED
     parser = Parser(prog="python -m benchmarks.appending", description=__doc__.split("\n")[0])
     parser.add_argument("--deliveries", type=int, default=2_000_000, metavar="N", help="at least (%(default)s)")
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="SIGKILLs (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all chance (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all random numbers (%(default)s)")
     parser.add_argument("--small", action="store_true", help="fewer rows and processes, as in the tests")
-    parser.add_argument("--plant", choices=sorted(PLANTED), default="", help="put this fault in; it must be found")
+    parser.add_argument("--plant", choices=sorted(PLANTED), default="", help="plant this fault; it must be found")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
     for name in ("deliveries", "kills"):

@@ -1,7 +1,7 @@
-"""What `benchmarks.hostile` runs, each part in a process of its own: records in, and a book that balances at the end.
+"""The parts of `benchmarks.hostile`, each run in its own process: a book compares all outputs with the inputs.
 
-The book is kept in this process, by steps that Beam fuses with `MergeRecords`: an element is in it from when it is
-made until it comes out. So a bundle may be of any size, and nothing has to hold it.
+The book is kept in this process, by steps that Beam fuses with `MergeRecords`: an element is in the book from when it
+is made until it is emitted. So a bundle may have any size, and is never held as a whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUNDLE = 100_000
 """Records of one bundle."""
 LARGE_BYTES = 10_000_000
 REPLAY_EVERY = 100
-"""One dead letter of so many is replayed, as long as there are not too many of them."""
+"""One dead letter of this many is replayed, up to `MAX_REPLAYED`."""
 MAX_REPLAYED = 2_000
 
 _FIRST_DAY = date(1970, 1, 1)
@@ -40,22 +40,22 @@ _MERGE = {"key": "page", "value": "n", "monoid": "sum", "event_id": "id", "event
 
 
 class Figures(NamedTuple):
-    """What became of the records of one part.
+    """Figures of the records of one part.
 
     Attributes:
         part: its name.
-        records: that went in.
-        kinds: of these.
-        outputs: that came out.
-        merged: of these, merged or found to be duplicates.
-        letters: of these, dead letters.
-        replayed: dead letters that went in again.
-        unequal: outputs that are not as they should be: payload, side, or no such input.
-        lost: inputs without their output, by their kinds.
+        records: number of inputs.
+        kinds: number of their kinds.
+        outputs: number of outputs.
+        merged: outputs that were merged or duplicates.
+        letters: outputs that are dead letters.
+        replayed: dead letters that were replayed.
+        unequal: outputs with another payload or another side than the input, or without an input.
+        lost: inputs without an output, by kind.
         rows_wrong: aggregates that differ from the recount.
-        before_mb: most memory of the process when all was loaded and had been used once.
-        after_mb: at the end.
-        cpu_us: of the process for each record, with making and checking it.
+        before_mb: peak memory of the process after a first small run.
+        after_mb: peak memory at the end.
+        cpu_us: time of the process for each record, including making and checking it.
     """
 
     part: str
@@ -74,20 +74,20 @@ class Figures(NamedTuple):
 
     @property
     def grown_mb(self) -> float:
-        """How much memory the records took."""
+        """Memory that the records needed."""
         return self.after_mb - self.before_mb
 
     @property
     def changed(self) -> int:
-        """Records that did not come out, or not as what they are: most of these have made an unequal output."""
+        """Records that were lost or changed; most of the lost ones made an unequal output."""
         return max(self.unequal, sum(self.lost.values()))
 
 
 class Book:
-    """What has gone in and not come out yet, by digest, and what the good records should come to.
+    """Digests of the inputs without an output, and the expected counts of the good records.
 
     Args:
-        sample: gets some of the dead letters, a line each; None keeps none.
+        sample: gets some of the dead letters, a line each; None for no sample.
     """
 
     def __init__(self, sample: IO[str] | None = None) -> None:
@@ -99,7 +99,7 @@ class Book:
         self._open: defaultdict[bytes, list[str]] = defaultdict(list)
 
     def enter(self, made: Made) -> None:
-        """A record goes in."""
+        """Note a record before it is merged."""
         self.records += 1
         self.kinds.add(made.kind)
         self._open[_digest(made.data, dead=made.counted is None)].append(made.kind)
@@ -107,12 +107,12 @@ class Book:
             self._count(made.counted)
 
     def enter_again(self, payload: bytes) -> None:
-        """A dead letter goes in."""
+        """Note a dead letter before it is replayed."""
         self.records += 1
         self._open[_digest(payload, dead=True)].append("replayed")
 
     def letter(self, letter: DeadLetter) -> None:
-        """A dead letter comes out."""
+        """Check a dead letter off."""
         self.letters += 1
         line = DeadLetter.to_json(letter)
         if DeadLetter.from_json(line) != letter:
@@ -123,12 +123,12 @@ class Book:
             self._sample.write(line + "\n")
 
     def result(self, result: MergeResult) -> None:
-        """A merged record comes out."""
+        """Check a merged record off."""
         self.merged += 1
         self._close(result.element, dead=False)
 
     def left(self) -> Counter[str]:
-        """How many have not come out, by their kinds."""
+        """Number of records without an output, by kind."""
         return Counter(kind for kinds in self._open.values() for kind in kinds)
 
     def _count(self, counted: Counted) -> None:
@@ -152,15 +152,15 @@ def _digest(data: bytes, *, dead: bool) -> bytes:
 
 
 _book = Book()
-"""Of this process: Beam pickles its steps, and would pickle a book that they held."""
+"""The book of this process. It is not in the steps, since Beam pickles those."""
 
 
 class Enter(beam.DoFn):
-    """Makes records, by the numbers of the first and behind the last.
+    """Makes the records of a range of numbers.
 
     Args:
-        decode: names the format.
-        size: of a large record, in bytes; None for those of ordinary sizes.
+        decode: name of the format.
+        size: of large records, in bytes; None for ordinary sizes.
     """
 
     def __init__(self, decode: str, size: int | None) -> None:
@@ -169,7 +169,7 @@ class Enter(beam.DoFn):
         self._size = size
 
     def process(self, numbers: tuple[int, int]) -> Iterator[bytes]:
-        """Put each into the book before it goes in."""
+        """Note each one in the book, and emit it."""
         for made in _format(self._decode, self._size).records(*numbers):
             if _book.records % _SAY_EVERY == 0:
                 say(f"{_book.records:,} {self._decode} records")
@@ -181,7 +181,7 @@ class EnterAgain(beam.DoFn):
     """Reads dead letters from a file."""
 
     def process(self, path: str) -> Iterator[DeadLetter]:
-        """Put each into the book before it goes in."""
+        """Note each one in the book, and emit it."""
         with open(path, "rb") as lines:
             for line in lines:
                 letter = DeadLetter.from_json(line)
@@ -190,10 +190,10 @@ class EnterAgain(beam.DoFn):
 
 
 class Leave(beam.DoFn):
-    """Strikes what comes out of `MergeRecords` off the book."""
+    """Checks the outputs of `MergeRecords` off the book."""
 
     def process(self, output: Any) -> None:
-        """Either a result or a dead letter."""
+        """Check off a result or a dead letter."""
         if "payload" in output._fields:
             _book.letter(DeadLetter(*output))
         else:
@@ -205,8 +205,8 @@ def through_runner(decode: str, n: int, folder: str, size: int | None = None, bu
 
     Args:
         decode: "json" or "csv".
-        n: how many records.
-        folder: for the store; empty.
+        n: number of records.
+        folder: an empty folder for the store.
         size: of large records, in bytes.
         bundle: records of one bundle.
     """
@@ -240,12 +240,12 @@ def through_runner(decode: str, n: int, folder: str, size: int | None = None, bu
 
 
 def through_file(decode: str, n: int, folder: str) -> Figures:
-    """Have `merge_files` merge a file of those records that can stand in one, and read its letters from the file.
+    """Let `merge_files` merge a file of all records that fit into a file, and check its file of dead letters.
 
     Args:
         decode: "json" or "csv".
-        n: how many records.
-        folder: for the file, the store and the letters; empty.
+        n: number of records.
+        folder: an empty folder for the file, the store and the letters.
     """
     made = FORMATS[decode]
     _in_file(made, made.smallest(), Path(folder, "warm"), Book())
@@ -255,7 +255,7 @@ def through_file(decode: str, n: int, folder: str) -> Figures:
     merged = sum(outcomes.values()) - book.letters
     left = book.left()
     for kind in made.good:
-        # What is merged from a file leaves no trace there but in the state.
+        # Merged records of a file show in the state only.
         del left[kind]
     return Figures(
         part=f"{decode} file",
@@ -287,7 +287,7 @@ def _run_bundle(book: Book, decode: str, uri: str, numbers: tuple[int, int], siz
 
 
 def _run(book: Book, build: Callable[[beam.Pipeline], Any]) -> None:
-    """Run what ends in `MergeRecords`, with this book."""
+    """Run a pipeline that ends in `MergeRecords`, with this book."""
     global _book
     _book = book
     pipeline = beam.Pipeline(runner=IN_PROCESS_RUNNER)
@@ -298,7 +298,7 @@ def _run(book: Book, build: Callable[[beam.Pipeline], Any]) -> None:
 
 
 def _in_file(made: Format, n: int, base: Path, book: Book) -> tuple[str, dict[str, int]]:
-    """Merge a file of records; the store, and what `merge_files` says of them."""
+    """Merge a file of records; the URI of the store, and the counts that `merge_files` prints."""
     path, letters, uri = f"{base}.{made.decode}", Path(f"{base}-letters.jsonl"), f"sqlite:///{base}.db"
     with open(path, "wb") as file:
         if made.decode == "csv":
@@ -321,8 +321,8 @@ def _in_file(made: Format, n: int, base: Path, book: Book) -> tuple[str, dict[st
 
 
 def line_of(decode: str, data: bytes) -> bytes | None:
-    """What of a record stands in a file, without the line end; None of one that would be something else there:
-    nothing, several records, or one that goes on in the next."""
+    """A record as a line of a file, without the line end; None if the file would hold something else: nothing, several
+    records, or a record that continues in the next line."""
     if decode == "csv":
         if not data.startswith(HEADER + b"\n") or data.count(b'"') % 2:
             return None

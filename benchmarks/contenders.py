@@ -1,7 +1,7 @@
-"""Who is measured by `benchmarks.throughput` and `benchmarks.append_speed`: each takes events from a workload and
-writes them, some exactly once.
+"""The contenders of `benchmarks.throughput` and `benchmarks.append_speed`: each writes the events of a workload, some
+exactly once.
 
-The clock runs from the first event until the last one is written: opening stores and building pipelines is not in it.
+The time is that from the first event to the last write, without opening stores and building pipelines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ from google.cloud.bigtable.row import DirectRow
 from google.cloud.bigtable_v2.types import CheckAndMutateRowRequest
 
 from benchmarks.harness import Inexact, Usage, peak_mb
-from benchmarks.timing import Done, watch
+from benchmarks.requests import Requests, counting
+from benchmarks.timing import Copy, Done, Emit, Hold, watch
 from benchmarks.workloads import COMMIT, events, expected, pages
 from murmur_beam.buffer import FlushLimits
 from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
@@ -41,9 +42,7 @@ from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, tables, wire
-from murmur_beam.state.bigtable.channels import Burst, Call
-from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable import BigtableSpec, tables, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW, encode_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.bigtable.meta import APPEND
@@ -61,13 +60,13 @@ OVERHEAD_TIMES = 5
 
 
 class Job(NamedTuple):
-    """What a contender is asked to do.
+    """The task of a contender.
 
     Attributes:
-        host: of a Bigtable emulator that nobody has used yet.
-        events: how many to write; slow contenders take a part of them, quick ones several times as many.
+        host: of a new Bigtable emulator.
+        events: number of events to write; slow contenders write a part of them, quick ones a multiple.
         flush: records that `MergeRecords` buffers at most.
-        counted: count requests and read back what is stored for dedup, which takes time of its own.
+        counted: whether to count requests, and to read back what is stored for dedup, which needs time.
     """
 
     host: str
@@ -77,15 +76,15 @@ class Job(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What came out of one pass over the events.
+    """The figures of one pass over the events.
 
     Attributes:
-        name: of the contender, and of the pass where there are several.
+        name: of the contender; of the pass, if there are several.
         events: how many.
-        seconds, cpu_s: for all of them; the processor's time is that of the client alone.
+        seconds, cpu_s: for all events; the processor's time is that of the client alone.
         peak_mb: memory of the process, with Python, Beam and the workload.
-        writes: requests for each touched row and flush; None where nobody counted.
-        dedup_bytes: stored for each event, to know it again; None where nobody counted.
+        writes: requests for each touched row and flush; None if not counted.
+        dedup_bytes: stored for each event, to recognize it; None if not counted.
     """
 
     name: str
@@ -98,56 +97,15 @@ class Pass(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Somebody to measure.
+    """A way of writing events.
 
     Attributes:
-        text: what it does, for people.
-        run: does it, in a process of its own.
+        text: a description to print.
+        run: writes the events of a job; called in a new process.
     """
 
     text: str
     run: Callable[[Job], list[Pass]]
-
-
-class Emit(beam.DoFn):
-    """The events of a workload; starts the watch."""
-
-    def setup(self) -> None:
-        """As a pipeline's own process does."""
-        freeze_startup_objects()
-
-    def process(self, workload: tuple[str, int, str]) -> Iterator[dict[str, object]]:
-        pages(*workload[:2])
-        watch.start()
-        yield from events(*workload)
-
-
-class Copy(beam.DoFn):
-    """Each element as it came; stops the watch."""
-
-    def process(self, element: Any) -> Iterator[Any]:
-        yield element
-
-    def finish_bundle(self) -> None:
-        """As `Done`, which would have to be given every element."""
-        watch.stop()
-
-
-class Hold(beam.DoFn):
-    """Each element as it came, but at the end of its bundle, as whoever buffers must; stops the watch."""
-
-    def start_bundle(self) -> None:
-        """Hold nothing yet."""
-        self._held: list[WindowedValue] = []
-
-    def process(self, element: Any, windowed: WindowedValue = beam.DoFn.WindowedValueParam) -> None:
-        """Keep it, with its window."""
-        self._held.append(windowed)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Give all out."""
-        yield from self._held
-        watch.stop()
 
 
 class ToRow(beam.DoFn):
@@ -159,11 +117,11 @@ class ToRow(beam.DoFn):
         yield row
 
 
-# ---- the others ----
+# ---- contenders of others ----
 
 
 def limit(job: Job) -> list[Pass]:
-    """Bare stubs: conditional writes that are ready to be sent, each to a row of its own."""
+    """Bare stubs: conditional writes that are ready to be sent, each to another row."""
     where = _table(job)
     name = f"projects/{PROJECT}/instances/{INSTANCE}/tables/{TABLE}"
     table = SimpleNamespace(name=name, app_profile="")
@@ -202,7 +160,7 @@ def limit(job: Job) -> list[Pass]:
 
 
 def write(job: Job) -> list[Pass]:
-    """Beam's own connector: one plain cell for each event, which nobody adds up."""
+    """Beam's own connector: one plain cell for each event, without a sum."""
     _table(job)
     with beam.Pipeline(runner=IN_PROCESS_RUNNER) as p:
         _ = (
@@ -225,7 +183,7 @@ def write(job: Job) -> list[Pass]:
 
 
 def claim(job: Job) -> list[Pass]:
-    """Claim the event, then increment, with the official client: one event after the other, as Murmur does."""
+    """Claim the event, then increment, with the official client: one event after the other."""
     _table(job)
     n = max(1, job.events // CLAIMS_PART)
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
@@ -263,9 +221,9 @@ def merging(
         kind: of the workload.
         monoid: how to fold.
         flush: records to buffer; None for what the job says.
-        dedup: exactly once, or each delivery?
-        again: merge all of it a second time, with a new pipeline that opens the store anew.
-        write: how the table is written; what is appended is said to be recorded.
+        dedup: whether to count exactly once; else each delivery counts.
+        again: merge all events a second time, by a new pipeline that opens the store again.
+        write: how the table is written; the outcome of appended events is recorded.
     """
     outcome = "recorded" if write == APPEND else "merged"
 
@@ -273,8 +231,8 @@ def merging(
         where = _table(job, monoid, write)
         passes = []
         for name_of_pass in (name, f"{name}-again") if again else (name,):
-            # Counting takes time of its own, if little.
-            with counting() if job.counted else nullcontext(Counts()) as counts:
+            # Counting needs some time.
+            with counting(rows=True) if job.counted else nullcontext(Requests()) as counts:
                 usage, merged = _merge(job.events, kind, monoid, where, flush or job.flush, dedup, outcome)
             peak = peak_mb()
             duplicate = name_of_pass != name
@@ -283,10 +241,10 @@ def merging(
             _check(where, kind, job.events, monoid)
             made = Pass(name_of_pass, job.events, *usage, peak)
             if job.counted:
-                if not counts.rows or not (counts.requests or duplicate):
-                    raise Inexact(f"{name_of_pass}: {counts.requests} requests for {counts.rows} rows were seen")
+                if not counts.rows or not (counts.writes or duplicate):
+                    raise Inexact(f"{name_of_pass}: {counts.writes} requests for {counts.rows} rows were seen")
                 stored = _dedup_bytes() / job.events if dedup else None
-                made = made._replace(writes=counts.requests / counts.rows, dedup_bytes=stored)
+                made = made._replace(writes=counts.writes / counts.rows, dedup_bytes=stored)
             passes.append(made)
         return passes
 
@@ -296,13 +254,13 @@ def merging(
 def bundles(
     name: str, size: int | None, kind: str = "zipf1.1", *, part: int = 1, write: str = COMMITS
 ) -> Callable[[Job], list[Pass]]:
-    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each written when it ends.
+    """The `MergeDoFn` as a streaming runner drives it: in small bundles, each of which is written at its end.
 
     Args:
         name: of the pass.
-        size: events of a bundle; None: all in one.
+        size: events of a bundle; None for a single bundle.
         kind: of the workload.
-        part: of the events that is taken.
+        part: divisor of the number of events.
         write: how the table is written.
     """
 
@@ -331,7 +289,7 @@ def bundles(
 
 
 def copying(name: str, fn: type[beam.DoFn]) -> Callable[[Job], list[Pass]]:
-    """A ``ParDo`` that gives each element on as it came."""
+    """A ``ParDo`` that emits each element unchanged."""
 
     def contender(job: Job) -> list[Pass]:
         n = job.events * OVERHEAD_TIMES
@@ -348,7 +306,7 @@ def remembering(name: str, kind: str, *, times: int = 1, flush: int | None = Non
     Args:
         name: of the pass.
         kind: of the workload.
-        times: so many times the events, since it is quick.
+        times: factor of the number of events, since the store is quick.
         flush: records to buffer; None for what the job says.
     """
 
@@ -386,7 +344,7 @@ CONTENDERS = {
         remembering("memory", "zipf1.1", times=OVERHEAD_TIMES, flush=FlushLimits().events),
     ),
 }
-"""Of `benchmarks.throughput`."""
+"""The contenders of `benchmarks.throughput`."""
 
 KINDS = "own", "zipf1.1", "zipf1.3"
 BUNDLES = {"10": 10, "100": 100, "5000": 5_000, "whole": None}
@@ -409,11 +367,11 @@ APPENDING = {
     },
     "memory-own": Contender("MergeRecords: every event its own row, memory store", remembering("memory-own", "own")),
 }
-"""Further ones, of `benchmarks.append_speed`."""
+"""Further contenders, of `benchmarks.append_speed`."""
 
 
 def measure(name: str, job: Job) -> list[Pass]:
-    """Have a contender do a job; to be called in a process of its own.
+    """Run a contender's job. Call it in a new process.
 
     Raises:
         Inexact: a count is wrong.
@@ -425,53 +383,7 @@ def measure(name: str, job: Job) -> list[Pass]:
     return (CONTENDERS | APPENDING)[name].run(job)
 
 
-# ---- what they share ----
-
-
-class Counts:
-    """Write requests, and the rows that each flush touched."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.rows = 0
-
-
-@contextmanager
-def counting() -> Iterator[Counts]:
-    """Count what every store in this process writes."""
-    counts = Counts()
-    commit, mutate, mutate_here = Connection.commit, Connection.mutate, Connection.mutate_here
-    merge_updates = BigtableStore.merge_updates
-
-    def counted_commit(self: Connection, request: bytes, burst: Burst | None = None) -> Call:
-        counts.requests += 1
-        return commit(self, request, burst)
-
-    async def counted_mutate(self: Connection, request: bytes, n: int) -> dict[int, Exception]:
-        counts.requests += 1
-        return await mutate(self, request, n)
-
-    def counted_here(self: Connection, request: bytes, n: int) -> Any:
-        counts.requests += 1
-        return mutate_here(self, request, n)
-
-    def counted_merge(self: BigtableStore[Any], updates: Any) -> Any:
-        counts.rows += len({update.key for update in updates})
-        return merge_updates(self, updates)
-
-    changed: Any = (
-        (Connection, "commit", commit, counted_commit),
-        (Connection, "mutate", mutate, counted_mutate),
-        (Connection, "mutate_here", mutate_here, counted_here),
-        (BigtableStore, "merge_updates", merge_updates, counted_merge),
-    )
-    for owner, name, _, counted in changed:
-        setattr(owner, name, counted)
-    try:
-        yield counts
-    finally:
-        for owner, name, original, _ in changed:
-            setattr(owner, name, original)
+# ---- shared parts ----
 
 
 def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[str, Any]:
@@ -490,7 +402,7 @@ def _arguments(monoid: str, store: StoreSpec, flush: int, dedup: bool) -> dict[s
 def _merge(
     n: int, kind: str, monoid: str, store: StoreSpec, flush: int, dedup: bool, outcome: str
 ) -> tuple[Usage, int]:
-    """Run a pipeline; what it took, and how many records came to this outcome."""
+    """Run a pipeline; its usage, and the number of records with this outcome."""
     p = beam.Pipeline(runner=IN_PROCESS_RUNNER)
     arguments = _arguments(monoid, store, flush, dedup)
     outputs = p | beam.Create([(kind, n, monoid)]) | beam.ParDo(Emit()) | MergeRecords(**arguments)
@@ -510,7 +422,7 @@ def _table(job: Job, monoid: str = "sum", write: str = COMMITS) -> BigtableSpec:
 
 
 def _check(spec: StoreSpec, kind: str, n: int, monoid: str) -> None:
-    """Compare every aggregate with what it should be."""
+    """Compare every aggregate with its expected value."""
     how: Monoid[Any] = by_name(monoid)
     wanted = expected(kind, n, monoid)
     with closing(spec.open(how)) as store:
@@ -527,7 +439,7 @@ def _client() -> BigtableDataClient:
 
 
 def _read(row_filter: filters.RowFilter) -> Iterator[Any]:
-    """What is in the table, past our stores."""
+    """Rows of the table, read by the official client."""
     with _client() as client, client.get_table(INSTANCE, TABLE) as table:
         for row in table.read_rows_stream(ReadRowsQuery(row_filter=row_filter)):
             if row.row_key != SCHEMA_ROW:
@@ -535,6 +447,6 @@ def _read(row_filter: filters.RowFilter) -> Iterator[Any]:
 
 
 def _dedup_bytes() -> int:
-    """All that is stored to know events again: the columns with their timestamps and their contents."""
+    """Size of all markers: columns with their timestamps and contents."""
     family = filters.FamilyNameRegexFilter(wire.DEDUP)
     return sum(len(cell.qualifier) + 8 + len(cell.value) for row in _read(family) for cell in row)

@@ -1,13 +1,13 @@
-"""What it costs that many write the same rows at once: of one row, and of small bundles of many threads.
+"""The cost of contention: many writers of one row, and small bundles of many threads.
 
     python -m benchmarks.contention [--events 960] [--bundled 24000] [--rounds 3] [--json]
 
-On the Bigtable emulator. Writers of one row are processes with a store each, which merge one event after the other, so
-that each event is a commit; all events are different ones. Bundles are merged by threads that share one store, as on a
+On the Bigtable emulator. Writers of one row are processes, each with its own store, that merge one event after the
+other: each event is a commit, and no event comes twice. Bundles are merged by threads that share one store, as on a
 worker. Every count is checked. The exit code is 1 if a bar is missed.
 
-The last figure is the most that small bundles could reach with conditional writes: bare stubs, and each write brings in
-all events under way of its row. Those are few: the threads have `THREADS` x `BUNDLE` events under way, of `KEYS` rows.
+The last figure is the most that small bundles could reach with conditional writes: by bare stubs, if each write had all
+events of its row that are under way. These are few: `THREADS` x `BUNDLE` events are under way, of `KEYS` rows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import (
@@ -38,6 +39,7 @@ from benchmarks.harness import (
     print_figures,
     say,
 )
+from benchmarks.requests import counting
 from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
@@ -51,18 +53,18 @@ THREADS, BUNDLE, WHOLE, KEYS = 12, 10, 5_000, 200
 SHARED_WRITERS, SHARED_PROCESSES, SHARED_ROWS, SHARED_FLUSH = 16, 2, 50, 500
 ROW_BAR, SLOWEST_BAR_S, BUNDLE_BAR = 0.15, 5.0, 0.15
 _READY_S = 0.2
-"""From when a writer is ready until it begins, for each writer: they are to begin at the same time."""
+"""Time for each writer to get ready, since all writers are to begin at the same time."""
 
 
 class Contended(NamedTuple):
-    """What a run took.
+    """The figures of a run.
 
     Attributes:
         rate: events a second.
-        slowest_s: the longest that one call took.
-        requests: that write, for each event.
-        cpu_s: of the clients' processors, for each event.
-        reads: requests that read, in all.
+        slowest_s: duration of the slowest call.
+        requests: number of requests that write, for each event.
+        cpu_s: time of the clients' processors for each event.
+        reads: number of requests that read.
     """
 
     rate: float
@@ -73,13 +75,13 @@ class Contended(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What the writers of one process took.
+    """The figures of the writers in one process.
 
     Attributes:
-        began, ended: when, by the clock on the wall.
-        slowest_s: the longest that one flush took, until all of it was merged.
-        cpu_s: of the processor.
-        writes, reads: requests.
+        began, ended: by the wall clock.
+        slowest_s: duration of the slowest flush, until all of it was merged.
+        cpu_s: time of the processor.
+        writes, reads: number of requests.
     """
 
     began: float
@@ -97,7 +99,7 @@ def _spec(table: str) -> Any:
 
 
 def new_table(write: str | None = None) -> str:
-    """Make a table that is written in this way, by commits if nothing is said; its name."""
+    """Make a table that is written in this way, by default by commits; its name."""
     from murmur_beam.state.bigtable import tables
 
     name = f"contention-{uuid.uuid4().hex[:8]}"
@@ -105,40 +107,10 @@ def new_table(write: str | None = None) -> str:
     return name
 
 
-class _Requests:
-    """Counts the requests of this process: those that write, conditional or not, and those that read."""
-
-    def __init__(self) -> None:
-        self.writes = self.reads = 0
-
-
-@contextmanager
-def _counting() -> Iterator[_Requests]:
-    from murmur_beam.state.bigtable.connection import Connection
-
-    requests = _Requests()
-    before = {name: getattr(Connection, name) for name in ("commit", "mutate", "mutate_here", "answers")}
-
-    def counted(name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            requests.reads += name == "answers"
-            requests.writes += name != "answers"
-            return before[name](*args)
-
-        return call
-
-    for name in before:
-        setattr(Connection, name, counted(name))
-    try:
-        yield requests
-    finally:
-        for name, real in before.items():
-            setattr(Connection, name, real)
-
-
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
-    """Merge one event after the other into the row; when it began and ended, how long each took, and the writes."""
-    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
+    """Merge one event after the other into the row; begin, end, the duration of each event, and the number of
+    writes."""
+    with closing(_spec(table).open(Sum())) as store, counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
         for n in range(events):
@@ -151,7 +123,7 @@ def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tupl
 
 
 def one_row(writers: int, events: int) -> Contended:
-    """Many processes write to one row.
+    """Run many processes that write to one row.
 
     Raises:
         Inexact: the count is wrong.
@@ -171,11 +143,11 @@ def one_row(writers: int, events: int) -> Contended:
 
 
 def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at: float) -> Shared:
-    """Threads, each with a store of its own, merge flushes of events of the same rows, all the rows in each."""
+    """Merge flushes in threads, each with its own store; each flush has events of all the shared rows."""
     each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
-        requests = stack.enter_context(_counting())
+        requests = stack.enter_context(counting())
 
         def write(store: Any, updates: Sequence[Update]) -> float:
             return max(_merge(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
@@ -190,21 +162,21 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
 
 
 def _merge(store: Any, updates: Sequence[Update]) -> float:
-    """Merge all of these, however often some fail; seconds that it took."""
+    """Merge updates, and repeat those that fail; the seconds that it took."""
     started_s = time.perf_counter()
     wanted = {Outcome.RECORDED if store.appends else Outcome.MERGED}
     while updates:
         results = store.merge_updates(updates)
         if wrong := [one for one in results if not (one in wanted or isinstance(one, TransientError))]:
             raise Inexact(f"{len(wrong)} events ended as {wrong[0]!r:.80}")
-        # What has failed may have happened.
+        # A failed write may have been done.
         wanted.add(Outcome.DUPLICATE)
         updates = [update for update, one in zip(updates, results, strict=True) if isinstance(one, TransientError)]
     return time.perf_counter() - started_s
 
 
 def shared_rows(write: str, events: int) -> Contended:
-    """Many writers, in processes of some threads each, write the same rows at the same time.
+    """Run many writers of the same rows: several processes, each with several threads.
 
     Raises:
         Inexact: a count is wrong.
@@ -232,8 +204,14 @@ def shared_rows(write: str, events: int) -> Contended:
 
 
 def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int | None = KEYS) -> Contended:
-    """Threads that share a store merge bundles of events of shared keys; of keys of their own, where there is no number
-    of these.
+    """Merge bundles in threads that share a store.
+
+    Args:
+        table: name of the table.
+        events: number of events.
+        threads: number of threads.
+        bundle: events of a bundle.
+        keys: number of shared keys; None for a key for each event.
 
     Raises:
         Inexact: a count is wrong.
@@ -241,7 +219,7 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
     config = Config(dedup=AtomicDedup())
     chosen = range(events) if keys is None else random.Random(events).choices(range(keys), k=events)
     records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(chosen)]
-    with closing(_spec(table).open(Sum())) as store, _counting() as requests:
+    with closing(_spec(table).open(Sum())) as store, counting() as requests:
         wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
 
         def merge(some: Sequence[Any]) -> list[float]:
@@ -267,10 +245,10 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
 
 
 def require(table: str, wanted: Counter[str]) -> None:
-    """Compare what is stored with what should be.
+    """Compare the aggregates with the expected ones.
 
     Raises:
-        Inexact: it is something else.
+        Inexact: an aggregate differs.
     """
     with closing(_spec(table).open(Sum())) as store:
         found = {key.entity: value for key, value in store.scan(fresh=True)}
@@ -280,7 +258,7 @@ def require(table: str, wanted: Counter[str]) -> None:
 
 
 def bare_stubs(events: int) -> Contended:
-    """Conditional writes as fast as gRPC sends them, each to a row of its own."""
+    """Send conditional writes as fast as gRPC can, each to another row."""
     with needing_extra():
         from benchmarks import contenders
         from murmur_beam.testing import emulators
@@ -290,7 +268,7 @@ def bare_stubs(events: int) -> Contended:
 
 
 def bars(ran: dict[str, list[Contended]]) -> list[Bar]:
-    """What is to be reached."""
+    """The ratios with their bars."""
     under_way = THREADS * BUNDLE
     least_writes = KEYS * (1 - (1 - 1 / KEYS) ** under_way) / under_way
     alone, many = ran["1 writer of one row"], ran[f"{WRITERS[-1]} writers of one row"]
@@ -315,6 +293,32 @@ def _bundles(threads: int, bundle: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}, bundles of {bundle:,}"
 
 
+def measure(events: int, bundled: int, rounds: int) -> dict[str, list[Contended]]:
+    """Run everything in turns.
+
+    Args:
+        events: number of events into the one row.
+        bundled: number of events into the other rows.
+        rounds: of all runs.
+    """
+    ran: dict[str, list[Contended]] = {}
+
+    def add(name: str, run: Callable[[], Contended]) -> None:
+        say(f"round {len(ran.setdefault(name, [])) + 1} of {rounds}: {name}")
+        ran[name].append(run())
+
+    with on_bigtable():
+        for _ in range(rounds):
+            for writers in WRITERS:
+                add(f"{writers} writer{'s' * (writers > 1)} of one row", partial(one_row, writers, events))
+            for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
+                run = partial(in_own_process, merge_bundles, new_table(), bundled, threads, bundle)
+                add(_bundles(threads, bundle), run)
+            add(STUBS, partial(bare_stubs, bundled))
+    say("")
+    return ran
+
+
 @one_line_errors("contention")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
@@ -332,57 +336,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
 
     what = machine()
-    ran: dict[str, list[Contended]] = {}
-    with on_bigtable():
-        for n in range(args.rounds):
-            for writers in WRITERS:
-                name = f"{writers} writer{'s' * (writers > 1)} of one row"
-                say(f"round {n + 1} of {args.rounds}: {name}")
-                ran.setdefault(name, []).append(one_row(writers, args.events))
-            for threads, bundle in ((1, WHOLE), (THREADS, WHOLE // 10), (THREADS, BUNDLE)):
-                name = _bundles(threads, bundle)
-                say(f"round {n + 1} of {args.rounds}: {name}")
-                ran.setdefault(name, []).append(
-                    in_own_process(merge_bundles, new_table(), args.bundled, threads, bundle)
-                )
-            say(f"round {n + 1} of {args.rounds}: {STUBS}")
-            ran.setdefault(STUBS, []).append(bare_stubs(args.bundled))
-    say("")
+    ran = measure(args.events, args.bundled, args.rounds)
     made = bars(ran)
     if args.json:
-        document = {
-            "machine": what,
-            "rounds": args.rounds,
-            "runs": {
-                name: {
-                    "events_per_s": round(statistics.median(one.rate for one in runs), 1),
-                    "slowest_s": round(max(one.slowest_s for one in runs), 3),
-                    "writes_per_event": round(statistics.median(one.requests for one in runs), 3),
-                }
-                for name, runs in ran.items()
-            },
-            "bars": [bar.to_dict() for bar in made],
-        }
+        runs = {name: _document(some) for name, some in ran.items()}
+        document = {"machine": what, "rounds": args.rounds, "runs": runs, "bars": [bar.to_dict() for bar in made]}
         print(json.dumps(document, indent=2))
         return missed(made)
     print(f"{args.events:,} events into the one row, {args.bundled:,} in bundles over {KEYS} rows")
     print(f"medians of {args.rounds} rounds, slowest of all; {what}\n")
-    print_figures(
-        [
-            ["run", "events/s", "slowest", "writes/event"],
-            *(
-                [
-                    name,
-                    f"{statistics.median(one.rate for one in runs):,.0f}",
-                    f"{max(one.slowest_s for one in runs):.2f} s",
-                    f"{statistics.median(one.requests for one in runs):.2f}",
-                ]
-                for name, runs in ran.items()
-            ),
-        ],
-        made,
-    )
+    rows = [["run", "events/s", "slowest", "writes/event"]]
+    for name, some in ran.items():
+        rate, requests = (statistics.median(values) for values in ([o.rate for o in some], [o.requests for o in some]))
+        rows.append([name, f"{rate:,.0f}", f"{max(one.slowest_s for one in some):.2f} s", f"{requests:.2f}"])
+    print_figures(rows, made)
     return missed(made)
+
+
+def _document(runs: Sequence[Contended]) -> dict[str, float]:
+    return {
+        "events_per_s": round(statistics.median(one.rate for one in runs), 1),
+        "slowest_s": round(max(one.slowest_s for one in runs), 3),
+        "writes_per_event": round(statistics.median(one.requests for one in runs), 3),
+    }
 
 
 if __name__ == "__main__":

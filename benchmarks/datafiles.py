@@ -1,4 +1,4 @@
-"""What a file of data holds, and how a user would have it counted: read and recounted without this library."""
+"""The records of a data file, and how a user would count them: read and recounted without this library."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".nd
 
 
 class LeftOut(Exception):
-    """Not a file of records with fields; the text says why."""
+    """The file does not hold records with fields; the text says why."""
 
 
 class Held(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         format: "csv" or "json".
         encoding: as Python names it.
         delimiter: of CSV; a comma for JSON.
-        names: of the fields, as often as they are there.
-        rows: the records that have all fields; of JSON, all that are objects.
-        malformed: how many other records there are.
-        by: what has read it.
+        names: of the fields; a name that stands twice is here twice.
+        rows: the records that have all fields; in JSON, all objects.
+        malformed: number of other records.
+        by: the parser that has read the file.
     """
 
     format: str
@@ -90,8 +90,8 @@ class Plan(NamedTuple):
 
     Attributes:
         key: name of the field to count by.
-        event_id: names of the fields that tell records apart; none if none do.
-        value: name of a field of integers to add up; None if there is none.
+        event_id: names of the fields that identify a record; empty if there are no such fields.
+        value: name of a field of integers to add up; None without such a field.
     """
 
     key: str
@@ -100,7 +100,7 @@ class Plan(NamedTuple):
 
 
 class Recount(NamedTuple):
-    """What a plan comes to.
+    """The result of a plan.
 
     Attributes:
         counts: by key.
@@ -116,7 +116,7 @@ class Recount(NamedTuple):
 
 
 def endings(name: str) -> tuple[str, str]:
-    """Of a file's name: those of its format and of its compression, each empty if it has none that is known."""
+    """The endings of a file's name for its format and its compression; empty if unknown."""
     name = name.lower()
     packed = next((ending for ending in DECOMPRESS if name.endswith(ending)), "")
     kind = next((ending for ending in FORMATS if name.removesuffix(packed).endswith(ending)), "")
@@ -127,11 +127,11 @@ def hold(name: str, data: bytes) -> Held:
     """Read a file.
 
     Args:
-        name: of the file; its endings are believed.
+        name: of the file; its endings decide the format.
         data: the bytes of the file.
 
     Raises:
-        LeftOut: it holds no records with fields.
+        LeftOut: the file does not hold records with fields.
     """
     kind, packed = endings(name)
     data = DECOMPRESS[packed](data) if packed else data
@@ -143,7 +143,7 @@ def hold(name: str, data: bytes) -> Held:
 
 
 def encoding_of(data: bytes) -> str:
-    """UTF-8 if it can be read as that, UTF-16 if a mark says so, else Latin-1."""
+    """UTF-16 if a byte order mark says so, UTF-8 if the data is valid, else Latin-1."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     try:
@@ -154,7 +154,8 @@ def encoding_of(data: bytes) -> str:
 
 
 def delimiter_of(text: str) -> str:
-    """The one that cuts most of the first records into as many fields as the first has, more than one; else a comma."""
+    """The delimiter by which most of the first records have as many fields as the first one, at least two; else a
+    comma."""
     shares = {}
     for delimiter in ",;\t|":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -181,8 +182,8 @@ def _hold_csv(text: str, encoding: str) -> Held:
 
 
 def _strictly(text: str, delimiter: str) -> Iterator[list[str] | None]:
-    """The records; None for one with text behind a closing quote, or a quote that stays open, of which no two readers
-    make the same."""
+    """The records; None for a record with text behind a closing quote, or with an open quote, which parsers read
+    differently."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         try:
@@ -194,7 +195,7 @@ def _strictly(text: str, delimiter: str) -> Iterator[list[str] | None]:
 
 
 def _by_pandas(text: str, delimiter: str) -> list[list[str]]:
-    """The records of a file whose records are all of one length, read by another parser than Python's own."""
+    """The records of a file whose records all have the same number of fields, read by another parser than Python's."""
     import pandas
 
     frame = pandas.read_csv(
@@ -209,7 +210,7 @@ def _is_number(name: str) -> bool:
 
 
 class _Twice(dict[str, Any]):
-    """An object in which a name stands twice."""
+    """An object that has a name twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -244,12 +245,12 @@ def _lines(text: str) -> Iterator[Any]:
 
 
 def plan(held: Held) -> Plan:
-    """How a user would count it: by the field of the fewest values, first one whose name is not a plain word.
+    """How a user would count the file: by the field with the fewest values; names that are not identifiers come first.
 
     Raises:
-        LeftOut: no field will do.
+        LeftOut: the file has no field to count by.
     """
-    # Where a name stands twice nobody can say which of the two is meant.
+    # A name that stands twice is ambiguous.
     names = [name for name, times in Counter(held.names).items() if times == 1 and _can_be_named(name)]
     columns = {name: [row.get(name) for row in held.rows] for name in names}
     if held.format == "json":
@@ -277,7 +278,7 @@ def _can_be_keys(values: Sequence[Any], kinds: int) -> bool:
 
 
 def _event_id(columns: dict[str, list[Any]], kinds: dict[str, int]) -> tuple[str, ...]:
-    """The fewest fields that tell all records apart and are never empty."""
+    """The smallest set of fields that identifies each record, none of them ever empty."""
     filled = [name for name, values in columns.items() if not {"", None} & set(values)]
     filled.sort(key=lambda name: -kinds[name])
     in_template = [name for name in filled[:_ID_CANDIDATES] if not re.search(r"[{}:!]", name)]
@@ -289,7 +290,7 @@ def _event_id(columns: dict[str, list[Any]], kinds: dict[str, int]) -> tuple[str
 
 
 def _can_be_summed(values: Sequence[Any]) -> bool:
-    """Integers, and nothing between them that might pass for a number."""
+    """Whether the values are integers, and the others cannot be taken for numbers."""
     integers = [int(value) for value in values if _is_integer(value)]
     others = [value for value in values if not _is_integer(value)]
     return bool(integers) and sum(map(abs, integers)) < _INT64 and all(map(_is_no_number, others))
@@ -304,7 +305,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def arguments(held: Held, made: Plan, monoid: str) -> list[str]:
-    """Flags of `merge_files`, but for its input and outputs."""
+    """Flags of `merge_files`, without those for input and outputs."""
     flags = [f"--decode={held.format}", f"--key={named(made.key)}", f"--monoid={monoid}"]
     if monoid == "sum":
         flags.append(f"--value={named(made.value or '')}")
@@ -322,7 +323,7 @@ def arguments(held: Held, made: Plan, monoid: str) -> list[str]:
 
 
 def named(name: str) -> str:
-    """How a flag names a field: as it is, unless that would mean something else."""
+    """How a flag names a field: unchanged, unless the name would have another meaning."""
     special = name.startswith("=") or re.match(r"\w+:", name) or "{" in name or "}" in name
     return f"field:{name}" if special else name
 
@@ -331,7 +332,7 @@ def named(name: str) -> str:
 
 
 def recount(held: Held, made: Plan) -> Recount:
-    """What should come out."""
+    """The expected result."""
     records = len(held.rows) + held.malformed
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()

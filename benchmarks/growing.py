@@ -1,4 +1,5 @@
-"""What `benchmarks.growth` measures, each in a process of its own: rows that fill up, and runs that get long."""
+"""The measurements of `benchmarks.growth`, each run in its own process: rows that fill up, and runs of several
+lengths."""
 
 from __future__ import annotations
 
@@ -30,12 +31,12 @@ TABLE = "growth"
 
 
 class Run(NamedTuple):
-    """One run of so many events.
+    """The figures of one run.
 
     Attributes:
-        events: how many.
+        events: number of events.
         seconds: from the first event to the last write.
-        peak_mb: memory of the process.
+        peak_mb: peak memory of the process.
     """
 
     events: int
@@ -44,7 +45,7 @@ class Run(NamedTuple):
 
 
 def row_costs(host: str, sizes: Sequence[int], turns: int) -> dict[int, float]:
-    """Microseconds an event, by the events that its row held when it began to be measured.
+    """Microseconds an event, by the number of events that its row held before.
 
     Raises:
         Inexact: a count is wrong.
@@ -78,7 +79,7 @@ def _row(size: int) -> str:
 
 
 class Emit(beam.DoFn):
-    """So many events, made one by one; starts the watch."""
+    """Emits events one by one; starts the watch."""
 
     def process(self, n: int) -> Iterator[tuple[str, str]]:
         watch.start()
@@ -87,7 +88,7 @@ class Emit(beam.DoFn):
 
 
 def run(host: str, n: int) -> Run:
-    """A pipeline of so many events.
+    """Run a pipeline with ``n`` events.
 
     Raises:
         Inexact: a count is wrong.

@@ -1,11 +1,10 @@
-"""What grows and what does not: the cost of an event with those that its row holds already, time and memory with a run.
+"""Growth: the cost of an event by the events that its row holds, and time and memory by the length of a run.
 
     python -m benchmarks.growth [--rounds 3] [--rows N ...] [--lengths N ...] [--plot docs/growth.png] [--json]
 
-Rows: rows of one table are filled, in commits of 32, to so many events each. Then each gets one more commit of 32 in
-turn, again and again, so that a machine that is busy for a moment is so for all of them. Runs: `MergeRecords` into
-Bigtable on the in-process runner, one bundle of so many events with Zipf(1.3) keys, each run in a process and on an
-emulator of its own. Counts are checked in all of them.
+Rows: rows of one table are filled to several sizes, in commits of 32. Then they get further commits of 32 in turns, so
+that a busy machine affects all of them. Runs: `MergeRecords` into Bigtable on the in-process runner, one bundle with
+Zipf(1.3) keys; each run has its own process and emulator. All counts are checked.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.growing import Run
 
 TURNS = 160
-"""Commits into each row while it is measured: enough for two that pack small columns, which cost more."""
+"""Measured commits into each row: enough for two that pack small columns, which cost more."""
 ROWS = (0, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 LENGTHS = (100_000, 200_000, 500_000, 1_000_000, 2_000_000)
 COST_BAR = 1.2
@@ -37,7 +36,7 @@ MEMORY_OF = 2_000_000, 200_000
 
 
 def bars(rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> list[Bar]:
-    """What there is a bar for, and only if both sides were measured."""
+    """The ratios that have a bar, if both sides were measured."""
     made = []
     many, few = COST_OF
     if rows and {many, few} <= rows[0].keys():
@@ -51,7 +50,7 @@ def bars(rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> list[Bar]:
 
 
 def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
-    """Two pictures beside each other, as a PNG file."""
+    """Write two diagrams side by side, as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,7 +66,7 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
     )
     time_line = right.plot(
         [one.events for one in runs],
-        [one.seconds / one.events * 1e6 for one in runs],
+        [*map(_us, runs)],
         marker="o",
         color="tab:blue",
         label="µs an event",
@@ -96,9 +95,9 @@ def plot(rows: dict[int, float], runs: Sequence[Run], path: str) -> None:
 
 @one_line_errors("growth")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and plot. A bar that is missed is no error."""
+    """Measure, print and plot. The exit code is 0 even if a bar is missed."""
     with needing_extra():
-        from benchmarks import growing
+        from benchmarks import growing  # noqa: F401
 
     parser = Parser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the rows; runs go once (%(default)s)")
@@ -118,63 +117,68 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--plot", "takes matplotlib, which is not installed; run: pip install 'murmur-beam[bench]'"
         )
 
-    rows: list[dict[int, float]] = []
-    runs: list[Run] = []
     what = machine()
-    with tidy():
-        for number in range(args.rounds if args.rows else 0):
-            say(f"rows: round {number + 1} of {args.rounds}")
-            with emulators.bigtable() as host:
-                rows.append(in_own_process(growing.row_costs, host, tuple(args.rows), args.turns))
-        for length in args.lengths:
-            say(f"run of {length:,} events")
-            with emulators.bigtable() as host:
-                runs.append(in_own_process(growing.run, host, length))
-        say("")
+    rows, runs = measure(args.rounds, args.rows, args.lengths, args.turns)
     costs = {size: statistics.median(one[size] for one in rows) for size in args.rows}
     if args.plot:
         plot(costs, runs, args.plot)
     if args.json:
+        measured = [(one.events, _us(one), one.peak_mb) for one in runs]
         document = {
             "rounds": args.rounds,
             "machine": what,
             "us_per_event_by_events_in_row": {size: round(cost, 2) for size, cost in costs.items()},
-            "runs": [
-                {
-                    "events": one.events,
-                    "us_per_event": round(one.seconds / one.events * 1e6, 2),
-                    "peak_mb": round(one.peak_mb),
-                }
-                for one in runs
-            ],
+            "runs": [{"events": n, "us_per_event": round(us, 2), "peak_mb": round(mb)} for n, us, mb in measured],
             "bars": [bar.to_dict() for bar in bars(rows, runs)],
         }
         print(json.dumps(document, indent=2))
         return 0
     print(f"commits of {COMMIT}, medians of {args.rounds} rounds; runs: FlushLimits(events={FLUSH:,}); {what}\n")
+    _print(costs, rows, runs)
+    return 0
+
+
+def measure(
+    rounds: int, sizes: Sequence[int], lengths: Sequence[int], turns: int
+) -> tuple[list[dict[int, float]], list[Run]]:
+    """Costs of rows of these sizes in each round, and runs of these lengths."""
+    from benchmarks import growing
+
+    rows: list[dict[int, float]] = []
+    runs: list[Run] = []
+    with tidy():
+        for number in range(rounds if sizes else 0):
+            say(f"rows: round {number + 1} of {rounds}")
+            with emulators.bigtable() as host:
+                rows.append(in_own_process(growing.row_costs, host, tuple(sizes), turns))
+        for length in lengths:
+            say(f"run of {length:,} events")
+            with emulators.bigtable() as host:
+                runs.append(in_own_process(growing.run, host, length))
+        say("")
+    return rows, runs
+
+
+def _us(run: Run) -> float:
+    return run.seconds / run.events * 1e6
+
+
+def _print(costs: dict[int, float], rows: Sequence[dict[int, float]], runs: Sequence[Run]) -> None:
+    tables = []
     if costs:
-        of_rounds = {size: [one[size] for one in rows] for size in costs}
-        print_table(
-            [
-                ["events in the row", "us/event", "of rounds"],
-                *(
-                    [f"{size:,}", f"{cost:.1f}", f"{min(of_rounds[size]):.1f} .. {max(of_rounds[size]):.1f}"]
-                    for size, cost in costs.items()
-                ),
-            ]
-        )
-        print()
+        table = [["events in the row", "us/event", "of rounds"]]
+        for size, cost in costs.items():
+            least, most = (find(one[size] for one in rows) for find in (min, max))
+            table.append([f"{size:,}", f"{cost:.1f}", f"{least:.1f} .. {most:.1f}"])
+        tables.append(table)
     if runs:
-        print_table(
-            [
-                ["events in the run", "us/event", "peak MB"],
-                *([f"{one.events:,}", f"{one.seconds / one.events * 1e6:.1f}", f"{one.peak_mb:,.0f}"] for one in runs),
-            ]
-        )
+        lines = [[f"{one.events:,}", f"{_us(one):.1f}", f"{one.peak_mb:,.0f}"] for one in runs]
+        tables.append([["events in the run", "us/event", "peak MB"], *lines])
+    for table in tables:
+        print_table(table)
         print()
     if made := bars(rows, runs):
         print_table(bars_table(made))
-    return 0
 
 
 if __name__ == "__main__":

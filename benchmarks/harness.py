@@ -1,4 +1,4 @@
-"""What the benchmarks share: a fresh process for each measurement, its clock and memory, and how figures are told."""
+"""Shared parts of the benchmarks: new processes for measurements, time and memory, and tables of figures."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class Inexact(MurmurError):
-    """A count is wrong, so that the figures of whoever counted mean nothing."""
+    """A count is wrong, so the figures of that run mean nothing."""
 
 
 class Usage(NamedTuple):
-    """What something took.
+    """Time that was used.
 
     Attributes:
         seconds: by the wall clock.
-        cpu_s: of this process, all its threads.
+        cpu_s: processor time of this process, of all threads.
     """
 
     seconds: float
@@ -38,39 +38,39 @@ class Usage(NamedTuple):
 
 
 class Watch:
-    """Measures from `start` to the last `stop`; both may be called from within a pipeline, when its first element comes
-    and when its last bundle ends. What a runner does before and after that is not in the figure.
+    """Measures from `start` to the last `stop`. Both may be called in a pipeline, for its first element and at the end
+    of its last bundle. The work of a runner before and after that is not in the figure.
 
     Attributes:
-        usage: what it took.
+        usage: the time that was used.
     """
 
     def start(self) -> None:
-        """Begin anew."""
+        """Start from zero."""
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
     def stop(self) -> Usage:
-        """What it took since."""
+        """The time used since the start."""
         self.usage = Usage(time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s)
         return self.usage
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had so far."""
+    """Peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class Call(Generic[T]):
-    """A call that goes on in a process of its own, so that memory and caches are of this call alone.
+    """A call in its own process, so that memory and caches belong to this call alone.
 
-    The process is forked from one that has only imported what the function needs, which is quicker than starting Python
-    anew; its environment is what that of this process is now. Use it in a ``with`` statement, which kills
-    the process at its end.
+    The process is forked from a server that has only imported the function's module, which is quicker than a new
+    Python. Its environment is a copy of the current one. Use it in a ``with`` statement, which kills the process at
+    its end.
 
     Args:
         function: of a module that can be imported.
-        args: for it.
+        args: of the function.
     """
 
     def __init__(self, function: Callable[..., T], *args: object) -> None:
@@ -92,14 +92,14 @@ class Call(Generic[T]):
         self._answer.close()
 
     def done(self) -> bool:
-        """Has it ended, somehow?"""
+        """Whether the call has ended, with or without a result."""
         return self._answer.poll()
 
     def result(self) -> T:
-        """Wait for what the function returns; to be asked for once.
+        """Wait for the function's result. Call it once.
 
         Raises:
-            Exception: what the function raises, or that its process died.
+            Exception: the function has raised it, or its process died.
         """
         try:
             value, error = self._answer.recv()
@@ -130,7 +130,7 @@ def in_own_process(function: Callable[..., T], *args: object) -> T:
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set variables of the environment."""
+    """Set environment variables, and restore them at the end."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -144,10 +144,10 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def needing_extra() -> Iterator[None]:
-    """Around imports of what not every installation has.
+    """Wrap imports of optional packages.
 
     Raises:
-        MurmurError: it is not there; says how to get it.
+        MurmurError: a package is missing; the text says how to install it.
     """
     try:
         yield
@@ -157,7 +157,7 @@ def needing_extra() -> Iterator[None]:
 
 @contextmanager
 def tidy() -> Iterator[None]:
-    """SIGTERM ends the program as SIGINT does, so that no emulator is left running."""
+    """Let SIGTERM end the program as SIGINT does, so that no emulator is left running."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -167,7 +167,7 @@ def tidy() -> Iterator[None]:
 
 @contextmanager
 def on_bigtable() -> Iterator[None]:
-    """An emulator of Bigtable that clients of this process, and of those it starts, come to."""
+    """Run an emulator of Bigtable for the clients of this process and of processes that it starts."""
     from murmur_beam.testing import emulators
 
     with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host), warnings.catch_warnings():
@@ -176,31 +176,31 @@ def on_bigtable() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Show on stderr what is being done: on a terminal in one line that changes, else nothing."""
+    """Show progress on stderr, in one line that changes; only on a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text:<78}", end="\r" if not text else "", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float]) -> float:
-    """The greatest by the least; 1 where all are the same."""
+    """The largest value divided by the smallest; 1 if all are the same."""
     return max(values) / min(values) if min(values) > 0 else float(max(values) == min(values))
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Nearest rank: the smallest value that so many percent of them do not exceed."""
+    """Nearest rank: the smallest value that at least ``percent`` % of the values do not exceed."""
     return ordered[max(0, -int(-percent * len(ordered) // 100) - 1)]
 
 
 class Bar(NamedTuple):
-    """A ratio with the bar that it has to reach.
+    """A ratio with the bar that it must reach.
 
     Attributes:
-        text: of what to what.
+        text: the two sides of the ratio.
         values: one for each round.
-        bar: None for one that is only shown.
-        at_least: or at most?
+        bar: None for a ratio that is only shown.
+        at_least: whether the bar is a minimum; else it is a maximum.
         unit: of the values.
-        by_cpu: the same by the time of the client's processor, for each round; empty where that says nothing.
+        by_cpu: the same by the time of the client's processor, for each round; empty if that means nothing.
     """
 
     text: str
@@ -217,13 +217,13 @@ class Bar(NamedTuple):
 
     @property
     def holds(self) -> bool | None:
-        """Is it reached?"""
+        """Whether the bar is reached; None without a bar."""
         if self.bar is None:
             return None
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """The bar as a JSON object."""
         return {
             "text": self.text,
             "value": round(self.value, 3),
@@ -238,7 +238,7 @@ class Bar(NamedTuple):
 
 
 def bars_table(bars: Sequence[Bar]) -> list[list[str]]:
-    """Rows of a table, the first of them the titles."""
+    """Rows of a table; the first has the titles."""
     with_cpu = any(bar.by_cpu for bar in bars)
     rows = [["figure", "median", "of rounds", *(["by CPU"] if with_cpu else []), "bar", ""]]
     for bar in bars:
@@ -251,19 +251,19 @@ def bars_table(bars: Sequence[Bar]) -> list[list[str]]:
 
 
 def missed(bars: Sequence[Bar]) -> int:
-    """The exit code: 1 if one is not reached."""
+    """The exit code: 1 if a bar is not reached."""
     return int(any(bar.holds is False for bar in bars))
 
 
 def print_figures(rows: Sequence[Sequence[str]], bars: Sequence[Bar]) -> None:
-    """Print a table of figures, and behind it that of the bars."""
+    """Print a table of figures, and then the table of bars."""
     print_table(rows)
     print()
     print_table(bars_table(bars))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows, the first of them the titles: the first column to the left, all others to the right."""
+    """Print rows; the first has the titles. The first column is aligned left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -274,17 +274,17 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def machine() -> str:
-    """What the figures were taken on."""
+    """Description of the machine."""
     return f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f} before"
 
 
 def versions() -> str:
-    """Of what figures depend on besides."""
+    """Versions of the packages and of the emulator."""
     return f"Beam {version('apache-beam')}, grpcio {version('grpcio')}, Bigtable emulator {_emulator_version()}"
 
 
 def _emulator_version() -> str:
-    """The emulator does not say it: that of the package it came with, or else the day its program was made."""
+    """The version of the emulator's Debian package, or else the date of its program, which does not print a version."""
     from murmur_beam.testing.emulators import BIGTABLE
 
     program = BIGTABLE.find()

@@ -1,11 +1,11 @@
-"""A million malformed records of 162 kinds, and some of 10 MB: each comes out once, byte for byte, in bounded memory.
+"""A million malformed records of 162 kinds, and some of 10 MB: each is emitted once, unchanged, in bounded memory.
 
     python -m benchmarks.hostile [--records 1000000] [--large 100] [--json]
 
-JSON and CSV, a few good records between the bad ones. They go through `MergeRecords` into a SQLite store, on Beam's own
-runner, in bundles of 100,000; some go through a file and `pipelines.merge_files`. For each dead letter its payload is
-held against what went in, also after `to_json` and `from_json`; some are replayed. The state is held against a recount.
-Each part runs in a process of its own, whose memory is held against a bound.
+JSON and CSV, with a few good records among the bad ones. `MergeRecords` merges them into a SQLite store, on Beam's own
+runner, in bundles of 100,000; some are merged from a file by `pipelines.merge_files`. The payload of each dead letter
+is compared with the input, also after `to_json` and `from_json`; some letters are replayed. The state is compared with
+a recount. Each part runs in its own process, whose memory has a bound.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from murmur_beam.errors import ConfigurationError
 from pipelines.console import Parser, one_line_errors
 
 BOUND_MB = 100
-"""So much memory the records may take, beyond what the process has had when it began to count."""
+"""Memory that the records may need, beyond that of the process before the first one."""
 LARGE_BOUND_MB = 300
 """The same for records of 10 MB."""
 CSV_SHARE = 0.3
 FILE_SHARE = 0.02
-"""Records in each of the two files, beside the others."""
+"""Records in each of the two files, as a part of all."""
 
 
 def bound_mb(figures: Figures) -> int:
-    """How much memory a part may take."""
+    """The memory that a part may need."""
     return LARGE_BOUND_MB if "MB" in figures.part else BOUND_MB
 
 
 def faults(figures: Figures) -> list[str]:
-    """What is wrong with a part, in a few words each."""
+    """Faults of a part, a few words each."""
     found = []
     if figures.outputs != figures.records:
         found.append(f"{figures.records:,} records made {figures.outputs:,} outputs")
@@ -52,7 +52,7 @@ def faults(figures: Figures) -> list[str]:
 
 
 def table(parts: Sequence[Figures]) -> list[list[str]]:
-    """Rows to print, the first of them the titles."""
+    """Rows to print; the first has the titles."""
     rows = [
         ["part", "records", "kinds", "outputs", "merged", "letters", "replayed", "not equal", "state wrong"],
     ]
@@ -86,7 +86,7 @@ def measure_all(records: int, large: int) -> list[Figures]:
 
 @one_line_errors("hostile")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print; 1 if a record is lost, doubled or changed, or a bound is exceeded."""
+    """Run and print; 1 if a record is lost, emitted twice or changed, or a bound is exceeded."""
     parser = Parser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000, metavar="N", help="of ordinary sizes (%(default)s)")
     parser.add_argument("--large", type=int, default=100, metavar="N", help="of 10 MB (%(default)s)")

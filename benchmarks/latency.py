@@ -1,12 +1,11 @@
-"""From the arrival of a message in `pipelines.worker` until its count can be read, at a steady rate.
+"""The time from the arrival of a message in `pipelines.worker` until its count can be read, at a steady rate.
 
     python -m benchmarks.latency [--rate 1000] [--seconds 20] [--rounds 5] [--json]
 
-Each message counts for a key of its own, the most that the worker can be given to write. A message has arrived when the
-answer of Pub/Sub that brings it is parsed, in the worker's process. It is readable when a reader, which asks again and
-again for all keys that it has not seen yet, gets the answer with its count; so the time between two of its questions is
-in the figure. Also told is the time from publishing, with the publisher's batching and all of Pub/Sub's emulator in it.
-Publisher, worker, reader and both emulators share one machine.
+Each message has its own key, which is the most work for the worker. A message has arrived when the worker has parsed
+the response of Pub/Sub that contains it. It is readable when a reader, which polls all keys that it has not seen yet,
+gets its count; so the time between two polls is in the figure. The time from publishing is shown as well; it includes
+the publisher's batching and the emulator of Pub/Sub. Publisher, worker, reader and both emulators share one machine.
 """
 
 from __future__ import annotations
@@ -49,19 +48,19 @@ PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
 LOOK_EVERY_S = 0.01
 WARM_UP = 100
 PATIENCE_S = 60.0
-"""How long to wait for a count that should be there, before the round has failed."""
+"""Time to wait for a missing count, before the round has failed."""
 WARM_UP_S = 4.0
 IDLE_S = 8
 
 
 class Round(NamedTuple):
-    """One round; milliseconds.
+    """The figures of one round, in milliseconds.
 
     Attributes:
-        from_arrival: from a message's arrival in the worker until its count could be read; sorted.
-        from_publishing: from handing it to the publisher; sorted.
-        rate: messages a second that were published indeed.
-        looks_ms: between two answers of the reader, the median.
+        from_arrival: from a message's arrival in the worker until its count was readable; sorted.
+        from_publishing: from the call of the publisher until then; sorted.
+        rate: messages a second that were really published.
+        looks_ms: median time between two polls of the reader.
     """
 
     from_arrival: list[float]
@@ -70,20 +69,20 @@ class Round(NamedTuple):
     looks_ms: float
 
 
-# ---- what runs in processes of its own ----
+# ---- in other processes ----
 
 
 def publish(topic: str, n: int, rate: float, start_s: float) -> list[float]:
-    """Publish some messages to warm up, then others at a steady rate.
+    """Publish some messages to warm up, then more at a steady rate.
 
     Args:
         topic: its full name.
-        n: how many others.
+        n: number of messages at the steady rate.
         rate: messages a second.
-        start_s: when to begin with those, by `time.monotonic`, which all processes of a machine share.
+        start_s: when to begin with these, by `time.monotonic`, which all processes of a machine share.
 
     Returns:
-        When each of those was handed to the publisher.
+        When each of these was given to the publisher.
     """
     from google.cloud import pubsub_v1
 
@@ -102,14 +101,14 @@ def publish(topic: str, n: int, rate: float, start_s: float) -> list[float]:
 
 
 def work(arguments: Sequence[str], log: str) -> dict[str, float]:
-    """Run `pipelines.worker`; when each message arrived, by its key.
+    """Run `pipelines.worker`; the arrival time of each message, by key.
 
     Args:
         arguments: of its command line.
-        log: file for what it prints.
+        log: file for the output.
 
     Raises:
-        MurmurError: it failed.
+        MurmurError: the worker failed.
     """
     from pipelines import puller, worker
 
@@ -135,17 +134,17 @@ def work(arguments: Sequence[str], log: str) -> dict[str, float]:
 
 
 def run(number: int, rate: float, n: int, folder: str) -> Round:
-    """One round, with a topic, a table and a worker of its own; the environment leads to both emulators.
+    """Run one round with a new topic, table and worker, on the emulators that the environment names.
 
     Args:
         number: of the round.
         rate: messages a second.
-        n: messages.
-        folder: for what the worker writes.
+        n: number of messages.
+        folder: for the worker's files.
 
     Raises:
         Inexact: a count is not 1.
-        MurmurError: the worker failed, or a count does not come.
+        MurmurError: the worker failed, or a count is missing.
     """
     from google.cloud import pubsub_v1
 
@@ -167,7 +166,7 @@ def run(number: int, rate: float, n: int, folder: str) -> Round:
         Call(publish, topic, n, rate, start_s) as publishing,
         closing(spec.open(Count())) as store,
     ):
-        # The first messages find neither processes nor connections.
+        # The first messages wait until processes and connections are ready.
         _read(store, range(WARM_UP), rate, time.monotonic(), working)
         messages = range(WARM_UP, WARM_UP + n)
         readable, looks = _read(store, messages, rate, start_s, working)
@@ -186,10 +185,10 @@ def run(number: int, rate: float, n: int, folder: str) -> Round:
 def _read(
     store: Any, messages: range, rate: float, start_s: float, working: Call[Any]
 ) -> tuple[dict[int, float], list[float]]:
-    """Look for the counts of messages from when they are published; when each was there, and when it was looked.
+    """Poll the counts of messages from their publishing on; when each was readable, and the times of the polls.
 
     Raises:
-        MurmurError: the worker failed, or a count does not come.
+        MurmurError: the worker failed, or a count is missing.
     """
     readable: dict[int, float] = {}
     looks: list[float] = []
@@ -223,7 +222,7 @@ def _key(number: int) -> str:
 
 
 def bars(rounds: Sequence[Round]) -> list[Bar]:
-    """Percentiles of both times, each over the rounds."""
+    """Percentiles of both times, for each round."""
     made = []
     for text, which in (("arrival in worker", "from_arrival"), ("publishing", "from_publishing")):
         for name, percent in PERCENTILES.items():
@@ -237,7 +236,7 @@ def bars(rounds: Sequence[Round]) -> list[Bar]:
 
 @one_line_errors("latency")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print. A bar that is missed is no error."""
+    """Measure and print. The exit code is 0 even if a bar is missed."""
     with needing_extra():
         import google.cloud.bigtable
         import google.cloud.pubsub  # noqa: F401

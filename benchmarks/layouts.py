@@ -1,9 +1,9 @@
-"""What commits cost on tables of layout 1 and of layout 2, where the version of a row is a plain cell.
+"""The cost of commits on tables of layout 1 and of layout 2, where the version of a row is a plain cell.
 
     python -m benchmarks.layouts [--events 20000] [--rounds 5] [--json]
 
-On the Bigtable emulator, in turns, each run in a process and a table of its own; every count is checked. The exit code
-is 1 if layout 2 takes more of the client's processor than layout 1.
+On the Bigtable emulator, in turns; each run has its own process and table, and every count is checked. The exit code is
+1 if layout 2 needs more of the client's processor than layout 1.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from pipelines.console import Parser, one_line_errors
 
 LAYOUTS = 1, 2
 BAR = 1.05
-"""More than nothing, since two runs of the same differ by as much."""
+"""More than 1, since two equal runs differ by as much."""
 
 
 class Work(NamedTuple):
     """How events are merged.
 
     Attributes:
-        rows: that they are spread over; None: each has a row of its own.
-        flush: events merged at once.
+        rows: number of rows of the events; None for a row for each event.
+        flush: events that are merged at once.
     """
 
     rows: int | None
@@ -59,7 +59,7 @@ WORK = {
 
 
 class Ran(NamedTuple):
-    """What a run took: events a second, and the client's processor for each, microseconds."""
+    """The figures of a run: events a second, and microseconds of the client's processor for each event."""
 
     rate: float
     cpu_us: float
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with on_bigtable():
         for n in range(args.rounds):
             for name, work in WORK.items():
-                # The one that comes first meets another machine than the second, now and then.
+                # The order alternates, since the load of the machine may change between two runs.
                 for layout in LAYOUTS if n % 2 == 0 else LAYOUTS[::-1]:
                     say(f"round {n + 1} of {args.rounds}: {name}, layout {layout}")
                     ran.setdefault((name, layout), []).append(in_own_process(merge, layout, args.events, work))

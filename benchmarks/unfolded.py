@@ -1,6 +1,6 @@
-"""Rows with pending deltas, as `benchmarks.append_speed` measures them: what it takes to read them, and to fold them.
+"""Reads and folds of rows with pending deltas, for `benchmarks.append_speed`.
 
-Each function is called in a process of its own, with an emulator that `BIGTABLE_EMULATOR_HOST` names.
+Each function is called in its own process, with an emulator that `BIGTABLE_EMULATOR_HOST` names.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ with needing_extra():
     from murmur_beam.state.bigtable.meta import APPEND, COMMIT
 
 CELLS = 20
-"""Of one event each, in each row, where rows have many."""
+"""Cells of one event, in each row that has many."""
 _ROW = Key("row")
 _REQUEST = 2_000
-"""Cells of one."""
+"""Cells of one request, at most."""
 _TIMEOUT_S, _PATIENCE_S = 60.0, 120.0
-"""A machine that is busy is to show in the figures, and not to end the run."""
+"""Long, so that a busy machine shows in the figures, and does not end the run."""
 _NEWS, _FOLD_EVERY = 10, 20
 """Events that are appended before each read, and reads before each fold."""
 
 
 class _Table(NamedTuple):
-    """One that is made for one measurement."""
+    """A table for one measurement."""
 
     spec: Any
 
     @classmethod
     def new(cls, write: str) -> _Table:
-        """An empty one, written in this way."""
+        """Make an empty table that is written in this way."""
         spec = BigtableSpec(
             "benchmark", "instance", f"unfolded-{uuid.uuid4().hex[:8]}", timeout_s=_TIMEOUT_S, patience_s=_PATIENCE_S
         )
@@ -47,7 +47,7 @@ class _Table(NamedTuple):
         return cls(spec)
 
     def open(self) -> Any:
-        """A store that knows no row yet; to be closed."""
+        """A new store, as a context manager that closes it."""
         return closing(self.spec.open(Sum()))
 
 
@@ -61,7 +61,7 @@ def _merge(store: Any, updates: Sequence[Update]) -> None:
 
 
 def read_rows(rows: int, rounds: int) -> dict[str, list[Usage]]:
-    """Read many rows, committed and pending ones in turns; by what is read and how, what each round took.
+    """Read many rows, committed and pending ones in turns; the usage of each round, by way of reading and kind of rows.
 
     Raises:
         Inexact: an answer is wrong.
@@ -115,7 +115,7 @@ def read_rows(rows: int, rounds: int) -> dict[str, list[Usage]]:
 
 
 def _append(table: _Table, events: int, per_cell: int) -> None:
-    """Append events to the row in cells of this size, many cells a request: one by one it would take minutes."""
+    """Append events to the row in cells of this size, many cells a request; single requests would need minutes."""
     monoid = Sum()
     names = pending.Names(table.spec.clock)
     cells = []
@@ -148,7 +148,7 @@ def _fold(store: Any, events: int) -> Usage:
 
 
 def fold_row(events: int, per_cell: int) -> Usage:
-    """Fold a row with so many pending events, in cells of so many; the folder knows nothing of it.
+    """Fold a row with pending events, by a folder that does not remember the row.
 
     Raises:
         Inexact: a count is wrong.
@@ -165,17 +165,17 @@ def fold_row(events: int, per_cell: int) -> Usage:
 
 
 class Gets(NamedTuple):
-    """What reads of one row took, in the median of them: of a large one, and of one with one event."""
+    """Median usage of reads of a large row, and of a row with one event."""
 
     large: Usage
     small: Usage
 
 
 def get_known(markers: int, gets: int, rounds: int) -> list[Gets]:
-    """Read a row with so many markers, which the reader knows, and in turns a committed row of one event.
+    """Read in turns a row whose many markers the reader remembers, and a committed row of one event.
 
-    Between reads others append to the large row, so that each read has pending events to look up, and now and then they
-    fold it, so that there are markers to read.
+    Between reads another store appends to the large row, so each read has pending events to look up. Now and then a
+    third store folds the row, so there are new markers to read.
 
     Raises:
         Inexact: an answer is wrong.
@@ -206,7 +206,7 @@ def get_known(markers: int, gets: int, rounds: int) -> list[Gets]:
                     usages.append(watch.stop())
                     if found != wanted:
                         raise Inexact(f"a row of {wanted:,} events is {found}")
-            # The first of each round may be that which learns all markers.
+            # The first read of a round may be the one that learns all markers.
             made.append(Gets(*(_median(usages[1:]) for usages in took)))
     return made
 

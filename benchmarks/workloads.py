@@ -1,4 +1,4 @@
-"""Event streams to measure with: the same for every contender of a run, and for every run of one seed."""
+"""Event streams for measurements: the same for all contenders of a run, and for all runs with one seed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 KEYS = 100_000
 USERS = 100
 COMMIT = 32
-"""Events of one commit, where a figure is about commits of one size."""
+"""Events of a commit, in figures of commits of one size."""
 EXPONENT = 1.3
-"""Of the keys of long runs."""
+"""Zipf exponent of the keys of long runs."""
 FLUSH = 20_000
-"""Records that `MergeRecords` buffers, where nothing else is said."""
+"""Records that `MergeRecords` buffers by default."""
 VALUES: dict[str, Callable[[int], object]] = {
     "sum": lambda i: 1,
     "max": lambda i: i,
     "set_union": lambda i: f"user-{i % USERS}",
 }
-"""What the i-th event has to fold, by the monoid's name."""
+"""The value of the i-th event, by the monoid's name."""
 
 
 def zipf_stream(n: int, exponent: float, keys: int = KEYS, seed: int = 1) -> Iterator[str]:
-    """``n`` pages out of ``keys``, of which the one of rank r has the weight ``r ** -exponent``; none is kept."""
+    """``n`` pages out of ``keys``; the page of rank r has the weight ``r ** -exponent``. No list is kept."""
     weights = list(itertools.accumulate((rank + 1) ** -exponent for rank in range(keys)))
     chance = random.Random(seed)
     for start in range(0, n, 10_000):
@@ -36,32 +36,32 @@ def zipf_stream(n: int, exponent: float, keys: int = KEYS, seed: int = 1) -> Ite
 
 @functools.lru_cache(maxsize=4)
 def zipf_pages(n: int, exponent: float, keys: int = KEYS, seed: int = 1) -> list[str]:
-    """The same as a list."""
+    """The pages of `zipf_stream` as a list."""
     return list(zipf_stream(n, exponent, keys, seed))
 
 
 def zipf_events(n: int, exponent: float) -> Iterator[dict[str, object]]:
-    """One event for each of `zipf_pages`, with an id of its own; made one by one, so that none outlives its bundle."""
+    """An event with its own id for each of `zipf_pages`; made one by one, so that no event outlives its bundle."""
     for i, page in enumerate(zipf_pages(n, exponent)):
         yield {"id": f"event-{i}", "page": page, "n": 1}
 
 
 def pages(kind: str, n: int) -> list[str]:
-    """The page of each of ``n`` events: ``own``, each its own; ``hot``, all the same; ``zipf1.1`` and the like."""
+    """The pages of ``n`` events: ``own``, all different; ``hot``, all the same; ``zipf1.1``, by that exponent."""
     if kind == "own":
         return [f"page-{i}" for i in range(n)]
     return ["page-0"] * n if kind == "hot" else zipf_pages(n, float(kind.removeprefix("zipf")))
 
 
 def events(kind: str, n: int, monoid: str = "sum") -> Iterator[dict[str, object]]:
-    """One event for each of `pages`, with an id of its own, and ``n`` to fold by the monoid of this name."""
+    """An event with its own id for each of `pages`, with a value ``n`` for the monoid of this name."""
     value = VALUES[monoid]
     for i, page in enumerate(pages(kind, n)):
         yield {"id": f"event-{i}", "page": page, "n": value(i)}
 
 
 def expected(kind: str, n: int, monoid: str = "sum") -> dict[str, Any]:
-    """What must have been counted after these events, page by page: nothing of murmur_beam takes part."""
+    """The expected value of each page after these events, computed without murmur_beam."""
     if monoid == "sum":
         return dict(Counter(pages(kind, n)))
     if monoid == "max":

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from murmur_beam import __version__, cli_delete, cli_fold, cli_tables
+from murmur_beam import __version__, cli_delete, cli_fold, cli_plan, cli_tables
 from murmur_beam.cli_arguments import (
     Parser,
     parse_end,
@@ -360,6 +360,12 @@ def _parser() -> Parser:
 
     fold = command("fold", partial(_on_table, cli_fold.fold), cli_fold.FOLD, cli_fold.EPILOG)
     cli_fold.add_fold(fold, parsed(parse_prefix), parsed(parse_duration), parsed(parse_n))
+
+    plan = add_command(
+        "plan", help=cli_plan.PLAN, description=cli_plan.PLAN, epilog=cli_plan.EPILOG, formatter_class=as_is
+    )
+    plan.set_defaults(run=cli_plan.run)
+    cli_plan.add_plan(plan, parsed(parse_duration), parsed(parse_n))
     return parser
 
 

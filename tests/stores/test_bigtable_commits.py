@@ -280,7 +280,7 @@ def test_a_request_that_is_refused_permanently_is_a_permanent_error(bigtable_hos
 
 def test_a_value_that_is_too_long_is_permanent(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server would refuse it at every try; the old value and earlier merges are kept."""
-    monkeypatch.setattr("murmur_beam.state.bigtable.planner.MAX_VALUE_BYTES", 40)
+    monkeypatch.setattr("murmur_beam.state.bigtable.commit_planner.MAX_VALUE_BYTES", 40)
     with closing(new_spec(bigtable_host).open(SetUnion())) as store:
         assert store.merge_update(A, frozenset({"x" * 20}), event_id="1") is Outcome.MERGED
         with pytest.raises(PermanentError, match=r"set_union would take \d+ bytes, at most 40"):

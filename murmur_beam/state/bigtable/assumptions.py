@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.codec import FOREVER_US
-from murmur_beam.state.bigtable.scratch import RowCodec, Scratch, difference, int64, marker
+from murmur_beam.state.bigtable.scratch import Cells, Scratch, difference, int64, marker
 
 _WRITERS = 16
 _TIMED = 40
@@ -54,7 +54,7 @@ def _require(holds: bool, otherwise: str) -> None:
         raise Wrong(otherwise)
 
 
-def _same(seen: RowCodec, wanted: RowCodec) -> None:
+def _same(seen: Cells, wanted: Cells) -> None:
     _require(seen == wanted, difference(seen, wanted))
 
 
@@ -293,14 +293,14 @@ STEPS = (
     Step(
         "refused neighbour",
         _refused_neighbour,
-        "BulkAdder without event ids would count twice or not at all. Use event ids.",
+        "Sums without event ids would count twice or not at all. Use event ids.",
     ),
     Step("repeated append", _repeated_append, f"An append that is tried again would count twice. {_REPORT}"),
     Step("delete by name", _delete_by_name, f"A fold would leave what it has folded, or take more. {_REPORT}"),
     Step(
         "idempotency token",
         _idempotency_token,
-        "BulkAdder without event ids may count twice after a lost answer.",
+        "Sums without event ids may count twice after a lost answer.",
         False,
     ),
     Step("unaligned timestamp", _unaligned_timestamp, "The table takes microseconds; nothing here writes them.", False),

@@ -27,11 +27,11 @@ from murmur_beam.state.bigtable.attempt import CommitPlan, FoldCommit, PreparedC
 from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch
 from murmur_beam.state.bigtable.channels import Burst
 from murmur_beam.state.bigtable.codec import RowCodec, int64
+from murmur_beam.state.bigtable.commit_planner import CommitPlanner
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher, all_of
 from murmur_beam.state.bigtable.grpc_errors import is_unavailable
 from murmur_beam.state.bigtable.keys import parse_row_key
-from murmur_beam.state.bigtable.planner import CommitPlanner
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.refresher import BIAS_LIMIT, ROWS_PER_READ, Refresher, resolve_unanswered
 from murmur_beam.state.bigtable.refusals import Refusals, commit_nothing

@@ -17,12 +17,12 @@ from murmur_beam.errors import PermanentError, TransientError
 from murmur_beam.state.bigtable import pending, wire
 from murmur_beam.state.bigtable.attempt import FoldCommit
 from murmur_beam.state.bigtable.codec import RowCodec
+from murmur_beam.state.bigtable.commit_planner import MAX_VALUE_BYTES
 from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.fingerprints import split
 from murmur_beam.state.bigtable.pending import Events
-from murmur_beam.state.bigtable.planner import MAX_VALUE_BYTES
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_cache import CachedRow, Waiter
 from murmur_beam.state.bigtable.row_fold import Folded, PendingCell, RowFold

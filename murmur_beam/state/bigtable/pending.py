@@ -1,7 +1,7 @@
-"""RowCodec of pending deltas: what an append writes, and what readers and folds take out of them.
+"""Cells of pending deltas: what an append writes, and what readers and folds decode.
 
-A cell's name is 8 bytes of the time of its first try, in microseconds, and 8 bytes that no other append has. Its value
-is a head, the fingerprints of its events, and their deltas:
+A cell's name is 8 bytes of the time of its first try, in microseconds, and 8 bytes that are unique to this append. Its
+value is a head, the fingerprints of its events, and their deltas:
 
     format (1 byte, 1), kind (1 byte), number of events (4 bytes), 16 bytes of fingerprint each, then by kind
     0   no deltas: each event adds 1
@@ -85,10 +85,10 @@ class Events(NamedTuple, Generic[V]):
 
 
 def encoded(monoid: Monoid[V], events: Events[V]) -> Iterator[bytes]:
-    """RowCodec of these events, in their order: the value of each.
+    """The values of one or more cells of these events, in their order.
 
     Raises:
-        Exception: a delta has no encoding; whatever the monoid raises.
+        Exception: the monoid cannot encode a delta.
     """
     fingerprints, deltas = events
     if not fingerprints:

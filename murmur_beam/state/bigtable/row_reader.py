@@ -109,7 +109,7 @@ class RowReader(Generic[V]):
         return found
 
     def _value_of(self, key: bytes, content: Content, has: Callable[[bytes], bool] | None) -> Value:
-        """FoldCommit what is pending into the aggregate.
+        """The aggregate with the pending deltas folded into it.
 
         Args:
             key: of the row.

@@ -22,7 +22,7 @@ _REMOVALS = 3
 _AGAIN_S = 0.1
 _EVENT = bytes(range(16))
 
-RowCodec = dict[tuple[str, bytes, int], bytes]
+Cells = dict[tuple[str, bytes, int], bytes]
 """Values by family, column and timestamp."""
 
 
@@ -81,7 +81,7 @@ class Scratch:
             wire.put(wire.DEDUP, marker(after), self.now_us, _EVENT),
         ]
 
-    def cells_at(self, version: int, total: int, *commits: int) -> RowCodec:
+    def cells_at(self, version: int, total: int, *commits: int) -> Cells:
         """What is in a row of this version and sum, with the markers of the commits that made these versions."""
         return {
             (self.layout.version_family, wire.VERSION, self.at_us): int64(version),
@@ -106,7 +106,7 @@ class Scratch:
         for error in (await self.write((key, mutations), token=token)).values():
             raise error
 
-    async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> RowCodec:
+    async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> Cells:
         """What is in a row; of that, what a filter lets pass."""
         self.requests += 1
         rows = await self.connection.read(narrow(wire.read_rows(self.connection, [key])), persist=False)
@@ -161,7 +161,7 @@ def int64(n: int) -> bytes:
     return n.to_bytes(8, "big", signed=True)
 
 
-def difference(seen: RowCodec, wanted: RowCodec) -> str:
+def difference(seen: Cells, wanted: Cells) -> str:
     """In which cell what was seen is not what was wanted; empty: in none."""
     differing = [cell for cell in sorted({*seen, *wanted}) if seen.get(cell) != wanted.get(cell)]
     if not differing:
