@@ -29,7 +29,7 @@ from murmur_beam.state.base import GRACE_S
 if TYPE_CHECKING:
     from tests.support.fault_proxy import FaultProxy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "scaling.md").read_text("utf-8")
 HOURLY = "--events_per_s 10000 --keys 1000000 --skew 0.9 --bucket 1h"
 
