@@ -194,7 +194,7 @@ def run(host: str, number: int, case: Case) -> Measured:
         Inexact: a count is wrong.
     """
     spec = _spec(host, number, case)
-    tables.create(spec, tables.purpose(Schema(Count().name, None)))
+    tables.create(spec, tables.table_meta(Schema(Count().name, None)))
     start_s = time.monotonic() + STARTING_S
     with ExitStack() as stack:
         calls = [stack.enter_context(Call(work, host, number, case, worker, start_s)) for worker in range(case.workers)]

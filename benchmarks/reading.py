@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with on_bigtable():
         spec = BigtableSpec("benchmark", "instance", "reading")
         granularity = hourly().granularity
-        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
+        tables.create(spec, tables.table_meta(Schema(Count().name, granularity)))
         with Reader(spec.open(Count(), granularity), hourly()) as reader:
             fill(reader.store, args.rows, args.hours)
             asked = questions(reader, args.rows, args.hours)

@@ -52,9 +52,9 @@ def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Nam
 
     _require_any_order(monoid, args.write)
     schema = Schema(monoid.name if monoid else "sum", args.window.granularity if args.window else None)
-    meta = tables.purpose(schema, args.retention, args.dedup_retention)
+    meta = tables.table_meta(schema, args.retention, args.dedup_retention)
     if args.dry_run:
-        steps = tables.plan(where, meta, write=args.write)
+        steps = tables.plan_changes(where, meta, write=args.write)
     else:
         steps = tables.create(where, meta, write=args.write, yes=args.yes, say=_say)
     if args.json:

@@ -796,7 +796,7 @@ def test_a_pipeline_that_keeps_buckets_longer_than_the_table_is_stopped(bigtable
     clock = FakeClock()
     day = timedelta(days=1)
     spec = new_spec(bigtable_host, clock=clock)
-    tables.create(spec, tables.purpose(Schema("sum", day), 30 * day), yes=True)
+    tables.create(spec, tables.table_meta(Schema("sum", day), 30 * day), yes=True)
     today = int(clock.now() // 86_400)
     left = timedelta(seconds=(today + 1) * 86_400 - clock.now())
     with closing(spec.open(Sum(), day)) as store:

@@ -144,7 +144,7 @@ def test_the_simulation_makes_the_store_s_requests(workers: int, bigtable_host: 
     """Stores that take turns at two rows must make exactly the simulated requests, packing included."""
     flushes = 120 // workers
     spec = BigtableSpec("project", "instance", f"capacity-{workers}")
-    tables.create(spec, tables.purpose(Schema(Count().name, None)))
+    tables.create(spec, tables.table_meta(Schema(Count().name, None)))
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(closing(spec.open(Count()))) for _ in range(workers)]
         seen = [confirming._timed(store._connection) for store in stores]

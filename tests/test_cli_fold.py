@@ -70,7 +70,7 @@ class Table:
         self._granularity = granularity
         self._retention = retention
         self._capsys = capsys
-        tables.create(self.spec, tables.purpose(Schema(monoid.name, granularity), retention), write="append")
+        tables.create(self.spec, tables.table_meta(Schema(monoid.name, granularity), retention), write="append")
 
     def open(self, clock: FakeClock | None = None) -> BigtableStore[Any]:
         """A store of its own, by another clock if need be."""
@@ -209,7 +209,7 @@ class TestOnce:
     def test_a_table_that_is_written_by_commits_again(self, counts: Table) -> None:
         """What is pending from before is folded, and commits count beside it."""
         counts.append(*many(3))
-        tables.create(counts.spec, tables.purpose(Schema("sum", None)), write="commit")
+        tables.create(counts.spec, tables.table_meta(Schema("sum", None)), write="commit")
         with closing(counts.open()) as store:
             assert (
                 store.merge_updates([Update(Key("k0000"), 5, "new"), Update(Key("k0001"), 1, "1-0")])

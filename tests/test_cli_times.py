@@ -303,4 +303,4 @@ class TestEndsOfTheCalendar:
         assert err.endswith(" is longer than Bigtable keeps ages; leave it out to keep all\n")
         assert cli.main([*uri[:3], "--dedup-retention", "999999999d"]) == 2
         assert capsys.readouterr().err.startswith("murmur: error: --dedup-retention: ")
-        assert tables.purpose(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None
+        assert tables.table_meta(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None

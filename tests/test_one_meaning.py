@@ -313,7 +313,7 @@ class TestRetention:
     def test_in_bigtable_that_of_the_table(self, bigtable_host: str) -> None:
         """What it was made for, also where the pipeline was built before the server answered."""
         where = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, f"kept-{os.getpid()}-{next(_names)}")
-        tables.create(where, tables.purpose(Schema("sum", DAY), 30 * DAY))
+        tables.create(where, tables.table_meta(Schema("sum", DAY), 30 * DAY))
         with closing(where.open(Sum(), DAY)) as store:
             store._checked = False
             assert merge(store, "1", 29 * DAY, daily()) is Outcome.MERGED

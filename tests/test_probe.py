@@ -40,8 +40,8 @@ from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.testing import FakeClock
 
 DAY = timedelta(days=1)
-COUNTS = tables.purpose(Schema("count", DAY))
-NINETY_DAYS = tables.purpose(Schema("count", DAY), 90 * DAY)
+COUNTS = tables.table_meta(Schema("count", DAY))
+NINETY_DAYS = tables.table_meta(Schema("count", DAY), 90 * DAY)
 NOT_ON_EMULATORS = [
     "refused mutation",
     "refused neighbour",
@@ -632,7 +632,7 @@ class TestCreateTable:
         assert 30 < sum(proxy.counts[method].requests for method in KINDS) < 60
         assert rows_of(where) == [SCHEMA_ROW]
         proxy.counts.clear()
-        tables.create(where, tables.purpose(Schema("count", DAY), 120 * DAY))
+        tables.create(where, tables.table_meta(Schema("count", DAY), 120 * DAY))
         assert sum(proxy.counts[method].requests for method in KINDS) < 10
 
     @pytest.mark.parametrize("name", [step.name for step in CORE])
@@ -671,7 +671,7 @@ class TestCreateTable:
 
         proxy.live = live
         said: list[str] = []
-        tables.create(where, tables.purpose(Schema("count", None)), say=said.append)
+        tables.create(where, tables.table_meta(Schema("count", None)), say=said.append)
         assert len(said) == -(-n // 4)
         assert rows_of(where) == [SCHEMA_ROW]
 

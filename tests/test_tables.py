@@ -52,7 +52,7 @@ from murmur_beam.windows import WindowConfig, daily, hourly, minute
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 DAILY, HOURLY, ALL_TIME = Schema("sum", DAY), Schema("sum", HOUR), Schema("sum", None)
-NINETY_DAYS = tables.purpose(DAILY, 90 * DAY)
+NINETY_DAYS = tables.table_meta(DAILY, 90 * DAY)
 KEPT_90 = 91 * DAY + HOUR  # the bucket's own day, the retention, the hour of grace
 AGE, VERSIONS = "max_age", "max_num_versions"
 
@@ -210,11 +210,11 @@ class TestPurpose:
         state: Rule,
     ) -> None:
         """A bucket and its events together, when it takes no more of them; without a retention no value, ever."""
-        meta = tables.purpose(schema, retention, dedup_retention)
+        meta = tables.table_meta(schema, retention, dedup_retention)
         first = {"agg": agg, "dedup": dedup, "state": state, "meta": Rule(None, 1)}
-        assert tables.rules(meta._replace(layout=LAYOUTS[1])) == first
+        assert tables.gc_rules(meta._replace(layout=LAYOUTS[1])) == first
         # As far as `check` of release 0.1.0 sees, something is wrong with a table of layout 2.
-        assert tables.rules(meta) == {**first, "dedup": dedup._replace(versions=1), "pending": agg}
+        assert tables.gc_rules(meta) == {**first, "dedup": dedup._replace(versions=1), "pending": agg}
 
     @pytest.mark.parametrize(
         ("schema", "retention", "dedup_retention", "argument"),
@@ -230,7 +230,7 @@ class TestPurpose:
     ) -> None:
         """Naming the argument."""
         with pytest.raises(ConfigurationError) as caught:
-            tables.purpose(schema, retention, dedup_retention)
+            tables.table_meta(schema, retention, dedup_retention)
         assert caught.value.argument == argument
 
 
@@ -258,7 +258,7 @@ class TestCreate:
 
     @pytest.mark.parametrize(
         "meta",
-        [NINETY_DAYS, tables.purpose(ALL_TIME), tables.purpose(Schema("max", HOUR), None, 7 * DAY)],
+        [NINETY_DAYS, tables.table_meta(ALL_TIME), tables.table_meta(Schema("max", HOUR), None, 7 * DAY)],
         ids=["retention", "all-time", "dedup"],
     )
     def test_a_second_call_finds_nothing_to_do(self, meta: Meta) -> None:
@@ -266,7 +266,7 @@ class TestCreate:
         where = new_where()
         assert tables.create(where, meta)
         before, purpose = message(where), recorded(where)
-        assert tables.plan(where, meta) == []
+        assert tables.plan_changes(where, meta) == []
         assert tables.create(where, meta) == []
         assert (message(where), recorded(where)) == (before, purpose)
         assert wrong(tables.check(where)) == {}
@@ -274,11 +274,11 @@ class TestCreate:
     def test_a_plan_changes_nothing(self) -> None:
         """Neither where there is no table, nor where there is one; it tells just what would be done."""
         where = new_where()
-        planned = tables.plan(where, NINETY_DAYS)
+        planned = tables.plan_changes(where, NINETY_DAYS)
         assert not exists(where)
         assert tables.create(where, NINETY_DAYS) == planned
         before, purpose = message(where), recorded(where)
-        planned = tables.plan(where, tables.purpose(DAILY, 30 * DAY))
+        planned = tables.plan_changes(where, tables.table_meta(DAILY, 30 * DAY))
         assert [step.deletes for step in planned] == [True, True, True, True, False]
         assert (message(where), recorded(where)) == (before, purpose)
 
@@ -286,7 +286,7 @@ class TestCreate:
         """What was there stays; other families are nobody's business."""
         where = new_where()
         make(where, agg=sums(), meta=ColumnFamily(gc_rule=GcRule(max_num_versions=1)), other=ColumnFamily())
-        steps = tables.create(where, tables.purpose(DAILY))
+        steps = tables.create(where, tables.table_meta(DAILY))
         assert [step[:2] for step in steps] == [
             ("add", "family dedup"),
             ("add", "family state"),
@@ -307,7 +307,7 @@ class TestCreate:
         """Nothing is deleted by that, so nobody is asked."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
-        steps = tables.create(where, tables.purpose(DAILY, 120 * DAY))
+        steps = tables.create(where, tables.table_meta(DAILY, 120 * DAY))
         assert [step[:2] for step in steps] == [
             *(("change", f"family {name}") for name in ("agg", "dedup", "state", "pending")),
             ("record", "purpose"),
@@ -323,7 +323,7 @@ class TestCreate:
         """A rule can be taken from a family that has one."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
-        tables.create(where, tables.purpose(DAILY))
+        tables.create(where, tables.table_meta(DAILY))
         one = [(VERSIONS, 1)]
         assert collected(where) == {"agg": [], "dedup": one, "state": one, "meta": one, "pending": []}
         assert recorded(where) == Meta(DAILY)
@@ -331,9 +331,9 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("had", "gets"),
         [
-            pytest.param(NINETY_DAYS, tables.purpose(DAILY, 30 * DAY), id="shorter-retention"),
-            pytest.param(tables.purpose(DAILY), NINETY_DAYS, id="first-retention"),
-            pytest.param(tables.purpose(ALL_TIME), tables.purpose(ALL_TIME, None, 7 * DAY), id="dedup-retention"),
+            pytest.param(NINETY_DAYS, tables.table_meta(DAILY, 30 * DAY), id="shorter-retention"),
+            pytest.param(tables.table_meta(DAILY), NINETY_DAYS, id="first-retention"),
+            pytest.param(tables.table_meta(ALL_TIME), tables.table_meta(ALL_TIME, None, 7 * DAY), id="dedup-retention"),
         ],
     )
     def test_what_deletes_data_must_be_allowed(self, had: Meta, gets: Meta) -> None:
@@ -369,7 +369,7 @@ class TestCreate:
         tables.create(where, NINETY_DAYS)
         before = message(where)
         with pytest.raises(SchemaMismatch, match=r"holds values of monoid 'sum' and buckets of 1d"):
-            tables.create(where, tables.purpose(other), yes=True)
+            tables.create(where, tables.table_meta(other), yes=True)
         assert (message(where), recorded(where)) == (before, NINETY_DAYS)
 
     def test_shards_are_recorded_and_stay(self) -> None:
@@ -436,7 +436,7 @@ def first_layout(where: BigtableSpec) -> None:
 
 def with_dedup_retention(where: BigtableSpec) -> None:
     """Make one that forgets events before their bucket."""
-    tables.create(where, tables.purpose(DAILY, None, 7 * DAY))
+    tables.create(where, tables.table_meta(DAILY, None, 7 * DAY))
 
 
 def without_it_again(where: BigtableSpec) -> None:
@@ -448,12 +448,12 @@ def without_it_again(where: BigtableSpec) -> None:
 def by_commits_again(where: BigtableSpec) -> None:
     """Make one that was appended to for a while."""
     by_appending(where)
-    tables.create(where, tables.purpose(DAILY), write=COMMIT)
+    tables.create(where, tables.table_meta(DAILY), write=COMMIT)
 
 
 def by_appending(where: BigtableSpec) -> None:
     """Make one that is appended to."""
-    tables.create(where, tables.purpose(DAILY), write=APPEND)
+    tables.create(where, tables.table_meta(DAILY), write=APPEND)
 
 
 class TestWaysOfWriting:
@@ -468,9 +468,9 @@ class TestWaysOfWriting:
         assert steps[-1][:2] == ("record", "purpose")
         assert steps[-1].text.endswith(f"written by {'appending' if way == APPEND else 'commits'}")
         assert recorded(where) == NINETY_DAYS._replace(write=way, appended=way == APPEND)
-        assert tables.plan(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
-        tables.create(where, tables.purpose(DAILY, 120 * DAY))
-        assert recorded(where) == tables.purpose(DAILY, 120 * DAY)._replace(write=way, appended=way == APPEND)
+        assert tables.plan_changes(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
+        tables.create(where, tables.table_meta(DAILY, 120 * DAY))
+        assert recorded(where) == tables.table_meta(DAILY, 120 * DAY)._replace(write=way, appended=way == APPEND)
         assert wrong(tables.check(where)) == wrong(tables.check(where, write=way)) == {}
         with closing(where.open(Sum(), DAY)) as store:
             assert store.appends is (way == APPEND)
@@ -484,7 +484,7 @@ class TestWaysOfWriting:
             assert set(wrong(findings)) == {"purpose"}
             command = f"murmur create-table {where} --monoid sum --window 1d --retention 90d --write {way}"
             assert remedies(findings) == {command}
-            planned = tables.plan(where, NINETY_DAYS, write=way)
+            planned = tables.plan_changes(where, NINETY_DAYS, write=way)
             assert cli.main(command.split()[1:]) == 0
             assert recorded(where) == NINETY_DAYS._replace(write=way, appended=True)
             assert [step[:2] for step in planned] == [("change", "way of writing"), ("record", "purpose")]
@@ -513,11 +513,11 @@ class TestWaysOfWriting:
                 id="layout-1",
             ),
             pytest.param(
-                None, tables.purpose(DAILY, None, 7 * DAY), APPEND, "dedup_retention", "leave it out: TABLE is written "
-                "by appending (--write append), and an event that is pending for longer", id="both",
+                None, tables.table_meta(DAILY, None, 7 * DAY), APPEND, "dedup_retention",
+                "leave it out: TABLE is written by appending (--write append), and an event that is pending for longer", id="both",
             ),
             pytest.param(
-                with_dedup_retention, tables.purpose(DAILY), APPEND, "write",
+                with_dedup_retention, tables.table_meta(DAILY), APPEND, "write",
                 "append is not for TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
             ),
             pytest.param(
@@ -525,12 +525,12 @@ class TestWaysOfWriting:
                 "append is not for TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
             ),
             pytest.param(
-                by_appending, tables.purpose(DAILY, None, 7 * DAY), None, "dedup_retention",
+                by_appending, tables.table_meta(DAILY, None, 7 * DAY), None, "dedup_retention",
                 "leave it out: TABLE is written by appending", id="dedup-retention-later",
             ),
             pytest.param(
                 by_appending,
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 COMMIT,
                 "dedup_retention",
                 "leave it out: TABLE was written by appending, and an event that is pending for longer",
@@ -538,7 +538,7 @@ class TestWaysOfWriting:
             ),
             pytest.param(
                 by_commits_again,
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 None,
                 "dedup_retention",
                 "leave it out: TABLE was written by appending, and an event that is pending for longer",
@@ -557,7 +557,7 @@ class TestWaysOfWriting:
         before = (message(where), recorded(where)) if exists(where) else None
         check = partial(tables.check, where, None, DAY, dedup_retention=gets.dedup_retention, write=write)
         create = partial(tables.create, where, gets, write=write, yes=True)
-        for work in (create, partial(tables.plan, where, gets, write=write), check):
+        for work in (create, partial(tables.plan_changes, where, gets, write=write), check):
             with pytest.raises(ConfigurationError) as caught:
                 work()
             assert caught.value.argument == argument
@@ -567,13 +567,13 @@ class TestWaysOfWriting:
     def test_that_a_table_forgot_events_is_never_forgotten(self) -> None:
         """Also where it gets that later; and layout 1 knows nothing of it, so that nothing is left to do."""
         where = new_where()
-        tables.create(where, tables.purpose(DAILY))
+        tables.create(where, tables.table_meta(DAILY))
         for retentions in ((None, 7 * DAY), (None, None), (90 * DAY, None)):
-            wanted = tables.purpose(DAILY, *retentions)
+            wanted = tables.table_meta(DAILY, *retentions)
             tables.create(where, wanted, yes=True)
             assert recorded(where) == wanted._replace(forgets=True)
             assert tables.create(where, wanted) == []
-        first, wanted = new_where(), tables.purpose(DAILY, None, 7 * DAY)
+        first, wanted = new_where(), tables.table_meta(DAILY, None, 7 * DAY)
         first_layout(first)
         tables.create(first, wanted, yes=True)
         assert tables.create(first, wanted) == []
@@ -581,7 +581,7 @@ class TestWaysOfWriting:
 
     def test_two_that_change_it_at_once(self, before: Before) -> None:
         """What one did the other does not take back, and is told that it may not be done."""
-        where, longer = new_where(), tables.purpose(DAILY, 120 * DAY)
+        where, longer = new_where(), tables.table_meta(DAILY, 120 * DAY)
         tables.create(where, NINETY_DAYS)
         asked = 0
 
@@ -609,7 +609,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("method", ["ModifyColumnFamilies", "CheckAndMutateRow"])
     def test_a_table_never_keeps_less_than_it_says(self, before: Before, method: str, days: int) -> None:
         """A pipeline that relies on what is recorded is never let down."""
-        where, gets = new_where(), tables.purpose(DAILY, days * DAY)
+        where, gets = new_where(), tables.table_meta(DAILY, days * DAY)
         tables.create(where, NINETY_DAYS)
         before.answers[method] = grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(StoreUnavailable, match="as the test wants it"):
@@ -661,7 +661,7 @@ class TestCheck:
     def test_how_large_its_rows_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """All together, and the largest, with its markers and what is yet to be folded."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with closing(where.open(Sum())) as store, closing(where.connect()) as connection:
             store.merge_updates([Update(Key("home"), 1, f"e{n}") for n in range(1_000)])
             store.merge_updates([Update(Key(f"k{n}"), 1, "e") for n in range(9)])
@@ -680,7 +680,7 @@ class TestCheck:
         assert text.startswith("2 cells are yet to be folded, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
         [pending] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert pending.remedy == f"murmur fold {where}"
-        tables.create(where, tables.purpose(ALL_TIME), write=APPEND)
+        tables.create(where, tables.table_meta(ALL_TIME), write=APPEND)
         [normal] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert normal == pending._replace(status="ok", remedy="")
         monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
@@ -689,7 +689,7 @@ class TestCheck:
     def test_rows_that_take_too_long_to_look_at(self) -> None:
         """What was looked at until then is told."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with closing(where.connect()) as connection:
             assert connection.run(sizes_of.look(connection, 0.0)).whole is False
 
@@ -743,7 +743,7 @@ class TestCheck:
 
     def test_the_remedy_of_a_dedup_retention(self) -> None:
         """It brings back the table that it was."""
-        where, meta = new_where(), tables.purpose(ALL_TIME, None, 7 * DAY)
+        where, meta = new_where(), tables.table_meta(ALL_TIME, None, 7 * DAY)
         tables.create(where, meta)
         modify(where, id="dedup", update=ColumnFamily(gc_rule=GcRule()))
         assert remedies(tables.check(where)) == {f"murmur create-table {where} --monoid sum --dedup-retention 1w"}
@@ -775,7 +775,7 @@ class TestCheck:
     def test_a_retention_without_a_window_is_a_mistake(self) -> None:
         """The table has none, so it can have no retention."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with pytest.raises(ConfigurationError, match="retention: needs a window"):
             tables.check(where, retention=DAY)
 
@@ -909,10 +909,12 @@ class TestTheLiveService:
     @pytest.mark.parametrize(
         ("had", "gets"),
         [
-            pytest.param(tables.purpose(DAILY, 30 * DAY), NINETY_DAYS, id="longer"),
-            pytest.param(NINETY_DAYS, tables.purpose(DAILY), id="for-ever"),
+            pytest.param(tables.table_meta(DAILY, 30 * DAY), NINETY_DAYS, id="longer"),
+            pytest.param(NINETY_DAYS, tables.table_meta(DAILY), id="for-ever"),
             pytest.param(
-                tables.purpose(ALL_TIME, None, 7 * DAY), tables.purpose(ALL_TIME, None, 8 * DAY), id="dedup-retention"
+                tables.table_meta(ALL_TIME, None, 7 * DAY),
+                tables.table_meta(ALL_TIME, None, 8 * DAY),
+                id="dedup-retention",
             ),
         ],
     )
@@ -943,7 +945,7 @@ class TestTheLiveService:
         before.answers["ModifyColumnFamilies"] = grpc.StatusCode.FAILED_PRECONDITION, "Too many families"
         for yes in (False, True):
             with pytest.raises(StoreUnavailable, match="Too many families"):
-                tables.create(where, tables.purpose(DAILY, 120 * DAY), yes=yes)
+                tables.create(where, tables.table_meta(DAILY, 120 * DAY), yes=yes)
 
     @pytest.mark.parametrize(
         ("clusters", "text"),
@@ -980,7 +982,7 @@ class TestPipelines:
     def test_a_table_that_was_made_can_be_merged_into(self) -> None:
         """Each event once."""
         where = new_where()
-        tables.create(where, tables.purpose(Schema("count", DAY), 90 * DAY))
+        tables.create(where, tables.table_meta(Schema("count", DAY), 90 * DAY))
         now = datetime.now(timezone.utc).isoformat()
         events = [{"id": i, "k": k, "at": now} for i, k in (("1", "a"), ("2", "a"), ("2", "a"), ("3", "b"))]
         with beam.Pipeline() as pipeline:
@@ -1002,7 +1004,7 @@ class TestPipelines:
     def test_every_kind_of_value_fits(self, monoid: Any) -> None:
         """Sums and states alike."""
         where = new_where()
-        tables.create(where, tables.purpose(Schema(monoid.name, None)))
+        tables.create(where, tables.table_meta(Schema(monoid.name, None)))
         with closing(where.open(monoid)) as store:
             store.merge_update(Key("a"), 5, event_id="1")
             store.merge_update(Key("a"), 5, event_id="1")
@@ -1021,10 +1023,10 @@ class TestPipelines:
             pytest.param(NINETY_DAYS, daily(90 * DAY), id="the-same"),
             pytest.param(NINETY_DAYS, daily(30 * DAY), id="shorter"),
             pytest.param(NINETY_DAYS, daily(), id="as-the-table"),
-            pytest.param(tables.purpose(DAILY), daily(90 * DAY), id="table-keeps-all"),
-            pytest.param(tables.purpose(DAILY), daily(), id="both-keep-all"),
-            pytest.param(tables.purpose(DAILY, None, 7 * DAY), daily(), id="forgets-as-it-was-told"),
-            pytest.param(tables.purpose(ALL_TIME, None, 7 * DAY), None, id="all-time-forgets-as-it-was-told"),
+            pytest.param(tables.table_meta(DAILY), daily(90 * DAY), id="table-keeps-all"),
+            pytest.param(tables.table_meta(DAILY), daily(), id="both-keep-all"),
+            pytest.param(tables.table_meta(DAILY, None, 7 * DAY), daily(), id="forgets-as-it-was-told"),
+            pytest.param(tables.table_meta(ALL_TIME, None, 7 * DAY), None, id="all-time-forgets-as-it-was-told"),
         ],
     )
     def test_a_table_that_keeps_long_enough_is_taken(self, made_for: Meta, window: WindowConfig | None) -> None:
@@ -1044,14 +1046,14 @@ class TestPipelines:
                 id="longer",
             ),
             pytest.param(
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 daily(30 * DAY),
                 "keeps what it knows of events for 7d, but this window needs that for 31d 1h",
                 "--window 1d --retention 30d",
                 id="events",
             ),
             pytest.param(
-                tables.purpose(Schema("sum", timedelta(minutes=1)), HOUR),
+                tables.table_meta(Schema("sum", timedelta(minutes=1)), HOUR),
                 minute(HOUR + timedelta(milliseconds=1)),
                 "keeps its buckets for 2h 1m, but this window needs that for 2h 1m 1ms",
                 "--window 1m --retention 3600001ms",
@@ -1070,14 +1072,14 @@ class TestPipelines:
         assert caught.value.argument == "retention"
         assert complaint in caught.value.problem
         assert caught.value.problem.endswith(f"run: murmur create-table {where} --monoid sum {flags}")
-        tables.create(where, tables.purpose(made_for.schema, window.retention), yes=True)
+        tables.create(where, tables.table_meta(made_for.schema, window.retention), yes=True)
         merge_spec(where, window).check_stores()
 
     def test_a_table_that_is_appended_to(self, caplog: pytest.LogCaptureFixture) -> None:
         """No cache, and a warning where nothing is ever collected; what mends a retention keeps the way of writing."""
         caplog.set_level(logging.WARNING)  # programs that another test has run may have left it higher
         where = new_where()
-        tables.create(where, tables.purpose(DAILY), write=APPEND)
+        tables.create(where, tables.table_meta(DAILY), write=APPEND)
         with pytest.raises(ConfigurationError, match=f"^cache: {where} is written by appending"):
             merge_spec(where, daily(), cache="memory://test_appended").check_stores()
         merge_spec(where, daily()).check_stores()
@@ -1119,7 +1121,7 @@ def test_nothing_is_left_open() -> None:
         with pytest.raises(StoreUnavailable):
             tables.create(odd, NINETY_DAYS)
         with pytest.raises(ConfigurationError):
-            tables.create(good, tables.purpose(DAILY, DAY))
+            tables.create(good, tables.table_meta(DAILY, DAY))
 
     def in_use() -> tuple[int, int]:
         gc.collect()

@@ -239,7 +239,7 @@ def fingerprint(event_id: str) -> bytes:
     return _blake2b(event_id.encode("utf-8"), digest_size=16).digest()
 
 
-def rows(updates: Sequence[Update]) -> dict[Key, list[int]]:
+def positions_by_key(updates: Sequence[Update]) -> dict[Key, list[int]]:
     """Positions of the updates of each row."""
     by_key: dict[Key, list[int]] = {}
     for i, update in enumerate(updates):
@@ -332,7 +332,7 @@ def unfoldable(monoid: Monoid[Any], update: Update, err: Exception) -> Permanent
     return wrapped
 
 
-def unreadable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError:
+def undecodable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError:
     """The error of every update of a row whose value cannot be decoded; the row stays as it is."""
     error = PermanentError(
         f"the value stored for {key.entity!r} is no {monoid.name}: {type(err).__name__}: {err}; "
@@ -342,13 +342,13 @@ def unreadable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError:
     return error
 
 
-def later(one: float | None, other: float | None) -> float | None:
+def later_expiry(one: float | None, other: float | None) -> float | None:
     """The later of two times of expiry, None being never. A row's life is never shortened: another pipeline, with a
     longer retention, may still send it events that must find their markers."""
     return None if one is None or other is None else max(one, other)
 
 
-def only(results: Sequence[Result]) -> Outcome:
+def single_outcome(results: Sequence[Result]) -> Outcome:
     """The outcome of a single update.
 
     Raises:

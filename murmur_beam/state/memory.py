@@ -21,7 +21,7 @@ from murmur_beam.clock import Clock, SteadyClock
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later, only
+from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later_expiry, single_outcome
 
 V = TypeVar("V")
 
@@ -80,7 +80,7 @@ class MemoryStore(Generic[V]):
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """See `Store.merge_update`."""
-        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`."""
@@ -125,7 +125,7 @@ class MemoryStore(Generic[V]):
         expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
         known = self._state.expires
         if exists:
-            expires = later(expires, known.get(key))
+            expires = later_expiry(expires, known.get(key))
         if expires is not None:
             known[key] = expires
         elif known:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from murmur_beam.clock import Clock
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Result, Store, freshness, only
+from murmur_beam.state.base import Result, Store, freshness, single_outcome
 
 V = TypeVar("V")
 
@@ -97,7 +97,7 @@ class FaultyStore(Generic[V]):
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """Through the plan of faults."""
-        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """Through the plan of faults."""

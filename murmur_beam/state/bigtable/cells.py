@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from murmur_beam.clock import Clock
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, unreadable
+from murmur_beam.state.base import GRACE_S, undecodable
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
@@ -86,7 +86,7 @@ class Cells(Generic[V]):
         try:
             return self.monoid.decode(column)
         except Exception as err:
-            raise unreadable(self.monoid, parse_row_key(key)[0], err) from err
+            raise undecodable(self.monoid, parse_row_key(key)[0], err) from err
 
     def column_of(self, data: bytes) -> Any:
         """A cell's bytes, as `encoded` makes them."""

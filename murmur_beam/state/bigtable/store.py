@@ -16,7 +16,7 @@ from murmur_beam.durations import format_duration
 from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, only
+from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, single_outcome
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.appends import Appends
 from murmur_beam.state.bigtable.cells import EXPIRY_SLACK_US, Cells, Value
@@ -263,7 +263,7 @@ class BigtableStore(Generic[V]):
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """See `Store.merge_update`."""
-        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`; rows are written at the same time, at most `Settings.max_in_flight`."""

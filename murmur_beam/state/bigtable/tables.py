@@ -81,7 +81,7 @@ class _Found(NamedTuple):
     meta: Meta | None
 
 
-def purpose(schema: Schema, retention: timedelta | None = None, dedup_retention: timedelta | None = None) -> Meta:
+def table_meta(schema: Schema, retention: timedelta | None = None, dedup_retention: timedelta | None = None) -> Meta:
     """What a table is for.
 
     Args:
@@ -111,7 +111,7 @@ def purpose(schema: Schema, retention: timedelta | None = None, dedup_retention:
     return Meta(schema, lifetime, lifetime)
 
 
-def rules(meta: Meta) -> dict[str, Rule]:
+def gc_rules(meta: Meta) -> dict[str, Rule]:
     """Garbage collection of each family of a table for this purpose."""
     made = {
         wire.AGG: Rule(meta.bucket_age),
@@ -127,7 +127,7 @@ def rules(meta: Meta) -> dict[str, Rule]:
     return {name: made[name] for name in meta.layout.families}
 
 
-def command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
+def create_command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
     """The command line that makes a table for this purpose, or what is there fit for it.
 
     Args:
@@ -149,7 +149,7 @@ def command(where: Settings, meta: Meta, recorded: Meta | None = None) -> str:
     return shlex.join(words)
 
 
-def plan(where: Settings, meta: Meta, *, write: str | None = None) -> list[Step]:
+def plan_changes(where: Settings, meta: Meta, *, write: str | None = None) -> list[Step]:
     """What `create` would do; nothing is changed.
 
     Raises:
@@ -174,7 +174,7 @@ def create(
 
     Args:
         where: which table.
-        meta: what for; see `purpose`.
+        meta: what for; see `table_meta`.
         write: `meta.COMMIT` or `meta.APPEND`; None: as is recorded, and as ``meta`` says where nothing is.
         yes: may garbage collection take what it keeps now, and clusters differ for a while in what they keep?
         say: is told what takes long, and what to know of the table.
@@ -257,7 +257,7 @@ def check(
         if retention is None and dedup_retention is None:
             wanted = recorded._replace(schema=schema)
         else:
-            wanted = purpose(schema, retention, dedup_retention)
+            wanted = table_meta(schema, retention, dedup_retention)
         wanted = _filled(where, found, wanted, write)
         if not findings:
             _require_way(where, found.meta, wanted)
@@ -398,12 +398,12 @@ def _require(where: Settings, recorded: Meta, wanted: Meta) -> None:
 
 
 def _missing(families: dict[str, Family], meta: Meta) -> dict[str, Rule]:
-    return {name: rule for name, rule in rules(meta).items() if name not in families}
+    return {name: rule for name, rule in gc_rules(meta).items() if name not in families}
 
 
 def _changed(families: dict[str, Family], meta: Meta) -> dict[str, Rule]:
     """Rules of the families that are there with another one."""
-    return {name: rule for name, rule in rules(meta).items() if name in families and families[name].rule != rule}
+    return {name: rule for name, rule in gc_rules(meta).items() if name in families and families[name].rule != rule}
 
 
 def _record(where: Settings, meta: Meta) -> None:
@@ -475,11 +475,11 @@ def _way_text(write: str) -> str:
 
 
 def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> Iterator[Finding]:
-    remedy = command(where, wanted, found.meta)
+    remedy = create_command(where, wanted, found.meta)
     if found.families is None:
         if not said:
             # What it is for, only the pipeline knows; a table for something else would be refused by it.
-            remedy = f"{command(where, wanted._replace(schema=Schema('MONOID', None)))} [--window WINDOW] ..."
+            remedy = f"{create_command(where, wanted._replace(schema=Schema('MONOID', None)))} [--window WINDOW] ..."
         yield Finding("table", WRONG, "is missing", remedy)
         return
     yield Finding("table", OK)
@@ -494,7 +494,7 @@ def _check_table(where: Settings, found: _Found, wanted: Meta, said: bool) -> It
     else:
         yield Finding("purpose", OK, _purpose_text(found.meta))
     changed = _changed(found.families, wanted)
-    for name, rule in rules(wanted).items():
+    for name, rule in gc_rules(wanted).items():
         subject = f"family {name}"
         family = found.families.get(name)
         if family is None:

@@ -15,7 +15,17 @@ from murmur_beam.clock import Clock, SteadyClock
 from murmur_beam.errors import ConfigurationError, MurmurError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, fingerprint, fold_row, later, only, rows, unreadable
+from murmur_beam.state.base import (
+    GRACE_S,
+    Result,
+    Schema,
+    fingerprint,
+    fold_row,
+    later_expiry,
+    positions_by_key,
+    single_outcome,
+    undecodable,
+)
 from murmur_beam.state.sqlite import file, records
 
 V = TypeVar("V")
@@ -115,7 +125,7 @@ class SqliteStore(Generic[V]):
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """See `Store.merge_update`."""
-        return only(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`; one transaction, so a failure of the file is the result of every update."""
@@ -124,7 +134,7 @@ class SqliteStore(Generic[V]):
         try:
             with self._in_use(), self._flush():
                 self._record()
-                for key, positions in rows(updates).items():
+                for key, positions in positions_by_key(updates).items():
                     row_updates = [updates[i] for i in positions]
                     for i, result in zip(positions, self._merge_row(key, row_updates, fingerprints), strict=True):
                         results[i] = result
@@ -306,7 +316,7 @@ class SqliteStore(Generic[V]):
             try:
                 current = self._from_column(found[1])
             except Exception as err:
-                return [unreadable(self.monoid, key, err)] * len(updates)
+                return [undecodable(self.monoid, key, err)] * len(updates)
         now = self._clock.now()
         ttl = updates[-1].ttl
         # Markers of a row that will expire go with it; only those of a row for ever need an age of their own.
@@ -323,7 +333,7 @@ class SqliteStore(Generic[V]):
         if Outcome.MERGED in results:
             expires_at = None if ttl is None else now + ttl.total_seconds()
             if found is not None:
-                expires_at = later(expires_at, found[2])
+                expires_at = later_expiry(expires_at, found[2])
             execute(statements.update, (column, expires_at, row))
         elif found is None:
             execute(statements.delete, (row,))
