@@ -276,7 +276,7 @@ class TestUnfoldable:
             table.append(("home", letter, letter))
         code, _, err = table.fold()
         assert (code, err.count("\n")) == (2, 1)
-        assert f"was written with {module!r}, which is none of" in err
+        assert f"was written with {module!r}, which is not one of" in err
         code, out, err = table.fold("--monoid", f"{module}:monoid")
         assert (code, out.splitlines()[1].split()[1]) == (1, "2")
         assert err.splitlines()[1] == "  'home', bucket 0: KeyError: 'x is\\nno letter'"
@@ -338,7 +338,7 @@ class TestForEver:
         code, out, err = table.fold("--every", "1ms", "--json", "--monoid", f"{module}:monoid")
         document = json.loads(out)
         assert (code, document["whole"], document["rows"], document["events"]) == (0, False, 512, 1_025)
-        assert err == "murmur: ended before all was done; the next fold goes on\n"
+        assert err == "murmur: ended before all rows were folded; the next fold resumes\n"
         assert signal.getsignal(signal.SIGTERM) is before
         monkeypatch.undo()
         with closing(table.open()) as store:
@@ -360,7 +360,7 @@ class TestForEver:
         monkeypatch.setattr(BigtableStore, "fold", fold)
         monkeypatch.setattr(cli, "spec_from_uri", lambda uri, what: BigtableSpec(*counts.spec.place[1:], clock=clock))
         code, out, err = counts.fold("--every", "1m")
-        told = "murmur: this round failed: busy; the next one begins 1m after it began"
+        told = "murmur: this round failed: busy; the next one begins 1m after its start"
         assert (code, err.splitlines()) == (2, [told, "murmur: error: gone"])
         header, line = out.splitlines()
         assert header.split()[:2] == ["began", "rows"]
@@ -383,7 +383,7 @@ class TestForEver:
         code, _, err = counts.fold("--every", "1ms")
         assert code == 130
         assert err.splitlines() == [
-            "murmur: this round failed: not yet; the next one begins 1ms after it began",
+            "murmur: this round failed: not yet; the next one begins 1ms after its start",
             "murmur: interrupted",
         ]
 
@@ -402,7 +402,7 @@ class TestForEver:
         code, _, err = counts.fold("--every", "1ms")
         assert code == 2
         assert err.count("too big") == 2
-        assert "murmur: 1 row was written by others all the time; the next round goes on\n" in err
+        assert "murmur: 1 row was not folded because of concurrent writes; the next round tries again\n" in err
 
 
 class TestKilledAndRaced:
@@ -486,7 +486,10 @@ class TestWhereThereIsNothingToFold:
         """It says so, for ever or not, and makes no file."""
         uri = f"sqlite:///{tmp_path}/c.db"
         assert cli.main(["fold", uri, *args]) == 0
-        assert capsys.readouterr() == (f"{uri}: needs no fold: stores outside Bigtable fold at once\n", "")
+        assert capsys.readouterr() == (
+            f"{uri}: needs no fold: stores outside Bigtable fold each event when it is merged\n",
+            "",
+        )
         assert list(tmp_path.iterdir()) == []
         assert cli.main(["fold", uri, "--json", *args]) == 0
         assert json.loads(capsys.readouterr().out) == {"store": uri, "needs_fold": False}
@@ -499,7 +502,7 @@ class TestWhereThereIsNothingToFold:
             store.merge_updates([Update(Key("home"), 1, "1")])
             assert store.fold() == Folded()
         assert cli.main(["fold", str(spec), *args]) == 0
-        text = f"{spec}: needs no fold: in a table of layout 1 nothing is ever pending\n"
+        text = f"{spec}: needs no fold: a table of layout 1 never has pending events\n"
         assert capsys.readouterr() == (text, "")
 
 
@@ -508,9 +511,9 @@ class TestWhereThereIsNothingToFold:
     [
         (["--every", "0s"], "--every: must be positive, such as 1m"),
         (["--every", "often"], "'often' is not a duration"),
-        (["--min-cells", "0"], "'0' is not a whole number from 1 on"),
+        (["--min-cells", "0"], "'0' is not a positive whole number"),
         (["--prefix", "k" * 5_000], "argument --prefix: 5000 bytes long"),
-        (["--evry", "1m"], "--evry is no flag of murmur fold; did you mean --every?"),
+        (["--evry", "1m"], "--evry is not a flag of murmur fold; did you mean --every?"),
     ],
 )
 def test_arguments_that_make_no_sense(args: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

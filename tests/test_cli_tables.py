@@ -94,7 +94,7 @@ is known for 91d 1h; layout 2, written by commits
         assert (refused.code, refused.out) == (2, "")
         assert refused.err.startswith("murmur: error: --yes: is needed, since garbage collection will take")
         assert refused.err.count("\n") == 1
-        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, and so needs --yes") == 4
+        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, so it needs --yes") == 4
         assert "needs --yes" not in murmur("create-table", *shorter, "--dry-run", "--yes").out
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
@@ -127,7 +127,7 @@ is known for 91d 1h; layout 2, written by commits
         for command in ("create-table", "check"):
             ran = murmur(command, "--monoid", "own_text:TEXT", "--write", "append")
             assert (ran.code, ran.out) == (2, "")
-            assert ran.err.startswith("murmur: error: --write: append is not for monoid 'text', which depends on the o")
+            assert ran.err.startswith("murmur: error: --write: append does not support monoid 'text', which")
         assert murmur("create-table", "--monoid", "own_text:TEXT", "--write", "commit").code == 0
 
     def test_json(self, murmur: Murmur) -> None:
@@ -270,7 +270,7 @@ class TestOtherStores:
         for command in ("create-table", "check"):
             assert cli.main([command, uri]) == 0
             out, err = capsys.readouterr()
-            assert (out, err) == (f"{uri}: needs no table to be made; the first write makes what it needs\n", "")
+            assert (out, err) == (f"{uri}: needs no table; the first write creates everything\n", "")
         assert cli.main(["check", uri, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["ok"] is True
         assert [*tmp_path.iterdir()] == []

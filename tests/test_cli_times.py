@@ -82,7 +82,7 @@ class TestDates:
         assert murmur("get", "a", "--at", "2026-11-22") == (
             1,
             "",
-            "murmur: nothing is there for 'a' in those buckets\n",
+            "murmur: nothing found for 'a' in those buckets\n",
         )
         assert murmur.json("get", "a", "--at", "2026-11-22")["value"] is None
         assert murmur("get", "a", "--at", "2026-11-21").out.startswith("0  (24 buckets ")
@@ -112,9 +112,9 @@ class TestDates:
     def test_nothing_in_the_range(self, murmur: Murmur, command: str) -> None:
         """It is said where nothing is, and a reversed range is a mistake."""
         murmur.fill([("a", START, 1)], None, hourly())
-        assert murmur(command, "--from", "2026-11-23").err == "murmur: nothing is there in those buckets\n"
+        assert murmur(command, "--from", "2026-11-23").err == "murmur: nothing found in those buckets\n"
         assert murmur(command, "--from", "2026-11-23", "--prefix", "a").err == (
-            "murmur: nothing is there with prefix 'a' in those buckets\n"
+            "murmur: nothing found with prefix 'a' in those buckets\n"
         )
         assert murmur(command, "--from", "2026-11-23", "--to", "2026-11-22") == (
             2,

@@ -514,7 +514,8 @@ class TestWaysOfWriting:
             ),
             pytest.param(
                 None, tables.table_meta(DAILY, None, 7 * DAY), APPEND, "dedup_retention",
-                "leave it out: TABLE is written by appending (--write append), and an event that is pending for longer", id="both",
+                "leave it out: TABLE is written by appending (--write append), and an event that is pending for longer",
+                id="both",
             ),
             pytest.param(
                 with_dedup_retention, tables.table_meta(DAILY), APPEND, "write",
