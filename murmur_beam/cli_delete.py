@@ -142,6 +142,6 @@ def _buckets(reader: Reader[Any], start: datetime | None, end: datetime | None) 
     if config is None:
         raise SchemaMismatch("the store has no time buckets; leave out --from and --to")
     if start is not None and end is not None and end < start:
-        raise ConfigurationError("--to", "is before --from")
+        raise ConfigurationError("--to", "lies before --from")
     first, last = (None if time is None else config.bucket_id(time) for time in (start, end))
     return first, last
