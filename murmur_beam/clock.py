@@ -48,7 +48,7 @@ class SteadyClock:
         self._offset_s = (clock.now() if seen_at is None else seen_at) - clock.monotonic()
 
     def now(self) -> float:
-        """Seconds since the epoch. The time does not follow a clock that jumps ahead; it follows one that is set back."""
+        """Seconds since the epoch. The time follows a clock that is set back, but not one that jumps ahead."""
         monotonic_s = self._clock.monotonic()
         self._offset_s = min(self._offset_s, self._clock.now() - monotonic_s)
         return self._offset_s + monotonic_s

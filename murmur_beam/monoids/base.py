@@ -31,12 +31,12 @@ class Monoid(abc.ABC, Generic[V]):
     name: str
     """Recorded by a store about its values: monoids that share a name can read each other's state."""
     commutative: bool = True
-    """True if the order of deltas does not matter. Beam guarantees no order, so otherwise the result depends on arrival.
-    """
+    """True if the order of deltas does not matter. Otherwise the result depends on arrival: Beam guarantees no order."""
     idempotent: bool = False
-    """True if folding a delta again, at any later time, changes nothing: ``combine(combine(a, b), a) == combine(a, b)``.
-    A redelivery is then harmless, and stores keep no marker for it. For a commutative monoid the law is
-    ``combine(a, a) == a``; "keep the last to arrive" satisfies that law too, but is not idempotent."""
+    """True if folding a delta again, at any later time, changes nothing:
+    ``combine(combine(a, b), a) == combine(a, b)``. A redelivery is then harmless, and stores keep no marker for it. For
+    a commutative monoid the law is ``combine(a, a) == a``; "keep the last to arrive" satisfies that law too, but is not
+    idempotent."""
     native: ClassVar[str | None] = None
     """Name of the store operation that folds without reading ("sum"), for stores that have it."""
     needs_value: ClassVar[bool] = True
