@@ -101,7 +101,9 @@ MAY_IMPORT = {
     "pipelines.end_to_end_programs": f"{LIBRARY} state.bigtable.* reader pipelines.* testing.emulators",
     # Test helpers: nobody above imports them.
     "testing": "testing.*",
-    "testing.*": f"{LIBRARY} testing.*",
+    "testing.*": f"{LIBRARY} testing.* testing.stores",
+    "testing.stores": f"{LIBRARY} testing.stores.*",
+    "testing.stores.*": f"{LIBRARY} testing.fakes testing.stores.*",
 }
 
 # Another library -> the modules that may import it.

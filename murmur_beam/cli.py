@@ -384,7 +384,7 @@ def _add_table_commands(command: _AddCommand) -> None:
 
 
 def _add_purpose(sub: Parser, monoid: str, window: str, retention: str, dedup_retention: str, write: str) -> None:
-    """Add the flags of a table's purpose, which must fit its pipeline; the arguments are defaults, as the help shows."""
+    """Add the flags of a table's purpose, as in its pipeline; the arguments are the defaults that the help shows."""
     add_json(sub, "one JSON document")
     add_monoid(sub, monoid)
     add_window(sub, window)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
-from murmur_beam.command_line import discard_output
+from murmur_beam.command_line import OneLineErrorParser, discard_output
 from murmur_beam.dedicated import dedicate
 from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Outcome
@@ -21,6 +21,9 @@ DEAD_LETTERS_HELP = (
     "file for elements that cannot be merged; must be new or empty; {date} and {time} in its name are filled in "
     "(%(default)s)"
 )
+
+Parser = OneLineErrorParser
+"""The parser of the pipelines' arguments."""
 
 Main = Callable[[Sequence[str] | None], int]
 

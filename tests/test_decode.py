@@ -271,5 +271,5 @@ class TestDecodeCsv:
     @pytest.mark.parametrize("decode", [None, "json", decode_csv])
     def test_a_delimiter_is_for_csv(self, decode: Any) -> None:
         """Beside anything else it would be without effect."""
-        with pytest.raises(ConfigurationError, match=r"^delimiter: is for CSV"):
+        with pytest.raises(ConfigurationError, match=r"^delimiter: applies to CSV"):
             decoder_of(decode, ";")

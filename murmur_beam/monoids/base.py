@@ -31,7 +31,7 @@ class Monoid(abc.ABC, Generic[V]):
     name: str
     """Recorded by a store about its values: monoids that share a name can read each other's state."""
     commutative: bool = True
-    """True if the order of deltas does not matter. Otherwise the result depends on arrival: Beam guarantees no order."""
+    """True if the order of deltas does not matter. Beam guarantees no order, so other results depend on arrival."""
     idempotent: bool = False
     """True if folding a delta again, at any later time, changes nothing:
     ``combine(combine(a, b), a) == combine(a, b)``. A redelivery is then harmless, and stores keep no marker for it. For
