@@ -565,7 +565,7 @@ def test_check_tells_what_is_pending(counts: Table) -> None:
     size, most = 5 * 22 + 14 * 16 + 11 * 8, 2 * 22 + 11 * 24
     [line] = [line for line in out.splitlines() if line.startswith("  pending")]
     since = time.strftime("%Y-%m-%d %H:", time.gmtime())
-    pattern = rf"  pending +ok +5 cells are yet to be folded, {size} B, the oldest since {since}\d\d UTC; the most, "
+    pattern = rf"  pending +ok +5 cells are not folded yet, {size} B, the oldest since {since}\d\d UTC; the most, "
     assert re.fullmatch(rf"{pattern}{most} B: 'home', bucket 0", line)
     document = json.loads(counts.murmur("check", "--json").out)
     [finding] = [finding for finding in document["findings"] if finding["subject"] == "pending"]

@@ -92,7 +92,7 @@ is known for 91d 1h; layout 2, written by commits
         shorter = (*PURPOSE[:-1], "30d")
         refused = murmur("create-table", *shorter)
         assert (refused.code, refused.out) == (2, "")
-        assert refused.err.startswith("murmur: error: --yes: is needed, since garbage collection will take")
+        assert refused.err.startswith("murmur: error: --yes: is required, since garbage collection will take")
         assert refused.err.count("\n") == 1
         assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, so it needs --yes") == 4
         assert "needs --yes" not in murmur("create-table", *shorter, "--dry-run", "--yes").out
@@ -110,8 +110,8 @@ is known for 91d 1h; layout 2, written by commits
             murmur("create-table", *PURPOSE, "--write", "commit", "--dry-run").out
             == f"""\
 {murmur.uri}: would be done:
-  change  way of writing  by commits, instead of by appending; pipelines that run go on as before until they are \
-started again; both ways may be mixed, since readers unite both
+  change  way of writing  by commits, instead of by appending; running pipelines go on as before until they are \
+restarted; both ways may be mixed, since readers combine them
   record  purpose         monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
 is known for 91d 1h; layout 2, written by commits
 """
@@ -215,10 +215,10 @@ is known for 91d 1h; layout 2, written by commits
         ran = murmur("check")
         assert ran.code == 0
         assert ran.out.startswith(f"{murmur.uri}: as it should be\n")
-        assert "  pending         warning      1 cells are yet to be folded" in ran.out
+        assert "  pending         warning      1 cells are not folded yet" in ran.out
         assert ran.out.endswith(f"\nrun: murmur fold {murmur.uri}\n")
         murmur("create-table", "--write", "append")
-        assert "  pending         ok           1 cells are yet to be folded" in murmur("check").out
+        assert "  pending         ok           1 cells are not folded yet" in murmur("check").out
         assert "run: " not in murmur("check").out
 
     def test_json(self, murmur: Murmur) -> None:

@@ -300,7 +300,7 @@ class TestEndsOfTheCalendar:
         assert cli.main([*uri, "--retention", retention]) == 2
         err = capsys.readouterr().err
         assert err.startswith("murmur: error: --retention: ")
-        assert err.endswith(" is longer than Bigtable keeps ages; leave it out to keep all\n")
+        assert err.endswith(" is longer than Bigtable can keep cells; leave it out to keep all\n")
         assert cli.main([*uri[:3], "--dedup-retention", "999999999d"]) == 2
         assert capsys.readouterr().err.startswith("murmur: error: --dedup-retention: ")
         assert tables.table_meta(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None

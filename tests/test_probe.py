@@ -339,7 +339,7 @@ class TestAsTheLiveServiceIs:
         """A refused commit that leaves something would count."""
         report = probe.run(where)
         (result,) = report.wrong
-        assert (result.name, result.advice[:30]) == ("refused mutation", "A commit that fails could coun")
+        assert (result.name, result.advice[:30]) == ("refused mutation", "A failed commit could still co")
         assert result.seen.endswith("but the add before it stays")
         notes = {result.name for result in report.results if result.status == "note" and result.advice}
         assert notes == {"idempotency token", "unaligned timestamp", "set cell of sums"}
@@ -350,18 +350,22 @@ BROKEN = [
     ("sums", asked("sums", retimed("add_to_cell", lambda at: at + next(ticks) * 1_000)), r"agg:v at 0 us is absent"),
     ("first commit", asked("first commit", no_mutations), r"is absent, not .*; \d more cells differ"),
     ("first commit", asked("first commit", without("set_cell")), r"is absent, not"),
-    ("first commit", told("first commit", met), r"a row that does not exist was said to have a version"),
-    ("commit", asked("commit", always(False)), r"a row at version \d+ was said not to be at it"),
+    ("first commit", told("first commit", met), r"a row that does not exist was reported to have a version"),
+    ("commit", asked("commit", always(False)), r"a row at version \d+ was reported to be at another"),
     ("commit", asked("commit", without("add_to_cell")), r"agg:v at 0 us is absent, not 8"),
-    ("stale commit", asked("stale commit", always(True)), r"was said to be at \d+, and written to"),
-    ("stale commit", asked("stale commit", always(False)), r"a row with a version was said to have none"),
-    ("one winner", asked("one winner", always(True)), r"16 of 16 commits at one version were said to be made, not 1"),
+    ("stale commit", asked("stale commit", always(True)), r"was reported to be at \d+, and was written to"),
+    ("stale commit", asked("stale commit", always(False)), r"a row with a version was reported to have none"),
+    (
+        "one winner",
+        asked("one winner", always(True)),
+        r"16 of 16 commits at one version were reported as",
+    ),
     ("one winner", told("one winner", met), r"16 of 16 commits"),
     ("one winner", asked("one winner", always(False)), r"0 of 16 commits"),
     ("news", asked("news", whole_range), r"dedup:\w+ at \d+ us is 16 bytes, not absent"),
     ("packing", asked("packing", without("delete_from_column")), r"is 16 bytes, not absent"),
-    ("packing", asked("packing", always(False)), r"the commit was not made"),
-    ("made again", ignored("made again", "delete_from_row"), r"a deleted row was said to have a version"),
+    ("packing", asked("packing", always(False)), r"the commit was not applied"),
+    ("made again", ignored("made again", "delete_from_row"), r"a deleted row was reported to have a version"),
     ("two timestamps", asked("two timestamps", two_cells), r"agg:v at 0 us is 5, not absent"),
     ("two timestamps", asked("two timestamps", retimed("add_to_cell", lambda at: 0)), r"agg:v at 0 us is 12, not 5"),
     ("far timestamp", asked("far timestamp", retimed("set_cell", lambda at: at // 2**9 // 1000 * 1000)), r"state:x at"),
@@ -370,7 +374,7 @@ BROKEN = [
     (
         "refused neighbour",
         told("neighbour + refused row", first_failed, MUTATE_ROWS),
-        r"its neighbour: refused, which is not",
+        r"its neighbour was reported as refused, but was not",
     ),
     ("refused neighbour", told("neighbour + refused row", answer_missing, MUTATE_ROWS), r"1 of 2 writes were answered"),
     (
@@ -406,7 +410,7 @@ class TestBroken:
         (step,) = [step for step in STEPS if step.name == name]
         unanswered = re.search("ABORTED|answered", words)
         assert result.advice == (
-            "The service gave no answer, so this is not known. Run the probe again." if unanswered else step.advice
+            "The service did not answer, so the result is unknown. Run the probe again." if unanswered else step.advice
         )
         assert len(report.results) == len(STEPS) + 1
 
@@ -439,7 +443,7 @@ class TestBroken:
         spec = BigtableSpec(where.project, where.instance, where.table, timeout_s=0.5)
         (result,) = probe.run(spec).wrong
         assert (result.name, result.seen[:17]) == ("far timestamp", "DEADLINE_EXCEEDED")
-        assert result.advice == "The service gave no answer, so this is not known. Run the probe again."
+        assert result.advice == "The service did not answer, so the result is unknown. Run the probe again."
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_time_is_over(self, where: BigtableSpec, proxy: FaultProxy) -> None:
@@ -448,7 +452,7 @@ class TestBroken:
         report = probe.run(where, limit_s=1.0)
         done = [result for result in report.results[:-1] if result.status == "ok"]
         rest = report.results[len(done) : -1]
-        assert {result.seen for result in rest} == {"not done when the time of the whole probe was over"}
+        assert {result.seen for result in rest} == {"not done within the time limit of the whole probe"}
         assert len(done) >= 1
         assert (len(report.results), report.results[-1].status) == (len(STEPS) + 1, "ok")
         assert report.seconds < 5
@@ -588,7 +592,7 @@ class TestCommand:
         assert cli.main(["check", str(where), "--probe"]) == 1
         out = capsys.readouterr().out
         assert all(len(line) <= 100 for line in out.splitlines())
-        assert re.search(r"\n  one winner +wrong +16 of 16 commits .*\n +Two workers would commit at once, and ", out)
+        assert re.search(r"\n  one winner +wrong +16 of 16 commits .*\n +Two workers could commit at once, and ", out)
         assert re.search(r"\nprobe: 12 ok, 1 wrong, 7 notes; layout \d, \d+ requests in \d+\.\d s\n", out)
         assert cli.main(["check", str(where), "--probe", "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["ok"] is False
@@ -649,8 +653,8 @@ class TestCreateTable:
         assert (out, err.count("\n")) == ("", 1)
         (step,) = [step for step in CORE if step.name == name]
         assert re.search(
-            rf"murmur: error: {where}: the table is made, but is not fit for commits: {name}: .*{found}.*\. "
-            rf"{re.escape(step.advice)} To see more: murmur check --probe '{where}'\n",
+            rf"murmur: error: {where}: the table is created, but is not fit for commits: {name}: .*{found}.*\. "
+            rf"{re.escape(step.advice)} For details run: murmur check --probe '{where}'\n",
             err,
         )
         assert rows_of(where) == [SCHEMA_ROW]
@@ -679,6 +683,6 @@ class TestCreateTable:
         """The error says that it is not known."""
         proxy.live = refused(grpc.StatusCode.UNAVAILABLE, "down", CHECK_AND_MUTATE)["live"]
         with pytest.raises(
-            (StoreUnavailable, TransientError), match=r"first commit: UNAVAILABLE: down\. The service gave no"
+            (StoreUnavailable, TransientError), match=r"first commit: UNAVAILABLE: down\. The service did not answer"
         ):
             tables.create(new_where(), NINETY_DAYS)

@@ -41,7 +41,7 @@ from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Max, Sum
 from murmur_beam.spec import resolve
 from murmur_beam.state.base import Schema
-from murmur_beam.state.bigtable import BigtableSpec, row_key, tables, wire
+from murmur_beam.state.bigtable import BigtableSpec, row_key, table_checks, tables, wire
 from murmur_beam.state.bigtable import sizes as sizes_of
 from murmur_beam.state.bigtable.admin import Rule
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
@@ -381,15 +381,15 @@ class TestCreate:
         assert tables.create(unsaid, NINETY_DAYS) == []
         assert wrong(tables.check(unsaid)) == {}
         four = BigtableSpec(where.project, where.instance, where.table, shards=4)
-        with pytest.raises(SchemaMismatch, match="made with shards=8, not shards=4"):
+        with pytest.raises(SchemaMismatch, match="created with shards=8, not shards=4"):
             tables.create(four, NINETY_DAYS)
         assert "4 shards" in wrong(tables.check(four))["purpose"]
 
     @pytest.mark.parametrize(
         ("name", "family", "problem"),
         [
-            pytest.param("agg", ColumnFamily, "family agg is no aggregate of sums", id="cells"),
-            pytest.param("state", sums, "family state has a type of its own", id="sums"),
+            pytest.param("agg", ColumnFamily, "family agg is not an aggregate of 64-bit", id="cells"),
+            pytest.param("state", sums, "family state has a value type", id="sums"),
         ],
     )
     def test_a_family_of_a_wrong_type_cannot_be_mended(
@@ -409,7 +409,7 @@ class TestCreate:
         maximum = sums()
         maximum.value_type.aggregate_type.max_ = Type.Aggregate.Max()
         make(where, agg=maximum)
-        assert "is no aggregate of sums" in wrong(tables.check(where))["family agg"]
+        assert "is not an aggregate of 64-bit" in wrong(tables.check(where))["family agg"]
 
     def test_a_pipeline_may_have_been_first(self) -> None:
         """What it recorded on opening stays, and gets the retention."""
@@ -489,7 +489,7 @@ class TestWaysOfWriting:
             assert recorded(where) == NINETY_DAYS._replace(write=way, appended=True)
             assert [step[:2] for step in planned] == [("change", "way of writing"), ("record", "purpose")]
             assert planned[0].text.startswith(text)
-            assert "pipelines that run go on as before until they are started again" in planned[0].text
+            assert "running pipelines go on as before until they are restarted" in planned[0].text
             assert "both ways may be mixed" in planned[0].text
             assert not any(step.deletes for step in planned)
             assert wrong(tables.check(where)) == {}
@@ -509,7 +509,7 @@ class TestWaysOfWriting:
         [
             pytest.param(
                 first_layout, NINETY_DAYS, APPEND, "write",
-                "append takes layout 2, and TABLE is of layout 1; a table keeps its layout: make another table",
+                "append needs layout 2, and TABLE has layout 1; a table keeps its layout: create another table",
                 id="layout-1",
             ),
             pytest.param(
@@ -519,11 +519,11 @@ class TestWaysOfWriting:
             ),
             pytest.param(
                 with_dedup_retention, tables.table_meta(DAILY), APPEND, "write",
-                "append is not for TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
+                "append does not support TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
             ),
             pytest.param(
                 without_it_again, NINETY_DAYS, APPEND, "write",
-                "append is not for TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
+                "append does not support TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
             ),
             pytest.param(
                 by_appending, tables.table_meta(DAILY, None, 7 * DAY), None, "dedup_retention",
@@ -595,7 +595,7 @@ class TestWaysOfWriting:
                     assert connection.run(connection.mutate(wire.bulk(connection, [(SCHEMA_ROW, [append])]), 1)) == {}
 
         before.answers["CheckAndMutateRow"] = commit
-        with pytest.raises(TransientError, match="somebody else is changing what it is for; run this again"):
+        with pytest.raises(TransientError, match="another program is changing the table's record; run this again"):
             tables.create(where, longer)
         assert asked == 2
         assert recorded(where) == longer._replace(write=APPEND)
@@ -641,7 +641,7 @@ class TestInterrupted:
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers["GetTable"] = grpc.StatusCode.NOT_FOUND
-        with pytest.raises(TransientError, match="somebody else is making the table; try again"):
+        with pytest.raises(TransientError, match="another program is creating the table; try again"):
             tables.create(where, NINETY_DAYS)
 
 
@@ -678,13 +678,13 @@ class TestCheck:
         assert found["markers"] == ("ok", "of 1,009 events, 16.14 kB; the most, 16 kB: 'home', bucket 0")
         status, text = found["pending"]
         assert status == "warning"
-        assert text.startswith("2 cells are yet to be folded, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
+        assert text.startswith("2 cells are not folded yet, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
         [pending] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert pending.remedy == f"murmur fold {where}"
         tables.create(where, tables.table_meta(ALL_TIME), write=APPEND)
         [normal] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert normal == pending._replace(status="ok", remedy="")
-        monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
+        monkeypatch.setattr(table_checks, "WARN_ROW_BYTES", 16_000)
         assert {finding.subject: finding.status for finding in tables.check(where)}["rows"] == "warning"
 
     def test_rows_that_take_too_long_to_look_at(self) -> None:
@@ -752,8 +752,8 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("wanted", "text"),
         [
-            pytest.param(("max",), "wanted is: monoid 'max' and buckets of 1d", id="monoid"),
-            pytest.param((None, HOUR), "wanted is: monoid 'sum' and buckets of 1h", id="window"),
+            pytest.param(("max",), "wanted: monoid 'max' and buckets of 1d", id="monoid"),
+            pytest.param((None, HOUR), "wanted: monoid 'sum' and buckets of 1h", id="window"),
         ],
     )
     def test_a_table_for_something_else(self, wanted: tuple[Any, ...], text: str) -> None:
@@ -804,7 +804,7 @@ class TestCheck:
         """One readable error with the role that it takes."""
         before.answers["CreateTable"] = grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(
-            StoreUnavailable, match=r"as the test wants it; it takes a role such as roles/bigtable.admin"
+            StoreUnavailable, match=r"as the test wants it; this needs a role such as roles/bigtable.admin"
         ):
             tables.create(new_where(), NINETY_DAYS)
 
@@ -932,7 +932,7 @@ class TestTheLiveService:
             return None if asked[-1] else self.RELAXED
 
         before.answers["ModifyColumnFamilies"] = modify_families
-        with pytest.raises(ConfigurationError, match=r"^yes: is needed to keep data for longer.*Cannot relax pure age"):
+        with pytest.raises(ConfigurationError, match=r"^yes: is required to keep data .*Cannot relax pure age"):
             tables.create(where, gets)
         assert recorded(where) == had
         assert tables.create(where, gets, yes=True)

@@ -110,7 +110,7 @@ class ConcurrencyTests(StoreTests):
         assert shared.get_many([Key(f"k{i}") for i in range(5)]) == [96] * 5
 
     def test_deleting_beside_a_writer(self) -> None:
-        """After deletions during writes, other rows are exact and keep their markers, and deleted events count again."""
+        """After deletions during writes, other rows are exact and keep their markers; deleted events count again."""
         writer, eraser = self.open(), self.open()
         events = [[Update(Key(f"{kind}/{i % 3}", i % 2), 1, str(i)) for kind in ("gone", "kept")] for i in range(400)]
         results: list[Any] = []
