@@ -564,7 +564,7 @@ class TestMistakes:
                 assert murmur(*args, *more) == (
                     2,
                     "",
-                    f"murmur: error: sqlite {murmur.path}: no such file; check the path, or write to it first\n",
+                    f"murmur: error: sqlite {murmur.path}: no such file; check the path, or run its pipeline first\n",
                 )
         assert not murmur.path.exists()
 
@@ -597,7 +597,7 @@ class TestMistakes:
         assert murmur("get", "a", uri="counts.db") == (
             2,
             "",
-            "murmur: error: URI: 'counts.db' starts with no known scheme; write one of bigtable://, memory://, sqlite://\n",
+            "murmur: error: URI: unknown store scheme in 'counts.db'; use one of bigtable://, memory://, sqlite://\n",
         )
 
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:

@@ -279,7 +279,7 @@ class TestOtherStores:
         ("uri", "code", "message"),
         [
             ("sqlite:///counts.db", 0, ""),
-            ("bigtable://p/i/t", 2, "murmur: error: URI: bigtable:// takes a package that is not here"),
+            ("bigtable://p/i/t", 2, "murmur: error: URI: bigtable:// needs a package that is not installed"),
         ],
         ids=["sqlite", "bigtable"],
     )

@@ -346,6 +346,6 @@ def test_state_that_ends_with_the_program_is_refused(
 def test_options_of_a_pipeline_are_a_command_line_too() -> None:
     """`MurmurOptions` has no memory either; in Python, it may be given."""
     options = PipelineOptions(["--murmur_store=memory://x", "--murmur_key=page", "--murmur_monoid=count"])
-    with pytest.raises(ConfigurationError, match=r"--murmur_store.*ends with the program"):
+    with pytest.raises(ConfigurationError, match=r"--murmur_store.*lost when the program ends"):
         beam.Pipeline(options=options) | beam.Create(EVENTS) | MergeRecords(event_id="id")
     _ = beam.Pipeline() | beam.Create(EVENTS) | MergeRecords(**FIELDS, **COUNT, store=f"memory://{next(_names)}")

@@ -462,7 +462,7 @@ class TestOpen:
 
     def test_a_bad_uri_is_refused(self) -> None:
         """Saying what there is."""
-        with pytest.raises(ConfigurationError, match="starts with no known scheme"):
+        with pytest.raises(ConfigurationError, match="unknown store scheme"):
             Reader.open("counts.db")
 
     def test_reading_changes_nothing(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Row keys. They are unique for any text, none is a prefix of another, and an entity's buckets are adjacent, in order."""
+"""Row keys: unique for any text, none a prefix of another, the buckets of an entity adjacent and in order."""
 
 from __future__ import annotations
 
