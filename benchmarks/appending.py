@@ -313,7 +313,7 @@ def actors(shape: Shape) -> list[tuple[str, int]]:
 def _purpose() -> Any:
     from murmur_beam.state.bigtable import tables
 
-    return tables.purpose(Schema(Sum().name, None))
+    return tables.table_meta(Schema(Sum().name, None))
 
 
 def prove(shape: Shape, kills: int, folder: str, planted: str = "") -> Proved:

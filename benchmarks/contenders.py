@@ -417,7 +417,7 @@ def _taken(outputs: Iterable[Any]) -> int:
 
 def _table(job: Job, monoid: str = "sum", write: str = COMMITS) -> BigtableSpec:
     where = BigtableSpec(PROJECT, INSTANCE, TABLE, max_in_flight=IN_FLIGHT)
-    tables.create(where, tables.purpose(Schema.of(by_name(monoid).of(VALUE), None)), write=write)
+    tables.create(where, tables.table_meta(Schema.of(by_name(monoid).of(VALUE), None)), write=write)
     return where
 
 

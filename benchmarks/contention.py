@@ -103,7 +103,7 @@ def new_table(write: str | None = None) -> str:
     from murmur_beam.state.bigtable import tables
 
     name = f"contention-{uuid.uuid4().hex[:8]}"
-    tables.create(_spec(name), tables.purpose(Schema(Sum().name, None)), write=write)
+    tables.create(_spec(name), tables.table_meta(Schema(Sum().name, None)), write=write)
     return name
 
 

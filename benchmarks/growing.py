@@ -122,5 +122,5 @@ def _table(host: str) -> BigtableSpec:
     warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
     os.environ["BIGTABLE_EMULATOR_HOST"] = host
     spec = BigtableSpec("benchmark", "instance", TABLE)
-    tables.create(spec, tables.purpose(Schema(Count().name, None)))
+    tables.create(spec, tables.table_meta(Schema(Count().name, None)))
     return spec

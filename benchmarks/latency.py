@@ -152,7 +152,7 @@ def run(number: int, rate: float, n: int, folder: str) -> Round:
 
     topic, subscription = (f"projects/{PROJECT}/{kind}/latency-{number}" for kind in ("topics", "subscriptions"))
     spec = BigtableSpec(PROJECT, "instance", f"latency-{number}")
-    tables.create(spec, tables.purpose(Schema(Count().name, None)))
+    tables.create(spec, tables.table_meta(Schema(Count().name, None)))
     with pubsub_v1.PublisherClient() as client, pubsub_v1.SubscriberClient() as subscriber:
         client.create_topic(name=topic)
         subscriber.create_subscription(name=subscription, topic=topic, ack_deadline_seconds=60)

@@ -74,7 +74,7 @@ def merge(layout: int, events: int, work: Work) -> Ran:
     with needing_extra():
         from murmur_beam.state.bigtable import BigtableSpec, layouts, tables
     where = BigtableSpec("benchmark", "instance", f"layouts-{uuid.uuid4().hex[:8]}")
-    tables.create(where, tables.purpose(Schema(Sum().name, None))._replace(layout=layouts.LAYOUTS[layout]))
+    tables.create(where, tables.table_meta(Schema(Sum().name, None))._replace(layout=layouts.LAYOUTS[layout]))
     updates = [Update(Key(f"k{n % (work.rows or events)}"), 1, f"e{n}") for n in range(events)]
     watch = Watch()
     with closing(where.open(Sum())) as store:

@@ -238,7 +238,7 @@ def measure(rows: int, hours: int, turns: int) -> dict[str, list[Sent]]:
     with on_bigtable():
         spec = BigtableSpec("benchmark", "instance", "reading")
         granularity = hourly().granularity
-        tables.create(spec, tables.purpose(Schema(Count().name, granularity)))
+        tables.create(spec, tables.table_meta(Schema(Count().name, granularity)))
         with Reader(spec.open(Count(), granularity), hourly()) as reader:
             fill(reader.store, rows, hours)
             asked = questions(reader, rows, hours)

@@ -43,7 +43,7 @@ class _Table(NamedTuple):
         spec = BigtableSpec(
             "benchmark", "instance", f"unfolded-{uuid.uuid4().hex[:8]}", timeout_s=_TIMEOUT_S, patience_s=_PATIENCE_S
         )
-        tables.create(spec, tables.purpose(Schema(Sum().name, None)), write=write)
+        tables.create(spec, tables.table_meta(Schema(Sum().name, None)), write=write)
         return cls(spec)
 
     def open(self) -> Any:

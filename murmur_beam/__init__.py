@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for, so that drivers without Beam can use the rest without loading it.
+    # Imported on first use, so that drivers without Beam can use the rest.
     if name in ("MergeDoFn", "MergeRecords", "MurmurOptions"):
         return getattr(importlib.import_module("murmur_beam.transforms"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The ``murmur`` command: look at a store from a terminal or a script, and make its table where it needs one."""
+"""The ``murmur`` command: reads a store from a terminal or a script, and creates its table where it needs one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typing import Any
 from murmur_beam import __version__, cli_delete, cli_fold, cli_plan, cli_tables
 from murmur_beam.cli_arguments import (
     Parser,
+    add_json,
+    add_monoid,
+    add_window,
     parse_end,
     parse_entity,
     parse_n,
@@ -24,58 +27,61 @@ from murmur_beam.cli_arguments import (
     parsed,
 )
 from murmur_beam.cli_output import bars, human, json_value, print_json, print_table
+from murmur_beam.command_line import discard_output
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import rfc3339, to_us
-from murmur_beam.monoids import by_name, names
+from murmur_beam.monoids import by_name
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.reader import Reader
 from murmur_beam.state import StoreSpec, spec_from_uri
-from murmur_beam.windows import parse_duration, parse_window
+from murmur_beam.windows import parse_duration
 
 FOUND, NOTHING, ERROR, INTERRUPTED = 0, 1, 2, 130
 
 _MAX_EMPTY_ROWS = 200
 """Longest range, in buckets, whose empty buckets are shown too."""
 _FLAGS = {"start": "from", "end": "to"}
-"""Flags that are not called as the reader's arguments are."""
+"""The reader's arguments whose flags have another name."""
 
 _FRESH = {
-    True: "with what is not folded yet, in tables that are appended to; default: --fresh",
-    False: "with what is not folded yet, in tables that are appended to, which costs more; default: --no-fresh",
+    True: "include pending events of tables that are appended to; default: --fresh",
+    False: "include pending events of tables that are appended to, at a higher cost; default: --no-fresh",
 }
-"""Help of the flag, by whether that is the default."""
+"""Help of --fresh, by the flag's default."""
+_RECORDED = "what the store recorded"
+"""Default of --monoid and --window for commands that read a store."""
 
 _DESCRIPTION = """\
-Look at the aggregates in a store, such as sqlite:///counts.db; make and check its table where that is in Bigtable.
-Only create-table changes a table and what is recorded of its purpose, and only delete and reset take anything out of
-one. Only fold writes aggregates: it brings into them what pipelines have appended."""
-_CREATE_TABLE = "Make a table in Bigtable, or make one fit for what it is to hold; run again, it changes nothing."
+Read the aggregates in a store, such as sqlite:///counts.db; create and check its table if the store is in Bigtable.
+Only create-table changes a table and the record of its purpose. Only delete and reset remove aggregates. Only fold
+writes aggregates: it folds the events that pipelines have appended."""
+_CREATE_TABLE = "Create a Bigtable table, or bring an existing one up to date. A second run changes nothing."
 _CHECK = """\
-Say whether a table in Bigtable is as it should be, and what to run if not. Nothing is written, except with --probe:
-scratch rows, which are removed."""
+Check a Bigtable table and print the commands that repair it. Writes nothing, except with --probe: scratch rows, which
+are removed."""
 _EPILOG = """\
 times:
   2026-11-20T10:30:00Z or 2026-11-20T10:30:00+01:00 (RFC 3339, with a zone), or a plain date such as 2026-11-20: the
-  whole of that day, from midnight in UTC; after --from its beginning, after --to and --now its end. A time stands for
-  the bucket it falls into, which is told with the answer.
+  whole day, from midnight in UTC. --from takes the beginning of the day, --to and --now its end. A time stands for the
+  bucket that contains it; the answer shows that bucket.
 
 exit codes:
-  0  there was something to show
-  1  nothing is there
-  2  an error, told in one line on stderr
+  0  found
+  1  nothing found
+  2  error; a one-line message on stderr
 
---json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and what
-JSON cannot hold is {"base64": ...} of the stored bytes. Times in it are when a bucket begins. A bucket that begins
-outside the years 1 to 9999 is told by its number, there and elsewhere. On a terminal tables are cut to its width, in
-the middle of long keys; --json and output that goes elsewhere have them whole.
+--json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and a
+value that JSON cannot represent is {"base64": ...} of the stored bytes. Its times are the starts of buckets. A bucket
+that starts outside the years 1 to 9999 is shown by its number, in every output. On a terminal, tables are cut to its
+width, in the middle of long keys; --json, files and pipes get whole keys.
 """
 _TABLES_EPILOG = """\
-Stores outside Bigtable need no table; there is nothing to do for them, and nothing to check.
+Stores outside Bigtable need no table: there is nothing to create or check.
 
 exit codes:
   0  done, or nothing to do; the table is as it should be
   1  the table is not as it should be
-  2  an error, told in one line on stderr
+  2  error; a one-line message on stderr
 """
 
 
@@ -86,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 found or fine, 1 nothing there or not fine, 2 error, 130 interrupted.
 
     Raises:
-        SystemExit: after --help and --version, and with 2 for arguments that make no sense, or none.
+        SystemExit: after --help and --version; with code 2 for invalid or missing arguments.
     """
     args = _parser().read(sys.argv[1:] if argv is None else argv)
     try:
@@ -102,14 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever reads our output has seen enough. Python would try again to flush it at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader of our output has closed it, as head does
         return FOUND
 
 
 def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:
     if args.monoid and ":" in args.monoid and os.getcwd() not in sys.path:
-        # As with `python -m`: a console script has its own folder there instead.
+        # As `python -m` does; a console script puts its own folder on the path instead.
         sys.path.insert(0, os.getcwd())
     return by_name(args.monoid, "--monoid") if args.monoid else None
 
@@ -140,14 +145,14 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.json:
         print_json(entity=args.entity, bucket=at and _json_time(reader, at), value=json_value(reader.monoid, value))
     elif value is not None:
-        # A date is told only where it is not the bucket itself.
-        told = at is not None and not (args.at.is_day and _is_day(reader))
-        print(human(value) + (f"  ({_buckets(reader, at, at)})" if told else ""))
+        # A date that is a whole bucket needs no repetition.
+        shows_bucket = at is not None and not (args.at.is_day and _is_day(reader))
+        print(human(value) + (f"  ({_buckets(reader, at, at)})" if shows_bucket else ""))
     return _exit_code(value is not None, f"for {args.entity!r}" + (" in that bucket" if at else ""))
 
 
 def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
-    """Of a date, where it has several buckets."""
+    """Show the total of a date that has several buckets."""
     start, end = args.at
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
     value = reader.monoid.total(found.values())
@@ -232,14 +237,14 @@ def _where(args: argparse.Namespace) -> str:
 
 
 def _exit_code(found: bool, where: str) -> int:
-    return FOUND if found else _complain(f"nothing is there {where}".rstrip(), NOTHING)
+    return FOUND if found else _complain(f"nothing found {where}".rstrip(), NOTHING)
 
 
 # ---- buckets ----
 
 
 def _count(reader: Reader[Any], start: datetime, end: datetime) -> int:
-    """Buckets from start's to end's; 0 without a window."""
+    """Number of buckets from start's to end's; 0 without a window."""
     config = reader.window_config
     return config.bucket_id(end) - config.bucket_id(start) + 1 if config else 0
 
@@ -252,7 +257,7 @@ def _print_json_of_buckets(
 
 
 def _json_time(reader: Reader[Any], time: datetime) -> str | int | None:
-    """When the bucket of a time begins; its number, where that is outside the calendar."""
+    """Start of a time's bucket; the bucket's number if the start is outside the calendar."""
     config = reader.window_config
     if config is None:
         return None
@@ -264,7 +269,7 @@ def _json_time(reader: Reader[Any], time: datetime) -> str | int | None:
 
 
 def _time(reader: Reader[Any], time: datetime) -> str:
-    """The same for people: as short as the bucket's length allows, and as --at takes it."""
+    """Start of a time's bucket for people: as short as the bucket's length allows, in a form that --at takes."""
     text = str(_json_time(reader, time)).replace(".000000Z", "Z")
     whole_days = reader.window_config and not reader.window_config.granularity % timedelta(days=1)
     return text.removesuffix("T00:00:00Z") if whole_days else text
@@ -276,27 +281,39 @@ def _buckets(reader: Reader[Any], start: datetime, end: datetime) -> str:
 
 
 def _is_day(reader: Reader[Any]) -> bool:
-    """Tell whether each bucket is one day."""
+    """Return whether each bucket is one day."""
     return reader.window_config is not None and reader.window_config.granularity == timedelta(days=1)
 
 
 # ---- arguments ----
 
 
+_AddCommand = Callable[..., Parser]
+"""Adds a command, given its name, its function, its description and the end of its help."""
+
+
 def _parser() -> Parser:
     as_is = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="murmur", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=as_is)
     parser.add_argument("--version", action="version", version=f"murmur {__version__}")
-    add_command = parser.add_commands()
+    add_parser = parser.add_commands()
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Any:
-        sub = add_command(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
+    def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Parser:
+        sub = add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
         sub.add_argument(
             "uri", metavar="URI", help="the store, such as sqlite:///counts.db or bigtable://project/instance/table"
         )
         return sub
 
+    _add_readers(command)
+    _add_deleters(command)
+    _add_table_commands(command)
+    return parser
+
+
+def _add_readers(command: _AddCommand) -> None:
+    """Add get, window, range, list and top."""
     get = command("get", partial(_on_reader, _get), "Show the aggregate of one entity.")
     window = command("window", partial(_on_reader, _window), "Show the last time buckets of one entity combined.")
     span = command("range", partial(_on_reader, _range), "Show the time buckets of one entity and their total.")
@@ -306,7 +323,7 @@ def _parser() -> Parser:
     for sub in (get, window, span):
         sub.add_argument("entity", metavar="ENTITY", type=parsed(parse_entity))
     get.add_argument(
-        "--at", metavar="TIME", type=parsed(parse_span), help="which bucket, or day (needed if there are any)"
+        "--at", metavar="TIME", type=parsed(parse_span), help="bucket or day to show; required with a window"
     )
     window.add_argument(
         "--last",
@@ -330,73 +347,66 @@ def _parser() -> Parser:
     for sub in (get, window, span, everything, top):
         is_one = sub not in (everything, top)
         sub.add_argument("--fresh", action=argparse.BooleanOptionalAction, default=is_one, help=_FRESH[is_one])
+        _add_reading(sub)
 
+
+def _add_deleters(command: _AddCommand) -> None:
+    """Add delete and reset."""
     delete = command("delete", partial(_on_reader, cli_delete.delete), cli_delete.DELETE, cli_delete.EPILOG)
     cli_delete.add_delete(delete, parsed(parse_entity), parsed(parse_start), parsed(parse_end))
     reset = command("reset", partial(_on_reader, cli_delete.reset), cli_delete.RESET, cli_delete.EPILOG)
     cli_delete.add_yes(reset)
+    for sub in (delete, reset):
+        _add_reading(sub)
 
-    for sub in (get, window, span, everything, top, delete, reset):
-        sub.add_argument("--json", action="store_true", help="one JSON document; list: one a line")
-        sub.add_argument(
-            "--monoid", metavar="NAME", help="package.module:attribute of your own; default: what the store recorded"
-        )
-        sub.add_argument(
-            "--window",
-            metavar="WINDOW",
-            type=parsed(parse_window),
-            help="daily, hourly, minute or a duration such as 15m; default: what the store recorded",
-        )
 
+def _add_reading(sub: Parser) -> None:
+    """Add the flags that say how a store's values are read."""
+    add_json(sub, "one JSON document; list: one a line")
+    add_monoid(sub, _RECORDED)
+    add_window(sub, _RECORDED)
+
+
+def _add_table_commands(command: _AddCommand) -> None:
+    """Add create-table, check, fold and plan."""
     create = command("create-table", partial(_on_table, cli_tables.create_table), _CREATE_TABLE, _TABLES_EPILOG)
-    create.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    yes = "go on though a shorter retention deletes data, or a longer one lets clusters differ for a while"
+    create.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    yes = "go on even if a shorter retention deletes data, or a longer one lets clusters differ for a while"
     create.add_argument("--yes", action="store_true", help=yes)
-    _add_purpose(create, "sum", "no window", "never", "for ever", "what the table recorded, or commit")
+    _add_purpose(create, "sum", "no window", "never", "forever", "what the table recorded, or commit")
     check = command("check", partial(_on_table, cli_tables.check), _CHECK, _TABLES_EPILOG)
-    probe = "also try on scratch rows what the table rests on; the output is fit for an issue (docs/operations.md)"
+    probe = "also test Bigtable's behaviour on scratch rows; paste the output into an issue (docs/operations.md)"
     check.add_argument("--probe", action="store_true", help=probe)
     _add_purpose(check, *["what the table recorded"] * 5)
 
     fold = command("fold", partial(_on_table, cli_fold.fold), cli_fold.FOLD, cli_fold.EPILOG)
     cli_fold.add_fold(fold, parsed(parse_prefix), parsed(parse_duration), parsed(parse_n))
 
-    plan = add_command(
-        "plan", help=cli_plan.PLAN, description=cli_plan.PLAN, epilog=cli_plan.EPILOG, formatter_class=as_is
-    )
-    plan.set_defaults(run=cli_plan.run)
+    plan = command("plan", cli_plan.run, cli_plan.PLAN, cli_plan.EPILOG)
     cli_plan.add_plan(plan, parsed(parse_duration), parsed(parse_n))
-    return parser
 
 
-def _add_purpose(
-    sub: argparse.ArgumentParser, monoid: str, window: str, retention: str, dedup_retention: str, write: str
-) -> None:
-    """Add what a table is for, the same as in the pipeline that writes it; given are the defaults, for people."""
-    sub.add_argument("--json", action="store_true", help="one JSON document")
-    sub.add_argument("--monoid", metavar="NAME", help=f"{', '.join(names())} or your own; default: {monoid}")
-    sub.add_argument(
-        "--window",
-        metavar="WINDOW",
-        type=parsed(parse_window),
-        help=f"daily, hourly, minute or a duration such as 15m; default: {window}",
-    )
+def _add_purpose(sub: Parser, monoid: str, window: str, retention: str, dedup_retention: str, write: str) -> None:
+    """Add the flags of a table's purpose, as in its pipeline; the arguments are the defaults that the help shows."""
+    add_json(sub, "one JSON document")
+    add_monoid(sub, monoid)
+    add_window(sub, window)
     sub.add_argument(
         "--retention",
         metavar="DURATION",
         type=parsed(parse_duration),
-        help=f"delete a time bucket when it takes no more events, so long after its end; default: {retention}",
+        help=f"delete a bucket this long after it ends; it then takes no more events; default: {retention}",
     )
     sub.add_argument(
         "--dedup-retention",
         metavar="DURATION",
         type=parsed(parse_duration),
-        help="without a retention: for how long an event is known that was merged; delivered again after that, it "
-        f"counts again; default: {dedup_retention}",
+        help="how long event ids are remembered if no --retention is given; a later redelivery counts again; "
+        f"default: {dedup_retention}",
     )
     sub.add_argument(
         "--write",
         choices=("commit", "append"),
-        help="commit: each flush into the aggregates, on a condition; append: beside them, without one, to be folded "
-        f"later (docs/operations.md); default: {write}",
+        help="commit: write each flush to the aggregates, conditionally; append: write it as pending deltas, "
+        f"unconditionally, to be folded later (docs/operations.md); default: {write}",
     )

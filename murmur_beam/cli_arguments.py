@@ -1,4 +1,4 @@
-"""The ``murmur`` command's arguments: how they are spelt, and what they mean."""
+"""The ``murmur`` command's arguments: their spelling and their meaning."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from murmur_beam.command_line import USAGE_ERROR, OneLineErrorParser
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import check_entity, to_us
+from murmur_beam.monoids import names
 from murmur_beam.times import parse_rfc3339
+from murmur_beam.windows import parse_window
 
 T = TypeVar("T")
 
-USAGE_ERROR = 2
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and that knows what a mistyped word was meant to be."""
+class Parser(OneLineErrorParser):
+    """An argument parser that suggests the command or flag that a mistyped word resembles."""
 
     def __init__(self, **arguments: Any) -> None:
         self._flags: list[str] = []
@@ -29,23 +31,23 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**arguments)
 
     def add_argument(self, *names: Any, **arguments: Any) -> Any:
-        """As argparse does."""
+        """Add an argument, as argparse does, and remember its flags."""
         action = super().add_argument(*names, **arguments)
-        # Of one that can be turned off both.
+        # A flag that can be turned off has two names.
         self._flags += [name for name in action.option_strings if name.startswith("--")]
         return action
 
     def add_commands(self) -> Callable[..., Parser]:
-        """What adds a command, given its name; each is a parser of this class."""
+        """Return a function that adds a command, given its name, and returns the command's `Parser`."""
         commands = self.add_subparsers(required=True, metavar="COMMAND")
         self._commands = commands.choices
         return commands.add_parser
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse a command line. Without one the help is shown, as an error, so that no script goes on.
+        """Parse a command line. An empty one prints the help and counts as an error, so that scripts stop.
 
         Raises:
-            SystemExit: after help, and for arguments that make no sense.
+            SystemExit: after --help, and with code 2 for invalid or missing arguments.
         """
         if not argv:
             self.print_help(sys.stderr)
@@ -56,50 +58,68 @@ class Parser(argparse.ArgumentParser):
         if words and not words[0].startswith("-"):
             words[0] = words[0].replace("_", "-")
             if words[0] not in self._commands:
-                self.error(f"{argv[0]!r} is no command; {_near(words[0], [*self._commands])}")
+                self.error(f"{argv[0]!r} is not a command; {_near(words[0], [*self._commands])}")
             parser = self._commands[words[0]]
         for word in words:
             flag = word.partition("=")[0]
-            # What contains a blank is no flag to argparse either; an abbreviation is one.
+            # As argparse, take an abbreviation for a flag, but not a word that contains a blank.
             if flag.startswith("--") and " " not in word and not any(known.startswith(flag) for known in parser._flags):
                 after = parser is self and self._of_a_command(flag)
                 hint = "write it after the command" if after else _near(flag, parser._flags)
-                parser.error(f"{flag} is no flag of {parser.prog}; {hint}")
+                parser.error(f"{flag} is not a flag of {parser.prog}; {hint}")
         return self.parse_args([*words, *argv[end:]])
 
     def _of_a_command(self, flag: str) -> bool:
         return any(flag in command._flags for command in self._commands.values())
 
-    def error(self, message: str) -> NoReturn:
-        """One line, like all our errors, instead of the whole usage."""
-        self.exit(USAGE_ERROR, f"murmur: error: {message} (see {self.prog} --help)\n")
+
+def add_json(sub: argparse.ArgumentParser, text: str) -> None:
+    """Add --json with this help."""
+    sub.add_argument("--json", action="store_true", help=text)
+
+
+def add_monoid(sub: argparse.ArgumentParser, default: str) -> None:
+    """Add --monoid; ``default`` is how the help shows the default."""
+    sub.add_argument(
+        "--monoid", metavar="NAME", help=f"{', '.join(names())} or package.module:attribute; default: {default}"
+    )
+
+
+def add_window(sub: argparse.ArgumentParser, default: str) -> None:
+    """Add --window; ``default`` is how the help shows the default."""
+    sub.add_argument(
+        "--window",
+        metavar="WINDOW",
+        type=parsed(parse_window),
+        help=f"daily, hourly, minute or a duration such as 15m; default: {default}",
+    )
 
 
 def _with_hyphens(word: str) -> str:
-    """A flag as we spell it; underscores, as Beam's flags have them, are taken too."""
+    """Return a flag in our spelling; underscores, as in Beam's flags, are accepted."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if flag.startswith("--") and " " not in flag else word
 
 
 def _near(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
 
 
 class Span(NamedTuple):
-    """What a time on the command line stands for: an instant, or a whole day in UTC; both ends are included."""
+    """The span of a time on the command line: an instant, or a whole day in UTC; both ends are included."""
 
     start: datetime
     end: datetime
 
     @property
     def is_day(self) -> bool:
-        """Whether it was a plain date."""
+        """Whether the time was a plain date."""
         return self.start < self.end
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Have argparse show what is wrong; of a plain ValueError it shows the function's name only."""
+    """Wrap a parser so that argparse shows its message; of a plain ValueError it shows only the function's name."""
 
     def convert(text: str) -> T:
         try:
@@ -111,10 +131,10 @@ def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def parse_span(text: str) -> Span:
-    """A time with a zone, or a plain date.
+    """Read a time with a zone, or a plain date.
 
     Raises:
-        ValueError: anything else, or outside the years 1 to 9999 in UTC.
+        ValueError: the text is something else, or lies outside the years 1 to 9999 in UTC.
     """
     try:
         if _DATE.fullmatch(text):
@@ -125,25 +145,25 @@ def parse_span(text: str) -> Span:
     except InvalidRecord as err:
         raise ValueError(f"{err.problem}; or write a plain date, such as 2026-11-20") from None
     except ValueError:
-        raise ValueError(f"{text!r} is not a day of the calendar") from None
+        raise ValueError(f"{text!r} is not a date of the calendar") from None
     return Span(time, time)
 
 
 def parse_start(text: str) -> datetime:
-    """As `parse_span`: its first instant."""
+    """First instant of `parse_span`."""
     return parse_span(text).start
 
 
 def parse_end(text: str) -> datetime:
-    """As `parse_span`: its last instant."""
+    """Last instant of `parse_span`."""
     return parse_span(text).end
 
 
 def parse_entity(text: str) -> str:
-    """A key.
+    """Check an entity.
 
     Raises:
-        ValueError: none that an event could have.
+        ValueError: no event can have this entity.
     """
     try:
         return check_entity(text)
@@ -152,7 +172,7 @@ def parse_entity(text: str) -> str:
 
 
 def parse_prefix(text: str) -> str:
-    """How a key may begin; empty for all.
+    """Check a prefix of entities; the empty prefix stands for all.
 
     Raises:
         ValueError: as `parse_entity`.
@@ -161,11 +181,11 @@ def parse_prefix(text: str) -> str:
 
 
 def parse_n(text: str) -> int:
-    """A whole number from 1 on, in at most 18 digits.
+    """Read a positive whole number of at most 18 digits.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is something else.
     """
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not int(text):
-        raise ValueError(f"{text!r:.40} is not a whole number from 1 on")
+        raise ValueError(f"{text!r:.40} is not a positive whole number")
     return int(text)

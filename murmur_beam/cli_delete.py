@@ -1,4 +1,4 @@
-"""``murmur delete`` and ``murmur reset``: take aggregates out of a store, and what it knows of their events."""
+"""``murmur delete`` and ``murmur reset``: delete aggregates from a store, with the markers of their events."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError, SchemaMismatch
 from murmur_beam.reader import Reader
 
-DELETE = "Delete the aggregates of an entity, or of all that begin alike, and what is known of their events."
-RESET = "Delete all aggregates of a table, and what is known of their events; what the table is for stays recorded."
+DELETE = "Delete the aggregates of an entity, or of all entities with a prefix, and the markers of their events."
+RESET = "Delete all aggregates of a table and the markers of their events; the record of the table's purpose stays."
 EPILOG = """\
-First stop whatever sends events of these keys, or may send them again: one that is delivered after the deletion counts
-anew, as if it had never been seen, and a program that runs meanwhile may go on calling it a duplicate. Other keys, and
-pipelines that write to them, are not touched.
+First stop everything that sends events of these entities or may redeliver them. An event that is redelivered after the
+deletion counts again, as if it were new; a program that keeps running meanwhile may still report it as a duplicate.
+Other entities, and pipelines that write to them, are not affected.
 
 times:
   as for the other commands; --from and --to are the first and the last bucket.
 
 exit codes:
   0  deleted
-  1  nothing is there, or you said no; nothing was deleted
-  2  an error, told in one line on stderr
+  1  nothing was deleted: nothing found, or you declined
+  2  error; a one-line message on stderr
 """
 
 DELETED, NOTHING = 0, 1
@@ -37,17 +37,17 @@ def add_delete(
     start: Callable[[str], datetime],
     end: Callable[[str], datetime],
 ) -> None:
-    """Add the arguments of ``murmur delete``; given are the parsers of their texts."""
+    """Add the arguments of ``murmur delete``; ``entity``, ``start`` and ``end`` parse their texts."""
     delete.add_argument("entity", metavar="KEY", nargs="?", type=entity, help="the entity, with all its buckets")
     delete.add_argument("--prefix", type=entity, help="instead of KEY: all entities that start with this")
-    delete.add_argument("--from", dest="start", metavar="TIME", type=start, help="only from this bucket on")
-    delete.add_argument("--to", dest="end", metavar="TIME", type=end, help="only to this bucket")
+    delete.add_argument("--from", dest="start", metavar="TIME", type=start, help="first bucket to delete")
+    delete.add_argument("--to", dest="end", metavar="TIME", type=end, help="last bucket to delete")
     add_yes(delete)
 
 
 def add_yes(sub: argparse.ArgumentParser) -> None:
-    """Add what both commands have."""
-    sub.add_argument("--yes", action="store_true", help="do not ask")
+    """Add the flag that both commands have."""
+    sub.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def delete(reader: Reader[Any], args: argparse.Namespace) -> int:
@@ -61,10 +61,10 @@ def delete(reader: Reader[Any], args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        MurmurError: it cannot be done.
+        MurmurError: the arguments are invalid, or the store fails.
     """
     if (args.entity is None) == (args.prefix is None):
-        raise ConfigurationError("KEY", "write either one KEY or --prefix; for a whole table there is murmur reset")
+        raise ConfigurationError("KEY", "give either one KEY or --prefix; to delete a whole table use murmur reset")
     first, last = _buckets(reader, args.start, args.end)
     what = f"of {args.entity!r}" if args.prefix is None else f"of entities that start with {args.prefix!r}"
     if first is not None or last is not None:
@@ -83,7 +83,7 @@ def reset(reader: Reader[Any], args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        MurmurError: it cannot be done.
+        MurmurError: the store fails.
     """
     return _delete(reader, args, "of the whole table", "", None, None, True)
 
@@ -99,35 +99,35 @@ def _delete(
 ) -> int:
     delete = getattr(reader.store, "delete", None)
     if delete is None:
-        raise ConfigurationError("URI", f"{args.uri} is a store that cannot delete")
+        raise ConfigurationError("URI", f"{args.uri} is a store without a delete method")
     rows = 0
     for key, _ in reader.store.scan(entity, first, last):
-        if not prefix and key.entity != entity:  # the entity itself comes first of all that begin with its name
+        if not prefix and key.entity != entity:  # the entity itself sorts first of all entities with this prefix
             break
         rows += 1
-    if not args.yes and not _asked(f"{args.uri}: {rows:,} row{'s' * (rows != 1)} {what}, and any that have expired"):
+    if not args.yes and not _confirmed(f"{args.uri}: {rows:,} row{'s' * (rows != 1)} {what}, and any expired ones"):
         print("nothing was deleted", file=sys.stderr)
         return NOTHING
     deleted = delete(entity, first, last, prefix=prefix)
     if args.json:
         print(json.dumps({"store": args.uri, "deleted": deleted}))
     elif deleted:
-        print(f"{deleted:,} row{'s' * (deleted != 1)} {what} deleted, with what was known of their events")
+        print(f"{deleted:,} row{'s' * (deleted != 1)} {what} deleted, with the markers of their events")
     if not deleted:
-        print(f"murmur: nothing is there {what}", file=sys.stderr)
+        print(f"murmur: nothing found {what}", file=sys.stderr)
     return DELETED if deleted else NOTHING
 
 
-def _asked(what: str) -> bool:
+def _confirmed(what: str) -> bool:
     """Ask the user on the terminal.
 
     Raises:
-        ConfigurationError: there is no terminal.
+        ConfigurationError: stdin is not a terminal.
     """
-    said = f"{what}, will be deleted for good. Stop what sends their events first: one that comes again counts anew"
+    warning = f"{what}, will be deleted permanently. First stop the senders of their events: a redelivery counts again"
     if not sys.stdin.isatty():
-        raise ConfigurationError("yes", f"is needed where nobody can be asked. {said}")
-    print(f"{said}.\ndelete them? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise ConfigurationError("yes", f"is required when stdin is not a terminal. {warning}")
+    print(f"{warning}.\ndelete them? [y/N] ", end="", file=sys.stderr, flush=True)
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``murmur fold``: bring what was appended to a table into its aggregates, once or again and again."""
+"""``murmur fold``: folds a table's pending events into its aggregates, once or periodically."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from murmur_beam.cli_arguments import add_json, add_monoid
 from murmur_beam.cli_output import human, print_json
 from murmur_beam.clock import Clock
 from murmur_beam.durations import format_duration, spell_duration
@@ -25,26 +26,24 @@ from murmur_beam.state import StoreSpec
 if TYPE_CHECKING:
     from murmur_beam.state.bigtable.row_fold import Folded
 
-FOLD = (
-    "Bring into the aggregates of a table in Bigtable what pipelines have appended to it (create-table --write append)."
-)
+FOLD = "Fold the events that pipelines have appended to a Bigtable table (create-table --write append)."
 EPILOG = """\
-Pipelines, readers and other folders may work on the table meanwhile: each event counts once. It may be killed at any
-time; the next one goes on. Stores outside Bigtable need no fold.
+Pipelines, readers and other folders may use the table at the same time: each event counts once. The command may be
+killed at any time; the next fold resumes. Stores outside Bigtable need no fold.
 
-Each round is one line: the rows with enough that was pending, the events that were brought in, duplicates that were
-found, pending cells that were deleted and their bytes, how long the oldest of them had waited, commits that came second
-to somebody else's, rows that were written by others all the time and are left for the next round, and events that
-cannot be folded. Those stay pending; stderr names their rows, and says why and what to do.
+Each round prints one line: rows with enough pending cells, events folded, duplicates found, pending cells deleted and
+their bytes, the age of the oldest of them, commits lost to version conflicts, rows left for the next round because
+other writers kept changing them, and events that cannot be folded. Those stay pending; stderr names their rows, the
+reason and what to do.
 
 exit codes:
   0    done, or nothing to do; with --every: ended by SIGTERM
-  1    done, but for events that cannot be folded
-  2    an error, told in one line on stderr
+  1    done, except for events that cannot be folded
+  2    error; a one-line message on stderr
   130  interrupted
 
---json is one object a round. With --every, a round that fails where a later one may not is told on stderr, and the next
-one begins in its time.
+--json prints one object per round. With --every, a round that fails with a transient error is reported on stderr, and
+the next round begins on time.
 """
 
 DONE, UNFOLDABLE = 0, 1
@@ -60,9 +59,9 @@ _COLUMNS = {
     "left": 7,
     "unfoldable": 10,
 }
-"""What is told of a round, and how wide it is."""
+"""Columns of a round's line, and their widths."""
 _LOOK_S = 0.2
-"""How often to look for a signal between rounds."""
+"""Seconds between two looks for a signal, while the next round is awaited."""
 _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
 
@@ -73,25 +72,24 @@ def add_fold(
     duration: Callable[[str], timedelta],
     number: Callable[[str], int],
 ) -> None:
-    """Add the arguments of ``murmur fold``; given are the parsers of their texts."""
+    """Add the arguments of ``murmur fold``; ``prefix``, ``duration`` and ``number`` parse their texts."""
     sub.add_argument("--prefix", type=prefix, default="", help="only rows of entities that start with this")
     sub.add_argument(
         "--every",
         metavar="DURATION",
         type=duration,
-        help="fold for ever: a round begins so long after the last one began, such as 1m; default: fold once",
+        help="fold periodically: time from the start of one round to the next, such as 1m; default: fold once",
     )
     sub.add_argument(
         "--min-cells",
         metavar="N",
         type=number,
         default=1,
-        help="only rows with so many pending cells: each costs a fresh read some microseconds; default: %(default)s",
+        help="only rows with at least N pending cells; each cell slows a fresh read by some microseconds; "
+        "default: %(default)s",
     )
-    sub.add_argument("--json", action="store_true", help="one JSON document a round, each on a line")
-    sub.add_argument(
-        "--monoid", metavar="NAME", help="package.module:attribute of your own; default: what the store recorded"
-    )
+    add_json(sub, "one JSON document per round, each on a line")
+    add_monoid(sub, "what the store recorded")
 
 
 def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
@@ -99,19 +97,19 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
 
     Args:
         spec: the store.
-        monoid: what the table holds; None for what is recorded.
+        monoid: of the table's values; None for the recorded one.
         args: ``uri``, ``prefix``, ``every``, ``min_cells``, ``json``.
 
     Returns:
         The exit code.
 
     Raises:
-        MurmurError: it cannot be done; of a single round also where a later one may do it.
+        MurmurError: the fold failed. With ``every``, transient errors are reported and the next round goes on.
     """
     if args.every is not None and args.every <= timedelta(0):
         raise ConfigurationError("every", "must be positive, such as 1m")
     if urlsplit(args.uri).scheme != "bigtable":
-        return _needs_none(args, "needs no fold: stores outside Bigtable fold at once")
+        return _needs_none(args, "needs no fold: stores outside Bigtable fold each event when it is merged")
     folding = _Folding(spec, monoid, args)
     try:
         if args.every is None:
@@ -135,17 +133,17 @@ def _say(text: str) -> None:
 
 
 class _Ended(Exception):
-    """A round has ended before all was done, since it was told to."""
+    """A round was asked to stop, and ended before all rows were folded."""
 
 
 class _Folding:
-    """Rounds over one table, which is opened by the first that can.
+    """Rounds over one table. The first round opens it; if that fails, the next one tries again.
 
     Args:
         spec, monoid, args: see `fold`.
 
     Attributes:
-        stopped: end after the rows under way.
+        stopped: set to end the rounds after the rows in progress.
     """
 
     def __init__(self, spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> None:
@@ -165,36 +163,36 @@ class _Folding:
             self._reader.close()
 
     def rounds(self, every: timedelta) -> int:
-        """Fold until it is stopped, or no round is needed; the exit code.
+        """Fold until stopped, or until the table turns out to need no fold; return the exit code.
 
         Raises:
-            MurmurError: what no later round can cure.
+            MurmurError: an error that a later round cannot cure.
         """
         while not self.stopped:
             next_s = self._clock.monotonic() + every.total_seconds()
             try:
                 self.round()
             except TransientError as err:
-                _say(f"this round failed: {err}; the next one begins {format_duration(every)} after it began")
+                _say(f"this round failed: {err}; the next one begins {format_duration(every)} after its start")
             if self._needs_none:
                 break
             while not self.stopped and (left_s := next_s - self._clock.monotonic()) > 0:
-                # Not an Event that the signal sets: who handles a signal must not take a lock.
+                # Not an Event that the signal sets: a signal handler must not take a lock.
                 self._clock.wait(min(left_s, _LOOK_S))
         return DONE
 
     def round(self) -> int:
-        """Fold once; the exit code.
+        """Fold once; return the exit code.
 
         Raises:
-            MurmurError: it cannot be done.
+            MurmurError: the table cannot be opened or folded.
         """
         if self._reader is None:
             self._reader = Reader.open(self._spec, self._monoid)
         store: Any = self._reader.store
         if not store.keeps_pending():
             self._needs_none = True
-            return _needs_none(self._args, "needs no fold: in a table of layout 1 nothing is ever pending")
+            return _needs_none(self._args, "needs no fold: a table of layout 1 never has pending events")
         began, began_s = self._clock.now(), self._clock.monotonic()
         progress = _Progress(self._clock)
         so_far = None
@@ -228,21 +226,21 @@ class _Folding:
         if not self._has_header:
             self._has_header = True
             print("  ".join(["began".ljust(20)] * bool(lead) + [name.rjust(n) for name, n in _COLUMNS.items()]))
-        from murmur_beam.state.bigtable.sizes import size_text  # not above: what is not installed is told by the store
+        from murmur_beam.state.bigtable.sizes import size_text  # not above: the store reports a missing package
 
         oldest = "-" if folded.oldest_us is None else _age(self._clock.now() - folded.oldest_us / 1e6)
         counts = folded.rows, folded.events, folded.duplicates, folded.cells
-        told = *map(human, counts), size_text(folded.n_bytes), oldest, *map(human, folded[6:9])
-        print("  ".join([*lead, *(text.rjust(n) for text, n in zip(told, _COLUMNS.values(), strict=True))]))
+        texts = *map(human, counts), size_text(folded.n_bytes), oldest, *map(human, folded[6:9])
+        print("  ".join([*lead, *(text.rjust(n) for text, n in zip(texts, _COLUMNS.values(), strict=True))]))
 
     def _warn(self, folded: Folded, whole: bool) -> None:
-        """Say what was not done; what cannot be folded only if it is not as in the last round."""
+        """Report what was not done; events that cannot be folded only if they differ from the last round's."""
         if not whole:
-            _say("ended before all was done; the next fold goes on")
+            _say("ended before all rows were folded; the next fold resumes")
         if folded.left:
             were = "rows were" if folded.left > 1 else "row was"
-            again = "the next round goes on" if self._args.every else "run it again"
-            _say(f"{folded.left:,} {were} written by others all the time; {again}")
+            again = "the next round tries again" if self._args.every else "run it again"
+            _say(f"{folded.left:,} {were} not folded because of concurrent writes; {again}")
         known, self._named = self._named, folded.named
         if not folded.unfoldable or folded.named == known:
             return
@@ -252,14 +250,14 @@ class _Folding:
         for text in folded.named:
             print(f"  {human(text)}", file=sys.stderr)
         _say(
-            "they are not lost: fresh reads show them where they can, and each fold tries them again; mend what is "
-            "said above, or remove the key with murmur delete (docs/operations.md, Folding)"
+            "they are not lost: fresh reads include them where possible, and each fold tries them again; correct the "
+            "cause above, or remove the key with murmur delete (docs/operations.md, Folding)"
         )
 
 
 @contextmanager
 def _until_sigterm(folding: _Folding) -> Iterator[None]:
-    """SIGTERM ends the rounds after the rows under way; a second one ends the process."""
+    """Let SIGTERM end the rounds after the rows in progress; a second SIGTERM ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -267,8 +265,8 @@ def _until_sigterm(folding: _Folding) -> Iterator[None]:
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         folding.stopped = True
-        # Not print: what the signal has interrupted may be printing.
-        os.write(2, b"murmur: ending after the rows under way; once more ends it at once\n")
+        # Not print: the signal may have interrupted another print.
+        os.write(2, b"murmur: ending after the rows in progress; a second SIGTERM ends it at once\n")
 
     before = signal.signal(signal.SIGTERM, handle)
     try:
@@ -278,7 +276,7 @@ def _until_sigterm(folding: _Folding) -> Iterator[None]:
 
 
 class _Progress:
-    """Says on stderr how far a round is: on a terminal in one line that changes, else now and then."""
+    """Reports a round's progress on stderr: in one changing line on a terminal, and in occasional lines elsewhere."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -288,7 +286,7 @@ class _Progress:
         self._width = 0
 
     def show(self, folded: Folded) -> None:
-        """Say it, if the last time is long enough ago."""
+        """Report the progress, unless the last report is too recent."""
         now_s = self._clock.monotonic()
         if now_s < self._next_s:
             return
@@ -302,7 +300,7 @@ class _Progress:
         self._width = len(text)
 
     def end(self) -> None:
-        """Leave the line empty for what comes."""
+        """Clear the progress line for the output that follows."""
         if self._width:
             print(f"\r{'':<{self._width}}\r", end="", file=sys.stderr, flush=True)
 
@@ -312,6 +310,6 @@ def _time(seconds: float) -> str:
 
 
 def _age(seconds: float) -> str:
-    """The two largest units of it."""
+    """Spell a duration in its two largest units."""
     whole = timedelta(seconds=max(0, int(seconds)))
     return " ".join(spell_duration(whole).split()[:2])

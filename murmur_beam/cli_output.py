@@ -1,4 +1,4 @@
-"""How the ``murmur`` command shows values: aligned tables for people, JSON without loss for programs."""
+"""Output of the ``murmur`` command: aligned tables for people, lossless JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from murmur_beam.monoids.base import Monoid, canonical_json
 from murmur_beam.monoids.timed import Timed
 
 _MAX_TEXT = 60
-"""Longest value, in characters, that a person is shown in full."""
+"""Longest value, in characters, that tables show in full."""
 _BAR, _LEAST_BAR = 30, 10
-"""Longest bar, and the longest where there is little room, in characters."""
+"""Longest bar, in characters, and the length to which bars shrink before texts are cut."""
 _LEAST_TEXT = 12
-"""So much of a text is shown however narrow the terminal is."""
+"""Columns that a text keeps on any terminal, however narrow."""
 _BLOCK = 1_000
-"""Rows of a table that are read before the first is printed, to know how wide its columns are."""
+"""Rows of a table that are read before the first is printed, to find the widths of its columns."""
 _GAP = "  "
 _CUT = "..."
 
@@ -33,12 +33,12 @@ _CUT = "..."
 
 
 def print_json(**document: Any) -> None:
-    """One line."""
+    """Print a JSON document on one line."""
     print(json.dumps(document))
 
 
 def json_value(monoid: Monoid[Any], value: Any) -> Any:
-    """What the store's own bytes say, as JSON where they are JSON: so nothing is lost, whatever the monoid."""
+    """A lossless JSON value of an aggregate: its stored bytes as JSON if they are JSON, and as base64 otherwise."""
     if value is None:
         return None
     if isinstance(value, Timed):
@@ -95,7 +95,7 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escape what the terminal cannot show, and control characters: a name that came with the data must not move the
+    """Escape control characters, and characters that the terminal cannot show: a name in the data must not move the
     cursor or clear the screen.
     """
     if not text.isprintable():
@@ -108,30 +108,30 @@ class Bar(NamedTuple):
     """A bar of a diagram.
 
     Attributes:
-        share: of the longest one, from -1 to 1.
+        share: length as a part of the longest bar's, from -1 to 1.
     """
 
     share: float
 
     def drawn(self, longest: int) -> str:
-        """At least one sign for what is not zero, if there is room; minus signs for what is negative."""
+        """Draw the bar: at least one character unless it is zero, if there is room; minus signs if it is negative."""
         if not (self.share and longest):
             return ""
         return ("-" if self.share < 0 else "#") * max(1, round(longest * abs(self.share)))
 
 
 def bars(values: Sequence[Any]) -> list[Bar]:
-    """A bar for each number; none for a single one, which has nothing to be compared with."""
+    """A bar for each number; an empty one for a single number, which has nothing to be compared with."""
     numbers = [value if isinstance(value, (int, float)) and len(values) > 1 else 0 for value in values]
     largest = max(map(abs, numbers), default=0) or 1
     return [Bar(number / largest) for number in numbers]
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print aligned columns, numbers to the right; block by block, so that a long list appears at once.
+    """Print aligned columns, numbers to the right; block by block, so that a long list begins to appear at once.
 
-    On a terminal a line is no longer than that is wide: bars give way first, then texts, which are cut. Numbers never
-    are, and nothing is where the output goes elsewhere.
+    Lines fit the terminal's width: bars shrink first, then texts are cut, numbers never. Output that goes to a file or
+    pipe is not cut.
     """
     rows = iter(rows)
     titles = [[*header]]
@@ -159,7 +159,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def columns() -> int | None:
-    """How wide the terminal is that output goes to; None: it goes elsewhere."""
+    """Width of the terminal that output goes to; None if it goes to a file or pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -168,12 +168,12 @@ def _cell(value: Any) -> str:
 
 
 def _fitting(natural: Sequence[int], is_number: Sequence[bool], is_bar: Sequence[bool], limit: int) -> list[int]:
-    """How wide the columns are where all together have so much room."""
+    """Widths of the columns of a table that is at most ``limit`` wide."""
     widths = [*natural]
     bars = [i for i, bar in enumerate(is_bar) if bar]
     texts = [i for i, other in enumerate(map(max, is_number, is_bar)) if not other]
     over = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
-    # The widest of those that still have more than their least gives way, and bars before texts.
+    # The widest column that can still shrink loses one; bars shrink before texts.
     for some, least in ((bars, _LEAST_BAR), (texts, _LEAST_TEXT), (bars, 0)):
         while over > 0 and some and max(widths[i] for i in some) > least:
             widths[max(some, key=widths.__getitem__)] -= 1
@@ -182,7 +182,7 @@ def _fitting(natural: Sequence[int], is_number: Sequence[bool], is_bar: Sequence
 
 
 def _cut(text: str, width: int) -> str:
-    """A text that is too wide, without its middle: keys that begin alike often end differently."""
+    """Cut the middle out of a text that is too wide: keys that begin alike often end differently."""
     if _width(text) <= width:
         return text
     room = width - len(_CUT)
@@ -197,7 +197,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: East Asian characters take two, combining marks none."""
+    """Columns that a text occupies on a terminal: two for a wide East Asian character, none for a combining mark."""
     if text.isascii():
         return len(text)
     return sum(0 if category(c) in ("Mn", "Me", "Cf") else 2 if east_asian_width(c) in "WF" else 1 for c in text)

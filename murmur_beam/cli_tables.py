@@ -1,4 +1,4 @@
-"""``murmur create-table`` and ``murmur check``: only stores in Bigtable have a table that must be made beforehand."""
+"""``murmur create-table`` and ``murmur check``: only Bigtable stores have a table that must be created beforehand."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 DONE, PROBLEMS = 0, 1
 
 _ISSUE_COLUMNS = 100
-"""Longest line of what is pasted into an issue, where words allow it."""
+"""Longest line of output that is pasted into an issue; a single longer word is not broken."""
 _ASIDE = "app profile", "writing"
-"""What may be wrong with a table and still be worth a probe, which tells more of it."""
+"""Findings that do not prevent a probe, since it shows more about them."""
 
 
 def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
-    """Make the table, or say what would be done.
+    """Create or update the table, or show the changes only.
 
     Args:
         spec: the store.
-        monoid: what the table is to hold; None for sums.
+        monoid: of the table's values; None for sums.
         args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``write``, ``dry_run``, ``yes``, ``json``.
 
     Returns:
         The exit code.
 
     Raises:
-        MurmurError: it cannot be done.
+        MurmurError: the arguments are invalid, or the table cannot be created or changed.
     """
     where = _settings(spec, args)
     if where is None:
@@ -52,9 +52,9 @@ def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Nam
 
     _require_any_order(monoid, args.write)
     schema = Schema(monoid.name if monoid else "sum", args.window.granularity if args.window else None)
-    meta = tables.purpose(schema, args.retention, args.dedup_retention)
+    meta = tables.table_meta(schema, args.retention, args.dedup_retention)
     if args.dry_run:
-        steps = tables.plan(where, meta, write=args.write)
+        steps = tables.plan_changes(where, meta, write=args.write)
     else:
         steps = tables.create(where, meta, write=args.write, yes=args.yes, say=_say)
     if args.json:
@@ -67,7 +67,7 @@ def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Nam
             (
                 step.action,
                 step.subject,
-                step.text + ("; deletes data, and so needs --yes" * (step.deletes and needs_yes)),
+                step.text + ("; deletes data, so it needs --yes" * (step.deletes and needs_yes)),
             )
             for step in steps
         ]
@@ -76,18 +76,18 @@ def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Nam
 
 
 def check(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
-    """Say what is wrong with the table, and what mends it.
+    """Report what is wrong with the table, and the commands that repair it.
 
     Args:
         spec: the store.
-        monoid: what the table should hold; None for what is recorded.
+        monoid: that the table's values should have; None for the recorded one.
         args: ``uri``, ``window``, ``retention``, ``dedup_retention``, ``write``, ``probe``, ``json``.
 
     Returns:
         The exit code.
 
     Raises:
-        MurmurError: it cannot be found out.
+        MurmurError: the arguments are invalid, or the table cannot be examined.
     """
     where = _settings(spec, args)
     if where is None:
@@ -128,13 +128,13 @@ def _require_any_order(monoid: Monoid[Any] | None, write: str | None) -> None:
     if write == "append" and monoid is not None and not monoid.commutative:
         raise ConfigurationError(
             "write",
-            f"append is not for monoid {monoid.name!r}, which depends on the order of events: what is pending is "
+            f"append does not support monoid {monoid.name!r}, which depends on the order of events: pending events are "
             "folded in any order; leave it out",
         )
 
 
 def _origin(where: BigtableSpec) -> dict[str, Any]:
-    """Where what is pasted into an issue comes from."""
+    """Versions and environment, for output that is pasted into an issue."""
     from murmur_beam.state.bigtable.scratch import on_emulator
 
     return {
@@ -181,7 +181,7 @@ def _no_table(spec: StoreSpec, args: argparse.Namespace, **document: Any) -> int
     if args.json:
         _print_json(store=str(spec), **document)
     else:
-        print(f"{args.uri}: needs no table to be made; the first write makes what it needs")
+        print(f"{args.uri}: needs no table; the first write creates everything")
     return DONE
 
 
@@ -194,7 +194,7 @@ def _print_json(**document: Any) -> None:
 
 
 def _print_columns(rows: Sequence[Sequence[str]], limit: int | None = None) -> None:
-    """Print aligned columns; the last of them goes on in further lines where a limit of columns is given."""
+    """Print aligned columns; if a limit is given, the last column is wrapped to fit it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     for *cells, last in rows:
         before = "  " + "".join(cell.ljust(width + 2) for cell, width in zip(cells, widths, strict=True))

@@ -1,4 +1,4 @@
-"""Time and chance, in one object that tests replace."""
+"""Time and random numbers, in one object that tests replace."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import time
 
 
 class Clock:
-    """The real clock. Tests pass `murmur_beam.testing.FakeClock` instead, so that none of them ever sleeps."""
+    """The real clock. Tests pass `murmur_beam.testing.FakeClock` instead, and so never sleep."""
 
     def now(self) -> float:
         """Seconds since the Unix epoch."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start, never going back."""
+        """Seconds since an arbitrary start; never decreases."""
         return time.monotonic()
 
     def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
-        """Sleep; return True at once when ``cancel`` is, or becomes, set."""
+        """Sleep; return True as soon as ``cancel`` is set."""
         if cancel is not None:
             return cancel.wait(seconds)
         time.sleep(seconds)
@@ -36,11 +36,11 @@ class Clock:
 
 
 class SteadyClock:
-    """Time that goes on as a stop watch does, but never ahead of a clock: what decides about deleting.
+    """A time that advances steadily and is never ahead of a clock; it decides when rows are deleted.
 
     Args:
-        clock: which may be set, and may be wrong.
-        seen_at: when its life before ended, seconds since the epoch; None: begin with what the clock says.
+        clock: a clock that may be wrong, and may be set.
+        seen_at: time to go on from, in seconds since the epoch; None: start at the clock's time.
     """
 
     def __init__(self, clock: Clock, seen_at: float | None = None) -> None:
@@ -48,7 +48,7 @@ class SteadyClock:
         self._offset_s = (clock.now() if seen_at is None else seen_at) - clock.monotonic()
 
     def now(self) -> float:
-        """Seconds since the epoch: a clock that jumps ahead does not take it along, one that is set back does."""
+        """Seconds since the epoch. The time follows a clock that is set back, but not one that jumps ahead."""
         monotonic_s = self._clock.monotonic()
         self._offset_s = min(self._offset_s, self._clock.now() - monotonic_s)
         return self._offset_s + monotonic_s

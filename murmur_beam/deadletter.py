@@ -1,4 +1,4 @@
-"""Any element to the bytes of a dead letter, and back."""
+"""Converts any element to a dead letter, and back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from murmur_beam.times import event_time_us, parse_rfc3339
 
 
 class Failure(NamedTuple):
-    """Why an element was given up.
+    """The reason why an element was given up.
 
     Attributes:
         stage: "decode", "extract" or "merge".
-        error: what went wrong last.
+        error: the last error.
         known: id, time and keys of the record, as far as they were found.
-        failed_keys: those that could not be merged; none before the merge.
-        attempts: tries made.
+        failed_keys: keys that could not be merged; empty before the merge.
+        attempts: number of tries.
     """
 
     stage: str
@@ -34,10 +34,10 @@ class Failure(NamedTuple):
 
 
 def write_letter(element: Any, pipeline: str, failure: Failure, now_us: int) -> DeadLetter:
-    """Make the dead letter of an element. Never fails, whatever the element: its bundle would come again for ever.
+    """Make the dead letter of an element. Never fails: otherwise the element's bundle would be retried forever.
 
-    An element that is a dead letter itself, fed in again, keeps its payload and its keys: the new letter tells what
-    is still missing of the same event, not of the letter.
+    An element that is a replayed dead letter keeps its payload and its keys: the new letter describes what is still
+    missing of the same event, not of the letter.
     """
     known = failure.known
     time_us = known.event_time_us
@@ -47,7 +47,7 @@ def write_letter(element: Any, pipeline: str, failure: Failure, now_us: int) -> 
         stage=failure.stage,
         event_id=known.event_id,
         event_time=rfc3339(time_us) if time_us is not None and is_representable(time_us) else None,
-        # Only after a failed merge is what the letter says complete; then the record has just the keys that failed.
+        # A letter's keys are complete only after a failed merge; its replay has the failed keys alone.
         keys=list((letter.failed_keys and letter.keys) or known.keys or letter.keys),
         failed_keys=list(failure.failed_keys or letter.failed_keys),
         error_type=type(failure.error).__name__,
@@ -62,11 +62,11 @@ def read_letter(letter: DeadLetter, message: Callable[[DeadLetter], Any], *, unp
 
     Args:
         letter: from `write_letter`, or read from JSON.
-        message: makes the driver's kind of message.
-        unpickle: allow payloads that were pickled; loading one runs whatever code its writer put there.
+        message: makes a message of the driver's class.
+        unpickle: allow pickled payloads; loading one runs any code that its writer put there.
 
     Raises:
-        ValueError: the letter cannot be read, or is pickled and that is not allowed.
+        ValueError: the letter cannot be read, or is pickled without ``unpickle``.
     """
     kind, payload = letter.payload_type, letter.payload
     if kind == "bytes":
@@ -79,7 +79,7 @@ def read_letter(letter: DeadLetter, message: Callable[[DeadLetter], Any], *, unp
         return message(letter)
     if kind == "pickle":
         if not unpickle:
-            raise ValueError("the element is pickled; if you trust who wrote the letter, replay it with unpickle=True")
+            raise ValueError("the element is pickled; if you trust the letter's writer, replay it with unpickle=True")
         try:
             return pickle.loads(payload)
         except Exception as err:
@@ -88,10 +88,10 @@ def read_letter(letter: DeadLetter, message: Callable[[DeadLetter], Any], *, unp
 
 
 def known_of(letter: DeadLetter) -> Known:
-    """What the letter says of its record: only the keys that failed are merged again.
+    """A letter's id, time and failed keys: a replay merges only the keys that failed.
 
     Raises:
-        InvalidRecord: its event time is no time.
+        InvalidRecord: the letter's event time is not a time.
     """
     return Known(
         letter.event_id,
@@ -105,7 +105,7 @@ def _envelope(element: Any) -> DeadLetter:
 
 
 def _letter(kind: str, payload: bytes) -> DeadLetter:
-    """A letter that says nothing yet but what it holds."""
+    """A letter with a payload, and all other fields empty."""
     return DeadLetter(
         payload=payload,
         payload_type=kind,
@@ -127,7 +127,7 @@ def _letter(kind: str, payload: bytes) -> DeadLetter:
 
 
 def _message_letter(element: Any) -> DeadLetter | None:
-    """The letter of a message; None of an element that is none, or that a message could not give back."""
+    """The letter of a message; None for other elements, and for messages that a letter cannot represent."""
     if not is_message(element):
         return None
     try:
@@ -177,7 +177,7 @@ def _pack(element: Any) -> tuple[str, bytes]:
 
 
 def _is_json(value: Any) -> bool:
-    """Does JSON give it back with the same types? Neither tuples and numbers as keys nor an OrderedDict or enum."""
+    """Return whether JSON preserves the value's types: it does not for tuples, enums, subclasses and non-text keys."""
     kind = type(value)
     if kind is dict:
         return all(type(key) is str and _is_json(member) for key, member in value.items())
@@ -196,7 +196,7 @@ def _repr(element: Any) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    """Tell whether it can stand in a letter, whose texts are all UTF-8."""
+    """Return whether a value is text that UTF-8 can represent, as all texts of a letter are."""
     return isinstance(value, str) and _utf8(value) == value
 
 

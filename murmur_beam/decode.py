@@ -1,4 +1,4 @@
-"""From an element to what its fields are looked up in: messages, JSON and CSV."""
+"""Decodes elements to records in which fields are looked up: messages, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError, InvalidRecord
 
 BOM = "\ufeff"
-"""The byte order mark, which some writers put before a text, and which is no part of it."""
+"""The byte order mark, which some writers put before a text; it does not belong to the text."""
 
 _MESSAGE_MODULES = ("apache_beam.io.gcp.pubsub", "google.cloud.pubsub", "google.pubsub", "murmur_beam.model")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
-# The limit of Python's own reader, 128 KB a field, is for lines of unknown length. What is decoded here is in memory.
+# The csv module limits a field to 128 KB, to protect readers of long files. A record here is in memory already.
 csv.field_size_limit(2**31 - 1)
 
 
 def is_message(element: Any) -> bool:
-    """Tell whether an element is a Pub/Sub message: of Beam, of Google's clients, or a `murmur_beam.model.Message`.
+    """Return whether an element is a Pub/Sub message: of Beam, of Google's clients, or a `murmur_beam.model.Message`.
 
-    The class decides. A row with the columns ``data`` and ``attributes`` is a record like any other.
+    The class decides. A row with the columns ``data`` and ``attributes`` is an ordinary record.
     """
     return _is_message_class(type(element))  # type: ignore[arg-type]  # mypy takes type[Any] for not hashable
 
@@ -33,7 +33,7 @@ def is_message(element: Any) -> bool:
 def _is_message_class(cls: Hashable) -> bool:
     assert isinstance(cls, type)
     if getattr(getattr(cls, "DESCRIPTOR", None), "full_name", None) == "google.pubsub.v1.PubsubMessage":
-        return True  # whose module has no name
+        return True  # this class names no module
     return any(
         base.__name__ in ("PubsubMessage", "Message") and str(base.__module__).startswith(_MESSAGE_MODULES)
         for base in cls.__mro__
@@ -41,17 +41,17 @@ def _is_message_class(cls: Hashable) -> bool:
 
 
 def payload_of(element: Any) -> Any:
-    """The data of a message, or else the element itself."""
+    """The data of a message; any other element itself."""
     return element.data if is_message(element) else element
 
 
 def decode_bytes(element: Any) -> Any:
-    """Bytes and messages as JSON; anything else, text too, is taken as it is. The default.
+    """Decode bytes and messages as JSON, and return any other element, text too, unchanged. The default decoder.
 
-    A message without data is a record without fields: all it says stands in its attributes.
+    A message without data is a record without fields: its content is in its attributes.
 
     Raises:
-        InvalidRecord: as `decode_json`.
+        InvalidRecord: see `decode_json`.
     """
     if type(element) is dict:
         return element
@@ -62,23 +62,23 @@ def decode_bytes(element: Any) -> Any:
 
 
 def decode_json(element: Any) -> dict[str, Any]:
-    """A JSON object in bytes, text or a message.
+    """Decode a JSON object in bytes, text or a message.
 
     Raises:
-        InvalidRecord: bytes that are not UTF-8, text that is not JSON, JSON that is no object, or an object that
-            names a field twice: readers differ in which of the two they take.
+        InvalidRecord: the bytes are not UTF-8, the text is not JSON, the JSON is not an object, or the object names a
+            field twice (JSON readers differ in which of the two they use).
     """
     return _parse_json(payload_of(element))
 
 
 def decode_csv(element: Any, delimiter: str = ",") -> dict[str, str]:
-    """A header line and one record of CSV, in bytes, text or a message; all values are text.
+    """Decode a header line and one record of CSV, in bytes, text or a message; all values are text.
 
-    A field whose name stands twice in the header cannot be looked up; the others can.
+    A field whose name is in the header twice cannot be looked up; the others can.
 
     Raises:
-        InvalidRecord: bytes that are not UTF-8, quotes that do not match, or another number of fields than the
-            header has.
+        InvalidRecord: the bytes are not UTF-8, quotes do not match, or header and record have different numbers of
+            fields.
     """
     try:
         text = _text(payload_of(element))
@@ -95,7 +95,7 @@ def decode_csv(element: Any, delimiter: str = ",") -> dict[str, str]:
 
 
 class _WithRepeatedNames(dict[str, str]):
-    """A CSV record without the fields whose names stand twice in the header, which it refuses to guess."""
+    """A CSV record whose header repeats names; a lookup of a repeated name is an error."""
 
     def __init__(self, header: list[str], fields: list[str]) -> None:
         super().__init__((n, f) for n, f in zip(header, fields, strict=True) if header.count(n) == 1)
@@ -123,10 +123,10 @@ def decoder_of(decode: str | Callable[[Any], Any] | None, delimiter: str | None)
         delimiter: between the fields of CSV: one character, or "tab"; None for a comma.
 
     Raises:
-        ConfigurationError: an unknown name, or a delimiter that CSV cannot have.
+        ConfigurationError: the name is unknown, or the delimiter is invalid.
     """
     if delimiter is not None and decode != "csv":
-        raise ConfigurationError("delimiter", "is for CSV; write decode='csv' (--decode csv) beside it")
+        raise ConfigurationError("delimiter", "applies to CSV only; add decode='csv' (--decode csv)")
     if decode is None or callable(decode):
         return decode or decode_bytes
     if not isinstance(decode, str) or decode not in DECODERS:
@@ -135,15 +135,16 @@ def decoder_of(decode: str | Callable[[Any], Any] | None, delimiter: str | None)
 
 
 def delimiter_of(text: str) -> str:
-    r"""The one character that a text names: itself, or a tab as ``tab`` or ``\t``.
+    r"""The delimiter that a text names: the character itself, or a tab as ``tab`` or ``\t``.
 
     Raises:
-        ConfigurationError: it is not one character, or one that CSV needs for something else.
+        ConfigurationError: the text is not one character, or a character with another meaning in CSV.
     """
     character = _DELIMITERS.get(text, text)
     if not isinstance(character, str) or len(character) != 1 or character in '"\r\n ' + BOM:
         raise ConfigurationError(
-            "delimiter", f"expected one character, such as ; or tab, but no quote, blank or line end; got {text!r:.80}"
+            "delimiter",
+            f"expected one character, such as ; or tab, but not a quote, blank or line end; got {text!r:.80}",
         )
     return character
 
@@ -157,7 +158,7 @@ def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# Made once: `json.loads` with a hook makes a decoder for each call.
+# `json.loads` with a hook would make a decoder for each call.
 _decode_json = json.JSONDecoder(object_pairs_hook=_without_repeats).decode
 
 
@@ -166,7 +167,7 @@ def _parse_json(payload: Any) -> dict[str, Any]:
         record = _decode_json(_text(payload))
     except InvalidRecord:
         raise
-    except ValueError as err:  # not only a JSONDecodeError: an int may have too many digits for Python
+    except ValueError as err:  # not JSONDecodeError only: an int may have too many digits for Python
         raise InvalidRecord("payload", f"malformed JSON: {err}") from None
     except RecursionError:
         raise InvalidRecord("payload", "malformed JSON: nested too deeply") from None
@@ -176,7 +177,7 @@ def _parse_json(payload: Any) -> dict[str, Any]:
 
 
 def _text(payload: Any) -> str:
-    """The text of bytes or of itself, without a byte order mark."""
+    """Return a text, or decode bytes, without a byte order mark."""
     if isinstance(payload, str):
         return payload.removeprefix(BOM)
     if not isinstance(payload, bytes):

@@ -1,4 +1,4 @@
-"""Durations as people write them in options and URIs."""
+"""Durations as text, for options and URIs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def parse_duration(text: str) -> timedelta:
     """Read ``90d``, ``12h``, ``15m``, ``30s``, ``500ms`` or ``2w``.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is something else.
     """
     match = re.fullmatch(r"0*(\d+)(ms|[smhdw])", text.strip(), re.ASCII)
     if not match:
         raise ValueError(f"{text!r:.80} is not a duration; write a number and a unit, such as 90d, 12h, 15m or 30s")
     try:
-        # Python would refuse some thousands of digits in words of its own; so many are too many in any unit.
+        # Python's own error for thousands of digits is unclear; twenty digits are too long in any unit.
         return timedelta(**{_UNITS[match[2]]: int(match[1][:20])})
     except OverflowError:
         raise ValueError(f"{text!r:.80} is too long a duration") from None
@@ -35,7 +35,7 @@ def format_duration(duration: timedelta) -> str:
 
 
 def spell_duration(duration: timedelta) -> str:
-    """All of it, for people, such as ``91d 1h``; without fractions of a millisecond."""
+    """The duration in full, for people, such as ``91d 1h``; without fractions of a millisecond."""
     milliseconds = duration // timedelta(milliseconds=1)
     parts = []
     for unit in ("d", "h", "m", "s", "ms"):

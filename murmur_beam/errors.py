@@ -1,21 +1,21 @@
-"""What can go wrong, by what cures it: waiting (transient), changing the input (permanent), changing the code.
+"""Errors, grouped by their cure: waiting (transient), changing the input (permanent), changing the code.
 
-Every message says what is wrong, where, and what to do about it.
+Every message says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
 
 
 class MurmurError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base class of the errors that this library raises deliberately."""
 
 
 class ConfigurationError(MurmurError, ValueError):
     """An argument or option is wrong; raised while the pipeline is built, never on a worker's first record.
 
     Args:
-        argument: name of the offending argument, as the caller wrote it.
-        problem: what is wrong with it and what to write instead.
+        argument: name of the wrong argument, as the caller wrote it.
+        problem: what is wrong with the argument, and what to write instead.
     """
 
     def __init__(self, argument: str, problem: str) -> None:
@@ -28,11 +28,11 @@ class ConfigurationError(MurmurError, ValueError):
 
 
 class TransientError(MurmurError):
-    """A failure that a later try may not meet again: a timeout, a lock, an overloaded server."""
+    """A failure that a retry may avoid: a timeout, a lock, an overloaded server."""
 
 
 class PermanentError(MurmurError):
-    """A failure that no retry can cure. It is raised straight away.
+    """A failure that retries cannot cure. It is raised without a retry.
 
     Attributes:
         keys: entities of the record that could not be merged, filled in by the processor.
@@ -46,7 +46,7 @@ class InvalidRecord(PermanentError):
 
     Args:
         field: ``event_id``, ``event_time``, ``key``, ``value``, or a field of the user's own record.
-        problem: what is wrong with it.
+        problem: what is wrong with the field.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -59,7 +59,7 @@ class InvalidRecord(PermanentError):
 
 
 class SchemaMismatch(PermanentError):
-    """The store holds another kind of value, or buckets of another length, than it was opened for."""
+    """The store was opened for another kind of value, or another bucket length, than it holds."""
 
 
 class StoreUnavailable(PermanentError):
@@ -67,16 +67,16 @@ class StoreUnavailable(PermanentError):
 
 
 class RetriesExhausted(MurmurError):
-    """Every try of at least one key was used up; the last failure is the ``__cause__``.
+    """At least one key of a record failed in every try; the last failure is the ``__cause__``.
 
-    The record's other keys keep what was written for them.
+    The record's other keys stay merged.
 
     Attributes:
         pipeline_name: as given to the processor.
         event_id: the record's event id.
         keys: the entities that failed, in the record's order.
-        attempts: tries made for each of them.
-        reason: text of the last failure. Runners hand an exception on without its cause.
+        attempts: number of tries for each of these entities.
+        reason: text of the last failure, since runners pass an exception on without its cause.
     """
 
     def __init__(
@@ -98,4 +98,4 @@ class RetriesExhausted(MurmurError):
 
 
 class MergeCancelled(MurmurError):
-    """The caller's ``cancel`` event was set while a merge waited to try again."""
+    """The caller set ``cancel`` while a merge waited for its next try."""

@@ -1,16 +1,16 @@
-"""Where in a record something is found: names, paths, templates, and what a message says of itself.
+"""Finds fields of a record by names, paths and templates, and a message's attributes and metadata.
 
     amount                the field of that name of a dict, or the attribute of an object
     user.country          a field of a field
     route/{from}-{to}     a template of fields, for keys and event ids; {{ and }} are braces
-    =all                  the text after the equals sign, whatever the record
+    =all                  the text after the equals sign, for every record
     attribute:NAME        an attribute of the message
-    message:id            the message's id, given by Pub/Sub when it was published
-    message:publish_time  when that was
-    field:NAME            the field of just that name, whatever characters it has
+    message:id            the message's id, set by Pub/Sub when it was published
+    message:publish_time  the publish time that Pub/Sub set
+    field:NAME            the field of exactly this name, whatever characters it contains
 
-A text that is itself the name of a field of the record means that field, so a column ``Sepal.Length`` needs no escape.
-Only of messages ``attribute:`` and ``message:`` never mean a field: a payload cannot take their place.
+If the record has a field whose name is the whole text, the text means that field, so a column ``Sepal.Length`` needs no
+escape. For messages, ``attribute:`` and ``message:`` never mean a field, so that a payload cannot replace them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.model import NOT_NUMBERS, plain
 
 Field = str | Callable[[Any], Any]
-"""A function of the decoded record, or a text as above."""
+"""A function of the decoded record, or a text in one of the forms above."""
 
 Getter = Callable[[Any, Any], Any]
-"""What a `Field` is compiled to: a function of the decoded record and of the element."""
+"""A compiled `Field`: a function of the decoded record and of the element."""
 
 MESSAGE_ID = "message:id"
 """Pub/Sub's own id of a message."""
 
 PLAIN, ESCAPED = "plain", "escaped"
 ID_FORMATS = (ESCAPED, PLAIN)
-"""How event ids are put together; `compile_id` says what that means."""
+"""Formats of event ids from templates; see `compile_id`."""
 
 _MISSING = object()
-# What has no fields, only methods and the like.
+# Types without fields; their attributes are methods and properties.
 _SCALARS = (str, bytes, bytearray, int, float, complex, list, set, frozenset, type(None))
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _PREFIX = re.compile(r"(attribute|message|field):(.*)", re.DOTALL)
@@ -49,12 +49,12 @@ def compile_field(argument: str, field: Field, source: str | None = None) -> Get
     """Make the function that finds a field.
 
     Args:
-        argument: as which it was given, for errors.
-        field: a function, or a text as above.
-        source: is put before the id of a message, as SOURCE/ID.
+        argument: the user's argument, for errors.
+        field: a function, or a text in one of the forms of this module.
+        source: prefix of message ids, which become SOURCE/ID.
 
     Raises:
-        ConfigurationError: the text makes no sense, naming ``argument``.
+        ConfigurationError: the text is invalid; the error names ``argument``.
     """
     if callable(field):
         function = field
@@ -72,10 +72,10 @@ def compile_field(argument: str, field: Field, source: str | None = None) -> Get
 
 
 def compile_text(argument: str, field: Field) -> Getter:
-    """Like `compile_field`, but a field that holds a number gives its text: a key may be a numeric id.
+    """Make the function that finds a field as text: a number becomes its text, since a key may be a numeric id.
 
     Raises:
-        ConfigurationError: as `compile_field`.
+        ConfigurationError: see `compile_field`.
     """
     get = compile_field(argument, field)
     if callable(field):
@@ -92,10 +92,10 @@ def compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> Ge
     """Make the function that finds a record's keys.
 
     Args:
-        keys: a function that returns them, or several fields that give one key each.
+        keys: a function that returns the keys, or fields that give one key each.
 
     Raises:
-        ConfigurationError: as `compile_field`.
+        ConfigurationError: see `compile_field`.
     """
     if isinstance(keys, tuple):
         getters = [compile_text(argument_of(keys), key) for key in keys]
@@ -109,32 +109,32 @@ def compile_keys(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> Ge
         found = function(record)
         if isinstance(found, (str, bytes)) or not isinstance(found, Iterable):
             raise InvalidRecord("keys", f"the function must return a list of keys, got {found!r:.80}; for one use key=")
-        # A generator runs here and not later, so that what it raises is blamed on it.
+        # Run a generator here, so that its error is attributed to it.
         return found if isinstance(found, (list, tuple)) else list(found)
 
     return entities
 
 
 def argument_of(keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]) -> str:
-    """As which argument the user has given them."""
+    """Name of the argument that the user gave the keys by: "key" or "keys"."""
     return "key" if isinstance(keys, tuple) and len(keys) == 1 else "keys"
 
 
 def compile_id(field: Field, id_format: str, source: str | None) -> Getter:
     """Make the function that finds an event id.
 
-    In the format "escaped" the parts of a template are kept apart: ``{a}-{b}`` makes ``x%2Dy-z`` of "x-y" and "z", and
-    ``x-y-z`` of "x" and "y-z". In a part that others follow, the character that ends it and ``%`` are written as in a
-    URL, and between two parts without a text between them stands ``%.``. The format "plain" puts them one behind the
-    other, and leaves the source out of a message's id, as 0.1.0 did.
+    The format "escaped" keeps the parts of a template distinct: ``{a}-{b}`` makes ``x%2Dy-z`` of "x-y" and "z", and
+    ``x-y-z`` of "x" and "y-z". In each part but the last, the character that follows the part and ``%`` are escaped as
+    in a URL; two parts without text between them are joined by ``%.``. The format "plain" joins the parts unchanged,
+    and omits the source from a message's id, as 0.1.0 did.
 
     Args:
-        field: a function, or a text as `compile_field` takes it.
-        id_format: of `ID_FORMATS`.
-        source: where messages come from, such as a topic; their ids are unique within one only.
+        field: a function, or a text as in `compile_field`.
+        id_format: one of `ID_FORMATS`.
+        source: origin of the messages, such as a topic; message ids are unique within one source only.
 
     Raises:
-        ConfigurationError: as `compile_field`, or an unknown format.
+        ConfigurationError: the field or the format is invalid; see `compile_field`.
     """
     if id_format not in ID_FORMATS:
         raise ConfigurationError("id_format", f"expected {' or '.join(ID_FORMATS)}, got {id_format!r:.80}")
@@ -149,9 +149,9 @@ def compile_id(field: Field, id_format: str, source: str | None) -> Getter:
 
 
 def _lookup(value: Any, name: str) -> Any:
-    """A member of a mapping or object, or _MISSING. Methods are no members."""
+    """A member of a mapping or object, or _MISSING. A method does not count as a member."""
     if isinstance(value, Mapping):
-        # Not get(): a defaultdict would make the member up, and others explain why they have none.
+        # Not get(): a defaultdict would invent the member, and `_WithRepeatedNames` raises an error for it.
         return value[name] if name in value else _MISSING  # noqa: SIM401
     if isinstance(value, _SCALARS) or (name.startswith("__") and name.endswith("__")):
         return _MISSING
@@ -170,14 +170,14 @@ def _member(argument: str, name: str, value: Any) -> Any:
     if found is not _MISSING:
         return found
     if isinstance(value, Mapping):
-        there = f"there are {', '.join(map(str, value))}" if value else "there are none"
+        there = f"the record has {', '.join(map(str, value))}" if value else "the record has no fields"
         raise InvalidRecord(argument, f"field {name!r} is missing; {there:.200}")
     hint = "; text is only parsed with decode='json' or 'csv'" if isinstance(value, str) else ""
     raise InvalidRecord(argument, f"field {name!r} is missing in a {type(value).__name__}{hint}")
 
 
 def _or_named(name: str, get: Getter) -> Getter:
-    """The field of just that name where the record has one, or else what ``get`` finds."""
+    """Find the record's field of exactly this name; if it has none, the result of ``get``."""
 
     def find(record: Any, element: Any) -> Any:
         if type(record) is dict:
@@ -201,7 +201,7 @@ def _path(argument: str, path: str) -> Getter:
     if not all((first, *others)):
         raise ConfigurationError(
             argument,
-            f"{path!r} has a dot too many: a path is names with single dots between; for a field of just that name "
+            f"{path!r} has a dot too many: a path is names joined by single dots; for a field of exactly this name "
             f"write field:{path}",
         )
 
@@ -242,7 +242,7 @@ def _attribute(argument: str, name: str, element: Any) -> Any:
         raise InvalidRecord(argument, f"attribute {name!r}: a {type(element).__name__} has no attributes")
     if name not in attributes:
         raise InvalidRecord(
-            argument, f"attribute {name!r} is missing; there are {', '.join(attributes) or 'none':.200}"
+            argument, f"attribute {name!r} is missing; the message has {', '.join(attributes) or 'no attributes':.200}"
         )
     return attributes[name]
 
@@ -265,11 +265,11 @@ def _of_message(argument: str, name: str, element: Any) -> Any:
 # ---- templates ----
 
 Part = tuple[str, str, Getter]
-"""The text before a field, the field's name and its getter."""
+"""One part of a template: the literal text before a field, the field's name and its getter."""
 
 
 def _template(argument: str, template: str, source: str | None, *, kept_apart: bool = False) -> Getter:
-    """The field of just that name where the record has one, or else the text that the template makes of it."""
+    """Find the record's field whose name is the template; if it has none, fill in the template."""
     parts, tail = _parts(argument, template, source)
     fields = [(*part, *escape) for part, escape in zip(parts, _escapes(parts, kept_apart), strict=True)]
     is_id = argument == "event_id"
@@ -286,7 +286,7 @@ def _template(argument: str, template: str, source: str | None, *, kept_apart: b
             if type(text) is not str or (is_id and text in NOT_NUMBERS):
                 text = _scalar_text(argument, name, text)
             if not text:
-                # Events that lack the same field would pass for one event, or for one key.
+                # Otherwise events without this field would share one event id, or one key.
                 raise InvalidRecord(argument, f"field {name!r} is empty")
             if table is not None and (escape in text or (ends_with and ends_with in text)):
                 text = text.translate(table)
@@ -299,7 +299,7 @@ def _template(argument: str, template: str, source: str | None, *, kept_apart: b
 
 
 def _parts(argument: str, template: str, source: str | None) -> tuple[list[Part], str]:
-    """The parts of a template, and the text behind the last one."""
+    """The parts of a template, and the literal text after the last one."""
     parts: list[Part] = []
     literal = ""
     end = 0
@@ -310,13 +310,13 @@ def _parts(argument: str, template: str, source: str | None) -> tuple[list[Part]
             literal += token[0][0]
         elif token[1] is None:
             raise ConfigurationError(
-                argument, f"template {template!r}: a single {token[0]!r}; write it twice if it is no brace of a field"
+                argument, f"template {template!r}: a single {token[0]!r}; double it if it does not enclose a field"
             )
         elif not token[1] or (re.search(r"[:!]", token[1]) and not _PREFIX.fullmatch(token[1])):
             raise ConfigurationError(
                 argument,
-                f"template {template!r}: each pair of braces takes the name of a field, and nothing else; a name with "
-                "a colon or exclamation mark in it is written {field:NAME}",
+                f"template {template!r}: each pair of braces must hold the name of a field only; write a name that "
+                "contains a colon or exclamation mark as {field:NAME}",
             )
         else:
             parts.append((literal, token[1], compile_field(argument, token[1], source)))
@@ -325,15 +325,15 @@ def _parts(argument: str, template: str, source: str | None) -> tuple[list[Part]
 
 
 def _escapes(parts: list[Part], kept_apart: bool) -> list[tuple[str, str, dict[int, str] | None]]:
-    """For each part the escape, the character that ends the part, and how both are written within it.
+    """For each part: the escape character, the character that ends the part, and the table that escapes both.
 
-    So other parts never make the same text: from left to right, each ends at the first character of the text behind
-    it. The last one needs no escape. Parts without a text between them get one, in ``parts``.
+    Different parts therefore never make the same text: from left to right, each part ends at the first character of
+    the literal that follows. The last part needs no escape. A literal between adjacent parts is added to ``parts``.
     """
     escapes: list[tuple[str, str, dict[int, str] | None]] = []
     for i in range(len(parts) - 1) if kept_apart else ():
         literal, name, find = parts[i + 1]
-        # Where the text behind begins with the escape itself, another one is taken.
+        # If the literal that follows begins with the escape character, use another one.
         escape = "~" if literal.startswith("%") else "%"
         escapes.append((escape, literal[:1], {ord(c): _escaped(c, escape) for c in (escape, *literal[:1])}))
         parts[i + 1] = (literal or f"{escape}.", name, find)
@@ -349,10 +349,10 @@ def _scalar_text(argument: str, field: Any, value: Any) -> str:
         value = plain(value)
     if isinstance(value, str):
         if argument == "event_id" and value in NOT_NUMBERS:
-            raise InvalidRecord(argument, f"field {field!r} is {value!r}, which says that there is none")
+            raise InvalidRecord(argument, f"field {field!r} is {value!r}, which stands for a missing value")
         return value
     if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidRecord(argument, f"field {field!r} is {value}, which is no number to tell others from")
+        raise InvalidRecord(argument, f"field {field!r} is {value}; a key or id needs a finite number")
     if isinstance(value, (bool, int, float)):
         return json.dumps(value)
     raise InvalidRecord(argument, f"field {field!r} must be text or a number, got {value!r:.80}")

@@ -1,5 +1,5 @@
-"""Forks: a child has none of its parent's threads. What one of them had locked stays locked there for ever, what one
-had half done stays half done, and an open SQLite file or gRPC channel is of no use, but can harm the parent's.
+"""Makes stores safe for forks. A child has none of its parent's threads: their locks stay locked in the child forever,
+their work stays half done, and an inherited SQLite file or gRPC channel cannot be used but can harm the parent's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Protocol
 
 WAIT_S = 40.0
-"""How long a fork waits at most until nobody is at work on a store; longer than SQLite waits for another process."""
+"""Longest time that a fork waits for threads that use a store; longer than SQLite waits for another process."""
 
 
 class Holder(Protocol):
-    """What may not be at work while its process is forked.
+    """An object that must not be in use while its process is forked.
 
     Attributes:
-        lock: a `threading.Lock`, held by whoever is at work. A fork waits for it, for `WAIT_S` at most.
+        lock: a `threading.Lock`, held by the thread that uses the object. A fork waits for it, for at most `WAIT_S`.
     """
 
     lock: Any
@@ -33,7 +33,7 @@ class Holder(Protocol):
 
 
 class Lock:
-    """A lock that is free in each child of a fork. It is for short work that a fork cannot leave half done."""
+    """A lock that is free in each child of a fork, for short critical sections that are safe to interrupt by a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,24 +49,24 @@ class Lock:
         self._lock.release()
 
     def renew(self) -> None:
-        """In a child."""
+        """Replace the lock by a free one, in a child."""
         self._lock = threading.Lock()
 
 
-_turn = threading.Lock()  # one fork at a time, and nothing new to watch meanwhile
+_turn = threading.Lock()  # one fork at a time, and no new holders or locks meanwhile
 _held: list[Holder] = []
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(holder: Holder) -> None:
-    """Have forks wait for it, as long as it is alive."""
+    """Make forks wait for this holder, as long as it is alive."""
     with _turn:
         _holders.add(holder)
 
 
 def in_each_child(call: Callable[[], None]) -> None:
-    """Call this in every child, where the system has forks."""
+    """Register a function to call in every child, if the system supports forks."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=call)
 

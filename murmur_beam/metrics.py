@@ -1,4 +1,4 @@
-"""Counts and latencies of a pipeline, behind a small protocol so that each driver can report its own way."""
+"""Counts and latencies of a pipeline, behind a small protocol that each driver implements in its way."""
 
 from __future__ import annotations
 
@@ -10,43 +10,36 @@ from typing import Protocol, runtime_checkable
 from murmur_beam import forks
 
 MAX_SAMPLES = 10_000
-"""Latencies that `InMemory` keeps of each operation: percentiles are over the newest of these."""
+"""Latencies that `InMemory` keeps per operation: percentiles cover the newest ones."""
 
 
 class Recorder(Protocol):
-    """Where the processor reports to. Calls may come from several threads, and must neither block nor raise."""
+    """Receives the processor's reports. Calls may come from several threads, and must neither block nor raise."""
 
     def record_event(self, pipeline: str) -> None:
-        """One event happened under ``pipeline``, which may carry a suffix such as ``:retry``."""
+        """Record one event under ``pipeline``, which may have a suffix such as ``:retry``."""
 
     def record_error(self, pipeline: str, err: BaseException) -> None:
-        """One failure: of a store, a cache or a record."""
+        """Record one failure of a store, a cache or a record."""
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """How long one ``store_merge`` or ``cache_merge`` took."""
+        """Record the duration of one ``store_merge`` or ``cache_merge``."""
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """``n`` records went through together in ``seconds``; ``mode`` says how, such as ``flush``."""
+        """Record that ``n`` records were processed together in ``seconds``, in a mode such as ``flush``."""
 
 
 @runtime_checkable
 class SizeRecorder(Recorder, Protocol):
-    """A recorder that also wants to know how large rows get, from the stores that tell."""
+    """A recorder that also takes the sizes of rows, from stores that report them."""
 
     def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
-        """The largest of something in one flush, such as ``row_bytes`` of the rows it wrote."""
-
-
-class EventsRecorder(Recorder, Protocol):
-    """A recorder that counts many events as fast as one."""
-
-    def record_events(self, pipeline: str, n: int) -> None:
-        """``n`` events happened, as `Recorder.record_event` says of one."""
+        """Record the largest size in one flush, such as ``row_bytes`` of the rows it wrote."""
 
 
 def count_events(recorder: Recorder, pipeline: str, n: int) -> None:
-    """Record ``n`` events, at once if the recorder is an `EventsRecorder`."""
-    record_events = getattr(recorder, "record_events", None)  # isinstance takes as long as counting a bundle
+    """Record ``n`` events, with one call if the recorder has ``record_events(pipeline, n)``."""
+    record_events = getattr(recorder, "record_events", None)  # isinstance would be as slow as counting a bundle
     if record_events is None:
         for _ in range(n):
             recorder.record_event(pipeline)
@@ -89,20 +82,20 @@ class LatencyStats:
 
 @dataclass(frozen=True)
 class PipelineStats:
-    """What one pipeline name has recorded so far."""
+    """Everything recorded under one pipeline name so far."""
 
     events_processed: int = 0
     errors: int = 0
     last_error: BaseException | None = None
     latencies: Mapping[str, LatencyStats] = field(default_factory=dict)
     batches: Mapping[str, int] = field(default_factory=dict)
-    """Records that went through in batches, by mode."""
+    """Number of records processed in batches, by mode."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """The largest of something so far, in bytes."""
+    """Largest sizes so far, in bytes, by name."""
 
 
 class InMemory:
-    """Keeps everything in this process; for tests and for drivers that print a summary. Thread-safe."""
+    """Keeps all reports in this process; for tests and for drivers that print a summary. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = forks.Lock()
@@ -130,25 +123,25 @@ class InMemory:
             self._last_error[pipeline] = err
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """Keep one latency."""
+        """Record one latency."""
         with self._lock:
             self._latency_counts[pipeline][op] += 1
             self._latencies[pipeline].setdefault(op, deque(maxlen=MAX_SAMPLES)).append(seconds)
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """Count the records of one batch; its time is kept as a latency under ``mode``."""
+        """Count the records of one batch, and record its duration as a latency named ``mode``."""
         with self._lock:
             self._batches[pipeline][mode] += n
         self.record_latency(pipeline, mode, seconds)
 
     def record_size(self, pipeline: str, what: str, n_bytes: int) -> None:
-        """Keep the largest."""
+        """Keep the largest size."""
         with self._lock:
             sizes = self._sizes[pipeline]
             sizes[what] = max(n_bytes, sizes.get(what, n_bytes))
 
     def snapshot_one(self, pipeline: str) -> PipelineStats:
-        """What ``pipeline`` has recorded; zeros for a name never used."""
+        """Everything recorded under ``pipeline``; zeros for a name never used."""
         with self._lock:
             return PipelineStats(
                 self._events[pipeline],
@@ -163,7 +156,7 @@ class InMemory:
             )
 
     def snapshot(self) -> dict[str, PipelineStats]:
-        """What every name has recorded, by name."""
+        """Everything recorded, by name."""
         with self._lock:
             names = sorted({*self._events, *self._errors, *self._latencies, *self._batches, *self._sizes})
         return {name: self.snapshot_one(name) for name in names}
@@ -171,7 +164,7 @@ class InMemory:
 
 def _stats(n: int, ordered: Sequence[float]) -> LatencyStats:
     def percentile(p: int) -> float:
-        # Nearest rank: the smallest sample that p percent of the samples do not exceed.
+        # Nearest rank: the smallest sample that at least p percent of the samples do not exceed.
         return ordered[-(-p * len(ordered) // 100) - 1]
 
     return LatencyStats(n, percentile(50), percentile(95), percentile(99))

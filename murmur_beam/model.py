@@ -1,6 +1,6 @@
-"""The nouns: what goes in (`Record`), what a store is asked (`Update`), what comes out (`Outcome` and others).
+"""The data types: `Record` goes in, a store gets `Update`, and `Outcome`, `MergeResult` and `DeadLetter` come out.
 
-Plain tuples: they are made once per event, and Beam derives a schema from the two that leave a transform.
+All are plain tuples: they are made once per event, and Beam derives schemas from the two that a transform emits.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from typing import Any, NamedTuple
 from murmur_beam.errors import InvalidRecord
 
 MAX_ENTITY_BYTES = 4000
-"""Longest entity in UTF-8 bytes: leaves room for bucket and shard in Bigtable's row key limit of 4 KB."""
+"""Longest entity in UTF-8 bytes; leaves room for bucket and shard in Bigtable's row key limit of 4 KB."""
 
 SURELY_SHORT = MAX_ENTITY_BYTES // 4
-"""So many characters are never too long: one takes at most four bytes."""
+"""Characters that are never too many for an entity, since a character has at most four bytes."""
 
 NOT_NUMBERS = frozenset(
     sign + text
     for text in ("nan", "NaN", "NAN", "NaT", "<NA>", "inf", "Inf", "INF", "infinity", "Infinity", "INFINITY")
     for sign in ("", "-", "+")
 )
-"""What writers put where a number is missing or is none. No event is known by one."""
+"""Texts that writers use for a missing or invalid number. They are refused as event ids."""
 
 _ALWAYS_READABLE = 64 * 1024
-"""Payloads of at most so many bytes are text in a letter's JSON if they can be, for people to read."""
+"""Size in bytes up to which a payload in UTF-8 is always text in a letter's JSON, for people to read."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Outcome(str, enum.Enum):
-    """What became of one event under one key, or of a whole record."""
+    """The outcome of one event for one key, or of a whole record."""
 
     MERGED = "merged"
-    """Folded into the aggregate now."""
+    """The event was folded into the aggregate now."""
     DUPLICATE = "duplicate"
     """The aggregate held this event already; nothing changed."""
     RECORDED = "recorded"
-    """In the row once, on a table that is appended to; whether it was there before was not asked."""
+    """The event is in the row, once, in a table that is appended to; it may have been there before."""
     EXPIRED = "expired"
-    """Older than its window's retention; nothing was written."""
+    """The event is older than its window's retention; nothing was written."""
 
     def __str__(self) -> str:
         return self.value
 
 
 class Key(NamedTuple):
-    """Names one aggregate: who or what is counted, and in which time bucket (0 without a window)."""
+    """Names one aggregate: what is counted, and its time bucket (0 without a window)."""
 
     entity: str
     bucket: int = 0
@@ -60,8 +60,8 @@ class Key(NamedTuple):
 class Update(NamedTuple):
     """One event's delta for one key.
 
-    With an ``event_id`` a store folds the delta at most once per (key, event id). ``ttl`` is how much longer
-    the key's bucket may still receive events; after that the store may drop it, markers and all.
+    With an ``event_id`` a store folds the delta at most once per (key, event id). ``ttl`` is how much longer the key's
+    bucket takes events; after that the store may delete the row with its markers.
     """
 
     key: Key
@@ -97,12 +97,12 @@ class MergeResult(NamedTuple):
     """One input element that is now in the state, on the main output of `MergeRecords`.
 
     Attributes:
-        element: the input element itself, so that what follows can go on with it.
+        element: the input element itself, for the steps that follow.
         outcome: "merged", "duplicate", "recorded" or "expired" (an `Outcome` compares equal to these). A store that
-            appends says "recorded" in place of the first two: the event counts once, be it new or not.
-        event_id: None when the element has none.
+            appends reports "recorded" in place of the first two: the event counts once, whether it is new or not.
+        event_id: None if the element has none.
         keys: all entities of the record.
-        merged_keys: those folded or recorded now; the others of the record were duplicates.
+        merged_keys: entities folded or recorded now; the record's other entities were duplicates.
         bucket: time bucket of the record, 0 without a window.
     """
 
@@ -115,25 +115,24 @@ class MergeResult(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """An element that could not be merged, with all it takes to see why and to replay it.
+    """An element that could not be merged, with everything that is needed to find the cause and to replay it.
 
     Attributes:
         payload: the element's bytes, unchanged.
-        payload_type: how to get the element back from ``payload``: "bytes", "pubsub" (a message: payload is
-            its data), "text" (UTF-8), "json", "pickle", or "repr" (only readable: the element could not be
-            serialized).
+        payload_type: encoding of the element in ``payload``: "bytes", "pubsub" (a message; the payload is its data),
+            "text" (UTF-8), "json", "pickle", or "repr" (for reading only: the element could not be serialized).
         attributes: the message's attributes, unchanged; empty for other elements.
-        message_id, publish_time, ordering_key: of the message, where it had them.
+        message_id, publish_time, ordering_key: of the message, if it had them.
         pipeline: name of the `MergeRecords` that gave up on it.
         stage: "decode", "extract" or "merge".
-        event_id: None where the failure came before it was known.
-        event_time: RFC 3339, UTC, microseconds; None where the failure came before it was known.
-        keys: all entities of the record, as far as they were known.
-        failed_keys: those that could not be merged; the others are in the state.
+        event_id: None if the element failed before its id was found.
+        event_time: RFC 3339, UTC, microseconds; None if the element failed before its time was found.
+        keys: all entities of the record, as far as they were found.
+        failed_keys: entities that could not be merged; the others are in the state.
         error_type: name of the exception's class.
-        error_message: its text.
-        attempts: tries made; 0 for failures before the merge.
-        failed_at: when it was given up, RFC 3339, UTC.
+        error_message: text of the exception.
+        attempts: number of tries; 0 for failures before the merge.
+        failed_at: time when the element was given up, RFC 3339, UTC.
     """
 
     payload: bytes
@@ -154,10 +153,10 @@ class DeadLetter(NamedTuple):
     failed_at: str
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``payload`` is text, or ``payload_base64`` takes its place.
+        """A dict for JSON, in which ``payload`` is text, or ``payload_base64`` replaces it.
 
-        Base64 is for what is not UTF-8, and above 64 KiB also for what is longer as JSON text: a control character
-        takes six bytes there.
+        Base64 is used for payloads that are not UTF-8, and above 64 KiB also where JSON text would be longer: it needs
+        six bytes for a control character.
         """
         row = self._asdict()
         row["attributes"] = dict(self.attributes)
@@ -172,14 +171,14 @@ class DeadLetter(NamedTuple):
         return row
 
     def to_json(self) -> str:
-        """One line of JSON, from which `from_json` makes an equal dead letter. It can always be written as UTF-8."""
-        # Not self.to_dict(): a worker that decodes letters gets a type with their fields alone, made from the schema.
+        """One line of JSON, from which `from_json` makes an equal dead letter. UTF-8 can always represent it."""
+        # Not self.to_dict(): a worker that decodes letters gets a generated type, with the fields of the schema only.
         row = DeadLetter.to_dict(self)
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
         try:
             line.encode("utf-8")
         except UnicodeEncodeError:
-            # Half a surrogate pair in a text, perhaps the very reason of the failure: only an escape can hold it.
+            # A lone surrogate in a text, perhaps the very cause of the failure: only an escape can represent it.
             line = json.dumps(row, separators=(",", ":"))
         return line
 
@@ -230,7 +229,7 @@ class DeadLetter(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A Pub/Sub message, for drivers that have no class of their own for it."""
+    """A Pub/Sub message, for drivers without a message class."""
 
     data: bytes
     attributes: Mapping[str, str]
@@ -240,14 +239,14 @@ class Message(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """The Python scalar that one of numpy holds, as rows of pandas and Arrow give it; anything else as it is."""
+    """The Python value of a numpy scalar, which rows of pandas and Arrow contain; any other value unchanged."""
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         return value.item()
     return value
 
 
 def _readable(payload: bytes) -> str | None:
-    """The payload as a text of JSON; None if base64 is better."""
+    """The payload as text for JSON; None if base64 is better."""
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:
@@ -271,15 +270,15 @@ def check_event_id(event_id: object) -> str:
     """Return the id as text: a non-empty str, or an int in decimal.
 
     Raises:
-        InvalidRecord: anything else, and a text that only says that a number is missing: such events would pass for
-            one and the same.
+        InvalidRecord: the id is something else, or a text that stands for a missing number: all such events would be
+            taken for one.
     """
     event_id = plain(event_id)
     if type(event_id) is int:
         return str(event_id)
     text = _check_text("event_id", event_id)
     if text in NOT_NUMBERS:
-        raise InvalidRecord("event_id", f"{text!r} says that there is none")
+        raise InvalidRecord("event_id", f"{text!r} stands for a missing value")
     return text
 
 
@@ -287,7 +286,7 @@ def check_entity(entity: object) -> str:
     """Return the entity if it is a non-empty str of at most `MAX_ENTITY_BYTES` in UTF-8.
 
     Raises:
-        InvalidRecord: anything else.
+        InvalidRecord: the entity is something else.
     """
     text = _check_text("key", entity)
     if len(text) > SURELY_SHORT and (size := len(text.encode("utf-8"))) > MAX_ENTITY_BYTES:
@@ -330,21 +329,21 @@ def from_us(time_us: int) -> datetime:
     """Inverse of `to_us`, in UTC.
 
     Raises:
-        OverflowError: outside the years 1 to 9999.
+        OverflowError: the time lies outside the years 1 to 9999.
     """
     return EPOCH + timedelta(microseconds=time_us)
 
 
 def is_representable(time_us: int) -> bool:
-    """Does the time lie in the years 1 to 9999? Beam's minimum and maximum timestamps, which mean "none", do not."""
+    """Return whether the time lies in the years 1 to 9999. Beam's minimum and maximum, which mean "none", do not."""
     return _MIN_US <= time_us <= _MAX_US
 
 
 def rfc3339(time_us: int) -> str:
-    """A fixed-width RFC 3339 text in UTC with microseconds, as BigQuery's TIMESTAMP takes it.
+    """A fixed-width RFC 3339 text in UTC with microseconds, which BigQuery's TIMESTAMP accepts.
 
     Raises:
-        OverflowError: outside the years 1 to 9999.
+        OverflowError: the time lies outside the years 1 to 9999.
     """
     time = from_us(time_us)
     # Not strftime: it does not pad the year on every platform.

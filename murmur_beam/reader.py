@@ -1,4 +1,4 @@
-"""Reading aggregates: one bucket, a sliding window, a range of time, all entities, the largest. Never writes."""
+"""Reads aggregates: one bucket, a sliding window, a range of time, all entities, or the largest. Never writes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ V = TypeVar("V")
 _FIRST = datetime.min.replace(tzinfo=timezone.utc)
 _CHUNK = 1_000
 _MAX_GETS = 10_000
-"""Longest range, in buckets, that is read key by key; see `Reader._stored`."""
+"""Longest range, in buckets, that is read bucket by bucket; see `Reader._stored`."""
 
 
 class Reader(Generic[V]):
-    """Answers questions about what a pipeline has merged.
+    """Reads the aggregates that a pipeline has merged.
 
-    A table that is appended to keeps pending events beside the aggregate, and folds them later. A ``fresh`` answer has
-    both; one that is not is as of the last fold, and costs less. Where nothing else is said, questions about given
-    entities are answered fresh, and `list` and `top` are not. Stores that fold at once answer the same either way.
+    A table that is appended to keeps pending events beside the aggregate, and folds them later. With ``fresh=True`` a
+    method includes them; with ``fresh=False`` it returns the state of the last fold, at a lower cost. By default the
+    methods for given entities are fresh, `list` and `top` are not. Other stores have no pending events.
 
     Args:
-        store: where the aggregates are. `close` closes it.
-        window: the time buckets they were merged with (only the granularity matters here); None without a window.
+        store: of the aggregates. `close` closes it.
+        window: of the aggregates (only the granularity matters here); None without a window.
     """
 
     def __init__(self, store: Store[V], window: WindowConfig | None = None) -> None:
@@ -49,29 +49,29 @@ class Reader(Generic[V]):
         monoid: Monoid[Any] | None = None,
         window: WindowConfig | None = None,
     ) -> Reader[Any]:
-        """Open a store that was written to before, as it was written; use it in a ``with`` statement.
+        """Open an existing store with its recorded schema; use the reader in a ``with`` statement.
 
         Args:
             store: a URI such as ``sqlite:///counts.db``, or a spec.
-            monoid: None for the shipped one that the store has recorded.
+            monoid: None for the shipped monoid that the store has recorded.
             window: None for the buckets that the store has recorded.
 
         Raises:
-            StoreUnavailable: there is no such store, or nothing was ever written to it (opening it would leave a
-                mark: the schema, which may not be the one that its pipeline is going to write).
-            ConfigurationError: a URI that cannot be read, or a recorded monoid that is not a shipped one.
+            StoreUnavailable: the store does not exist, or nothing was ever written to it. (Opening it would record a
+                schema, which may differ from the one that its pipeline is going to write.)
+            ConfigurationError: the URI is invalid, or the recorded monoid is not a shipped one.
             SchemaMismatch: ``monoid`` or ``window`` is not what the store was written with.
         """
         spec = spec_from_uri(store) if isinstance(store, str) else store
         schema = spec.recorded_schema()
         if schema is None:
-            raise StoreUnavailable(f"{spec}: nothing was written to it yet; check the name, or run the pipeline first")
+            raise StoreUnavailable(f"{spec}: nothing was written to it yet; check the name, or run its pipeline first")
         if monoid is None:
-            # Not by_name alone: what is written in a store must not decide which Python module gets imported.
+            # Not by_name alone: a store's content must not decide which Python module is imported.
             if schema.monoid not in names():
                 raise ConfigurationError(
                     "monoid",
-                    f"{spec} was written with {schema.monoid!r}, which is none of {', '.join(names())}; "
+                    f"{spec} was written with {schema.monoid!r}, which is not one of {', '.join(names())}; "
                     "pass --monoid package.module:attribute (in Python: monoid=)",
                 )
             monoid = by_name(schema.monoid)
@@ -92,41 +92,41 @@ class Reader(Generic[V]):
         self.store.close()
 
     def get(self, entity: str, at: datetime | None = None, *, fresh: bool = True) -> V | None:
-        """The aggregate of an entity, None where nothing was merged.
+        """The aggregate of an entity, None if nothing was merged.
 
         Args:
-            entity: whose.
-            at: any time in the bucket asked for; needed with a window, and to be left out without.
-            fresh: also what is not folded yet.
+            entity: to read.
+            at: any time in the bucket to read; required with a window, not allowed without one.
+            fresh: include pending events.
 
         Raises:
-            ConfigurationError: ``at`` is missing, not expected, has no time zone, or lies outside the years 1 to 9999.
+            ConfigurationError: ``at`` is missing, not allowed, has no time zone, or lies outside the years 1 to 9999.
         """
         return self.get_many([entity], at, fresh=fresh)[0]
 
     def get_many(self, entities: Sequence[str], at: datetime | None = None, *, fresh: bool = True) -> list[V | None]:
-        """As `get`, for many entities at once and in their order."""
+        """The aggregates of many entities, in their order; see `get`."""
         if self.window_config is None and at is not None:
             raise ConfigurationError("at", "the store has no time buckets; leave it out")
         if self.window_config is not None and at is None:
             raise ConfigurationError(
-                "at", "is needed: each time bucket has an aggregate of its own (window and range combine several)"
+                "at", "is required: each time bucket has a separate aggregate (window and range combine several)"
             )
         bucket = 0 if at is None else self._bucket("at", at)
         return _get_many(self.store, [Key(entity, bucket) for entity in entities], fresh)
 
     def window(self, entity: str, last: timedelta, now: datetime, *, fresh: bool = True) -> V:
-        """The ``ceil(last / granularity)`` buckets that end with now's, combined. The identity if all are empty.
-        ``fresh``: with what is not folded yet.
+        """The total of the ``ceil(last / granularity)`` buckets that end with now's. The identity if all are empty.
+        ``fresh``: include pending events.
 
         Raises:
-            ConfigurationError: ``last`` is not positive or reaches back beyond the year 1, ``now`` has no time zone.
+            ConfigurationError: ``last`` is not positive or reaches back beyond the year 1; ``now`` has no time zone.
             SchemaMismatch: the store has no time buckets.
         """
         return self.range(entity, *self.span(last, now), fresh=fresh)
 
     def span(self, last: timedelta, now: datetime) -> tuple[datetime, datetime]:
-        """Where the first and the last bucket that `window` combines begin."""
+        """Starts of the first and the last bucket that `window` combines."""
         config = self._config()
         end = self._bucket("now", now)
         if last <= timedelta(0):
@@ -138,11 +138,11 @@ class Reader(Generic[V]):
         return self._start(start), self._start(end)
 
     def range(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> V:
-        """The buckets from start's to end's combined, both included. The identity if all are empty, or if ``end``
-        lies before ``start``. ``fresh``: with what is not folded yet.
+        """The total of the buckets from start's to end's, both included. The identity if all are empty, or if ``end``
+        is before ``start``. ``fresh``: include pending events.
 
         Raises:
-            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
+            ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
             SchemaMismatch: the store has no time buckets.
         """
         return self.monoid.total(value for _, value in self.buckets(entity, start, end, fresh=fresh))
@@ -150,20 +150,20 @@ class Reader(Generic[V]):
     def buckets(
         self, entity: str, start: datetime, end: datetime, *, fresh: bool = True
     ) -> Iterator[tuple[datetime, V]]:
-        """The buckets of `range` that something was merged into, oldest first: when each begins, and its aggregate.
+        """The non-empty buckets of `range`, oldest first: the start of each, and its aggregate.
 
-        One that began before the year 1 is said to begin with it.
+        A bucket that starts before the year 1 is given the start of that year.
         """
         first, last = self._bucket("start", start), self._bucket("end", end)
         return ((self._start(bucket), value) for bucket, value in self._stored(entity, first, last, fresh))
 
     def series(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> list[tuple[datetime, V]]:
-        """As `buckets`, with the identity for each empty bucket in between: a list as long as the range is."""
+        """All buckets of `range`: those of `buckets`, and the identity for each empty one."""
         found = dict(self.buckets(entity, start, end, fresh=fresh))
         return [(time, found.get(time, self.monoid.identity)) for time in self.starts(start, end)]
 
     def starts(self, start: datetime, end: datetime) -> Iterator[datetime]:
-        """When each bucket from start's to end's begins, in order, as `buckets` tells it."""
+        """Start of each bucket from start's to end's, in order, as in `buckets`."""
         return map(self._start, range(self._bucket("start", start), self._bucket("end", end) + 1))
 
     def top(
@@ -178,14 +178,14 @@ class Reader(Generic[V]):
         """The ``n`` entities with the largest aggregates, largest first; equal ones in the order of their names.
 
         Args:
-            n: how many at most.
+            n: maximum number of entities.
             prefix: only entities that start with it.
             start, end: combine only the buckets from start's to end's; None: open.
-            fresh: with what is not folded yet.
+            fresh: include pending events.
 
         Raises:
-            SchemaMismatch: the aggregates are not numbers, or there are times but the store has no time buckets.
-            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
+            SchemaMismatch: the aggregates are not numbers, or times are given but the store has no time buckets.
+            ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
         """
         totals = (
             (entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end, fresh=fresh)
@@ -197,16 +197,16 @@ class Reader(Generic[V]):
     def list(
         self, prefix: str = "", start: datetime | None = None, end: datetime | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[str, V, int]]:
-        """Each entity that starts with ``prefix``, in order: its name, its buckets combined, and how many.
+        """Each entity that starts with ``prefix``, in order: its name, its total, and its number of buckets.
 
         Args:
             prefix: only entities that start with it.
             start, end: combine only the buckets from start's to end's; None: open.
-            fresh: with what is not folded yet.
+            fresh: include pending events.
 
         Raises:
-            SchemaMismatch: there are times but the store has no time buckets.
-            ConfigurationError: a time without a time zone, or outside the years 1 to 9999 in UTC.
+            SchemaMismatch: times are given but the store has no time buckets.
+            ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
         """
         first = None if start is None else self._bucket("start", start)
         last = None if end is None else self._bucket("end", end)
@@ -224,17 +224,17 @@ class Reader(Generic[V]):
             raise ConfigurationError(argument, err.problem) from None
 
     def _start(self, bucket: int) -> datetime:
-        """When a bucket begins that some time of the calendar falls into."""
+        """Start of a bucket that contains a time of the calendar."""
         try:
             return self._config().bucket_start(bucket)
         except OverflowError:
             return _FIRST
 
     def _stored(self, entity: str, first: int, last: int, fresh: bool) -> Iterator[tuple[int, V]]:
-        """The buckets that hold something, in order.
+        """The non-empty buckets, in order.
 
-        Key by key costs as much as the range is long. A scan costs as much as there is stored, but may go on to other
-        entities that begin with this one's name, looking for one in the range, before it ends.
+        Reading bucket by bucket costs as much as the range is long. A scan costs as much as is stored, but it may have
+        to pass over other entities that begin with this one's name before it ends.
         """
         if last - first < _MAX_GETS:
             for start in range(first, last + 1, _CHUNK):
@@ -243,7 +243,7 @@ class Reader(Generic[V]):
                 yield from ((bucket, value) for bucket, value in zip(chunk, values, strict=True) if value is not None)
             return
         for key, value in _scan(self.store, entity, first, last, fresh):
-            if key.entity != entity:  # the entity itself comes first of all that begin with its name
+            if key.entity != entity:  # the entity itself sorts first of all entities with this prefix
                 return
             yield key.bucket, value
 
@@ -257,10 +257,10 @@ class Reader(Generic[V]):
             yield entity, total, len(values)
 
     def _number(self, entity: str, value: V) -> V:
-        # Sets and tuples compare too, but what comes out larger is not what anybody means by it.
+        # Sets and tuples compare too, but not by a size that a user would expect.
         if not isinstance(value, Number):
             raise SchemaMismatch(
-                f"the largest can be told of numbers only, but {entity!r} has a {type(value).__name__} "
+                f"top needs numeric aggregates, but {entity!r} holds a {type(value).__name__} "
                 f"(monoid {self.monoid.name!r})"
             )
         return value

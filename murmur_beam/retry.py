@@ -1,4 +1,4 @@
-"""When to try again: full jitter over a capped exponential, as a pure function and a loop around it.
+"""Retry delays: full jitter over a capped exponential, as a pure function and a loop around it.
 
 The formula is the "full jitter" of Marc Brooker's "Exponential Backoff And Jitter" (AWS Architecture Blog,
 2015): spreading a delay over the whole interval keeps clients that failed together from retrying together.
@@ -32,9 +32,9 @@ def attempts(
     clock: Clock,
     cancel: threading.Event | None = None,
 ) -> Iterator[int]:
-    """Yield 1, 2, ... ``max_attempts``, waiting between them; the caller breaks out once it has succeeded.
+    """Yield 1, 2, ... ``max_attempts``, and wait between them; the caller leaves the loop after a success.
 
-    The wait after try ``n`` is ``uniform(0, ceiling_s(n))``: never longer than ``cap``.
+    The wait after try ``n`` is ``uniform(0, ceiling_s(n))``, never longer than ``cap``.
 
     Raises:
         MergeCancelled: ``cancel`` was set before or during a wait.

@@ -1,10 +1,10 @@
-"""Event times: what a record may give as one, in microseconds since the Unix epoch.
+"""Reads event times in these forms, as microseconds since the Unix epoch.
 
 2013-01-01T05:15:00Z          RFC 3339; also with an offset, a blank for the T, a comma, without seconds
-2013-01-01 05:15:00.45 UTC    as BigQuery writes it; GMT as well
-2013-01-01 05:15:00+00        as PostgreSQL writes it
+2013-01-01 05:15:00.45 UTC    BigQuery's form; GMT as well
+2013-01-01 05:15:00+00        PostgreSQL's form
 2013-01-01                    a day: its midnight in UTC, or in ``assume_zone``
-2013-01-01T05:15:00           no zone: refused without ``assume_zone``
+2013-01-01T05:15:00           without a zone: refused unless ``assume_zone`` is given
 1357017300                    Unix time, as number or text; seconds, milli-, micro- or nanoseconds
 """
 
@@ -24,8 +24,8 @@ from murmur_beam.model import from_us, is_representable, plain, to_us
 UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds in each unit of Unix time."""
 
-# By the digits before the point. Each is the years 1973 (or 2001) to 2286; what lies between could be a date that was
-# written without dashes, such as 20130101051500, as well as a time.
+# By the digits before the point. Each entry covers the years 1973 (or 2001) to 2286. A number of any other length could
+# also be a date without dashes, such as 20130101051500.
 _UNIT_OF_DIGITS = {9: "s", 10: "s", 11: "s", 13: "ms", 16: "us", 19: "ns"}
 _MAX_DIGITS = 30
 _EXACT = Context(prec=2_000, rounding=ROUND_FLOOR)
@@ -43,15 +43,15 @@ _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)?:?(\d\d)?", re.ASCII)
 
 @dataclass(frozen=True)
 class TimeFormat:
-    """What a time that does not say it itself is taken for.
+    """Unit and zone that are assumed for times that do not state them.
 
     Args:
-        unit: of Unix time: s, ms, us or ns. None: as the number of its digits tells.
+        unit: of Unix time: s, ms, us or ns. None: inferred from the number of digits.
         zone: of a text or datetime without one: UTC, an offset such as +01:00, or a name such as Europe/Paris. None:
             a day begins in UTC, and a time of day is refused.
 
     Raises:
-        ConfigurationError: another unit, or no such zone.
+        ConfigurationError: the unit or the zone is unknown.
     """
 
     unit: str | None = None
@@ -66,7 +66,8 @@ class TimeFormat:
         """The function that reads a time: microseconds since the Unix epoch. Finer digits are cut off; a float, which
         is seldom exact, is rounded.
 
-        Its InvalidRecord says what is wrong: not a time, without a zone, or outside the years 1 to 9999.
+        The function raises InvalidRecord for a value that is not a time, has no zone, or lies outside the years 1 to
+        9999.
         """
         unit, zone = self.unit, _zone_of(self.zone)
         if unit is None and zone is None:
@@ -74,21 +75,21 @@ class TimeFormat:
         return lambda value: _read(value, unit, zone)[0]
 
     def nanoseconds(self, value: Any) -> int:
-        """What `reader` cuts off: 0 to 999 nanoseconds, for events within one microsecond.
+        """The nanoseconds that `reader` cuts off, 0 to 999, to order events within one microsecond.
 
         Raises:
-            InvalidRecord: as the reader.
+            InvalidRecord: as in `reader`.
         """
         return _read(value, self.unit, _zone_of(self.zone))[1]
 
 
 def event_time_us(value: Any) -> int:
-    """Read a time with nothing assumed; see `TimeFormat.reader`.
+    """Read a time without assumptions; see `TimeFormat.reader`.
 
     Raises:
-        InvalidRecord: not a time, without a zone, or outside the years 1 to 9999.
+        InvalidRecord: the value is not a time, has no zone, or lies outside the years 1 to 9999.
     """
-    # The common forms, which Python reads ten times as fast as the rest of this module.
+    # Python reads the common forms ten times as fast as the rest of this module.
     if type(value) is datetime:
         return to_us(value)
     if type(value) is str and len(value) in (20, 24, 27) and value[10] == "T" and value[-1] == "Z":
@@ -97,17 +98,17 @@ def event_time_us(value: Any) -> int:
         except (ValueError, TypeError):
             pass
         else:
-            # Versions of Python differ in what else they take, such as weeks and hour 24.
+            # Versions of Python differ in the other forms that they read, such as weeks and hour 24.
             if value[4:8:3] == "--" and value[11:13] != "24":
                 return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     return _read(value, None, None)[0]
 
 
 def parse_rfc3339(text: str) -> datetime:
-    """Read a time of day with its zone, in the forms above; UTC, to the microsecond.
+    """Read a time of day with a zone, in the text forms of this module; the result is in UTC, to the microsecond.
 
     Raises:
-        InvalidRecord: anything else; a time without a zone in particular.
+        InvalidRecord: the text is something else, or has no zone.
     """
     match = _TEXT.fullmatch(text)
     if match is None or match[4] is None:
@@ -124,7 +125,7 @@ def _read(value: Any, unit: str | None, zone: tzinfo | None) -> tuple[int, int]:
     if isinstance(value, datetime):
         if value != value:  # pandas' NaT
             raise InvalidRecord("event_time", f"expected a time, got {value!r:.80}")
-        # pandas and Google's clients keep nanoseconds in a class of their own.
+        # The datetime classes of pandas and Google's clients hold nanoseconds too.
         finer = getattr(value, "nanosecond", 0)
         if value.utcoffset() is None and zone is not None:
             value = value.replace(tzinfo=zone)
@@ -159,7 +160,7 @@ def _read_text(text: str, unit: str | None, zone: tzinfo | None) -> tuple[int, i
     elif zone is None:
         raise InvalidRecord(
             "event_time",
-            f"{text!r:.80} has no time zone; add Z or an offset such as +01:00, or say which one is meant with "
+            f"{text!r:.80} has no time zone; add Z or an offset such as +01:00, or set the zone with "
             "assume_zone (--assume_zone)",
         )
     ns = int(f"{fraction or '0':0<9}"[:9])
@@ -177,7 +178,7 @@ def _read_text(text: str, unit: str | None, zone: tzinfo | None) -> tuple[int, i
     if leap:
         # A leap second is the last of its day in UTC; it stays in that day, hour and minute.
         if (time_us // 1_000_000 + 1) % 86_400:
-            raise InvalidRecord("event_time", f"{text!r:.80}: second 60 is only there before midnight in UTC")
+            raise InvalidRecord("event_time", f"{text!r:.80}: second 60 exists only before midnight in UTC")
         return time_us - ns // 1_000 + 999_999, 999
     return time_us, ns % 1_000
 
@@ -189,7 +190,7 @@ def _read_number(text: str, unit: str | None) -> tuple[int, int]:
     number = Decimal(text)
     if unit is None and number.adjusted() < 8:
         raise InvalidRecord(
-            "event_time", f"{text!r:.80} may be a date or Unix time; say which with time_unit (--time_unit s)"
+            "event_time", f"{text!r:.80} may be a date or Unix time; set the unit with time_unit (--time_unit s)"
         )
     return _in_years(_unix_ns(number, unit), text)
 
@@ -209,7 +210,7 @@ def _unix_ns(number: int | float | Decimal, unit: str | None) -> int:
             raise InvalidRecord(
                 "event_time",
                 f"{number!s:.80} is not clearly Unix time: it has {digits} digits, where seconds have up to 11, "
-                "milliseconds 13, microseconds 16 and nanoseconds 19; say which with time_unit (--time_unit ms)",
+                "milliseconds 13, microseconds 16 and nanoseconds 19; set the unit with time_unit (--time_unit ms)",
             )
     if isinstance(number, float):
         return round(number * (UNITS[unit] / 1_000)) * 1_000
@@ -234,11 +235,11 @@ def _zone_of(zone: str | None) -> tzinfo | None:
         if _OFFSET.fullmatch(zone) or zone.upper() in ("UTC", "GMT", "Z"):
             return _offset(zone, zone)
         return ZoneInfo(zone)
-    except Exception:  # a TypeError, ValueError, KeyError or OSError, by what is wrong with the name
+    except Exception:  # a TypeError, ValueError, KeyError or OSError, depending on the fault of the name
         raise ConfigurationError(
             "assume_zone",
-            f"there is no time zone {zone!r:.80} here; write UTC, an offset such as +01:00 or a name such as "
-            "Europe/Paris (names take the operating system's time zone data, or: pip install tzdata)",
+            f"unknown time zone {zone!r:.80}; write UTC, an offset such as +01:00 or a name such as "
+            "Europe/Paris (names need the operating system's time zone data, or: pip install tzdata)",
         ) from None
 
 
@@ -249,5 +250,5 @@ def _offset(written: str, text: str) -> tzinfo:
     sign, hours, minutes, seconds = match.groups()
     offset = timedelta(hours=int(hours), minutes=int(minutes or 0), seconds=int(seconds or 0))
     if offset >= timedelta(days=1) or int(minutes or 0) > 59 or int(seconds or 0) > 59:
-        raise InvalidRecord("event_time", f"{text!r:.80}: there is no offset {written}")
+        raise InvalidRecord("event_time", f"{text!r:.80}: {written} is not an offset")
     return timezone(-offset if sign == "-" else offset)

@@ -1,6 +1,7 @@
-"""Tumbling windows over event time: which bucket an event falls into, and which buckets answer a question.
+"""Tumbling windows over event time: the bucket of an event, and the buckets of a span.
 
-Bucket ``b`` covers ``[b * granularity, (b + 1) * granularity)`` counted from 1970-01-01T00:00:00Z, also before it.
+Bucket ``b`` covers ``[b * granularity, (b + 1) * granularity)`` since 1970-01-01T00:00:00Z; earlier times have negative
+buckets.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Buckets of one length, kept for a while.
+    """Buckets of one length, with a retention.
 
     Args:
         granularity: length of a bucket, positive.
-        retention: how long after its event time an event still counts, positive; None keeps every bucket for ever.
-            An event older than that is skipped with `Outcome.EXPIRED`.
+        retention: how long after its event time an event still counts, positive; None keeps every bucket forever.
+            An older event is skipped with `Outcome.EXPIRED`.
 
     Raises:
-        ValueError: a length that is not positive.
+        ValueError: a duration is not positive.
     """
 
     granularity: timedelta
@@ -34,7 +35,7 @@ class WindowConfig:
         if self.granularity <= timedelta(0):
             raise ValueError(f"granularity must be positive, got {self.granularity}")
         if self.retention is not None and self.retention <= timedelta(0):
-            raise ValueError(f"retention must be positive, got {self.retention}; None keeps buckets for ever")
+            raise ValueError(f"retention must be positive, got {self.retention}; None keeps buckets forever")
 
     @property
     def granularity_us(self) -> int:
@@ -42,14 +43,14 @@ class WindowConfig:
         return self.granularity // _MICROSECOND
 
     def bucket_id(self, t: datetime) -> int:
-        """Bucket that ``t`` (with a time zone) falls into: floor(unix time / granularity)."""
+        """Bucket that contains ``t``, a time with a zone: floor(unix time / granularity)."""
         return to_us(t) // self.granularity_us
 
     def bucket_start(self, bucket: int) -> datetime:
         """First instant of a bucket, UTC.
 
         Raises:
-            OverflowError: outside the years 1 to 9999.
+            OverflowError: the bucket starts outside the years 1 to 9999.
         """
         return from_us(bucket * self.granularity_us)
 
@@ -65,17 +66,17 @@ class WindowConfig:
         return list(range(last + 1 + (-d // self.granularity), last + 1))
 
     def bucket_range(self, start: datetime, end: datetime) -> list[int]:
-        """Buckets from start's to end's, both included; empty if ``end`` lies before ``start``."""
+        """Buckets from start's to end's, both included; empty if ``end`` is before ``start``."""
         return list(range(self.bucket_id(start), self.bucket_id(end) + 1))
 
     def expires_us(self, bucket: int) -> int | None:
-        """When the bucket can receive no event any more, microseconds since the epoch; None: never."""
+        """Time when the bucket stops taking events, in microseconds since the epoch; None: never."""
         if self.retention is None:
             return None
         return (bucket + 1) * self.granularity_us + self.retention // _MICROSECOND
 
     def cutoff_us(self, now_us: int) -> int | None:
-        """Events before this time, in microseconds since the epoch, are expired; None: no event ever is."""
+        """Time before which events are expired, in microseconds since the epoch; None: events never expire."""
         return None if self.retention is None else now_us - self.retention // _MICROSECOND
 
 
@@ -98,7 +99,7 @@ def parse_window(text: str, retention: timedelta | None = None) -> WindowConfig:
     """Read ``daily``, ``hourly``, ``minute`` or a duration.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the text is something else.
     """
     named = {"daily": daily, "hourly": hourly, "minute": minute}
     if text in named:

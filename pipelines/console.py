@@ -1,8 +1,7 @@
-"""What the pipelines show their users: help, errors as one line, progress and the summary. Needs no Beam."""
+"""Terminal output of the pipelines: help, one-line errors, progress and the summary. Needs no Beam."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import io
 import os
@@ -12,60 +11,56 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
+from murmur_beam.command_line import OneLineErrorParser, discard_output
 from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Outcome
 from pipelines.endings import INTERRUPTED, MISTAKE, STORE_FAILED
 
 DEAD_LETTERS_HELP = (
-    "file for what cannot be merged; must be new or empty; {date} and {time} in its name are filled in (%(default)s)"
+    "file for elements that cannot be merged; must be new or empty; {date} and {time} in its name are filled in "
+    "(%(default)s)"
 )
+
+Parser = OneLineErrorParser
+"""The parser of the pipelines' arguments."""
 
 Main = Callable[[Sequence[str] | None], int]
 
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]$", re.DOTALL)
-"""What Beam puts behind the text of an error in a step."""
+"""The suffix that Beam adds to the text of an error in a step."""
 
 _OF_THE_STORE = (StoreUnavailable, SchemaMismatch, TransientError, RetriesExhausted)
 _WRAPPED = re.compile(rf"(?:[\w.]*\.)?({'|'.join(kind.__name__ for kind in _OF_THE_STORE)}): (.*)", re.DOTALL)
-"""An error of the store that Beam could not raise again as what it was."""
+"""The text of a store's error that Beam raised again as another type."""
 
 _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 5.0
 
 
 def shown(name: str) -> str:
-    """A file's name as it can be printed: what is no UTF-8, and what would move the cursor, is escaped."""
+    """A printable form of a file's name: bytes that are not UTF-8, and control characters, are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all of ours are, instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with exit code 2."""
-        self.exit(2, f"{self.prog.rpartition('.')[2]}: error: {message} (see --help)\n")
-
-
 def one_line_errors(name: str) -> Callable[[Main], Main]:
-    """Turn an error into one line on stderr, after the pipeline's name, and the exit code that `endings` says.
+    """Report an error in one line on stderr, after the pipeline's name, and return its exit code from `endings`.
 
-    An interruption is one line as well. A fault of ours keeps its traceback.
+    An interruption is one line as well. An unexpected exception keeps its traceback.
     """
 
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def wrapped(argv: Sequence[str] | None = None) -> int:
             if isinstance(sys.stdout, io.TextIOWrapper):
-                # A terminal that cannot show a bar or a letter shows a question mark.
+                # A terminal without a character shows a question mark in its place.
                 sys.stdout.reconfigure(errors="replace")
             try:
                 code = main(argv)
                 sys.stdout.flush()
             except BrokenPipeError:
-                # Whoever read our output has seen enough, as head does. Python must not try to flush once more.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()  # the reader of our output has closed it, as head does
                 return 0
             except (MurmurError, OSError) as err:
                 print(f"{name}: error: {_WHILE_RUNNING.sub('', str(err))}", file=sys.stderr)
@@ -88,13 +83,13 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
 
 
 def program(main: Main) -> NoReturn:
-    """Run a main function as what this process is for, and end with its exit code."""
+    """Run a main function as this process's only task, and exit with its code."""
     declare_worker_process()
     sys.exit(main(None))
 
 
 class Outcomes(NamedTuple):
-    """What became of the elements of one `MergeRecords`."""
+    """Numbers of a `MergeRecords`' elements, by outcome."""
 
     merged: int
     duplicate: int
@@ -104,18 +99,18 @@ class Outcomes(NamedTuple):
 
     @classmethod
     def of(cls, name: str, counters: Mapping[str, int]) -> Outcomes:
-        """From the counters of `run`."""
+        """Read the outcomes from the counters of `run`."""
         records = {str(outcome): counters.get(f"{name}:record_{outcome}", 0) for outcome in Outcome}
         return cls(**records, dead_letter=counters.get(f"{name}:dead_letter", 0))
 
     @property
     def total(self) -> int:
-        """All elements."""
+        """Number of all elements."""
         return sum(self)
 
     def __str__(self) -> str:
         texts = []
-        # A table that is appended to says neither, and any other says nothing else.
+        # A table that is appended to has recorded elements only; any other has merged and duplicate ones.
         if self.merged or self.duplicate or not self.recorded:
             texts += [f"{self.merged:,} merged", f"{self.duplicate:,} duplicate"]
         if self.recorded:
@@ -126,11 +121,11 @@ class Outcomes(NamedTuple):
 
 
 class Progress:
-    """Says on stderr how many there have been; on a terminal in one line that changes.
+    """Reports a count on stderr; on a terminal in one line that changes.
 
     Args:
-        what: plural of what is counted, such as ``flights``.
-        total: how many there will be, if that is known.
+        what: plural noun of the counted items, such as ``flights``.
+        total: expected number, if known.
     """
 
     def __init__(self, what: str, total: int | None = None) -> None:
@@ -142,14 +137,14 @@ class Progress:
         self._in_place = sys.stderr.isatty()
 
     def add(self, n: int = 1, more: object = "") -> None:
-        """Count ``n``, and show it if the last time is long enough ago; ``more`` stands behind it."""
+        """Count ``n`` more, and show the count unless the last report is too recent, followed by ``more``."""
         self._seen += n
         if time.monotonic() >= self._next_s:
             self._show(more)
             self._next_s = time.monotonic() + (_IN_PLACE_EVERY_S if self._in_place else _LINE_EVERY_S)
 
     def end(self, n: int = 0, more: object = "") -> None:
-        """Count the last ``n``; on a terminal say how many it were, and leave the line."""
+        """Count the last ``n``; on a terminal print the final count and end the progress line."""
         self._seen += n
         if self._in_place:
             self._show(more)

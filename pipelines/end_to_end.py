@@ -407,7 +407,7 @@ def run(flights: Sequence[Flight], kills: int, seed: int, write: str = "commit",
 
     with both_emulators() as hosts, PubSub() as pubsub, tempfile.TemporaryFile() as log, ExitStack() as stack:
         say(f"the emulators of Bigtable and Pub/Sub run on {' and '.join(hosts.values())}")
-        tables.create(table, tables.purpose(Schema(Count().name, timedelta(days=1))), write=write)
+        tables.create(table, tables.table_meta(Schema(Count().name, timedelta(days=1))), write=write)
         pubsub.publish(messages)
         beside = " beside a folder" if write == "append" else ""
         say(f"{len(messages):,} messages are published; the worker starts{beside}")

@@ -1,4 +1,4 @@
-"""Aggregates: one file each. `by_name` finds them, so that a new file is all a new monoid takes."""
+"""Monoids: one file each. `by_name` finds them, so a new monoid needs only a new file."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """Names that `by_name` knows: the modules here that define a ``MONOID``."""
+    """Names that `by_name` knows: the modules of this package that define a ``MONOID``."""
     modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in modules if hasattr(importlib.import_module(f"{__name__}.{name}"), "MONOID")]
 
 
 def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
-    """The shipped monoid called ``name``, or a user's own as ``package.module:attribute``.
+    """The shipped monoid called ``name``, or a user's monoid named as ``package.module:attribute``.
 
     Raises:
-        ConfigurationError: there is none, naming ``argument``.
+        ConfigurationError: the name is unknown or not a monoid's; the error names ``argument``.
     """
     if ":" in name:
         found = load_attribute(name, "monoid", argument)

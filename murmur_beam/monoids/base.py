@@ -1,4 +1,4 @@
-"""What it takes to be an aggregate: an associative ``combine`` with an ``identity``, and a codec."""
+"""The contract of an aggregate: an associative ``combine`` with an ``identity``, and a codec."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ from murmur_beam.model import plain
 V = TypeVar("V")
 
 MAX_INT_BITS = 1024
-"""Longest integer in an aggregate: the range of a float. Python itself refuses to print, and so to encode, integers of
-more than 4300 digits; one that got into an aggregate could never be written."""
+"""Longest integer in an aggregate: the range of a float. Python refuses to print, and so to encode, integers of more
+than 4300 digits; such an integer could never be written."""
 
 
 class Monoid(abc.ABC, Generic[V]):
     """One way to fold deltas into an aggregate. Instances hold no state and can be pickled.
 
-    A new one is a file in this package that defines ``MONOID``, and a test that subclasses
+    A new monoid is a file in this package that defines ``MONOID``, and a test that subclasses
     `murmur_beam.testing.MonoidLaws`.
     """
 
     name: str
-    """What a store records about its values: monoids that share a name can read each other's state."""
+    """Recorded by a store about its values: monoids that share a name can read each other's state."""
     commutative: bool = True
-    """Does the order of deltas not matter? Beam gives no order, so an aggregate that says no depends on arrival."""
+    """True if the order of deltas does not matter. Beam guarantees no order, so other results depend on arrival."""
     idempotent: bool = False
-    """Does folding a delta again, at any later time, change nothing: ``combine(combine(a, b), a) == combine(a, b)``?
-    Then a redelivery is harmless and stores keep no marker for it. Where the order of deltas does not matter, this is
-    ``combine(a, a) == a``; but "keep the last to arrive" fulfils that one and is not idempotent."""
+    """True if folding a delta again, at any later time, changes nothing:
+    ``combine(combine(a, b), a) == combine(a, b)``. A redelivery is then harmless, and stores keep no marker for it. For
+    a commutative monoid the law is ``combine(a, a) == a``; "keep the last to arrive" satisfies that law too, but is not
+    idempotent."""
     native: ClassVar[str | None] = None
     """Name of the store operation that folds without reading ("sum"), for stores that have it."""
     needs_value: ClassVar[bool] = True
-    """Does `lift` look at the value it is given?"""
+    """True if `lift` uses the value."""
     needs_event_time: ClassVar[bool] = False
-    """Does `lift` look at the event time?"""
+    """True if `lift` uses the event time."""
     field: str | None = None
-    """Which field of a record is folded, where that is known by name; see `of`."""
+    """Name of the record's field that is folded, if known; see `of`."""
 
     def of(self, field: str) -> Monoid[V]:
-        """A copy that says which field of a record it folds; a store records that, and refuses another.
+        """A copy that names the record's field it folds; a store records the name, and refuses another.
 
         Args:
-            field: its name or path, as ``value=`` takes it.
+            field: name or path, as in ``value=``.
         """
         named = copy.copy(self)
         object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
@@ -77,19 +78,19 @@ class Monoid(abc.ABC, Generic[V]):
             event_time_us: the record's event time, microseconds since the epoch.
 
         Raises:
-            InvalidRecord: ``value`` is of the wrong type, or not a number.
+            InvalidRecord: ``value`` has the wrong type, or is not a number.
         """
 
     def lift_ns(self, value: Any, event_time_us: int, ns: int) -> V:
-        """`lift` for an event time with digits finer than microseconds; for those that order events by it.
+        """`lift` for an event time finer than a microsecond; overridden by monoids that order events by time.
 
         Args:
             value: as in `lift`.
             event_time_us: as in `lift`.
-            ns: nanoseconds beyond that microsecond, 0 to 999.
+            ns: nanoseconds beyond the microsecond, 0 to 999.
 
         Raises:
-            InvalidRecord: as `lift`.
+            InvalidRecord: as in `lift`.
         """
         return self.lift(value, event_time_us)
 
@@ -98,12 +99,12 @@ class Monoid(abc.ABC, Generic[V]):
         return reduce(self.combine, values, self.identity)
 
     def total(self, values: Iterable[V]) -> V:
-        """What a reader is shown of several aggregates together. It is never stored, so it may be larger than an
-        aggregate can be; `fold` unless overridden, and the same wherever `fold` has a result."""
+        """The result that readers show for several aggregates together. It is never stored, so it may exceed the limits
+        of an aggregate. The default is `fold`; an override must agree with `fold` wherever that has a result."""
         return self.fold(values)
 
     def encode(self, v: V) -> bytes:
-        """Bytes for a store; equal aggregates have equal bytes. JSON unless overridden."""
+        """The aggregate as bytes for a store; equal aggregates have equal bytes. The default is JSON."""
         return canonical_json(v).encode("utf-8")
 
     def decode(self, data: bytes) -> V:
@@ -116,20 +117,19 @@ def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no blanks.
 
     Raises:
-        ValueError, TypeError: NaN, infinity, or a type that JSON has not.
+        ValueError, TypeError: the value is NaN, infinite, or of a type that JSON lacks.
     """
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def number_of(value: Any) -> Any:
-    """The number that a value is or spells: the one rule for numbers as text, as CSV, attributes of messages and
-    64-bit integers in JSON are.
+    """The number that a value is or spells. CSV, message attributes and 64-bit integers in JSON give numbers as text.
 
-    A text is a decimal number with an optional sign and exponent, between optional blanks; numpy's scalars are the
-    numbers that they hold. Anything else is handed back as it is, for the monoid to refuse.
+    A text is a decimal number with an optional sign and exponent, between optional blanks. Numpy's scalars become
+    Python numbers. Any other value is returned unchanged, for the monoid to refuse.
 
     Raises:
-        InvalidRecord: a text that is no number.
+        InvalidRecord: a text is not a number.
     """
     value = plain(value)
     if not isinstance(value, str):
@@ -144,11 +144,11 @@ def number_of(value: Any) -> Any:
 
 
 def lift_number(value: Any) -> int | float:
-    """Check a finite int or float (not bool), or the text of one; a float without a fraction becomes an int, so that
-    equal numbers have one form.
+    """Return a finite int or float (not bool), also from text; a float without a fraction becomes an int, so that equal
+    numbers have one form.
 
     Raises:
-        InvalidRecord: anything else, or an int of more than `MAX_INT_BITS`.
+        InvalidRecord: the value is something else, or an int of more than `MAX_INT_BITS`.
     """
     value = number_of(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -166,12 +166,12 @@ def check_int_size(value: int) -> int:
     """Return the int if it has at most `MAX_INT_BITS`.
 
     Raises:
-        InvalidRecord: it has more.
+        InvalidRecord: the int has more bits.
     """
     if (bits := value.bit_length()) > MAX_INT_BITS:
         raise InvalidRecord("value", f"an integer of {bits} bits, at most {MAX_INT_BITS} are allowed")
     return value
 
 
-# NaN and infinities are read as well, for `lift_number` to refuse by name.
+# NaN and infinities match as well, so that `lift_number` can refuse them by name.
 _NUMBER = re.compile(r" *[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?) *", re.IGNORECASE)

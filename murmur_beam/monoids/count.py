@@ -8,17 +8,17 @@ from murmur_beam.monoids.sum import Sum
 
 
 class Count(Sum):
-    """Adds one for each event, whatever its value. Its state is a sum of ones."""
+    """Adds one for each event, whatever its value."""
 
     name = "count"
     needs_value = False
 
     def of(self, field: str) -> Count:
-        """Itself: it looks at no field."""
+        """Return itself: a count uses no field."""
         return self
 
     def lift(self, value: Any, event_time_us: int) -> int:
-        """One."""
+        """Return one."""
         return 1
 
 

@@ -1,4 +1,4 @@
-"""An aggregate made of a user's own functions."""
+"""A monoid made of a user's functions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from murmur_beam.monoids.base import Monoid, V
 
 @dataclass(frozen=True, init=False)
 class Custom(Monoid[V], Generic[V]):
-    """A monoid from functions, without a class of its own::
+    """A monoid from functions, without a new class::
 
         Custom("flags", identity=0, combine=operator.or_, idempotent=True)
         Custom("gcd", 0, math.gcd, idempotent=True)
 
-    Its laws cannot be checked here, but `murmur_beam.testing.MonoidLaws` checks them in a test of five lines.
+    The constructor cannot check the laws; `murmur_beam.testing.MonoidLaws` checks them in a test of five lines.
     """
 
     name: str
@@ -44,20 +44,20 @@ class Custom(Monoid[V], Generic[V]):
         """Check the functions on the identity.
 
         Args:
-            name: what a store records about its values. Choose a new one whenever the functions change their meaning:
+            name: recorded by a store about its values. Choose a new name whenever the functions change their meaning:
                 values under the same name are combined with each other.
             identity: the aggregate of nothing.
-            combine: associative; must leave its arguments as they are.
-            encode: to bytes, equal ones for equal aggregates; canonical JSON by default.
-            decode: inverse of ``encode``; both or neither.
+            combine: associative; must not change its arguments.
+            encode: converts an aggregate to bytes, equal ones for equal aggregates; canonical JSON by default.
+            decode: inverse of ``encode``; give both or neither.
             lift: makes a delta from a record's value and its event time in microseconds since the epoch; without it
                 the value is the delta.
             commutative: as in `Monoid`.
-            idempotent: as in `Monoid`. If in doubt, leave it off: then event ids tell what was counted.
+            idempotent: as in `Monoid`. If in doubt, leave it False: event ids then prevent double counting.
 
         Raises:
-            ConfigurationError: an argument is of the wrong type, or the identity does not come back from ``combine``,
-                or from ``decode`` after ``encode``.
+            ConfigurationError: an argument has the wrong type, or ``combine``, or ``encode`` and ``decode``, change
+                the identity.
         """
         set_field = object.__setattr__  # the way into a frozen dataclass
         set_field(self, "name", name)
@@ -72,7 +72,8 @@ class Custom(Monoid[V], Generic[V]):
 
     @property
     def identity(self) -> V:
-        """Decoded anew, so that a ``combine`` that breaks its promise and changes it does so in one aggregate only."""
+        """The aggregate of nothing, decoded anew each time: a ``combine`` that changes its arguments then spoils only
+        one aggregate."""
         return self.decode(self._identity)
 
     def combine(self, a: V, b: V) -> V:
@@ -80,11 +81,12 @@ class Custom(Monoid[V], Generic[V]):
         return self._combine(a, b)
 
     def lift(self, value: Any, event_time_us: int) -> V:
-        """Make a delta, and try it on the identity: one that cannot be combined or encoded must fail here, for its own
-        record, and not later with all that shares its row.
+        """Make a delta, and try it on the identity: a delta that cannot be combined or encoded must fail here, with its
+        record alone, and not later with all updates of its row.
 
         Raises:
-            InvalidRecord: it cannot, or does not come back unchanged, or the user's ``lift`` raised an exception.
+            InvalidRecord: the delta cannot be combined or encoded, or the identity changes it, or ``lift`` raised an
+                exception.
         """
         try:
             delta: V = value if self._lift is None else self._lift(value, event_time_us)
@@ -117,7 +119,7 @@ class Custom(Monoid[V], Generic[V]):
                 raise ConfigurationError(argument, f"expected a function or None, got {function!r:.80}")
         if (self._encode is None) != (self._decode is None):
             missing, given = ("encode", "decode") if self._encode is None else ("decode", "encode")
-            raise ConfigurationError(missing, f"is missing; {given} is given, and each needs the other")
+            raise ConfigurationError(missing, f"is missing; give both {given} and {missing}, or neither")
         for argument, flag in (("commutative", self.commutative), ("idempotent", self.idempotent)):
             if not isinstance(flag, bool):
                 raise ConfigurationError(argument, f"expected True or False, got {flag!r:.80}")
@@ -129,7 +131,7 @@ class Custom(Monoid[V], Generic[V]):
         except Exception as err:
             raise ConfigurationError("decode", f"fails for the encoded identity {data!r:.80}: {_what(err)}") from err
         if type(decoded) is not type(identity):
-            change = f"a {type(identity).__name__} comes back as a {type(decoded).__name__}"
+            change = f"a {type(identity).__name__} is decoded as a {type(decoded).__name__}"
             if self._decode is None:
                 raise ConfigurationError("identity", f"{change} from JSON; use that, or give encode and decode")
             raise ConfigurationError("decode", change)
@@ -141,7 +143,7 @@ class Custom(Monoid[V], Generic[V]):
             raise ConfigurationError(
                 "identity",
                 f"combined with itself it gives {combined!r:.80} instead of {data!r:.80}; "
-                "it must change nothing it is combined with",
+                "combining with the identity must change nothing",
             )
         return data
 

@@ -1,4 +1,4 @@
-"""The least or the greatest of what was seen: what `Min`, `Max`, `First` and `Last` share."""
+"""Base classes of `Min`, `Max`, `First` and `Last`, which keep one of the values seen."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from murmur_beam.monoids.base import Monoid, V, lift_number
 
 
 class Extremum(Monoid[V | None], Generic[V]):
-    """Keeps one of its values, the one that comes first in some total order; None before there is any."""
+    """Keeps the value that comes first in a total order; None before the first value."""
 
     identity = None
     idempotent = True
 
     @abc.abstractmethod
     def pick(self, a: V, b: V) -> V:
-        """One of the two, and of two that differ in their bytes the same one in either order."""
+        """Pick one of the two, independently of argument order."""
 
     def combine(self, a: V | None, b: V | None) -> V | None:
-        """What `pick` picks, or the one that is there."""
+        """The result of `pick`, or the only value."""
         if a is None:
             return b
         if b is None:
@@ -28,12 +28,12 @@ class Extremum(Monoid[V | None], Generic[V]):
 
 
 class NumberExtremum(Extremum[int | float]):
-    """An extremum of finite numbers. Ints and floats mix, and are compared exactly, without rounding."""
+    """An extremum of finite numbers. Ints and floats may be mixed; they are compared exactly, without rounding."""
 
     def lift(self, value: Any, event_time_us: int) -> int | float:
-        """The number itself, or the one that a text spells; an int where a float has no fraction.
+        """The number itself, or the number that a text spells; a float without a fraction becomes an int.
 
         Raises:
-            InvalidRecord: not a number, or not finite, or an int of more than `MAX_INT_BITS`.
+            InvalidRecord: the value is not a finite number, or is an int of more than `MAX_INT_BITS`.
         """
         return lift_number(value)

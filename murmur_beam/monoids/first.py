@@ -6,12 +6,12 @@ from murmur_beam.monoids.timed import Timed, TimedExtremum, precedes
 
 
 class First(TimedExtremum):
-    """Keeps the value with the least event time, in whatever order the events arrive; None before there is any."""
+    """Keeps the value with the least event time, whatever the order of arrival; None before the first event."""
 
     name = "first"
 
     def pick(self, a: Timed, b: Timed) -> Timed:
-        """The earlier one; at equal times, the one whose JSON text sorts first."""
+        """The earlier value; at equal times, the value whose JSON text sorts first."""
         return a if precedes(a, b) else b
 
 

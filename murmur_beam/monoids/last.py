@@ -6,12 +6,12 @@ from murmur_beam.monoids.timed import Timed, TimedExtremum, precedes
 
 
 class Last(TimedExtremum):
-    """Keeps the value with the greatest event time, in whatever order the events arrive; None before there is any."""
+    """Keeps the value with the greatest event time, whatever the order of arrival; None before the first event."""
 
     name = "last"
 
     def pick(self, a: Timed, b: Timed) -> Timed:
-        """The later one; at equal times, the one whose JSON text sorts last."""
+        """The later value; at equal times, the value whose JSON text sorts last."""
         return b if precedes(a, b) else a
 
 

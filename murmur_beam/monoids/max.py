@@ -6,12 +6,12 @@ from murmur_beam.monoids.extremum import NumberExtremum
 
 
 class Max(NumberExtremum):
-    """Keeps the greatest number; None before there is any."""
+    """Keeps the greatest number; None before the first event."""
 
     name = "max"
 
     def pick(self, a: int | float, b: int | float) -> int | float:
-        """The greater one."""
+        """The greater number."""
         return max(a, b)
 
 

@@ -6,12 +6,12 @@ from murmur_beam.monoids.extremum import NumberExtremum
 
 
 class Min(NumberExtremum):
-    """Keeps the least number; None before there is any."""
+    """Keeps the least number; None before the first event."""
 
     name = "min"
 
     def pick(self, a: int | float, b: int | float) -> int | float:
-        """The lesser one."""
+        """The lesser number."""
         return min(a, b)
 
 

@@ -31,14 +31,14 @@ class SetUnion(Monoid[frozenset[Member]]):
         return a | b
 
     def fold(self, values: Iterable[frozenset[Member]]) -> frozenset[Member]:
-        """Members of any, without a copy for each step."""
+        """Members of any of the sets, without a copy for each step."""
         return self.identity.union(*values)
 
     def lift(self, value: Any, event_time_us: int) -> frozenset[Member]:
-        """A set of the one str or int, or of those in the set, frozenset, list or tuple.
+        """A set of one str or int, or of the members of a set, frozenset, list or tuple.
 
         Raises:
-            InvalidRecord: anything else, a string with a lone surrogate, or an int of more than
+            InvalidRecord: the value is something else, or has a string with a lone surrogate or an int of more than
                 `MAX_INT_BITS`.
         """
         members = value if isinstance(value, (set, frozenset, list, tuple)) else (value,)

@@ -15,13 +15,13 @@ _INTEGER = re.compile(r" *[+-]?[0-9]{1,4000} *")
 
 
 class Overflow(PermanentError):
-    """The total would leave the range of a signed 64-bit integer, where a store's own sum would wrap silently."""
+    """The total would leave the range of a signed 64-bit integer, where a sum in the store would wrap silently."""
 
 
 class Sum(Monoid[int]):
-    """Adds integers, exactly. Money and other fractions: count in the smallest unit (cents, milliseconds).
+    """Adds integers, exactly. Count money and other fractions in the smallest unit (cents, milliseconds).
 
-    Floats are refused on purpose: their sum depends on the order, so no two runs would agree.
+    Floats are refused: their sum depends on the order, so two runs could differ.
     """
 
     name = "sum"
@@ -32,7 +32,7 @@ class Sum(Monoid[int]):
         """``a + b``.
 
         Raises:
-            Overflow: outside -2**63 .. 2**63-1.
+            Overflow: the sum lies outside -2**63 .. 2**63-1.
         """
         return _checked(a + b)
 
@@ -45,10 +45,10 @@ class Sum(Monoid[int]):
         return sum(values)
 
     def lift(self, value: Any, event_time_us: int) -> int:
-        """The integer itself, or the one that a text spells.
+        """The integer itself, or the integer that a text spells.
 
         Raises:
-            InvalidRecord: not an integer, or outside -2**63 .. 2**63-1.
+            InvalidRecord: the value is not an integer, or lies outside -2**63 .. 2**63-1.
         """
         if type(value) is not int:
             value = _integer(value)

@@ -34,7 +34,7 @@ def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:
     """Read a store's URI, such as ``sqlite:///counts.db`` (relative), ``sqlite:////data/counts.db`` or ``memory://name``.
 
     Raises:
-        ConfigurationError: no such scheme, or a part that the scheme does not know, naming ``argument``.
+        ConfigurationError: the scheme or a part of the URI is unknown; the error names ``argument``.
     """
     try:
         parts = urlsplit(uri)
@@ -42,7 +42,7 @@ def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:
         raise ConfigurationError(argument, f"{uri!r} is not a URI: {err}") from None
     if parts.scheme not in _SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-        raise ConfigurationError(argument, f"{uri!r} starts with no known scheme; write one of {known}")
+        raise ConfigurationError(argument, f"unknown store scheme in {uri!r}; use one of {known}")
     spec: StoreSpec
     try:
         spec = importlib.import_module(_SCHEMES[parts.scheme]).from_uri(parts)
@@ -50,23 +50,25 @@ def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:
         raise ConfigurationError(argument, err.problem) from err
     except ImportError as err:
         raise ConfigurationError(
-            argument, f"{parts.scheme}:// takes a package that is not here ({err}); pip install 'murmur-beam[gcp]'"
+            argument,
+            f"{parts.scheme}:// needs a package that is not installed ({err}); run: pip install 'murmur-beam[gcp]'",
         ) from err
     return spec
 
 
 def require_lasting(store: object, argument: str) -> None:
-    """Refuse what ends with the program: programs that are configured by flags do end, and what they have acknowledged
-    does not come again.
+    """Refuse a store in memory: a program that is configured by flags ends, and the events that it has acknowledged are
+    not redelivered.
 
     Args:
-        store: a URI; anything else was made in Python, and is taken.
-        argument: as which it was given.
+        store: a URI; a store made in Python is accepted.
+        argument: name of the argument, for the message.
 
     Raises:
-        ConfigurationError: the URI of a store in memory.
+        ConfigurationError: the URI is that of a store in memory.
     """
     if isinstance(store, str) and store.lower().startswith("memory:"):
         raise ConfigurationError(
-            argument, f"{store} ends with the program, and all that was merged with it; write sqlite:///counts.db, say"
+            argument,
+            f"{store} is lost when the program ends, with everything that was merged; write sqlite:///counts.db, say",
         )

@@ -1,4 +1,4 @@
-"""What every store keeps (the `Store` protocol), and the one place that decides what an event adds to a row."""
+"""The contract of stores (the `Store` protocol), and `fold_row`, which decides what an event adds to a row."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 Result = Outcome | Exception
-"""What became of one update: `Outcome.MERGED` or `Outcome.DUPLICATE`, from a store that appends `Outcome.RECORDED`, or
-the error that kept it from merging."""
+"""The result of one update: `Outcome.MERGED` or `Outcome.DUPLICATE`; `Outcome.RECORDED` from a store that appends; or
+the error that prevented the merge."""
 
-# To look up a member of an enum takes as long as to fold an event.
+# Looking up a member of an enum is as slow as folding an event.
 _MERGED, _DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
 
 
 class UpdateResults(list[Result]):
-    """The results of a flush, with what a store noticed while it wrote; where there is nothing, a plain list will do.
+    """The results of a flush, with counts and sizes that the store noticed; a store without any returns a plain list.
 
     Attributes:
-        counts: how often something happened, by name.
-        sizes: the largest of something, by name; bytes.
+        counts: numbers of occurrences, by name.
+        sizes: largest sizes in bytes, by name.
     """
 
     def __init__(self, results: Sequence[Result] = ()) -> None:
@@ -45,12 +45,12 @@ class UpdateResults(list[Result]):
 
 
 GRACE_S = 3600.0
-"""How long an expired row is kept, unseen, before it is collected: an event may pass the check for its age and be
-written, or delivered again, some time later; its marker must still be there."""
+"""How long an expired row is kept, hidden, before it is collected: an event may pass the check of its age and be
+written or redelivered some time later, when its marker must still be there."""
 
 
 def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
-    """How long after its start a bucket must be kept: until it takes no more events, and `GRACE_S` more."""
+    """How long after its start a bucket must be kept: until it takes no more events, plus `GRACE_S`."""
     try:
         return granularity + retention + timedelta(seconds=GRACE_S)
     except OverflowError:
@@ -59,31 +59,37 @@ def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
 
 class Store(Protocol[V]):
     """Keyed aggregates. With an event id an update folds at most once per (key, event id): value and marker are
-    written together or not at all. Safe for several threads, and for a fork: in a child it opens anew what it has open,
-    or is refused.
+    written together or not at all. A store is safe for several threads, and for forks: in a child it is reopened, or
+    its use is refused.
 
-    One whose ``merge_updates`` mostly waits for others may have an attribute ``waits_for_network = True``: it is then
-    called from a thread of its own while the next records are processed. One that records for how long its buckets take
-    events may have a method ``settle_retention``, which is given a window's retention before each flush and returns the
-    one to go by: that of the window, or, where it has none, that of the table.
+    Optional attributes:
 
-    For a store that folds later: with ``fresh=True`` also what is not folded yet, with ``fresh=False`` what was there
-    at the last fold. A store that folds at once answers the same either way.
-    One that writes without looking at what is there has an attribute ``appends = True``, which is read at each flush.
-    It answers `Outcome.RECORDED`: the event is in the row and counts once, be it new or not. Where dedup is off, each
-    update comes with a random event id of its own, so that a try again does not count it twice.
+    - ``waits_for_network = True``: ``merge_updates`` mostly waits for a server. It is then called from a separate
+      thread while the next records are processed.
+    - ``settle_retention(retention)``: for a store that records how long its buckets take events. It is called with the
+      window's retention before each flush, and returns the retention to apply: the window's, or else the recorded one.
+    - ``appends = True``: the store writes without looking for duplicates; read at each flush. Its outcomes are
+      `Outcome.RECORDED`: the event is in the row and counts once, whether it is new or not. If dedup is off, each
+      update has a random event id, so that a retry does not count it twice.
+
+    A store that appends folds later: ``fresh=True`` includes pending events, ``fresh=False`` gives the state of the
+    last fold. Any other store answers the same either way.
+
+    Rules for the life of a row: it ends ``ttl`` after its last update, as that update says (None: never), but an update
+    never shortens it (`later_expiry`). An expired row is hidden at once and collected after `GRACE_S`. An update that
+    fails leaves neither a value nor a marker, and creates no row. The schema is recorded with the first write.
     """
 
     @property
     def monoid(self) -> Monoid[V]:
-        """How deltas are folded; deltas are what its ``lift`` returns."""
+        """The monoid that folds deltas; its ``lift`` makes them."""
 
     def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """The aggregate, or None where nothing was merged (or it has expired).
+        """The aggregate, or None if nothing was merged or the row has expired.
 
         Args:
-            key: whose.
-            fresh: also what is not folded yet, for a store that folds later.
+            key: of the aggregate.
+            fresh: include pending events, in a store that appends.
         """
 
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
@@ -93,14 +99,14 @@ class Store(Protocol[V]):
         """Fold one delta.
 
         Raises:
-            TransientError: it may work later. It is safe to try again with the same event id.
-            PermanentError: it never will.
+            TransientError: a later try may succeed. A retry with the same event id is safe.
+            PermanentError: retries cannot succeed.
         """
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        """Fold many, writing each touched row once; results in the order of ``updates``.
+        """Fold many deltas, writing each row once; results in the order of ``updates``.
 
-        Rows are independent: what fails for one does not keep another from merging.
+        Rows are independent: a failure of one does not prevent the merge of another.
         """
 
     def scan(
@@ -110,46 +116,46 @@ class Store(Protocol[V]):
         (both included, None: open), ordered by entity and bucket; ``fresh`` as in `get`."""
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
-        """Delete aggregates with all that is known of their events, also those that have expired.
+        """Delete aggregates with their markers, including expired ones.
 
-        An event of one of them that is delivered again counts anew; others stay as they are. Whoever merges meanwhile
-        may go on calling events duplicates that it has merged before.
+        A redelivered event of a deleted aggregate counts again; other aggregates are not affected. A program that
+        merges meanwhile may still report events that it has merged before as duplicates.
 
         Args:
-            entity: whose.
-            first, last: only buckets from the one to the other, both included; None: open.
-            prefix: of all entities that start with ``entity``.
+            entity: of the aggregates.
+            first, last: first and last bucket to delete, both included; None: open.
+            prefix: delete the aggregates of all entities that start with ``entity``.
 
         Returns:
-            How many aggregates were deleted.
+            Number of deleted aggregates.
 
         Raises:
-            TransientError, PermanentError: not all could be; again, it goes on.
+            TransientError, PermanentError: not all could be deleted; a further call resumes.
         """
 
     def close(self) -> None:
         """Release connections; a second call does nothing.
 
-        Calls that are under way in other threads end, with their results or a `MurmurError`; later ones are a
-        `MurmurError`.
+        Calls in progress in other threads end with their results or a `MurmurError`; later calls raise a `MurmurError`.
         """
 
 
 class Cache(Store[V], Protocol[V]):
-    """A copy to read from quickly. Never a source of truth: it may lose or lag, and is rebuilt from a store."""
+    """A copy for fast reads. It is never a source of truth: it may lose data or lag, and is rebuilt from a store."""
 
     def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
-        """Overwrite these keys with what ``source`` holds."""
+        """Overwrite these keys with the values in ``source``."""
 
 
 class Schema(NamedTuple):
-    """What a store's values are; recorded with the first write so that a mismatch is noticed, not summed up.
+    """The kind of a store's values; recorded with the first write, so that a mismatch is an error.
 
     Attributes:
         monoid: `Monoid.name`.
-        granularity: length of a bucket; None where keys have no window.
-        field: `Monoid.field`, which field of a record is folded; None where no name is known, or none yet.
-        vague: recorded by release 0.1.0, which called a count a sum and noted no field: it may be either, of any field.
+        granularity: length of a bucket; None without a window.
+        field: `Monoid.field`, the record's field that is folded; None if its name is unknown, or not recorded yet.
+        vague: recorded by release 0.1.0, which called a count a sum and recorded no field: it may be either, of any
+            field.
     """
 
     monoid: str
@@ -159,7 +165,7 @@ class Schema(NamedTuple):
 
     @classmethod
     def of(cls, monoid: Monoid[Any], granularity: timedelta | None) -> Schema:
-        """That of a store which is opened for this monoid."""
+        """The schema of a store that is opened for this monoid."""
         return cls(monoid.name, granularity, monoid.field)
 
     def __str__(self) -> str:
@@ -168,7 +174,7 @@ class Schema(NamedTuple):
         return f"monoid {self.monoid!r}{field} and {buckets}"
 
     def accepts(self, wanted: Schema) -> bool:
-        """Tell whether a store with this schema can be used with the wanted one."""
+        """Return whether a store with this schema can be used with the wanted one."""
         if self.granularity != wanted.granularity:
             return False
         if self.vague:
@@ -179,12 +185,12 @@ class Schema(NamedTuple):
         """Check that a store with this schema can be used with the wanted one.
 
         Args:
-            wanted: what it is opened for.
+            wanted: schema that the store is opened for.
             where: the table, for the message.
-            example: how another table is written, for the message.
+            example: URI of another table, for the message.
 
         Raises:
-            SchemaMismatch: it cannot.
+            SchemaMismatch: the store cannot be used with the wanted schema.
         """
         if not self.accepts(wanted):
             raise SchemaMismatch(
@@ -193,37 +199,37 @@ class Schema(NamedTuple):
             )
 
     def names(self, wanted: Schema) -> bool:
-        """Tell whether the wanted field, which this schema accepts, is still to be recorded."""
+        """Return whether the wanted field, which this schema accepts, must still be recorded."""
         return not self.vague and self.field is None and wanted.field is not None
 
 
 class StoreSpec(Protocol):
-    """How to open a store: small, immutable, picklable. Workers open it, the pipeline only carries it."""
+    """Describes a store to open: small, immutable, picklable. The pipeline carries it, and workers open it."""
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> Store[V]:
-        """Open, creating what is missing.
+        """Open the store, creating it if it is missing.
 
         Raises:
-            StoreUnavailable, SchemaMismatch: it cannot be used like this.
-            TransientError: it can not be reached now.
+            StoreUnavailable, SchemaMismatch: the store cannot be used like this.
+            TransientError: the store cannot be reached now.
         """
 
     def recorded_schema(self) -> Schema | None:
-        """What the store holds already; None if nothing was written yet.
+        """The schema that the store has recorded; None if nothing was written yet.
 
         Raises:
-            StoreUnavailable: there is no such store, or it cannot be read.
+            StoreUnavailable: the store does not exist, or cannot be read.
         """
 
 
 def freshness(read: Callable[..., object], fresh: bool, *, by_default: bool) -> dict[str, bool]:
-    """The argument ``fresh`` for a method of a store; none where it is what the method does by default, and none for a
-    store of somebody else's that does not know the word: it folds at once.
+    """The argument ``fresh`` for a method of a store; empty if it is the default, or if a user's store lacks the
+    argument, since such a store folds at once.
 
     Args:
         read: the method.
-        fresh: what is wanted.
-        by_default: what `Store` says the method does unasked.
+        fresh: wanted value.
+        by_default: the method's default in `Store`.
     """
     if fresh == by_default:
         return {}
@@ -235,12 +241,12 @@ def freshness(read: Callable[..., object], fresh: bool, *, by_default: bool) -> 
 
 
 def fingerprint_of(event_id: str) -> bytes:
-    """16 bytes instead of an id of any length: two of a billion ids in one row meet with a chance of about 1e-21."""
+    """16 bytes for an id of any length: among a billion ids in a row, two are equal with a chance of about 1e-21."""
     return _blake2b(event_id.encode("utf-8"), digest_size=16).digest()
 
 
 def positions_by_key(updates: Sequence[Update]) -> dict[Key, list[int]]:
-    """Positions of the updates of each row."""
+    """Positions of each key's updates."""
     by_key: dict[Key, list[int]] = {}
     for i, update in enumerate(updates):
         key = update.key
@@ -262,16 +268,16 @@ def fold_row(
     """Fold the updates of one row, each event id once; the caller writes value and markers in one transaction.
 
     Args:
-        monoid: how to fold.
-        current: the row's value, None if there is none.
-        updates: all of the same key.
-        claim: add the marker of an event id to the row; False if it was there.
-        unclaim: take back a marker just claimed.
-        encode: makes what the store keeps of a value.
+        monoid: of the values.
+        current: the row's value; None for a new row.
+        updates: of the row's key.
+        claim: adds the marker of an event id to the row; returns False if the row had it.
+        unclaim: removes a marker that was just claimed.
+        encode: converts a value to its stored form.
 
     Returns:
         The row's new value, encoded, and the result of each update. An update whose delta cannot be folded (an
-        overflow) gets its error as result and leaves neither value nor marker, without hurting the others.
+        overflow) has its error as the result, and leaves neither value nor marker; the other updates are folded.
     """
     claimed: list[str] = []
     fresh: list[V] = [] if current is None else [current]
@@ -288,7 +294,7 @@ def fold_row(
     try:
         return encode(monoid.fold(fresh)), results
     except Exception:
-        # A user's combine may raise anything; one by one it will raise again, for the update to blame.
+        # A user's combine may raise any error. Folding one by one raises it again, for the update that causes it.
         for event_id in claimed:
             unclaim(event_id)
     return _fold_one_by_one(monoid, current, updates, claim, unclaim, encode)
@@ -322,7 +328,7 @@ def _fold_one_by_one(
 
 
 def unfoldable(monoid: Monoid[Any], update: Update, err: Exception) -> PermanentError:
-    """The error of an update whose delta made the monoid raise this."""
+    """The error of an update whose delta the monoid refused with ``err``."""
     if isinstance(err, PermanentError):
         return err
     wrapped = PermanentError(
@@ -333,9 +339,9 @@ def unfoldable(monoid: Monoid[Any], update: Update, err: Exception) -> Permanent
 
 
 def undecodable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError:
-    """The error of every update of a row whose value cannot be decoded; the row stays as it is."""
+    """The error of every update of a row whose value cannot be decoded; the row is not changed."""
     error = PermanentError(
-        f"the value stored for {key.entity!r} is no {monoid.name}: {type(err).__name__}: {err}; "
+        f"the value stored for {key.entity!r} is not a {monoid.name}: {type(err).__name__}: {err}; "
         "was the monoid's codec changed under the same name?"
     )
     error.__cause__ = err
@@ -343,8 +349,8 @@ def undecodable(monoid: Monoid[Any], key: Key, err: Exception) -> PermanentError
 
 
 def later_expiry(one: float | None, other: float | None) -> float | None:
-    """The later of two times of expiry, None being never. A row's life is never shortened: another pipeline, with a
-    longer retention, may still send it events that must find their markers."""
+    """The later of two expiries; None: never. A row's life is never shortened: a pipeline with a longer retention may
+    still redeliver events, and must then find their markers."""
     return None if one is None or other is None else max(one, other)
 
 
@@ -352,7 +358,7 @@ def single_outcome(results: Sequence[Result]) -> Outcome:
     """The outcome of a single update.
 
     Raises:
-        Exception: what kept it from merging.
+        Exception: the error that is the update's result.
     """
     (result,) = results
     if isinstance(result, Exception):

@@ -1,6 +1,6 @@
-"""Aggregates in this process's memory: for tests, for trying things out, and as a cache.
+"""Aggregates in this process's memory: for tests, for experiments, and as a cache.
 
-``memory://NAME`` is one store a process: every `MemorySpec` of that name opens the same one, so that a test reads
+``memory://NAME`` is one store per process: every `MemorySpec` of that name opens the same state, so a test can read
 what its pipeline wrote.
 """
 
@@ -31,14 +31,14 @@ _MERGED = Outcome.MERGED
 
 
 class _State(Generic[V]):
-    """What the stores of one name share. A child of a fork has it as it was between two flushes."""
+    """State shared by the stores of one name. A child of a fork has a copy, as of the end of a flush."""
 
     def __init__(self, clock: Clock) -> None:
         self.lock = threading.Lock()
         self.torn = False
         self.steady = SteadyClock(clock)
         self.retention: timedelta | None = None
-        # The garbage collector does not look at dicts of texts, as it does at sets.
+        # Dicts of texts, since the garbage collector traverses sets but not these.
         self.values: dict[_Row, V] = {}
         self.seen: dict[_Row, dict[str, None]] = {}
         self.expires: dict[_Row, float] = {}
@@ -46,7 +46,7 @@ class _State(Generic[V]):
         forks.watch(self)
 
     def let_go(self) -> None:
-        """Nothing in memory is shared with a child."""
+        """Do nothing: memory is not shared with a child."""
 
     def be_torn(self) -> None:
         """See `forks.Holder`."""
@@ -63,7 +63,7 @@ class MemoryStore(Generic[V]):
         self._closed = False
 
     def share(self) -> MemoryStore[V]:
-        """Another one of the same state, to be closed on its own."""
+        """Another store of the same state, to be closed separately."""
         other = copy.copy(self)
         other._closed = False
         return other
@@ -94,10 +94,10 @@ class MemoryStore(Generic[V]):
                 row.append(update)
         with self._in_use():
             self._collect()
-            told = [self._merge_row(key, row) for key, row in by_row.items()]
-        if not any(told):
+            results_by_row = [self._merge_row(key, row) for key, row in by_row.items()]
+        if not any(results_by_row):
             return [_MERGED] * len(updates)
-        ordered = {key: iter(results or repeat(_MERGED)) for key, results in zip(by_row, told, strict=True)}
+        ordered = {key: iter(results or repeat(_MERGED)) for key, results in zip(by_row, results_by_row, strict=True)}
         return [next(ordered[update.key]) for update in updates]
 
     def _merge_row(self, key: _Row, updates: list[Update]) -> list[Result] | None:
@@ -105,7 +105,7 @@ class MemoryStore(Generic[V]):
         state = self._state
         exists = key in state.values
         if not exists:
-            # The garbage collector stops looking at plain tuples, and never at a Key.
+            # The garbage collector stops traversing plain tuples, but not a Key.
             key = key[:]
         current, seen = state.values.get(key), state.seen.get(key)
         if seen is None:
@@ -121,7 +121,7 @@ class MemoryStore(Generic[V]):
         return None if merged == len(results) else results
 
     def _prolong(self, key: _Row, ttl: timedelta | None, exists: bool) -> None:
-        """A row has got events: keep it for so long."""
+        """Set the expiry of a row that has got events; without a ``ttl`` it never expires."""
         expires = None if ttl is None else self._clock.now() + ttl.total_seconds()
         known = self._state.expires
         if exists:
@@ -134,7 +134,7 @@ class MemoryStore(Generic[V]):
     def scan(
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Key, V]]:
-        """See `Store.scan`; a snapshot of the moment of the call."""
+        """See `Store.scan`; a snapshot at the time of the call."""
         with self._in_use() as state:
             now = self._clock.now()
             found = [
@@ -188,8 +188,8 @@ class MemoryStore(Generic[V]):
                 raise StoreUnavailable("memory: the store is closed; open it again")
             if state.torn:
                 raise StoreUnavailable(
-                    "memory: another thread was in the middle of a flush when this process was forked, so that its "
-                    "copy is torn; fork before anything is merged, or start processes with spawn or forkserver"
+                    "memory: another thread was in the middle of a flush when this process was forked, so this copy is "
+                    "inconsistent; fork before the first merge, or start processes with spawn or forkserver"
                 )
             yield state
 
@@ -198,7 +198,7 @@ class MemoryStore(Generic[V]):
         return expires is None or now < expires
 
     def _collect(self) -> None:
-        """Drop expired rows, looking for them at most once in `_COLLECT_EVERY_S`."""
+        """Drop expired rows, at most once in `_COLLECT_EVERY_S`."""
         state = self._state
         if self._clock.monotonic() < state.next_collect_s:
             return
@@ -218,7 +218,7 @@ def _as_it_is(value: V) -> V:
 
 
 def _adder(seen: dict[str, None]) -> Callable[[str], bool]:
-    """Adds an id and tells whether it is new."""
+    """A function that adds an event id and returns whether it is new."""
 
     def add(event_id: str) -> bool:
         if event_id in seen:
@@ -231,11 +231,11 @@ def _adder(seen: dict[str, None]) -> Callable[[str], bool]:
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """The store called ``name`` in whichever process opens it.
+    """The store called ``name`` in the process that opens it.
 
     Args:
-        name: any text; tests use one of their own each.
-        clock: what decides about expiry.
+        name: any text; each test should use a different one.
+        clock: decides about expiry.
     """
 
     name: str = "default"
@@ -263,7 +263,7 @@ class MemorySpec:
             return self._stores[self.name][0] if self.name in self._stores else None
 
     def drop(self) -> None:
-        """Forget the store and all it holds."""
+        """Forget the store and its content."""
         with self._lock:
             self._stores.pop(self.name, None)
 
@@ -272,7 +272,7 @@ def from_uri(uri: SplitResult) -> MemorySpec:
     """Read ``memory://NAME``.
 
     Raises:
-        ConfigurationError: there is more in it than a name.
+        ConfigurationError: the URI has more parts than a name.
     """
     if uri.path or uri.query or uri.fragment:
         raise ConfigurationError("store", f"{uri.geturl()!r} has more than a name; write memory://NAME")

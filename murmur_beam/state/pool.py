@@ -1,7 +1,7 @@
-"""One open store for each spec and process, however many users it has: clients and files are opened once.
+"""One open store per spec and process, shared by all its users, so that clients and files are opened once.
 
-A child of a fork has its own copy of the shares, each as good as it was: what stands behind a store is opened anew
-there, or refused, by the store itself.
+A child of a fork has a copy of the shares, which stay valid: the store itself reopens its files and connections there,
+or refuses its use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _in_use: dict[tuple[StoreSpec, Schema], _Use] = {}
 
 
 class Lease:
-    """A share in an open store; the last one to be released closes it.
+    """A share in an open store; releasing the last share closes the store.
 
     Raises:
         MurmurError: the store cannot be opened.
@@ -39,7 +39,7 @@ class Lease:
         self.store = use.store
 
     def release(self) -> None:
-        """Give the share back; a second call does nothing."""
+        """Release the share; a second call does nothing."""
         with _lock:
             if self._released:
                 return

@@ -1,5 +1,5 @@
-"""Helpers for tests, ours and yours: a clock that never sleeps, a store that fails on command, and what every monoid
-and every store must keep, as base classes for pytest.
+"""Helpers for tests: a clock that never sleeps, a store that fails on command, and the contracts of monoids and stores
+as base classes for pytest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["FakeClock", "FaultyStore", "MonoidLaws", "StoreContract"]
 
 
 def __getattr__(name: str) -> Any:
-    # Only the contract of stores takes pytest when it is imported, and only pytest explains its assertions.
+    # Only StoreContract needs pytest at import, and its assertions must be registered for pytest to explain them.
     if name != "StoreContract":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

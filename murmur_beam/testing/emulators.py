@@ -1,6 +1,6 @@
-"""The real Bigtable and Pub/Sub emulators, as processes on free ports of this machine.
+"""Starts the Bigtable and Pub/Sub emulators as processes on free ports of this machine.
 
-Clients find them by ``BIGTABLE_EMULATOR_HOST`` and ``PUBSUB_EMULATOR_HOST``, which are the caller's to set::
+Clients find them by ``BIGTABLE_EMULATOR_HOST`` and ``PUBSUB_EMULATOR_HOST``, which the caller must set::
 
     with emulators.bigtable() as host:
         os.environ["BIGTABLE_EMULATOR_HOST"] = host
@@ -25,25 +25,25 @@ from murmur_beam.errors import MurmurError
 
 _START_S = 60.0
 _STARTS = 3
-# What every HTTP/2 client says first: the preface and an empty SETTINGS frame. A server answers with its own SETTINGS.
+# The start of every HTTP/2 connection: the preface and an empty SETTINGS frame. A server answers with SETTINGS.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
 
 
 class EmulatorMissing(MurmurError):
-    """A server, or the Java that it runs on, is not installed; the message says how to install it."""
+    """A server, or the Java that it needs, is not installed; the message says how to install it."""
 
 
 class EmulatorFailed(MurmurError):
-    """A server does not start; the message ends with what it printed."""
+    """A server does not start; the message ends with its output."""
 
 
 class Running(NamedTuple):
-    """A server that answers.
+    """A server that is ready.
 
     Attributes:
         host: ``127.0.0.1:PORT``.
-        pid: of the process, which leads a process group of its own; for `stop`.
+        pid: of the process, which leads a new process group; for `stop`.
     """
 
     host: str
@@ -52,11 +52,11 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Server(ABC):
-    """A program that speaks gRPC, as a process of its own on a free port of this machine.
+    """A gRPC server that is started as a process on a free port of this machine.
 
     Attributes:
-        title: what people call it.
-        program: its name on the PATH.
+        title: name for messages.
+        program: name of the program on the PATH.
     """
 
     title: str
@@ -67,12 +67,12 @@ class Server(ABC):
         """Path of the program.
 
         Raises:
-            EmulatorMissing: it is not there.
+            EmulatorMissing: the program is not installed.
         """
 
     @abstractmethod
     def command(self, program: str, port: int) -> list[str]:
-        """The command line that starts it.
+        """The command line that starts the server.
 
         Args:
             program: from `find`.
@@ -80,18 +80,18 @@ class Server(ABC):
         """
 
     def environment(self) -> dict[str, str]:
-        """Its environment variables."""
+        """Environment variables of the server."""
         return dict(os.environ)
 
     def start(self, log: Path | None = None) -> Running:
-        """Start it on a free port, wait until it answers; whoever calls this calls `stop`.
+        """Start the server on a free port and wait until it is ready; the caller must call `stop`.
 
         Args:
-            log: a file for what it prints.
+            log: file for the server's output.
 
         Raises:
-            EmulatorMissing: it is not installed.
-            EmulatorFailed: it ends at once, or does not answer.
+            EmulatorMissing: the program is not installed.
+            EmulatorFailed: the server ends at once, or does not answer.
         """
         program = self.find()
         for start in range(_STARTS):
@@ -108,7 +108,7 @@ class Server(ABC):
                 stop(pid)
                 output.seek(0)
                 printed = output.read().decode("utf-8", "replace").strip()
-            # Somebody else may take the port first.
+            # Another program may take the port first.
             if "in use" not in printed or start == _STARTS - 1:
                 break
         raise EmulatorFailed(f"{self.title} ({program}) {problem}; it printed: {printed[-2000:] or 'nothing'}")
@@ -129,13 +129,13 @@ class Server(ABC):
 
 @dataclass(frozen=True)
 class Emulator(Server):
-    """How to find one of Google's emulators, and to start it.
+    """One of Google's emulators: where to find it, and how to start it.
 
     Attributes:
         folder: of the program, below the Google Cloud CLI's folder.
-        component: its name for ``gcloud components install``.
-        package: its name for ``apt-get install``.
-        java: does it run on Java?
+        component: name for ``gcloud components install``.
+        package: name for ``apt-get install``.
+        java: whether the emulator needs Java.
     """
 
     folder: str
@@ -147,7 +147,7 @@ class Emulator(Server):
         """Path of the program: on the PATH, or in the Google Cloud CLI's folder.
 
         Raises:
-            EmulatorMissing: it is not there, or there is no Java for it.
+            EmulatorMissing: the program or Java is not installed.
         """
         found = shutil.which(self.program)
         gcloud = shutil.which("gcloud")
@@ -160,18 +160,18 @@ class Emulator(Server):
             )
         if self.java and not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
             raise EmulatorMissing(
-                f"{self.title} runs on Java, and there is no java on the PATH; install Java 11 or newer "
+                f"{self.title} needs Java, and java is not on the PATH; install Java 11 or newer "
                 "(such as apt-get install default-jre-headless)"
             )
         return found
 
     def command(self, program: str, port: int) -> list[str]:
-        """The command line that starts it."""
+        """The command line that starts the emulator."""
         return [program, "--host=127.0.0.1", f"--port={port}"]
 
     def environment(self) -> dict[str, str]:
-        """Its environment variables."""
-        # Stopped by SIGKILL, it has no time to remove the file that Java keeps for its monitoring tools.
+        """Environment variables of the emulator."""
+        # After SIGKILL it cannot remove the file that Java keeps for its monitoring tools.
         return {**os.environ, "JAVA_OPTS": f"{os.environ.get('JAVA_OPTS', '')} -XX:-UsePerfData"}
 
 
@@ -193,24 +193,24 @@ PUBSUB = Emulator(
 
 
 def stop(pid: int) -> None:
-    """End a server and all that it started, at once: it keeps nothing on disk.
+    """Kill a server with its process group; it keeps nothing on disk.
 
     Args:
-        pid: from `Server.start`, perhaps in another process.
+        pid: from `Server.start`, possibly called in another process.
     """
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):  # another process's child, or seen to have ended before
+    with suppress(ChildProcessError):  # another process's child, or already waited for
         os.waitpid(pid, 0)
 
 
 @contextmanager
 def bigtable() -> Iterator[str]:
-    """A Bigtable emulator of one's own, empty; its ``127.0.0.1:PORT``.
+    """Run a new, empty Bigtable emulator; yields its ``127.0.0.1:PORT``.
 
     Raises:
-        EmulatorMissing: it is not installed.
-        EmulatorFailed: it does not start.
+        EmulatorMissing: the emulator is not installed.
+        EmulatorFailed: the emulator does not start.
     """
     with _running(BIGTABLE) as host:
         yield host
@@ -218,11 +218,11 @@ def bigtable() -> Iterator[str]:
 
 @contextmanager
 def pubsub() -> Iterator[str]:
-    """A Pub/Sub emulator of one's own, empty; its ``127.0.0.1:PORT``.
+    """Run a new, empty Pub/Sub emulator; yields its ``127.0.0.1:PORT``.
 
     Raises:
-        EmulatorMissing: it is not installed, or there is no Java.
-        EmulatorFailed: it does not start.
+        EmulatorMissing: the emulator or Java is not installed.
+        EmulatorFailed: the emulator does not start.
     """
     with _running(PUBSUB) as host:
         yield host
@@ -245,7 +245,7 @@ def _free_port() -> int:
 
 
 def _wait(port: int, pid: int) -> str:
-    """Until it answers; what is wrong if it does not."""
+    """Wait until a server answers; return the problem if it does not, else an empty text."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

@@ -16,11 +16,11 @@ V = TypeVar("V")
 
 
 class FakeClock(Clock):
-    """A clock that stands still until something waits; then it jumps.
+    """A clock that stands still until a caller waits; then it advances by the length of the wait.
 
     Args:
         now: seconds since the Unix epoch.
-        jitter: what `uniform` returns, from 0 (its low end) to 1 (its high end).
+        jitter: position of `uniform`'s result, from 0 (low end) to 1 (high end).
 
     Attributes:
         waits: all waits so far, in seconds.
@@ -40,7 +40,7 @@ class FakeClock(Clock):
         return self.time
 
     def wait(self, seconds: float, cancel: threading.Event | None = None) -> bool:
-        """Note the wait and move on."""
+        """Record the wait and advance the time."""
         self.waits.append(seconds)
         if cancel is not None and cancel.is_set():
             return True
@@ -48,7 +48,7 @@ class FakeClock(Clock):
         return False
 
     async def sleep(self, seconds: float) -> None:
-        """Note the wait and move on."""
+        """Record the wait and advance the time."""
         self.wait(seconds)
 
     def uniform(self, low: float, high: float) -> float:
@@ -57,14 +57,14 @@ class FakeClock(Clock):
 
 
 class FaultyStore(Generic[V]):
-    """A real store behind a plan of faults.
+    """A wrapper of a real store that injects faults.
 
     Args:
-        store: what does the work.
-        fault: called with each update before it is written; the exception it returns becomes the update's result
-            and nothing is written, None lets it pass.
-        lost: called with each update that reached the store; the exception it returns takes the place of the result,
-            as when an answer gets lost.
+        store: the real store.
+        fault: called with each update before it is written. An exception that it returns becomes the update's result,
+            and nothing is written; None lets the update pass.
+        lost: called with each update that reached the store. An exception that it returns replaces the result, as when
+            a response is lost.
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class FaultyStore(Generic[V]):
 
     @property
     def monoid(self) -> Monoid[V]:
-        """Of the real store."""
+        """Monoid of the real store."""
         return self.store.monoid
 
     @property
     def appends(self) -> bool:
-        """As the real store."""
+        """True if the real store appends."""
         return getattr(self.store, "appends", False)
 
     def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """From the real store."""
+        """Read from the real store."""
         return self.store.get(key, **freshness(self.store.get, fresh, by_default=True))
 
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
-        """From the real store."""
+        """Read from the real store."""
         return self.store.get_many(keys, **freshness(self.store.get_many, fresh, by_default=True))
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
-        """Through the plan of faults."""
+        """Merge one update, with injected faults."""
         return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        """Through the plan of faults."""
+        """Merge updates, with injected faults."""
         faults = [self.fault(update) for update in updates]
         written = iter(self.store.merge_updates([u for u, fault in zip(updates, faults, strict=True) if fault is None]))
         results: list[Result] = []
@@ -112,11 +112,11 @@ class FaultyStore(Generic[V]):
     def scan(
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Key, V]]:
-        """From the real store."""
+        """Scan the real store."""
         return self.store.scan(prefix, first, last, **freshness(self.store.scan, fresh, by_default=False))
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
-        """From the real store."""
+        """Delete from the real store."""
         return self.store.delete(entity, first, last, prefix=prefix)
 
     def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:

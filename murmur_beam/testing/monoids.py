@@ -1,4 +1,4 @@
-"""What must hold for a monoid, as a base class for pytest."""
+"""The laws of a monoid, as a base class for pytest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from murmur_beam.monoids.base import Monoid
 
 
 class MonoidLaws:
-    """What must hold for a monoid, as tests. Subclass it in a test module, and pytest runs them all::
+    """The laws of a monoid, as tests. Subclass it in a test module, and pytest runs them all::
 
         from hypothesis import strategies as st
         from murmur_beam.testing import MonoidLaws
@@ -21,14 +21,14 @@ class MonoidLaws:
             monoid = FLAGS
             deltas = st.integers(0, 255)
 
-    It takes pytest and Hypothesis: ``pip install 'murmur-beam[test]'``.
+    It needs pytest and Hypothesis: ``pip install 'murmur-beam[test]'``.
 
     Attributes:
         monoid: the instance under test.
-        deltas: Hypothesis strategy of deltas, as `Monoid.lift` makes them. Where ``combine`` may raise, such as on an
-            overflow, it must stay inside: a sum of ten must still fit.
-        pickler: whatever has ``dumps`` and ``loads``. Beam takes lambdas, which the standard library's pickle does
-            not: give cloudpickle if the monoid has any.
+        deltas: required: Hypothesis strategy of deltas, as `Monoid.lift` makes them. If ``combine`` may raise, such as
+            on an overflow, ten deltas together must stay within its limits.
+        pickler: object with ``dumps`` and ``loads``. Beam pickles lambdas, which the standard library's pickle cannot:
+            set cloudpickle if the monoid has lambdas.
     """
 
     monoid: Monoid[Any]
@@ -36,19 +36,20 @@ class MonoidLaws:
     pickler: Any = pickle
 
     def aggregates(self) -> Any:
-        """Strategy of what the laws are tried on: folds of up to three deltas, and so the identity as well."""
+        """Strategy of the aggregates for which the laws are checked: folds of up to three deltas."""
         return _needed("hypothesis.strategies").lists(self.deltas, max_size=3).map(self.monoid.fold)
 
     def equal(self, decoded: Any, original: Any) -> bool:
-        """Did an aggregate survive encoding? By ``==`` where its type has one; override it where that returns no bool.
+        """Return whether an aggregate survived encoding: by ``==`` if its type defines it; override it if ``==`` does
+        not return a bool.
 
-        The other laws compare bytes: ``1 == True``, but a store tells them apart.
+        The other laws compare bytes: ``1 == True``, but a store distinguishes the two.
         """
         compare: Any = type(original).__eq__
         return compare is object.__eq__ or bool(decoded == original)
 
     def test_identity(self) -> None:
-        """The identity must change nothing it is combined with, on either side."""
+        """Combining with the identity must change nothing, on either side."""
         combine, identity = self.monoid.combine, self.monoid.identity
 
         def law(a: Any) -> None:
@@ -58,7 +59,7 @@ class MonoidLaws:
         self._for_all(law, self.aggregates())
 
     def test_associativity(self) -> None:
-        """How deltas are grouped must not matter: every bundle and every retry groups them anew."""
+        """The grouping of deltas must not matter: every bundle and every retry groups them differently."""
         combine = self.monoid.combine
 
         def law(a: Any, b: Any, c: Any) -> None:
@@ -72,7 +73,7 @@ class MonoidLaws:
         self._for_all(law, self.aggregates(), self.aggregates(), self.aggregates())
 
     def test_commutativity(self) -> None:
-        """A monoid that says it is commutative must not depend on the order."""
+        """A monoid that claims to be commutative must not depend on the order."""
         if not self.monoid.commutative:
             _needed("pytest").skip(f"{self.monoid.name} does not claim to be commutative")
         combine = self.monoid.combine
@@ -83,7 +84,7 @@ class MonoidLaws:
         self._for_all(law, self.aggregates(), self.aggregates())
 
     def test_idempotence(self) -> None:
-        """A monoid that says it is idempotent must not change when a delta comes again, at once or later."""
+        """A monoid that claims to be idempotent must not change when a delta is redelivered, at once or later."""
         if not self.monoid.idempotent:
             _needed("pytest").skip(f"{self.monoid.name} does not claim to be idempotent")
         combine = self.monoid.combine
@@ -95,7 +96,7 @@ class MonoidLaws:
         self._for_all(law, self.aggregates(), self.aggregates())
 
     def test_fold(self) -> None:
-        """``fold`` must give what ``combine`` gives one by one, for any iterable, an empty one as well."""
+        """``fold`` must agree with ``combine`` one by one, for any iterable, including an empty one."""
 
         def law(values: list[Any]) -> None:
             one_by_one = reduce(self.monoid.combine, values, self.monoid.identity)
@@ -104,7 +105,7 @@ class MonoidLaws:
         self._for_all(law, _needed("hypothesis.strategies").lists(self.aggregates(), max_size=4))
 
     def test_total(self) -> None:
-        """What a reader shows of several aggregates must be what ``fold`` makes of them."""
+        """``total``, which readers show for several aggregates, must agree with ``fold``."""
 
         def law(values: list[Any]) -> None:
             total, folded = self.monoid.total(iter(values)), self.monoid.fold(values)
@@ -113,14 +114,14 @@ class MonoidLaws:
         self._for_all(law, _needed("hypothesis.strategies").lists(self.aggregates(), max_size=4))
 
     def test_equal_aggregates_have_equal_bytes(self) -> None:
-        """The same deltas must end in the same bytes, in whatever groups, and in whatever order if that is claimed."""
+        """The same deltas must give the same bytes, in any grouping, and in any order if the monoid is commutative."""
         st = _needed("hypothesis.strategies")
         fold = self.monoid.fold
 
         def law(orders: tuple[list[Any], list[Any]], cut: int) -> None:
             values, other_order = orders
             halves = self.monoid.combine(fold(values[:cut]), fold(values[cut:]))
-            self._same("fold(values)", fold(values), f"that of values[:{cut}] and values[{cut}:]", halves)
+            self._same("fold(values)", fold(values), f"the fold of values[:{cut}] and values[{cut}:]", halves)
             if self.monoid.commutative:
                 self._same("fold(values)", fold(values), "fold(other_order)", fold(other_order))
 
@@ -128,12 +129,12 @@ class MonoidLaws:
         self._for_all(law, orders, st.integers(0, 4))
 
     def test_encoding(self) -> None:
-        """What was encoded and decoded must be as good as the original: the same type, value, bytes and sums."""
+        """A decoded aggregate must equal the original: the same type, value, bytes and combinations."""
         encode, decode, combine = self.monoid.encode, self.monoid.decode, self.monoid.combine
 
         def law(a: Any, b: Any) -> None:
             data = encode(a)
-            _require(isinstance(data, bytes), f"encode(a) is no bytes but {data!r}")
+            _require(isinstance(data, bytes), f"encode(a) is not bytes but {data!r}")
             decoded = decode(data)
             _require(type(decoded) is type(a), f"decode(encode(a)) makes {decoded!r} of {a!r}: another type")
             _require(self.equal(decoded, a), f"decode(encode(a)) makes {decoded!r} of {a!r}")
@@ -143,7 +144,7 @@ class MonoidLaws:
         self._for_all(law, self.aggregates(), self.aggregates())
 
     def test_arguments_are_left_alone(self) -> None:
-        """``combine`` and ``fold`` must not change what they are given: a retry uses it again."""
+        """``combine`` and ``fold`` must not change their arguments: a retry uses them again."""
         monoid = self.monoid
 
         def law(a: Any, b: Any) -> None:
@@ -176,14 +177,14 @@ class MonoidLaws:
         _require(self.monoid.encode(a) == self.monoid.encode(b), f"{left} is {a!r}, but {right} is {b!r}")
 
     def _for_all(self, law: Callable[..., None], *strategies: Any) -> None:
-        # Hypothesis runs the inner function and not the test method, because it refuses a method that several
-        # subclasses inherit. No deadline: these are not tests of speed, and a busy machine must not fail them.
+        # Hypothesis gets the inner function, because it refuses a test method that several subclasses inherit. No
+        # deadline: the laws say nothing about speed, and a busy machine must not make them fail.
         hypothesis = _needed("hypothesis")
         hypothesis.settings(deadline=None)(hypothesis.given(*strategies)(law))()
 
 
 def _require(holds: bool, problem: str) -> None:
-    """Like assert, which pytest explains in test modules only, and Python drops with -O."""
+    """Raise an AssertionError. Unlike assert, it shows its problem in any module, and works with ``python -O``."""
     if not holds:
         raise AssertionError(problem)
 

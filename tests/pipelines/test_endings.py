@@ -94,7 +94,7 @@ class TestReasons:
         reasons = Reasons()
         for i in range(1_000):
             reasons.add(letter(InvalidRecord("value", f"'{i} EUR' is not an integer")))
-            reasons.add(letter(InvalidRecord("key", f"field 'page' is missing; there are id{i}")))
+            reasons.add(letter(InvalidRecord("key", f"field 'page' is missing; the record has id{i}")))
             reasons.add(letter(InvalidRecord("payload", f"not UTF-8: invalid start byte at byte {i}")))
         assert reasons.counts == {
             "value: ... is not an integer": 1_000,

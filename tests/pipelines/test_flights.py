@@ -186,11 +186,11 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
         (["--input", "nowhere.csv"], "flights: error: --input: there is no file nowhere.csv"),
         (
             ["--state", "memory://x"],
-            "flights: error: --state: memory://x ends with the program, and all that was merged with it; "
-            "write sqlite:///counts.db, say",
+            "flights: error: --state: memory://x is lost when the program ends, with everything that was "
+            "merged; write sqlite:///counts.db, say",
         ),
         (["--input", "bad.zip"], "flights: error: --input: bad.zip is no zip archive"),
-        (["--input", "few.csv", "--stat=x"], "flights: error: store: 'x' starts with no known scheme"),
+        (["--input", "few.csv", "--stat=x"], "flights: error: store: unknown store scheme in 'x'"),
         (["--input", "few.csv", "--state", "sqlite:///no/folder.db"], "flights: error: store: "),
         (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is no option of this pipeline"),
     ],

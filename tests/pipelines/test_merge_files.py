@@ -183,7 +183,7 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, name: str, data: by
         (["--input=a.jsonl", "--colour=red"], "--colour: is no option of this pipeline, nor of Beam"),
         (["--input=a.jsonl", "--decode=xml"], "--decode: unknown format 'xml'"),
         (["--input=a.jsonl", "--monoid=median"], "monoid: unknown monoid 'median'"),
-        (["--input=a.jsonl", "--store=redis://x"], "store: 'redis://x' starts with no known scheme"),
+        (["--input=a.jsonl", "--store=redis://x"], "store: unknown store scheme in 'redis://x'"),
         (["--input=a.jsonl", "--flush_age=soon"], "--flush_age: "),
         (["--input=a.jsonl", "--retention=90d"], "retention: needs a window"),
     ],

@@ -30,7 +30,7 @@ SHAPE = Shape(seed=3, waves=4, rows=12, hot=3, hot_events=100, appenders=2, fold
 def spec(bigtable_host: str) -> BigtableSpec:
     """An empty table that is appended to."""
     made = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, emulators.new_table(bigtable_host))
-    tables.create(made, tables.purpose(Schema("sum", None)), write="append")
+    tables.create(made, tables.table_meta(Schema("sum", None)), write="append")
     return made
 
 

@@ -89,18 +89,18 @@ class TestGet:
     def test_a_missing_aggregate_is_exit_code_1(self, murmur: Murmur) -> None:
         """The message goes to stderr, so that a script's variable stays empty; a merged 0 is not missing."""
         murmur.fill([("ab", START, 1), ("zero", START, 0)], None, daily())
-        assert murmur("get", "a", "--at", "2026-11-14") == (1, "", "murmur: nothing is there for 'a' in that bucket\n")
+        assert murmur("get", "a", "--at", "2026-11-14") == (1, "", "murmur: nothing found for 'a' in that bucket\n")
         assert murmur("get", "zero", "--at", "2026-11-14") == (0, "0\n", "")
         assert murmur("get", "a", "--at", "2026-11-14", "--json") == (
             1,
             '{"entity": "a", "bucket": "2026-11-14T00:00:00.000000Z", "value": null}\n',
-            "murmur: nothing is there for 'a' in that bucket\n",
+            "murmur: nothing found for 'a' in that bucket\n",
         )
 
     def test_a_missing_aggregate_without_a_window(self, murmur: Murmur) -> None:
         """The message names no bucket."""
         murmur.fill([("ab", START, 1)])
-        assert murmur("get", "a") == (1, "", "murmur: nothing is there for 'a'\n")
+        assert murmur("get", "a") == (1, "", "murmur: nothing found for 'a'\n")
 
     def test_at_is_required_only_with_buckets(self, murmur: Murmur) -> None:
         """The error names the option."""
@@ -108,7 +108,7 @@ class TestGet:
         assert murmur("get", "a") == (
             2,
             "",
-            "murmur: error: --at: is needed: each time bucket has an aggregate of its own "
+            "murmur: error: --at: is required: each time bucket has a separate aggregate "
             "(window and range combine several)\n",
         )
 
@@ -151,7 +151,7 @@ class TestWindow:
         assert murmur("window", "a", "--last", "1d", "--now", "2026-11-15") == (
             1,
             "",
-            "murmur: nothing is there for 'a' in those buckets\n",
+            "murmur: nothing found for 'a' in those buckets\n",
         )
         assert murmur.json("window", "a", "--last", "1d", "--now", "2026-11-15")["value"] is None
 
@@ -252,7 +252,7 @@ class TestRange:
         """Exit code 1, with an empty series in JSON."""
         murmur.fill([("ab", START, 2)], None, daily())
         times = ("--from", "2026-11-14", "--to", "2026-11-15")
-        assert murmur("range", "a", *times) == (1, "", "murmur: nothing is there for 'a' in those buckets\n")
+        assert murmur("range", "a", *times) == (1, "", "murmur: nothing found for 'a' in those buckets\n")
         found = murmur.json("range", "a", *times)
         assert (found["value"], found["series"]) == (None, [])
 
@@ -344,7 +344,7 @@ class TestList:
         assert (ran[0], ran[1]) == (2, "")
         assert "nothing was written to it yet" in ran[2]
         murmur.fill([("a", START, 1)])
-        assert murmur("list", "--prefix", "x", "--json") == (1, "", "murmur: nothing is there with prefix 'x'\n")
+        assert murmur("list", "--prefix", "x", "--json") == (1, "", "murmur: nothing found with prefix 'x'\n")
 
 
 class TestTop:
@@ -370,7 +370,7 @@ class TestTop:
     def test_an_empty_top(self, murmur: Murmur) -> None:
         """Exit code 1, and an empty JSON list."""
         murmur.fill([("a", START, 1)])
-        assert murmur("top", "--prefix", "x") == (1, "", "murmur: nothing is there with prefix 'x'\n")
+        assert murmur("top", "--prefix", "x") == (1, "", "murmur: nothing found with prefix 'x'\n")
         assert murmur("top", "--prefix", "x", "--json").out == "[]\n"
 
     def test_only_numbers_can_be_ranked(self, murmur: Murmur) -> None:
@@ -379,7 +379,7 @@ class TestTop:
         assert murmur("top") == (
             2,
             "",
-            "murmur: error: the largest can be told of numbers only, but 'a' has a frozenset (monoid 'set_union')\n",
+            "murmur: error: top needs numeric aggregates, but 'a' holds a frozenset (monoid 'set_union')\n",
         )
 
 
@@ -505,7 +505,7 @@ class TestMistakes:
         [
             (
                 ["--json"],
-                "--json is no flag of murmur; write it after the command (see murmur --help)",
+                "--json is not a flag of murmur; write it after the command (see murmur --help)",
             ),
             (["get"], "the following arguments are required: URI, ENTITY (see murmur get --help)"),
             (["window", "memory://x", "a"], "the following arguments are required: --last (see murmur window --help)"),
@@ -521,7 +521,7 @@ class TestMistakes:
             ),
             (
                 ["range", "memory://x", "a", "--from", "2026-11-14", "--to", "2026-11-31"],
-                "argument --to: '2026-11-31' is not a day of the calendar (see murmur range --help)",
+                "argument --to: '2026-11-31' is not a date of the calendar (see murmur range --help)",
             ),
             (
                 ["window", "memory://x", "a", "--last", "7"],
@@ -535,11 +535,11 @@ class TestMistakes:
             ),
             (
                 ["top", "memory://x", "-n", "0"],
-                "argument -n: '0' is not a whole number from 1 on (see murmur top --help)",
+                "argument -n: '0' is not a positive whole number (see murmur top --help)",
             ),
             (
                 ["top", "memory://x", "-n", "x"],
-                "argument -n: 'x' is not a whole number from 1 on (see murmur top --help)",
+                "argument -n: 'x' is not a positive whole number (see murmur top --help)",
             ),
             (["get", "memory://x", ""], "argument ENTITY: is empty (see murmur get --help)"),
             (
@@ -563,7 +563,7 @@ class TestMistakes:
                 assert murmur(*args, *more) == (
                     2,
                     "",
-                    f"murmur: error: sqlite {murmur.path}: no such file; check the path, or write to it first\n",
+                    f"murmur: error: sqlite {murmur.path}: no such file; check the path, or run its pipeline first\n",
                 )
         assert not murmur.path.exists()
 
@@ -576,7 +576,7 @@ class TestMistakes:
             2,
             "",
             f"murmur: error: {murmur.uri}?table=other: nothing was written to it yet; "
-            "check the name, or run the pipeline first\n",
+            "check the name, or run its pipeline first\n",
         )
         assert murmur.path.read_bytes() == before
 
@@ -596,7 +596,7 @@ class TestMistakes:
         assert murmur("get", "a", uri="counts.db") == (
             2,
             "",
-            "murmur: error: URI: 'counts.db' starts with no known scheme; write one of bigtable://, memory://, sqlite://\n",
+            "murmur: error: URI: unknown store scheme in 'counts.db'; use one of bigtable://, memory://, sqlite://\n",
         )
 
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:
@@ -637,7 +637,7 @@ class TestProcess:
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
         ran = murmur("get", "a")
         assert ran.code == 2
-        assert "was written with 'flags', which is none of count," in ran.err
+        assert "was written with 'flags', which is not one of count," in ran.err
         assert ran.err.endswith("pass --monoid package.module:attribute (in Python: monoid=)\n")
         assert murmur("get", "a", "--monoid", "own_flags:FLAGS") == (0, "5\n", "")
 
@@ -691,7 +691,7 @@ class TestProcess:
         assert caught.value.code == 0
         text = capsys.readouterr().out
         assert "midnight in UTC" in text
-        assert "1  nothing is there" in text
+        assert "1  nothing found" in text
 
 
 def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

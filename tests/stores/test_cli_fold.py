@@ -70,7 +70,7 @@ class Table:
         self._granularity = granularity
         self._retention = retention
         self._capsys = capsys
-        tables.create(self.spec, tables.purpose(Schema(monoid.name, granularity), retention), write="append")
+        tables.create(self.spec, tables.table_meta(Schema(monoid.name, granularity), retention), write="append")
 
     def open(self, clock: FakeClock | None = None) -> BigtableStore[Any]:
         """Another store of the table, with another clock if one is given."""
@@ -209,7 +209,7 @@ class TestOnce:
     def test_a_table_that_is_written_by_commits_again(self, counts: Table) -> None:
         """Pending events from before are folded, and commits count in addition."""
         counts.append(*many(3))
-        tables.create(counts.spec, tables.purpose(Schema("sum", None)), write="commit")
+        tables.create(counts.spec, tables.table_meta(Schema("sum", None)), write="commit")
         with closing(counts.open()) as store:
             assert (
                 store.merge_updates([Update(Key("k0000"), 5, "new"), Update(Key("k0001"), 1, "1-0")])
@@ -276,7 +276,7 @@ class TestUnfoldable:
             table.append(("home", letter, letter))
         code, _, err = table.fold()
         assert (code, err.count("\n")) == (2, 1)
-        assert f"was written with {module!r}, which is none of" in err
+        assert f"was written with {module!r}, which is not one of" in err
         code, out, err = table.fold("--monoid", f"{module}:monoid")
         assert (code, out.splitlines()[1].split()[1]) == (1, "2")
         assert err.splitlines()[1] == "  'home', bucket 0: KeyError: 'x is\\nnot a letter'"
@@ -338,7 +338,7 @@ class TestForEver:
         code, out, err = table.fold("--every", "1ms", "--json", "--monoid", f"{module}:monoid")
         document = json.loads(out)
         assert (code, document["whole"], document["rows"], document["events"]) == (0, False, 512, 1_025)
-        assert err == "murmur: ended before all was done; the next fold goes on\n"
+        assert err == "murmur: ended before all rows were folded; the next fold resumes\n"
         assert signal.getsignal(signal.SIGTERM) is before
         monkeypatch.undo()
         with closing(table.open()) as store:
@@ -361,7 +361,7 @@ class TestForEver:
         monkeypatch.setattr(BigtableStore, "fold", fold)
         monkeypatch.setattr(cli, "spec_from_uri", lambda uri, what: BigtableSpec(*counts.spec.place[1:], clock=clock))
         code, out, err = counts.fold("--every", "1m")
-        told = "murmur: this round failed: busy; the next one begins 1m after it began"
+        told = "murmur: this round failed: busy; the next one begins 1m after its start"
         assert (code, err.splitlines()) == (2, [told, "murmur: error: gone"])
         header, line = out.splitlines()
         assert header.split()[:2] == ["began", "rows"]
@@ -384,7 +384,7 @@ class TestForEver:
         code, _, err = counts.fold("--every", "1ms")
         assert code == 130
         assert err.splitlines() == [
-            "murmur: this round failed: not yet; the next one begins 1ms after it began",
+            "murmur: this round failed: not yet; the next one begins 1ms after its start",
             "murmur: interrupted",
         ]
 
@@ -403,7 +403,7 @@ class TestForEver:
         code, _, err = counts.fold("--every", "1ms")
         assert code == 2
         assert err.count("too big") == 2
-        assert "murmur: 1 row was written by others all the time; the next round goes on\n" in err
+        assert "murmur: 1 row was not folded because of concurrent writes; the next round tries again\n" in err
 
 
 class TestKilledAndRaced:
@@ -488,7 +488,10 @@ class TestWhereThereIsNothingToFold:
         """With --every and without it the command says so, and makes no file."""
         uri = f"sqlite:///{tmp_path}/c.db"
         assert cli.main(["fold", uri, *args]) == 0
-        assert capsys.readouterr() == (f"{uri}: needs no fold: stores outside Bigtable fold at once\n", "")
+        assert capsys.readouterr() == (
+            f"{uri}: needs no fold: stores outside Bigtable fold each event when it is merged\n",
+            "",
+        )
         assert list(tmp_path.iterdir()) == []
         assert cli.main(["fold", uri, "--json", *args]) == 0
         assert json.loads(capsys.readouterr().out) == {"store": uri, "needs_fold": False}
@@ -501,7 +504,7 @@ class TestWhereThereIsNothingToFold:
             store.merge_updates([Update(Key("home"), 1, "1")])
             assert store.fold() == Folded()
         assert cli.main(["fold", str(spec), *args]) == 0
-        text = f"{spec}: needs no fold: in a table of layout 1 nothing is ever pending\n"
+        text = f"{spec}: needs no fold: a table of layout 1 never has pending events\n"
         assert capsys.readouterr() == (text, "")
 
 
@@ -510,9 +513,9 @@ class TestWhereThereIsNothingToFold:
     [
         (["--every", "0s"], "--every: must be positive, such as 1m"),
         (["--every", "often"], "'often' is not a duration"),
-        (["--min-cells", "0"], "'0' is not a whole number from 1 on"),
+        (["--min-cells", "0"], "'0' is not a positive whole number"),
         (["--prefix", "k" * 5_000], "argument --prefix: 5000 bytes long"),
-        (["--evry", "1m"], "--evry is no flag of murmur fold; did you mean --every?"),
+        (["--evry", "1m"], "--evry is not a flag of murmur fold; did you mean --every?"),
     ],
 )
 def test_invalid_arguments(args: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -564,7 +567,7 @@ def test_check_reports_pending_cells(counts: Table) -> None:
     size, most = 5 * 22 + 14 * 16 + 11 * 8, 2 * 22 + 11 * 24
     [line] = [line for line in out.splitlines() if line.startswith("  pending")]
     since = time.strftime("%Y-%m-%d %H:", time.gmtime())
-    pattern = rf"  pending +ok +5 cells are yet to be folded, {size} B, the oldest since {since}\d\d UTC; the most, "
+    pattern = rf"  pending +ok +5 cells are not folded yet, {size} B, the oldest since {since}\d\d UTC; the most, "
     assert re.fullmatch(rf"{pattern}{most} B: 'home', bucket 0", line)
     document = json.loads(counts.murmur("check", "--json").out)
     [finding] = [finding for finding in document["findings"] if finding["subject"] == "pending"]

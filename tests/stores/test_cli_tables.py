@@ -95,9 +95,9 @@ is known for 91d 1h; layout 2, written by commits
         shorter = (*PURPOSE[:-1], "30d")
         refused = murmur("create-table", *shorter)
         assert (refused.code, refused.out) == (2, "")
-        assert refused.err.startswith("murmur: error: --yes: is needed, since garbage collection will take")
+        assert refused.err.startswith("murmur: error: --yes: is required, since garbage collection will take")
         assert refused.err.count("\n") == 1
-        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, and so needs --yes") == 4
+        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, so it needs --yes") == 4
         assert "needs --yes" not in murmur("create-table", *shorter, "--dry-run", "--yes").out
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
@@ -113,8 +113,8 @@ is known for 91d 1h; layout 2, written by commits
             murmur("create-table", *PURPOSE, "--write", "commit", "--dry-run").out
             == f"""\
 {murmur.uri}: would be done:
-  change  way of writing  by commits, instead of by appending; pipelines that run go on as before until they are \
-started again; both ways may be mixed, since readers unite both
+  change  way of writing  by commits, instead of by appending; running pipelines go on as before until they are \
+restarted; both ways may be mixed, since readers combine them
   record  purpose         monoid 'count' and buckets of 1d; a bucket is kept for 91d 1h from its start, an event \
 is known for 91d 1h; layout 2, written by commits
 """
@@ -132,7 +132,7 @@ is known for 91d 1h; layout 2, written by commits
         for command in ("create-table", "check"):
             ran = murmur(command, "--monoid", "own_text:TEXT", "--write", "append")
             assert (ran.code, ran.out) == (2, "")
-            assert ran.err.startswith("murmur: error: --write: append is not for monoid 'text', which depends on the o")
+            assert ran.err.startswith("murmur: error: --write: append does not support monoid 'text', which")
         assert murmur("create-table", "--monoid", "own_text:TEXT", "--write", "commit").code == 0
 
     def test_json(self, murmur: Murmur) -> None:
@@ -221,10 +221,10 @@ is known for 91d 1h; layout 2, written by commits
         ran = murmur("check")
         assert ran.code == 0
         assert ran.out.startswith(f"{murmur.uri}: as it should be\n")
-        assert "  pending         warning      1 cells are yet to be folded" in ran.out
+        assert "  pending         warning      1 cells are not folded yet" in ran.out
         assert ran.out.endswith(f"\nrun: murmur fold {murmur.uri}\n")
         murmur("create-table", "--write", "append")
-        assert "  pending         ok           1 cells are yet to be folded" in murmur("check").out
+        assert "  pending         ok           1 cells are not folded yet" in murmur("check").out
         assert "run: " not in murmur("check").out
 
     def test_json(self, murmur: Murmur) -> None:
@@ -276,7 +276,7 @@ class TestOtherStores:
         for command in ("create-table", "check"):
             assert cli.main([command, uri]) == 0
             out, err = capsys.readouterr()
-            assert (out, err) == (f"{uri}: needs no table to be made; the first write makes what it needs\n", "")
+            assert (out, err) == (f"{uri}: needs no table; the first write creates everything\n", "")
         assert cli.main(["check", uri, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["ok"] is True
         assert [*tmp_path.iterdir()] == []
@@ -285,7 +285,7 @@ class TestOtherStores:
         ("uri", "code", "message"),
         [
             ("sqlite:///counts.db", 0, ""),
-            ("bigtable://p/i/t", 2, "murmur: error: URI: bigtable:// takes a package that is not here"),
+            ("bigtable://p/i/t", 2, "murmur: error: URI: bigtable:// needs a package that is not installed"),
         ],
         ids=["sqlite", "bigtable"],
     )

@@ -82,7 +82,7 @@ class TestDates:
         assert murmur("get", "a", "--at", "2026-11-22") == (
             1,
             "",
-            "murmur: nothing is there for 'a' in those buckets\n",
+            "murmur: nothing found for 'a' in those buckets\n",
         )
         assert murmur.json("get", "a", "--at", "2026-11-22")["value"] is None
         assert murmur("get", "a", "--at", "2026-11-21").out.startswith("0  (24 buckets ")
@@ -112,9 +112,9 @@ class TestDates:
     def test_an_empty_range(self, murmur: Murmur, command: str) -> None:
         """The message names the range, and a reversed range is a mistake."""
         murmur.fill([("a", START, 1)], None, hourly())
-        assert murmur(command, "--from", "2026-11-23").err == "murmur: nothing is there in those buckets\n"
+        assert murmur(command, "--from", "2026-11-23").err == "murmur: nothing found in those buckets\n"
         assert murmur(command, "--from", "2026-11-23", "--prefix", "a").err == (
-            "murmur: nothing is there with prefix 'a' in those buckets\n"
+            "murmur: nothing found with prefix 'a' in those buckets\n"
         )
         assert murmur(command, "--from", "2026-11-23", "--to", "2026-11-22") == (
             2,
@@ -301,7 +301,7 @@ class TestEndsOfTheCalendar:
         assert cli.main([*uri, "--retention", retention]) == 2
         err = capsys.readouterr().err
         assert err.startswith("murmur: error: --retention: ")
-        assert err.endswith(" is longer than Bigtable keeps ages; leave it out to keep all\n")
+        assert err.endswith(" is longer than Bigtable can keep cells; leave it out to keep all\n")
         assert cli.main([*uri[:3], "--dedup-retention", "999999999d"]) == 2
         assert capsys.readouterr().err.startswith("murmur: error: --dedup-retention: ")
-        assert tables.purpose(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None
+        assert tables.table_meta(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None

@@ -56,9 +56,9 @@ def test_no_arguments_in_a_process() -> None:
     ("typed", "meant"),
     [("topp", "top"), ("lst", "list"), ("ranges", "range"), ("creat-table", "create-table"), ("chekc", "check")],
 )
-def test_a_misspelt_command(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
-    """The nearest command is named."""
-    message = f"murmur: error: {typed!r} is no command; did you mean {meant}? (see murmur --help)\n"
+def test_a_mistyped_command(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
+    """The nearest one is named."""
+    message = f"murmur: error: {typed!r} is not a command; did you mean {meant}? (see murmur --help)\n"
     assert ended(capsys, typed, "sqlite:///x.db") == (2, "", message)
 
 
@@ -67,7 +67,7 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str], typed: str) -> N
     """All commands are named."""
     code, _, err = ended(capsys, typed)
     assert code == 2
-    assert err.startswith(f"murmur: error: {typed!r} is no command; there are get, window, range, list, top, ")
+    assert err.startswith(f"murmur: error: {typed!r} is not a command; use one of get, window, range, list, top, ")
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_a_misspelt_flag(capsys: pytest.CaptureFixture[str], args: list[str], ty
     """The nearest flag of that command is named, before any missing one."""
     code, out, err = ended(capsys, *args, typed)
     assert (code, out) == (2, "")
-    assert err.endswith(f" is no flag of murmur {args[0]}; did you mean {meant}? (see murmur {args[0]} --help)\n")
+    assert err.endswith(f" is not a flag of murmur {args[0]}; did you mean {meant}? (see murmur {args[0]} --help)\n")
 
 
 def test_a_flag_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """The error says where it belongs."""
     assert ended(capsys, "--json", "list", "memory://x")[2] == (
-        "murmur: error: --json is no flag of murmur; write it after the command (see murmur --help)\n"
+        "murmur: error: --json is not a flag of murmur; write it after the command (see murmur --help)\n"
     )
 
 

@@ -188,7 +188,7 @@ def test_an_emulator_that_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert time.monotonic() < deadline
             assert isinstance(result, StoreUnavailable)
             assert "NOT_FOUND" in str(result)
-            tables.create(spec, tables.purpose(Schema("sum", None)))
+            tables.create(spec, tables.table_meta(Schema("sum", None)))
             for event in ("2", "3", "3"):
                 store.merge_update(Key("a"), 1, event_id=event)
             assert store.get(Key("a")) == 2

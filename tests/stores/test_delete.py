@@ -278,7 +278,7 @@ def murmur(spec: StoreSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_a_key(murmur: Murmur) -> None:
     """All of its buckets, and nothing else; its events count anew, other events are known."""
     ran = murmur("delete", "a", "--yes")
-    assert ran == (0, "3 rows of 'a' deleted, with what was known of their events\n", "")
+    assert ran == (0, "3 rows of 'a' deleted, with the markers of their events\n", "")
     assert murmur.left() == ALL - {("a", day) for day in range(3)}
     assert murmur.again() == {("a", MERGED), ("ab", DUPLICATE), ("b", DUPLICATE)}
     assert murmur.left() == ALL
@@ -307,8 +307,8 @@ def test_it_asks_first(murmur: Murmur, answer: str) -> None:
     ran = murmur("delete", "a", answer=answer)
     assert ran.code == 0
     assert ran.err == (
-        f"{murmur.uri}: 3 rows of 'a', and any that have expired, will be deleted for good. Stop what sends their "
-        "events first: one that comes again counts anew.\ndelete them? [y/N] "
+        f"{murmur.uri}: 3 rows of 'a', and any expired ones, will be deleted permanently. First stop the senders of "
+        "their events: a redelivery counts again.\ndelete them? [y/N] "
     )
     assert ("a", 0) not in murmur.left()
 
@@ -328,7 +328,7 @@ def test_without_a_terminal_yes_must_be_given(murmur: Murmur, command: list[str]
     """A script must confirm it with a flag."""
     ran = murmur(*command)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("murmur: error: --yes: is needed where nobody can be asked. ")
+    assert ran.err.startswith("murmur: error: --yes: is required when stdin is not a terminal. ")
     assert ran.err.count("\n") == 1
     assert murmur.left() == ALL
 
@@ -337,7 +337,7 @@ def test_reset(murmur: Murmur) -> None:
     """All rows are deleted; the purpose of the table stays."""
     before = murmur.spec.recorded_schema()
     ran = murmur("reset", "--yes")
-    assert ran == (0, "9 rows of the whole table deleted, with what was known of their events\n", "")
+    assert ran == (0, "9 rows of the whole table deleted, with the markers of their events\n", "")
     assert murmur.left() == set()
     assert murmur.spec.recorded_schema() == before != None  # noqa: E711 - one chain says both
     assert {result for _, result in murmur.again()} == {MERGED}
@@ -346,7 +346,7 @@ def test_reset(murmur: Murmur) -> None:
 
 def test_nothing_to_delete(murmur: Murmur) -> None:
     """Exit code 1, as for the other commands."""
-    assert murmur("delete", "missing", "--yes") == (1, "", "murmur: nothing is there of 'missing'\n")
+    assert murmur("delete", "nobody", "--yes") == (1, "", "murmur: nothing found of 'nobody'\n")
     murmur("reset", "--yes")
     assert murmur("reset", "--yes").code == 1
 
@@ -354,8 +354,8 @@ def test_nothing_to_delete(murmur: Murmur) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ([], "KEY: write either one KEY or --prefix; for a whole table there is murmur reset"),
-        (["a", "--prefix", "a"], "KEY: write either one KEY or --prefix"),
+        ([], "KEY: give either one KEY or --prefix; to delete a whole table use murmur reset"),
+        (["a", "--prefix", "a"], "KEY: give either one KEY or --prefix"),
         (["a", "--from", "2026-11-15", "--to", "2026-11-14"], "--to: lies before --from"),
         (["a", "--monoid", "max"], "holds values of monoid 'count'"),
     ],
@@ -384,4 +384,4 @@ def test_a_store_that_cannot_delete(capsys: pytest.CaptureFixture[str], monkeypa
     spec.open(Sum()).merge_update(Key("a"), 1)
     monkeypatch.setattr("murmur_beam.state.memory.MemoryStore.delete", None)
     assert cli.main(["delete", str(spec), "a", "--yes"]) == 2
-    assert "is a store that cannot delete" in capsys.readouterr().err
+    assert "is a store without a delete method" in capsys.readouterr().err

@@ -45,8 +45,8 @@ def layout_of(spec: BigtableSpec) -> int:
 def test_a_table_of_layout_1_keeps_it(bigtable_host: str, request: pytest.FixtureRequest) -> None:
     """Whatever is done with it; a new one is of layout 2."""
     where = BigtableSpec(PROJECT, INSTANCE, request.node.name.replace("_", "-"))
-    tables.create(where, tables.purpose(DAILY, 90 * DAY)._replace(layout=LAYOUTS[1]))
-    steps = tables.create(where, tables.purpose(DAILY, 120 * DAY))
+    tables.create(where, tables.table_meta(DAILY, 90 * DAY)._replace(layout=LAYOUTS[1]))
+    steps = tables.create(where, tables.table_meta(DAILY, 120 * DAY))
     assert [step.subject for step in steps] == ["family agg", "family dedup", "family state", "purpose"]
     assert {finding.status for finding in tables.check(where)} <= {tables.OK, tables.NOT_CHECKED}
     with closing(where.open(Sum().of("bytes"), DAY)) as store:
@@ -112,7 +112,7 @@ def test_a_record_of_a_later_release_is_refused(
     for work in (
         lambda: where.open(Sum()),
         where.recorded_schema,
-        lambda: tables.create(where, tables.purpose(Schema("sum", None))),
+        lambda: tables.create(where, tables.table_meta(Schema("sum", None))),
     ):
         with pytest.raises(SchemaMismatch, match=said):
             work()

@@ -315,7 +315,7 @@ class TestRetention:
     def test_in_bigtable_it_is_that_of_the_table(self, bigtable_host: str) -> None:
         """Its purpose, also where the pipeline was built before the server answered."""
         where = BigtableSpec(emulators.PROJECT, emulators.INSTANCE, f"kept-{os.getpid()}-{next(_names)}")
-        tables.create(where, tables.purpose(Schema("sum", DAY), 30 * DAY))
+        tables.create(where, tables.table_meta(Schema("sum", DAY), 30 * DAY))
         with closing(where.open(Sum(), DAY)) as store:
             store._checked = False
             assert merge(store, "1", 29 * DAY, daily()) is Outcome.MERGED
@@ -348,6 +348,6 @@ def test_state_that_ends_with_the_program_is_refused(
 def test_options_of_a_pipeline_count_as_a_command_line() -> None:
     """`MurmurOptions` refuses a store in memory too; in Python it is accepted."""
     options = PipelineOptions(["--murmur_store=memory://x", "--murmur_key=page", "--murmur_monoid=count"])
-    with pytest.raises(ConfigurationError, match=r"--murmur_store.*ends with the program"):
+    with pytest.raises(ConfigurationError, match=r"--murmur_store.*lost when the program ends"):
         beam.Pipeline(options=options) | beam.Create(EVENTS) | MergeRecords(event_id="id")
     _ = beam.Pipeline() | beam.Create(EVENTS) | MergeRecords(**FIELDS, **COUNT, store=f"memory://{next(_names)}")

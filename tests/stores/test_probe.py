@@ -38,8 +38,8 @@ from tests.support import ROOT, emulators
 from tests.support.fault_proxy import CHECK_AND_MUTATE, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan, Refusal
 
 DAY = timedelta(days=1)
-COUNTS = tables.purpose(Schema("count", DAY))
-NINETY_DAYS = tables.purpose(Schema("count", DAY), 90 * DAY)
+COUNTS = tables.table_meta(Schema("count", DAY))
+NINETY_DAYS = tables.table_meta(Schema("count", DAY), 90 * DAY)
 NOT_ON_EMULATORS = [
     "refused mutation",
     "refused neighbour",
@@ -337,7 +337,7 @@ class TestAsTheLiveServiceIs:
         """A refused commit that leaves a trace would count."""
         report = probe.run(where)
         (result,) = report.wrong
-        assert (result.name, result.advice[:30]) == ("refused mutation", "A commit that fails could coun")
+        assert (result.name, result.advice[:30]) == ("refused mutation", "A failed commit could still co")
         assert result.seen.endswith("but the add before it stays")
         notes = {result.name for result in report.results if result.status == "note" and result.advice}
         assert notes == {"idempotency token", "unaligned timestamp", "set cell of sums"}
@@ -348,18 +348,22 @@ BROKEN = [
     ("sums", asked("sums", retimed("add_to_cell", lambda at: at + next(ticks) * 1_000)), r"agg:v at 0 us is absent"),
     ("first commit", asked("first commit", no_mutations), r"is absent, not .*; \d more cells differ"),
     ("first commit", asked("first commit", without("set_cell")), r"is absent, not"),
-    ("first commit", told("first commit", met), r"a row that does not exist was said to have a version"),
-    ("commit", asked("commit", always(False)), r"a row at version \d+ was said not to be at it"),
+    ("first commit", told("first commit", met), r"a row that does not exist was reported to have a version"),
+    ("commit", asked("commit", always(False)), r"a row at version \d+ was reported to be at another"),
     ("commit", asked("commit", without("add_to_cell")), r"agg:v at 0 us is absent, not 8"),
-    ("stale commit", asked("stale commit", always(True)), r"was said to be at \d+, and written to"),
-    ("stale commit", asked("stale commit", always(False)), r"a row with a version was said to have none"),
-    ("one winner", asked("one winner", always(True)), r"16 of 16 commits at one version were said to be made, not 1"),
+    ("stale commit", asked("stale commit", always(True)), r"was reported to be at \d+, and was written to"),
+    ("stale commit", asked("stale commit", always(False)), r"a row with a version was reported to have none"),
+    (
+        "one winner",
+        asked("one winner", always(True)),
+        r"16 of 16 commits at one version were reported as",
+    ),
     ("one winner", told("one winner", met), r"16 of 16 commits"),
     ("one winner", asked("one winner", always(False)), r"0 of 16 commits"),
     ("news", asked("news", whole_range), r"dedup:\w+ at \d+ us is 16 bytes, not absent"),
     ("packing", asked("packing", without("delete_from_column")), r"is 16 bytes, not absent"),
-    ("packing", asked("packing", always(False)), r"the commit was not made"),
-    ("made again", ignored("made again", "delete_from_row"), r"a deleted row was said to have a version"),
+    ("packing", asked("packing", always(False)), r"the commit was not applied"),
+    ("made again", ignored("made again", "delete_from_row"), r"a deleted row was reported to have a version"),
     ("two timestamps", asked("two timestamps", two_cells), r"agg:v at 0 us is 5, not absent"),
     ("two timestamps", asked("two timestamps", retimed("add_to_cell", lambda at: 0)), r"agg:v at 0 us is 12, not 5"),
     ("far timestamp", asked("far timestamp", retimed("set_cell", lambda at: at // 2**9 // 1000 * 1000)), r"state:x at"),
@@ -368,7 +372,7 @@ BROKEN = [
     (
         "refused neighbour",
         told("neighbour + refused row", first_failed, MUTATE_ROWS),
-        r"its neighbour: refused, which is not",
+        r"its neighbour was reported as refused, but was not",
     ),
     ("refused neighbour", told("neighbour + refused row", answer_missing, MUTATE_ROWS), r"1 of 2 writes were answered"),
     (
@@ -404,7 +408,7 @@ class TestBroken:
         (step,) = [step for step in STEPS if step.name == name]
         unanswered = re.search("ABORTED|answered", words)
         assert result.advice == (
-            "The service gave no answer, so this is not known. Run the probe again." if unanswered else step.advice
+            "The service did not answer, so the result is unknown. Run the probe again." if unanswered else step.advice
         )
         assert len(report.results) == len(STEPS) + 1
 
@@ -437,7 +441,7 @@ class TestBroken:
         spec = BigtableSpec(where.project, where.instance, where.table, timeout_s=0.5)
         (result,) = probe.run(spec).wrong
         assert (result.name, result.seen[:17]) == ("far timestamp", "DEADLINE_EXCEEDED")
-        assert result.advice == "The service gave no answer, so this is not known. Run the probe again."
+        assert result.advice == "The service did not answer, so the result is unknown. Run the probe again."
 
     @pytest.mark.usefixtures("leaves_nothing")
     def test_the_time_of_the_probe_is_limited(self, where: BigtableSpec, proxy: FaultProxy) -> None:
@@ -446,7 +450,7 @@ class TestBroken:
         report = probe.run(where, limit_s=1.0)
         done = [result for result in report.results[:-1] if result.status == "ok"]
         rest = report.results[len(done) : -1]
-        assert {result.seen for result in rest} == {"not done when the time of the whole probe was over"}
+        assert {result.seen for result in rest} == {"not done within the time limit of the whole probe"}
         assert len(done) >= 1
         assert (len(report.results), report.results[-1].status) == (len(STEPS) + 1, "ok")
         assert report.seconds < 5
@@ -586,7 +590,7 @@ class TestCommand:
         assert cli.main(["check", str(where), "--probe"]) == 1
         out = capsys.readouterr().out
         assert all(len(line) <= 100 for line in out.splitlines())
-        assert re.search(r"\n  one winner +wrong +16 of 16 commits .*\n +Two workers would commit at once, and ", out)
+        assert re.search(r"\n  one winner +wrong +16 of 16 commits .*\n +Two workers could commit at once, and ", out)
         assert re.search(r"\nprobe: 12 ok, 1 wrong, 7 notes; layout \d, \d+ requests in \d+\.\d s\n", out)
         assert cli.main(["check", str(where), "--probe", "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["ok"] is False
@@ -611,7 +615,7 @@ class TestCommand:
     def test_other_stores_have_nothing_to_probe(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The command says so."""
         assert cli.main(["check", "memory://counts", "--probe"]) == 0
-        assert "needs no table to be made" in capsys.readouterr().out
+        assert "needs no table; the first" in capsys.readouterr().out
 
 
 def words(text: str) -> list[str]:
@@ -628,7 +632,7 @@ class TestCreateTable:
         assert 30 < sum(proxy.counts[method].requests for method in KINDS) < 60
         assert rows_of(where) == [SCHEMA_ROW]
         proxy.counts.clear()
-        tables.create(where, tables.purpose(Schema("count", DAY), 120 * DAY))
+        tables.create(where, tables.table_meta(Schema("count", DAY), 120 * DAY))
         assert sum(proxy.counts[method].requests for method in KINDS) < 10
 
     @pytest.mark.parametrize("name", [step.name for step in CORE])
@@ -645,8 +649,8 @@ class TestCreateTable:
         assert (out, err.count("\n")) == ("", 1)
         (step,) = [step for step in CORE if step.name == name]
         assert re.search(
-            rf"murmur: error: {where}: the table is made, but is not fit for commits: {name}: .*{found}.*\. "
-            rf"{re.escape(step.advice)} To see more: murmur check --probe '{where}'\n",
+            rf"murmur: error: {where}: the table is created, but is not fit for commits: {name}: .*{found}.*\. "
+            rf"{re.escape(step.advice)} For details run: murmur check --probe '{where}'\n",
             err,
         )
         assert rows_of(where) == [SCHEMA_ROW]
@@ -667,7 +671,7 @@ class TestCreateTable:
 
         proxy.live = live
         said: list[str] = []
-        tables.create(where, tables.purpose(Schema("count", None)), say=said.append)
+        tables.create(where, tables.table_meta(Schema("count", None)), say=said.append)
         assert len(said) == -(-n // 4)
         assert rows_of(where) == [SCHEMA_ROW]
 
@@ -675,6 +679,6 @@ class TestCreateTable:
         """The error says that the result is unknown."""
         proxy.live = refused(grpc.StatusCode.UNAVAILABLE, "down", CHECK_AND_MUTATE)["live"]
         with pytest.raises(
-            (StoreUnavailable, TransientError), match=r"first commit: UNAVAILABLE: down\. The service gave no"
+            (StoreUnavailable, TransientError), match=r"first commit: UNAVAILABLE: down\. The service did not answer"
         ):
             tables.create(new_where(), NINETY_DAYS)

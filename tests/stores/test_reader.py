@@ -174,7 +174,7 @@ class TestGet:
 
     def test_a_time_is_required_only_with_buckets(self) -> None:
         """Neither is guessed."""
-        with pytest.raises(ConfigurationError, match=r"^at: is needed: each time bucket has an aggregate of its own"):
+        with pytest.raises(ConfigurationError, match=r"^at: is required: each time bucket has a separate aggregate"):
             Reader(filled({}), daily()).get("a")
         with pytest.raises(ConfigurationError, match=r"^at: the store has no time buckets; leave it out$"):
             Reader(filled({})).get("a", NOON)
@@ -378,11 +378,11 @@ class TestTop:
         assert reader.top(1, end=day(0)) == [("a", 1)]
         assert reader.top(1, start=day(3), end=day(2)) == []
 
-    def test_only_numbers_can_be_ranked(self) -> None:
-        """Sets and timed values compare in Python, but not in a useful way."""
-        with pytest.raises(SchemaMismatch, match=r"numbers only, but 'a' has a frozenset \(monoid 'set_union'\)$"):
+    def test_only_numbers_have_a_largest(self) -> None:
+        """Sets and timed values compare in Python, but not in a way that anybody means."""
+        with pytest.raises(SchemaMismatch, match=r"aggregates, but 'a' holds a frozenset \(monoid 'set_union'\)$"):
             Reader(filled({Key("a"): frozenset("x")}, SetUnion())).top(1)
-        with pytest.raises(SchemaMismatch, match=r"numbers only, but 'a' has a Timed \(monoid 'last'\)$"):
+        with pytest.raises(SchemaMismatch, match=r"numeric aggregates, but 'a' holds a Timed \(monoid 'last'\)$"):
             Reader(filled({Key("a"): Timed(0, 1)}, by_name("last"))).top(1)
         assert Reader(filled({Key("a"): 1.5, Key("b"): 2}, Max())).top(1) == [("b", 2)]
 
@@ -453,14 +453,16 @@ class TestOpen:
             writer.store.merge_updates([Update(Key("a"), 5), Update(Key("a"), 2)])
         with pytest.raises(ConfigurationError) as caught:
             Reader.open(spec)
-        assert str(caught.value).startswith(f"monoid: {spec} was written with '{name}', which is none of count, first")
+        assert str(caught.value).startswith(
+            f"monoid: {spec} was written with '{name}', which is not one of count, first"
+        )
         assert str(caught.value).endswith("pass --monoid package.module:attribute (in Python: monoid=)")
         with Reader.open(spec, mine) as reader:
             assert reader.get("a") == 7
 
     def test_a_bad_uri_is_refused(self) -> None:
-        """The error lists the valid schemes."""
-        with pytest.raises(ConfigurationError, match="starts with no known scheme"):
+        """Saying what there is."""
+        with pytest.raises(ConfigurationError, match="unknown store scheme"):
             Reader.open("counts.db")
 
     def test_reading_changes_nothing(self, tmp_path: Path) -> None:

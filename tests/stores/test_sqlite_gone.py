@@ -135,14 +135,14 @@ HARMS = [
     pytest.param(remake, "c.db: was replaced", id="made-anew-by-another-process"),
     pytest.param(replace_by_copy, "c.db: was replaced", id="replaced"),
     pytest.param(replace_log, "c.db-wal: was replaced", id="log-replaced"),
-    pytest.param(cut("", 0), "it is no database any more", id="emptied"),
-    pytest.param(cut("", 100_000), "c.db: was cut short or overwritten", id="cut"),
-    pytest.param(cut("-wal", 0), "c.db: was cut short or overwritten", id="log-emptied"),
-    pytest.param(cut("-wal", 32 + 4_120), "c.db: was cut short or overwritten", id="log-cut"),
-    pytest.param(overwrite(0, b"\0"), "it is no database any more", id="zeros"),
-    pytest.param(overwrite(0.3, b"\0"), "c.db: was cut short or overwritten", id="zeros-in-the-middle"),
-    pytest.param(overwrite(0.3, b"\xff\x17"), "c.db: was cut short or overwritten", id="noise-in-the-middle"),
-    pytest.param(overwrite_by_text, "it is no database any more", id="text"),
+    pytest.param(cut("", 0), "it is no longer a database", id="emptied"),
+    pytest.param(cut("", 100_000), "c.db: was truncated or overwritten", id="cut"),
+    pytest.param(cut("-wal", 0), "c.db: was truncated or overwritten", id="log-emptied"),
+    pytest.param(cut("-wal", 32 + 4_120), "c.db: was truncated or overwritten", id="log-cut"),
+    pytest.param(overwrite(0, b"\0"), "it is no longer a database", id="zeros"),
+    pytest.param(overwrite(0.3, b"\0"), "c.db: was truncated or overwritten", id="zeros-in-the-middle"),
+    pytest.param(overwrite(0.3, b"\xff\x17"), "c.db: was truncated or overwritten", id="noise-in-the-middle"),
+    pytest.param(overwrite_by_text, "it is no longer a database", id="text"),
 ]
 
 
@@ -212,7 +212,7 @@ def test_an_older_copy_written_over_it(path: Path, tmp_path: Path, logged: int) 
         shutil.copyfile(tmp_path / "backup.db", path)
         (result,) = store.merge_updates([Update(A, 1, "x")])
         assert isinstance(result, StoreUnavailable)
-        assert "an older copy is in its place" in str(result)
+        assert "an older copy has replaced it" in str(result)
 
 
 def test_a_backup_that_sqlite_made_written_over_it(store: SqliteStore[int], path: Path, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_the_page_has_the_families(layout: int) -> None:
     meta = Meta(Schema("sum", None), bucket_age=storage.DAY, marker_age=2 * storage.DAY, layout=LAYOUTS[layout])
     spoken = {
         name: str(rule).replace("1d", "the bucket age", 1).replace("2d", "the marker age", 1)
-        for name, rule in tables.rules(meta).items()
+        for name, rule in tables.gc_rules(meta).items()
     }
     spoken = {name: spoken.get(name, "no such family") for name in found}
     assert {name: rule for name, (_, rule) in found.items()} == spoken

@@ -292,8 +292,8 @@ def test_uris(uri: str, spec: StoreSpec) -> None:
 @pytest.mark.parametrize(
     ("uri", "problem"),
     [
-        ("counts.db", "no known scheme; write one of bigtable://, memory://, sqlite://"),
-        ("mysql://x", "no known scheme"),
+        ("counts.db", "use one of bigtable://, memory://, sqlite://"),
+        ("mysql://x", "unknown store scheme"),
         ("sqlite://counts.db", "sqlite:///counts.db"),
         ("sqlite:///", "needs a file"),
         ("sqlite:///c.db?tabel=x", "unknown option tabel"),

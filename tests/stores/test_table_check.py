@@ -19,7 +19,7 @@ from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 from murmur_beam.errors import ConfigurationError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.state.bigtable import encode_row_key, tables, wire
+from murmur_beam.state.bigtable import encode_row_key, table_checks, tables, wire
 from murmur_beam.state.bigtable import sizes as sizes_of
 from murmur_beam.state.bigtable.meta import APPEND, Meta
 from murmur_beam.testing import FakeClock
@@ -62,7 +62,7 @@ class TestCheck:
     def test_sizes_of_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Their total, and the largest, with its markers and pending events."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with closing(where.open(Sum())) as store, closing(where.connect()) as connection:
             store.merge_updates([Update(Key("home"), 1, f"e{n}") for n in range(1_000)])
             store.merge_updates([Update(Key(f"k{n}"), 1, "e") for n in range(9)])
@@ -79,19 +79,19 @@ class TestCheck:
         assert found["markers"] == ("ok", "of 1,009 events, 16.14 kB; the most, 16 kB: 'home', bucket 0")
         status, text = found["pending"]
         assert status == "warning"
-        assert text.startswith("2 cells are yet to be folded, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
+        assert text.startswith("2 cells are not folded yet, 120 B, the oldest since 1970-01-01 00:30 UTC; the most")
         [pending] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert pending.remedy == f"murmur fold {where}"
-        tables.create(where, tables.purpose(ALL_TIME), write=APPEND)
+        tables.create(where, tables.table_meta(ALL_TIME), write=APPEND)
         [normal] = [finding for finding in tables.check(where) if finding.subject == "pending"]
         assert normal == pending._replace(status="ok", remedy="")
-        monkeypatch.setattr(tables, "WARN_ROW_BYTES", 16_000)
+        monkeypatch.setattr(table_checks, "WARN_ROW_BYTES", 16_000)
         assert {finding.subject: finding.status for finding in tables.check(where)}["rows"] == "warning"
 
     def test_a_slow_read_of_the_sizes_is_incomplete(self) -> None:
         """The sizes of the rows that were read are reported."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with closing(where.connect()) as connection:
             assert connection.run(sizes_of.look(connection, 0.0)).whole is False
 
@@ -145,7 +145,7 @@ class TestCheck:
 
     def test_the_remedy_of_a_dedup_retention(self) -> None:
         """It restores the former table."""
-        where, meta = new_where(), tables.purpose(ALL_TIME, None, 7 * DAY)
+        where, meta = new_where(), tables.table_meta(ALL_TIME, None, 7 * DAY)
         tables.create(where, meta)
         modify(where, id="dedup", update=ColumnFamily(gc_rule=GcRule()))
         assert remedies(tables.check(where)) == {f"murmur create-table {where} --monoid sum --dedup-retention 1w"}
@@ -153,8 +153,8 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("wanted", "text"),
         [
-            pytest.param(("max",), "wanted is: monoid 'max' and buckets of 1d", id="monoid"),
-            pytest.param((None, HOUR), "wanted is: monoid 'sum' and buckets of 1h", id="window"),
+            pytest.param(("max",), "wanted: monoid 'max' and buckets of 1d", id="monoid"),
+            pytest.param((None, HOUR), "wanted: monoid 'sum' and buckets of 1h", id="window"),
         ],
     )
     def test_a_table_for_something_else(self, wanted: tuple[Any, ...], text: str) -> None:
@@ -177,7 +177,7 @@ class TestCheck:
     def test_a_retention_without_a_window_is_a_mistake(self) -> None:
         """The table has no window, so it can have no retention."""
         where = new_where()
-        tables.create(where, tables.purpose(ALL_TIME))
+        tables.create(where, tables.table_meta(ALL_TIME))
         with pytest.raises(ConfigurationError, match="retention: needs a window"):
             tables.check(where, retention=DAY)
 
@@ -205,7 +205,7 @@ class TestCheck:
         """One readable error with the required role."""
         before.answers["CreateTable"] = grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(
-            StoreUnavailable, match=r"as the test wants it; it takes a role such as roles/bigtable.admin"
+            StoreUnavailable, match=r"as the test wants it; this needs a role such as roles/bigtable.admin"
         ):
             tables.create(new_where(), NINETY_DAYS)
 
@@ -311,10 +311,12 @@ class TestTheLiveService:
     @pytest.mark.parametrize(
         ("had", "gets"),
         [
-            pytest.param(tables.purpose(DAILY, 30 * DAY), NINETY_DAYS, id="longer"),
-            pytest.param(NINETY_DAYS, tables.purpose(DAILY), id="for-ever"),
+            pytest.param(tables.table_meta(DAILY, 30 * DAY), NINETY_DAYS, id="longer"),
+            pytest.param(NINETY_DAYS, tables.table_meta(DAILY), id="for-ever"),
             pytest.param(
-                tables.purpose(ALL_TIME, None, 7 * DAY), tables.purpose(ALL_TIME, None, 8 * DAY), id="dedup-retention"
+                tables.table_meta(ALL_TIME, None, 7 * DAY),
+                tables.table_meta(ALL_TIME, None, 8 * DAY),
+                id="dedup-retention",
             ),
         ],
     )
@@ -331,7 +333,7 @@ class TestTheLiveService:
             return None if asked[-1] else self.RELAXED
 
         before.answers["ModifyColumnFamilies"] = modify_families
-        with pytest.raises(ConfigurationError, match=r"^yes: is needed to keep data for longer.*Cannot relax pure age"):
+        with pytest.raises(ConfigurationError, match=r"^yes: is required to keep data .*Cannot relax pure age"):
             tables.create(where, gets)
         assert recorded(where) == had
         assert tables.create(where, gets, yes=True)
@@ -345,7 +347,7 @@ class TestTheLiveService:
         before.answers["ModifyColumnFamilies"] = grpc.StatusCode.FAILED_PRECONDITION, "Too many families"
         for yes in (False, True):
             with pytest.raises(StoreUnavailable, match="Too many families"):
-                tables.create(where, tables.purpose(DAILY, 120 * DAY), yes=yes)
+                tables.create(where, tables.table_meta(DAILY, 120 * DAY), yes=yes)
 
     @pytest.mark.parametrize(
         ("clusters", "text"),

@@ -73,11 +73,11 @@ class TestPurpose:
     ) -> None:
         """A bucket and its events are collected together, when the bucket accepts no more; without a retention values
         are permanent."""
-        meta = tables.purpose(schema, retention, dedup_retention)
+        meta = tables.table_meta(schema, retention, dedup_retention)
         first = {"agg": agg, "dedup": dedup, "state": state, "meta": Rule(None, 1)}
-        assert tables.rules(meta._replace(layout=LAYOUTS[1])) == first
+        assert tables.gc_rules(meta._replace(layout=LAYOUTS[1])) == first
         # For `check` of release 0.1.0, a table of layout 2 has a fault.
-        assert tables.rules(meta) == {**first, "dedup": dedup._replace(versions=1), "pending": agg}
+        assert tables.gc_rules(meta) == {**first, "dedup": dedup._replace(versions=1), "pending": agg}
 
     @pytest.mark.parametrize(
         ("schema", "retention", "dedup_retention", "argument"),
@@ -93,7 +93,7 @@ class TestPurpose:
     ) -> None:
         """By name."""
         with pytest.raises(ConfigurationError) as caught:
-            tables.purpose(schema, retention, dedup_retention)
+            tables.table_meta(schema, retention, dedup_retention)
         assert caught.value.argument == argument
 
 
@@ -121,7 +121,7 @@ class TestCreate:
 
     @pytest.mark.parametrize(
         "meta",
-        [NINETY_DAYS, tables.purpose(ALL_TIME), tables.purpose(Schema("max", HOUR), None, 7 * DAY)],
+        [NINETY_DAYS, tables.table_meta(ALL_TIME), tables.table_meta(Schema("max", HOUR), None, 7 * DAY)],
         ids=["retention", "all-time", "dedup"],
     )
     def test_a_second_call_changes_nothing(self, meta: Meta) -> None:
@@ -129,7 +129,7 @@ class TestCreate:
         where = new_where()
         assert tables.create(where, meta)
         before, purpose = message(where), recorded(where)
-        assert tables.plan(where, meta) == []
+        assert tables.plan_changes(where, meta) == []
         assert tables.create(where, meta) == []
         assert (message(where), recorded(where)) == (before, purpose)
         assert wrong(tables.check(where)) == {}
@@ -137,11 +137,11 @@ class TestCreate:
     def test_a_plan_changes_nothing(self) -> None:
         """Neither for a missing table, nor for an existing one; it lists exactly the changes that would be made."""
         where = new_where()
-        planned = tables.plan(where, NINETY_DAYS)
+        planned = tables.plan_changes(where, NINETY_DAYS)
         assert not exists(where)
         assert tables.create(where, NINETY_DAYS) == planned
         before, purpose = message(where), recorded(where)
-        planned = tables.plan(where, tables.purpose(DAILY, 30 * DAY))
+        planned = tables.plan_changes(where, tables.table_meta(DAILY, 30 * DAY))
         assert [step.deletes for step in planned] == [True, True, True, True, False]
         assert (message(where), recorded(where)) == (before, purpose)
 
@@ -149,7 +149,7 @@ class TestCreate:
         """Existing families stay, also those with other names."""
         where = new_where()
         make(where, agg=sums(), meta=ColumnFamily(gc_rule=GcRule(max_num_versions=1)), other=ColumnFamily())
-        steps = tables.create(where, tables.purpose(DAILY))
+        steps = tables.create(where, tables.table_meta(DAILY))
         assert [step[:2] for step in steps] == [
             ("add", "family dedup"),
             ("add", "family state"),
@@ -170,7 +170,7 @@ class TestCreate:
         """That deletes nothing, so it needs no permission."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
-        steps = tables.create(where, tables.purpose(DAILY, 120 * DAY))
+        steps = tables.create(where, tables.table_meta(DAILY, 120 * DAY))
         assert [step[:2] for step in steps] == [
             *(("change", f"family {name}") for name in ("agg", "dedup", "state", "pending")),
             ("record", "purpose"),
@@ -186,7 +186,7 @@ class TestCreate:
         """A rule can be removed from a family."""
         where = new_where()
         tables.create(where, NINETY_DAYS)
-        tables.create(where, tables.purpose(DAILY))
+        tables.create(where, tables.table_meta(DAILY))
         one = [(VERSIONS, 1)]
         assert collected(where) == {"agg": [], "dedup": one, "state": one, "meta": one, "pending": []}
         assert recorded(where) == Meta(DAILY)
@@ -194,9 +194,9 @@ class TestCreate:
     @pytest.mark.parametrize(
         ("had", "gets"),
         [
-            pytest.param(NINETY_DAYS, tables.purpose(DAILY, 30 * DAY), id="shorter-retention"),
-            pytest.param(tables.purpose(DAILY), NINETY_DAYS, id="first-retention"),
-            pytest.param(tables.purpose(ALL_TIME), tables.purpose(ALL_TIME, None, 7 * DAY), id="dedup-retention"),
+            pytest.param(NINETY_DAYS, tables.table_meta(DAILY, 30 * DAY), id="shorter-retention"),
+            pytest.param(tables.table_meta(DAILY), NINETY_DAYS, id="first-retention"),
+            pytest.param(tables.table_meta(ALL_TIME), tables.table_meta(ALL_TIME, None, 7 * DAY), id="dedup-retention"),
         ],
     )
     def test_changes_that_delete_data_must_be_allowed(self, had: Meta, gets: Meta) -> None:
@@ -232,7 +232,7 @@ class TestCreate:
         tables.create(where, NINETY_DAYS)
         before = message(where)
         with pytest.raises(SchemaMismatch, match=r"holds values of monoid 'sum' and buckets of 1d"):
-            tables.create(where, tables.purpose(other), yes=True)
+            tables.create(where, tables.table_meta(other), yes=True)
         assert (message(where), recorded(where)) == (before, NINETY_DAYS)
 
     def test_shards_are_recorded_and_stay(self) -> None:
@@ -244,15 +244,15 @@ class TestCreate:
         assert tables.create(unsaid, NINETY_DAYS) == []
         assert wrong(tables.check(unsaid)) == {}
         four = BigtableSpec(where.project, where.instance, where.table, shards=4)
-        with pytest.raises(SchemaMismatch, match="made with shards=8, not shards=4"):
+        with pytest.raises(SchemaMismatch, match="created with shards=8, not shards=4"):
             tables.create(four, NINETY_DAYS)
         assert "4 shards" in wrong(tables.check(four))["purpose"]
 
     @pytest.mark.parametrize(
         ("name", "family", "problem"),
         [
-            pytest.param("agg", ColumnFamily, "family agg is no aggregate of sums", id="cells"),
-            pytest.param("state", sums, "family state has a type of its own", id="sums"),
+            pytest.param("agg", ColumnFamily, "family agg is not an aggregate of 64-bit", id="cells"),
+            pytest.param("state", sums, "family state has a value type", id="sums"),
         ],
     )
     def test_a_family_of_a_wrong_type_cannot_be_mended(
@@ -272,7 +272,7 @@ class TestCreate:
         maximum = sums()
         maximum.value_type.aggregate_type.max_ = Type.Aggregate.Max()
         make(where, agg=maximum)
-        assert "is no aggregate of sums" in wrong(tables.check(where))["family agg"]
+        assert "is not an aggregate of 64-bit" in wrong(tables.check(where))["family agg"]
 
     def test_a_pipeline_may_have_been_first(self) -> None:
         """Its record stays, and gets the retention."""
@@ -299,7 +299,7 @@ def first_layout(where: BigtableSpec) -> None:
 
 def with_dedup_retention(where: BigtableSpec) -> None:
     """Make a table that forgets events before their bucket."""
-    tables.create(where, tables.purpose(DAILY, None, 7 * DAY))
+    tables.create(where, tables.table_meta(DAILY, None, 7 * DAY))
 
 
 def without_it_again(where: BigtableSpec) -> None:
@@ -311,12 +311,12 @@ def without_it_again(where: BigtableSpec) -> None:
 def by_commits_again(where: BigtableSpec) -> None:
     """Make a table that was appended to for a while."""
     by_appending(where)
-    tables.create(where, tables.purpose(DAILY), write=COMMIT)
+    tables.create(where, tables.table_meta(DAILY), write=COMMIT)
 
 
 def by_appending(where: BigtableSpec) -> None:
     """Make a table that is appended to."""
-    tables.create(where, tables.purpose(DAILY), write=APPEND)
+    tables.create(where, tables.table_meta(DAILY), write=APPEND)
 
 
 class TestWaysOfWriting:
@@ -331,9 +331,9 @@ class TestWaysOfWriting:
         assert steps[-1][:2] == ("record", "purpose")
         assert steps[-1].text.endswith(f"written by {'appending' if way == APPEND else 'commits'}")
         assert recorded(where) == NINETY_DAYS._replace(write=way, appended=way == APPEND)
-        assert tables.plan(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
-        tables.create(where, tables.purpose(DAILY, 120 * DAY))
-        assert recorded(where) == tables.purpose(DAILY, 120 * DAY)._replace(write=way, appended=way == APPEND)
+        assert tables.plan_changes(where, NINETY_DAYS) == tables.create(where, NINETY_DAYS) == []
+        tables.create(where, tables.table_meta(DAILY, 120 * DAY))
+        assert recorded(where) == tables.table_meta(DAILY, 120 * DAY)._replace(write=way, appended=way == APPEND)
         assert wrong(tables.check(where)) == wrong(tables.check(where, write=way)) == {}
         with closing(where.open(Sum(), DAY)) as store:
             assert store.appends is (way == APPEND)
@@ -347,12 +347,12 @@ class TestWaysOfWriting:
             assert set(wrong(findings)) == {"purpose"}
             command = f"murmur create-table {where} --monoid sum --window 1d --retention 90d --write {way}"
             assert remedies(findings) == {command}
-            planned = tables.plan(where, NINETY_DAYS, write=way)
+            planned = tables.plan_changes(where, NINETY_DAYS, write=way)
             assert cli.main(command.split()[1:]) == 0
             assert recorded(where) == NINETY_DAYS._replace(write=way, appended=True)
             assert [step[:2] for step in planned] == [("change", "way of writing"), ("record", "purpose")]
             assert planned[0].text.startswith(text)
-            assert "pipelines that run go on as before until they are started again" in planned[0].text
+            assert "running pipelines go on as before until they are restarted" in planned[0].text
             assert "both ways may be mixed" in planned[0].text
             assert not any(step.deletes for step in planned)
             assert wrong(tables.check(where)) == {}
@@ -372,28 +372,29 @@ class TestWaysOfWriting:
         [
             pytest.param(
                 first_layout, NINETY_DAYS, APPEND, "write",
-                "append takes layout 2, and TABLE is of layout 1; a table keeps its layout: make another table",
+                "append needs layout 2, and TABLE has layout 1; a table keeps its layout: create another table",
                 id="layout-1",
             ),
             pytest.param(
-                None, tables.purpose(DAILY, None, 7 * DAY), APPEND, "dedup_retention", "leave it out: TABLE is written "
-                "by appending (--write append), and an event that is pending for longer", id="both",
+                None, tables.table_meta(DAILY, None, 7 * DAY), APPEND, "dedup_retention",
+                "leave it out: TABLE is written by appending (--write append), and an event that is pending for longer",
+                id="both",
             ),
             pytest.param(
-                with_dedup_retention, tables.purpose(DAILY), APPEND, "write",
-                "append is not for TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
+                with_dedup_retention, tables.table_meta(DAILY), APPEND, "write",
+                "append does not support TABLE, which has or had a dedup retention: ", id="has-a-dedup-retention",
             ),
             pytest.param(
                 without_it_again, NINETY_DAYS, APPEND, "write",
-                "append is not for TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
+                "append does not support TABLE, which has or had a dedup retention: ", id="had-a-dedup-retention",
             ),
             pytest.param(
-                by_appending, tables.purpose(DAILY, None, 7 * DAY), None, "dedup_retention",
+                by_appending, tables.table_meta(DAILY, None, 7 * DAY), None, "dedup_retention",
                 "leave it out: TABLE is written by appending", id="dedup-retention-later",
             ),
             pytest.param(
                 by_appending,
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 COMMIT,
                 "dedup_retention",
                 "leave it out: TABLE was written by appending, and an event that is pending for longer",
@@ -401,7 +402,7 @@ class TestWaysOfWriting:
             ),
             pytest.param(
                 by_commits_again,
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 None,
                 "dedup_retention",
                 "leave it out: TABLE was written by appending, and an event that is pending for longer",
@@ -420,7 +421,7 @@ class TestWaysOfWriting:
         before = (message(where), recorded(where)) if exists(where) else None
         check = partial(tables.check, where, None, DAY, dedup_retention=gets.dedup_retention, write=write)
         create = partial(tables.create, where, gets, write=write, yes=True)
-        for work in (create, partial(tables.plan, where, gets, write=write), check):
+        for work in (create, partial(tables.plan_changes, where, gets, write=write), check):
             with pytest.raises(ConfigurationError) as caught:
                 work()
             assert caught.value.argument == argument
@@ -430,13 +431,13 @@ class TestWaysOfWriting:
     def test_that_a_table_forgot_events_stays_recorded(self) -> None:
         """Also where it gets a dedup retention later; layout 1 has no record of it, so nothing is left to do."""
         where = new_where()
-        tables.create(where, tables.purpose(DAILY))
+        tables.create(where, tables.table_meta(DAILY))
         for retentions in ((None, 7 * DAY), (None, None), (90 * DAY, None)):
-            wanted = tables.purpose(DAILY, *retentions)
+            wanted = tables.table_meta(DAILY, *retentions)
             tables.create(where, wanted, yes=True)
             assert recorded(where) == wanted._replace(forgets=True)
             assert tables.create(where, wanted) == []
-        first, wanted = new_where(), tables.purpose(DAILY, None, 7 * DAY)
+        first, wanted = new_where(), tables.table_meta(DAILY, None, 7 * DAY)
         first_layout(first)
         tables.create(first, wanted, yes=True)
         assert tables.create(first, wanted) == []
@@ -444,7 +445,7 @@ class TestWaysOfWriting:
 
     def test_two_that_change_it_at_once(self, before: Before) -> None:
         """The second one does not undo the first one's change, and is refused."""
-        where, longer = new_where(), tables.purpose(DAILY, 120 * DAY)
+        where, longer = new_where(), tables.table_meta(DAILY, 120 * DAY)
         tables.create(where, NINETY_DAYS)
         asked = 0
 
@@ -457,7 +458,7 @@ class TestWaysOfWriting:
                     assert connection.run(connection.mutate(wire.bulk(connection, [(SCHEMA_ROW, [append])]), 1)) == {}
 
         before.answers["CheckAndMutateRow"] = commit
-        with pytest.raises(TransientError, match="somebody else is changing what it is for; run this again"):
+        with pytest.raises(TransientError, match="another program is changing the table's record; run this again"):
             tables.create(where, longer)
         assert asked == 2
         assert recorded(where) == longer._replace(write=APPEND)
@@ -472,7 +473,7 @@ class TestInterrupted:
     @pytest.mark.parametrize("method", ["ModifyColumnFamilies", "CheckAndMutateRow"])
     def test_a_table_never_keeps_less_than_recorded(self, before: Before, method: str, days: int) -> None:
         """So that a pipeline can rely on the record."""
-        where, gets = new_where(), tables.purpose(DAILY, days * DAY)
+        where, gets = new_where(), tables.table_meta(DAILY, days * DAY)
         tables.create(where, NINETY_DAYS)
         before.answers[method] = grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(StoreUnavailable, match="as the test wants it"):
@@ -503,5 +504,5 @@ class TestInterrupted:
         where = new_where()
         tables.create(where, NINETY_DAYS)
         before.answers["GetTable"] = grpc.StatusCode.NOT_FOUND
-        with pytest.raises(TransientError, match="somebody else is making the table; try again"):
+        with pytest.raises(TransientError, match="another program is creating the table; try again"):
             tables.create(where, NINETY_DAYS)

@@ -51,7 +51,7 @@ class TestPipelines:
     def test_a_table_that_was_made_can_be_merged_into(self) -> None:
         """Each event once."""
         where = new_where()
-        tables.create(where, tables.purpose(Schema("count", DAY), 90 * DAY))
+        tables.create(where, tables.table_meta(Schema("count", DAY), 90 * DAY))
         now = datetime.now(timezone.utc).isoformat()
         events = [{"id": i, "k": k, "at": now} for i, k in (("1", "a"), ("2", "a"), ("2", "a"), ("3", "b"))]
         with beam.Pipeline() as pipeline:
@@ -73,7 +73,7 @@ class TestPipelines:
     def test_every_kind_of_value_is_supported(self, monoid: Any) -> None:
         """Sums and states alike."""
         where = new_where()
-        tables.create(where, tables.purpose(Schema(monoid.name, None)))
+        tables.create(where, tables.table_meta(Schema(monoid.name, None)))
         with closing(where.open(monoid)) as store:
             store.merge_update(Key("a"), 5, event_id="1")
             store.merge_update(Key("a"), 5, event_id="1")
@@ -92,10 +92,10 @@ class TestPipelines:
             pytest.param(NINETY_DAYS, daily(90 * DAY), id="the-same"),
             pytest.param(NINETY_DAYS, daily(30 * DAY), id="shorter"),
             pytest.param(NINETY_DAYS, daily(), id="as-the-table"),
-            pytest.param(tables.purpose(DAILY), daily(90 * DAY), id="table-keeps-all"),
-            pytest.param(tables.purpose(DAILY), daily(), id="both-keep-all"),
-            pytest.param(tables.purpose(DAILY, None, 7 * DAY), daily(), id="forgets-as-it-was-told"),
-            pytest.param(tables.purpose(ALL_TIME, None, 7 * DAY), None, id="all-time-forgets-as-it-was-told"),
+            pytest.param(tables.table_meta(DAILY), daily(90 * DAY), id="table-keeps-all"),
+            pytest.param(tables.table_meta(DAILY), daily(), id="both-keep-all"),
+            pytest.param(tables.table_meta(DAILY, None, 7 * DAY), daily(), id="forgets-as-it-was-told"),
+            pytest.param(tables.table_meta(ALL_TIME, None, 7 * DAY), None, id="all-time-forgets-as-it-was-told"),
         ],
     )
     def test_a_table_that_keeps_long_enough_is_accepted(self, made_for: Meta, window: WindowConfig | None) -> None:
@@ -115,14 +115,14 @@ class TestPipelines:
                 id="longer",
             ),
             pytest.param(
-                tables.purpose(DAILY, None, 7 * DAY),
+                tables.table_meta(DAILY, None, 7 * DAY),
                 daily(30 * DAY),
                 "keeps what it knows of events for 7d, but this window needs that for 31d 1h",
                 "--window 1d --retention 30d",
                 id="events",
             ),
             pytest.param(
-                tables.purpose(Schema("sum", timedelta(minutes=1)), HOUR),
+                tables.table_meta(Schema("sum", timedelta(minutes=1)), HOUR),
                 minute(HOUR + timedelta(milliseconds=1)),
                 "keeps its buckets for 2h 1m, but this window needs that for 2h 1m 1ms",
                 "--window 1m --retention 3600001ms",
@@ -141,7 +141,7 @@ class TestPipelines:
         assert caught.value.argument == "retention"
         assert complaint in caught.value.problem
         assert caught.value.problem.endswith(f"run: murmur create-table {where} --monoid sum {flags}")
-        tables.create(where, tables.purpose(made_for.schema, window.retention), yes=True)
+        tables.create(where, tables.table_meta(made_for.schema, window.retention), yes=True)
         merge_spec(where, window).check_stores()
 
     def test_a_table_that_is_appended_to(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +149,7 @@ class TestPipelines:
         the way of writing."""
         caplog.set_level(logging.WARNING)  # programs that another test has run may have left it higher
         where = new_where()
-        tables.create(where, tables.purpose(DAILY), write=APPEND)
+        tables.create(where, tables.table_meta(DAILY), write=APPEND)
         with pytest.raises(ConfigurationError, match=f"^cache: {where} is written by appending"):
             merge_spec(where, daily(), cache="memory://test_appended").check_stores()
         merge_spec(where, daily()).check_stores()
@@ -191,7 +191,7 @@ def test_nothing_is_left_open() -> None:
         with pytest.raises(StoreUnavailable):
             tables.create(odd, NINETY_DAYS)
         with pytest.raises(ConfigurationError):
-            tables.create(good, tables.purpose(DAILY, DAY))
+            tables.create(good, tables.table_meta(DAILY, DAY))
 
     def in_use() -> tuple[int, int]:
         gc.collect()

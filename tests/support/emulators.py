@@ -98,16 +98,17 @@ def new_table(host: str, layout: int | None = None) -> str:
         layout: of its cells; None: the newest.
     """
     # Not above: they take a second to import, and every test run imports this module.
+
     from murmur_beam.state.base import Schema
     from murmur_beam.state.bigtable import BigtableSpec
     from murmur_beam.state.bigtable.admin import Admin
     from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
-    from murmur_beam.state.bigtable.tables import purpose, rules
+    from murmur_beam.state.bigtable.tables import gc_rules, table_meta
 
     name = f"table-{os.getpid()}-{next(_numbers)}"
     with Admin(BigtableSpec(PROJECT, INSTANCE, name), host) as admin:
         # The same for any purpose that keeps all.
-        admin.create(rules(purpose(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
+        admin.create(gc_rules(table_meta(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
     return name
 
 

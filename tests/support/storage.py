@@ -197,7 +197,7 @@ def make_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = 
 
     for table in which:
         schema = Schema(table.monoid.name, table.granularity)
-        meta = tables.purpose(schema, table.retention, table.dedup_retention)
+        meta = tables.table_meta(schema, table.retention, table.dedup_retention)
         tables.create(spec_of(table, place, prefix), meta, **more)
 
 

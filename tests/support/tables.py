@@ -28,7 +28,7 @@ from tests.support import emulators
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 DAILY, HOURLY, ALL_TIME = Schema("sum", DAY), Schema("sum", HOUR), Schema("sum", None)
-NINETY_DAYS = tables.purpose(DAILY, 90 * DAY)
+NINETY_DAYS = tables.table_meta(DAILY, 90 * DAY)
 KEPT_90 = 91 * DAY + HOUR  # the bucket's own day, the retention, the hour of grace
 AGE, VERSIONS = "max_age", "max_num_versions"
 

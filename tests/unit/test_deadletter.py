@@ -280,7 +280,7 @@ class TestUnpickling:
             read(letter)
         LOADED.clear()
         trap = letter._replace(payload=pickle.dumps(Trap()))
-        with pytest.raises(ValueError, match="if you trust who wrote the letter"):
+        with pytest.raises(ValueError, match="if you trust the letter's writer"):
             read(trap)
         assert LOADED == []
         read(trap, unpickle=True)

@@ -269,7 +269,7 @@ class TestDecodeCsv:
             decoder_of("csv", delimiter)
 
     @pytest.mark.parametrize("decode", [None, "json", decode_csv])
-    def test_a_delimiter_is_only_for_csv(self, decode: Any) -> None:
-        """With any other decoder it would have no effect."""
-        with pytest.raises(ConfigurationError, match=r"^delimiter: is for CSV"):
+    def test_a_delimiter_is_for_csv(self, decode: Any) -> None:
+        """Beside anything else it would be without effect."""
+        with pytest.raises(ConfigurationError, match=r"^delimiter: applies to CSV"):
             decoder_of(decode, ";")

@@ -423,12 +423,12 @@ class TestRejected:
         """Not only the field, which may serve several arguments."""
         element = {field: value for field, value in ORDER.items() if field != name}
         error = rejected(extractor(event_time="at"), element).error
-        assert str(error).startswith(f"{argument}: field {name!r} is missing; there are ")
+        assert str(error).startswith(f"{argument}: field {name!r} is missing; the record has ")
 
     def test_a_record_with_only_bad_parts_names_the_first(self) -> None:
         """Nothing is known of it."""
         rejection = rejected(extractor(event_time="at"), {}, 7)
-        assert str(rejection.error) == "event_id: field 'id' is missing; there are none"
+        assert str(rejection.error) == "event_id: field 'id' is missing; the record has no fields"
         assert rejection.known == Known(None, None, None)
 
     ERRORS = (
@@ -549,7 +549,7 @@ class TestWhatDecodersLeave:
         assert decode_bytes(element) == {}
         record = extractor(Count(), keys=("attribute:user",), value=None, event_id="attribute:id").record(element, 5)
         assert record == Record("e1", 5, ("c7",), 1)
-        assert str(rejected(extractor(), element).error) == "event_id: field 'id' is missing; there are none"
+        assert str(rejected(extractor(), element).error) == "event_id: field 'id' is missing; the record has no fields"
 
     @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
     def test_nan_fails_only_where_it_is_used(self, literal: str) -> None:

@@ -61,10 +61,10 @@ class TestNames:
         """Null and other false values are found like any other; later stages decide what they mean."""
         assert find("x", {"x": value}) is value
 
-    def test_a_missing_field_is_named_with_the_fields_that_exist(self) -> None:
-        """A typo shows at once, also in a mapping whose keys are not text."""
-        assert problem("amuont", {"amount": 5, 7: "x"}) == "field 'amuont' is missing; there are amount, 7"
-        assert problem("amount", {}) == "field 'amount' is missing; there are none"
+    def test_a_missing_field_is_named_with_those_that_are_there(self) -> None:
+        """A typo shows at once, also in a mapping with keys that are no text."""
+        assert problem("amuont", {"amount": 5, 7: "x"}) == "field 'amuont' is missing; the record has amount, 7"
+        assert problem("amount", {}) == "field 'amount' is missing; the record has no fields"
 
     def test_a_long_list_of_fields_is_cut(self) -> None:
         """A record of a thousand fields does not fill the log."""
@@ -118,8 +118,8 @@ class TestPaths:
     def test_a_path_names_the_level_that_is_missing(self) -> None:
         """For a long path the error says which field is missing, and which fields exist there."""
         record = {"user": {"name": "Zoë", "home": None}}
-        assert problem("user.country", record) == "field 'country' is missing; there are name, home"
-        assert problem("usr.country", record) == "field 'usr' is missing; there are user"
+        assert problem("user.country", record) == "field 'country' is missing; the record has name, home"
+        assert problem("usr.country", record) == "field 'usr' is missing; the record has user"
         assert problem("user.home.city", record) == "field 'city' is missing in a NoneType"
         assert "text is only parsed" in problem("user.name.title", record)
 
@@ -187,7 +187,7 @@ class TestTemplates:
             ("a{", "a single '{'"),
             ("a}", "a single '}'"),
             ("{a", "a single '{'"),
-            ("{}", "each pair of braces takes the name of a field, and nothing else"),
+            ("{}", "each pair of braces must hold the name of a field only"),
             ("x{}y{a}", "each pair of braces"),
             ("{a!r}", "each pair of braces"),
             ("{a:>10}", "each pair of braces"),
@@ -209,7 +209,7 @@ class TestTemplates:
 
     def test_a_missing_field_of_a_template_is_named(self) -> None:
         """As it is outside of a template."""
-        assert problem("{x}-{y}", {"x": 1}) == "field 'y' is missing; there are x"
+        assert problem("{x}-{y}", {"x": 1}) == "field 'y' is missing; the record has x"
 
 
 class TestLiterals:
@@ -230,8 +230,8 @@ class TestAttributes:
     @pytest.mark.parametrize(
         ("element", "text"),
         [
-            (message(attributes={"a": "1", "b": "2"}), "attribute 'id' is missing; there are a, b"),
-            (message(attributes={}), "attribute 'id' is missing; there are none"),
+            (message(attributes={"a": "1", "b": "2"}), "attribute 'id' is missing; the message has a, b"),
+            (message(attributes={}), "attribute 'id' is missing; the message has no attributes"),
             (message(attributes=None), "attribute 'id': a Message has no attributes"),
             (b"{}", "attribute 'id': a bytes has no attributes"),
             ({"attributes": {"id": "x"}}, "attribute 'id': a dict has no attributes"),
@@ -358,7 +358,7 @@ class TestLiteralNames:
     def test_the_field_prefix_names_any_field(self, name: str) -> None:
         """Even names that no other form allows; the prefix has no other meaning."""
         assert find(f"field:{name}", {name: 5}) == 5
-        assert problem(f"field:{name}", {"z": 5}) == f"field {name!r} is missing; there are z"
+        assert problem(f"field:{name}", {"z": 5}) == f"field {name!r} is missing; the record has z"
 
     def test_a_template_may_name_fields_in_any_form(self) -> None:
         """Literal names with dots, escaped names, and fields of a message."""

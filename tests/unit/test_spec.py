@@ -155,13 +155,13 @@ class TestWrongArguments:
         ("changes", "argument", "reason"),
         [
             ({"store": None}, "store", "is missing; write a URI"),
-            ({"store": ""}, "store", "starts with no known scheme"),
+            ({"store": ""}, "store", "unknown store scheme"),
             (
                 {"store": "counts.db"},
                 "store",
-                "starts with no known scheme; write one of bigtable://, memory://, sqlite://",
+                "use one of bigtable://, memory://, sqlite://",
             ),
-            ({"store": "redis://localhost"}, "store", "'redis://localhost' starts with no known scheme"),
+            ({"store": "redis://localhost"}, "store", "unknown store scheme in 'redis://localhost'"),
             ({"store": "sqlite://counts.db"}, "store", "write sqlite:///counts.db (relative)"),
             ({"store": "sqlite:///"}, "store", "sqlite needs a file"),
             ({"store": "sqlite:///a.db?tabel=x"}, "store", "unknown option tabel"),
@@ -173,7 +173,7 @@ class TestWrongArguments:
             ({"store": MemoryStore(Sum())}, "store", "expected a URI or a store spec"),
             ({"store": MemorySpec}, "store", "write its parentheses"),
             ({"store": UnhashableSpec()}, "store", "unhashable type"),
-            ({"cache": "redis://localhost"}, "cache", "starts with no known scheme"),
+            ({"cache": "redis://localhost"}, "cache", "unknown store scheme"),
             ({"cache": "sqlite:///a.db?x=1"}, "cache", "unknown option x"),
             ({"cache": 5}, "cache", "expected a URI or a store spec"),
             ({"cache": "memory://test_spec"}, "cache", "is the store itself, where each event would count twice"),
@@ -398,7 +398,7 @@ class TestCheckStores:
             spec.check_stores()
         assert caught.value.argument == "store"
         assert caught.value.problem.startswith(f"sqlite {tmp_path}/no/such/counts.db: ")
-        assert "check that the folder exists and may be written to" in caught.value.problem
+        assert "check that the folder exists and is writable" in caught.value.problem
         assert isinstance(caught.value.__cause__, StoreUnavailable)
 
     def test_a_folder_in_place_of_a_file_is_refused(self, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ class TestConstruction:
         """The message names which."""
         with pytest.raises(ValueError, match="granularity must be positive"):
             WindowConfig(length)
-        with pytest.raises(ValueError, match=r"retention must be positive.*None keeps buckets for ever"):
+        with pytest.raises(ValueError, match=r"retention must be positive.*None keeps buckets forever"):
             WindowConfig(DAY, length)
 
     def test_granularity_in_microseconds(self) -> None:
@@ -297,7 +297,7 @@ class TestParseWindow:
     @pytest.mark.parametrize("text", ["daily", "15m"])
     def test_a_wrong_retention_is_named_as_retention(self, text: str) -> None:
         """And not as a wrong window."""
-        with pytest.raises(ValueError, match=r"None keeps buckets for ever$"):
+        with pytest.raises(ValueError, match=r"None keeps buckets forever$"):
             parse_window(text, timedelta(0))
 
     def test_an_empty_window_is_refused(self) -> None:

@@ -1,4 +1,4 @@
-"""The admin API, as far as one table needs it: families with their garbage collection, and the app profile."""
+"""A client of the admin API for one table: its families with their garbage collection, and its app profile."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from murmur_beam.state.bigtable.grpc_errors import is_creating
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
 NO_PROFILES = AppProfile()
-"""Stands for the profiles of an emulator, which has none."""
+"""Returned for an emulator, which has no app profiles."""
 
 _READ_TIMEOUT_S = 30.0
 _MAKE_TIMEOUT_S = 300.0
 _RELAXED = "Cannot relax"
 _DENIED = (api_errors.Forbidden, api_errors.Unauthorized)
-_Gc: Any = GcRule  # which alone of these messages has no types
+_Gc: Any = GcRule  # the only one of these messages without type information
 
 
 class Rule(NamedTuple):
-    """What garbage collection takes: cells older than ``max_age``, versions of a cell beyond ``versions``; None: it
-    takes nothing for that reason.
+    """A rule of garbage collection: it takes cells older than ``max_age``, and versions of a cell beyond ``versions``.
+    None stands for no limit.
     """
 
     max_age: timedelta | None = None
@@ -61,13 +61,13 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A family as it is.
+    """A family of a table.
 
     Attributes:
-        sums: is it an aggregate of sums of integers?
-        cells: is it one of plain cells?
-        rule: None for one that takes cells neither by age, nor by versions, nor by either.
-        text: what it takes.
+        sums: whether the family is an aggregate of integer sums.
+        cells: whether the family has plain cells.
+        rule: its garbage collection; None for a rule that `Rule` cannot represent.
+        text: description of the rule.
     """
 
     sums: bool
@@ -77,14 +77,14 @@ class Family(NamedTuple):
 
 
 class Admin:
-    """The admin API, as far as one table needs it. Use it in a ``with`` statement.
+    """A client of the admin API for one table. Use it in a ``with`` statement.
 
     Args:
-        where: which table.
-        emulator: ``host:port``; None for what `BIGTABLE_EMULATOR_HOST` says, else the real service.
+        where: the table.
+        emulator: ``host:port``; None for the host in `BIGTABLE_EMULATOR_HOST`, or else the real service.
 
     Raises:
-        StoreUnavailable: by any method: there are no credentials, or they do not suffice.
+        StoreUnavailable: by any method: credentials are missing or lack a permission.
         TransientError: by any method: the service does not answer.
     """
 
@@ -114,7 +114,7 @@ class Admin:
         self._instances.transport.close()  # type: ignore[no-untyped-call]
 
     def families(self) -> dict[str, Family] | None:
-        """The table's families as they are; None if there is no such table."""
+        """The table's families; None if the table does not exist."""
         with self._explained("roles/bigtable.user"):
             try:
                 table = self._tables.get_table(name=self._name, retry=None, timeout=_READ_TIMEOUT_S)
@@ -123,7 +123,7 @@ class Admin:
         return {name: _family(family) for name, family in table.column_families.items()}
 
     def create(self, families: dict[str, Rule]) -> None:
-        """Make the table with these families."""
+        """Create the table with these families."""
         with self._explained("roles/bigtable.admin"):
             self._tables.create_table(
                 parent=self._instance,
@@ -133,7 +133,7 @@ class Admin:
             )
 
     def clusters(self) -> list[str]:
-        """The clusters that have the table; an emulator has none, and nor has a table that is not there."""
+        """The clusters of the table; empty for an emulator, and for a table that does not exist."""
         view = TableMessage.View.REPLICATION_VIEW
         with self._explained("roles/bigtable.user"):
             try:
@@ -145,14 +145,14 @@ class Admin:
         return sorted(table.cluster_states)
 
     def modify(self, added: dict[str, Rule], changed: dict[str, Rule], *, force: bool = False) -> None:
-        """Add some families, and give others another rule, all at once.
+        """Add families, and change the rules of others, in one request.
 
         Args:
             added, changed: rules by family.
-            force: do so though the service warns of it.
+            force: ignore the service's warnings.
 
         Raises:
-            ConfigurationError: it warns, and there is no ``force``; nothing was changed.
+            ConfigurationError: the service warns, and ``force`` is not set; nothing was changed.
         """
         one = ModifyColumnFamiliesRequest.Modification
         modifications = [one(id=name, create=_message(name, rule)) for name, rule in added.items()]
@@ -168,12 +168,13 @@ class Admin:
                     raise
                 raise ConfigurationError(
                     "yes",
-                    f"is needed to keep data for longer on several clusters ({err.message}): each collects on its own, "
-                    "so for up to a week one may still take what another keeps, and readers see either",
+                    f"is required to keep data for longer on several clusters ({err.message}): each cluster collects "
+                    "separately, so for up to a week one may still delete data that another keeps, and readers may see "
+                    "either",
                 ) from err
 
     def app_profile(self) -> AppProfile | None:
-        """The profile that the URI names, or the instance's default; None if there is no such profile."""
+        """The profile that the URI names, or the instance's default; None if it does not exist."""
         with self._explained("roles/bigtable.user"):
             try:
                 return self._instances.get_app_profile(
@@ -191,9 +192,9 @@ class Admin:
         try:
             yield
         except _DENIED as err:
-            raise StoreUnavailable(f"{self._where}: {err.message}; it takes a role such as {role}") from err
+            raise StoreUnavailable(f"{self._where}: {err.message}; this needs a role such as {role}") from err
         except api_errors.AlreadyExists as err:
-            raise TransientError(f"{self._where}: somebody else is making the table; try again") from err
+            raise TransientError(f"{self._where}: another program is creating the table; try again") from err
         except api_errors.FailedPrecondition as err:
             kind = TransientError if is_creating(err) else StoreUnavailable
             raise kind(f"{self._where}: {err}") from err
@@ -233,7 +234,7 @@ def _limits(rule: Rule) -> tuple[tuple[str, Any], ...]:
 
 
 def _rule(message: GcRule) -> Rule | None:
-    """What a rule says, if it takes cells by age, by versions, or by either."""
+    """Read a rule that takes cells by age, by versions, or by either; None for any other rule."""
     if "intersection" in message:
         return None
     if "union" not in message:

@@ -1,7 +1,7 @@
-"""What the protocol takes for granted of Bigtable: each assumption is a step that tries it on scratch rows of its own.
+"""The protocol's assumptions about Bigtable: each is a step that tests it on new scratch rows.
 
-A step says what it has seen, and raises `Wrong` where that is not what it should be. `STEPS` says of each what it is
-called and what its failure means.
+A step returns the observed behaviour, and raises `Wrong` if the assumption does not hold. `STEPS` has the name of each
+step, and the consequence of its failure.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Step(NamedTuple):
     """One assumption.
 
     Attributes:
-        name: of it.
-        run: tries it, and returns what was seen.
-        advice: what its failure means for the user, and what to do.
-        matters: does anything depend on it?
+        name: of the assumption.
+        run: tests the assumption, and returns the observed behaviour.
+        advice: consequence of a failure for the user, and what to do.
+        matters: whether anything depends on the assumption.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Step(NamedTuple):
 
 
 class Wrong(Exception):
-    """What was seen is not what it should be.
+    """An assumption does not hold.
 
     Args:
-        seen: that.
-        emulated: is an emulator known to do so?
+        seen: observed behaviour.
+        emulated: whether an emulator is known to behave like this.
     """
 
     def __init__(self, seen: str, *, emulated: bool = False) -> None:
@@ -70,39 +70,39 @@ async def _first_commit(scratch: Scratch) -> str:
     key, version, value = scratch.row("first commit"), 7, b"encoded value"
     changes = [*scratch.change(0, version, 5), wire.put(wire.STATE, wire.VALUE, scratch.at_us, value)]
     met = await scratch.commit(key, scratch.layout.exists, if_met=scratch.poison, if_not=changes)
-    _require(not met, "a row that does not exist was said to have a version")
+    _require(not met, "a row that does not exist was reported to have a version")
     wanted = scratch.cells_at(version, 5, version)
     _same(await scratch.cells(key), {**wanted, (wire.STATE, wire.VALUE, scratch.at_us): value})
-    return "no version yet: sum, version, marker and value are written at once"
+    return "new row: sum, version, marker and value are written at once"
 
 
 async def _commit(scratch: Scratch) -> str:
     key, version = await scratch.begun("commit")
     changes = scratch.change(version, version + 1, 3)
     met = await scratch.commit(key, scratch.layout.at_version(version), if_met=changes, if_not=scratch.poison)
-    _require(met, f"a row at version {version} was said not to be at it")
+    _require(met, f"a row at version {version} was reported to be at another")
     _same(await scratch.cells(key), scratch.cells_at(version + 1, 8, version, version + 1))
-    return "at its version: sum and version are raised, a marker is added"
+    return "expected version: sum and version are raised, a marker is added"
 
 
 async def _stale_commit(scratch: Scratch) -> str:
     key, version = await scratch.begun("stale commit")
     for other in (version - 1, version + 1):
         met = await scratch.commit(key, scratch.layout.at_version(other), if_met=scratch.poison)
-        _require(not met, f"a row at version {version} was said to be at {other}, and written to")
+        _require(not met, f"a row at version {version} was reported to be at {other}, and was written to")
     met = await scratch.commit(key, scratch.layout.exists, if_not=scratch.poison)
-    _require(met, "a row with a version was said to have none, and written to")
+    _require(met, "a row with a version was reported to have none, and was written to")
     _same(await scratch.cells(key), scratch.cells_at(version, 5, version))
-    return "at another version, or where none is expected: nothing is written"
+    return "another version, or one where none is expected: nothing is written"
 
 
 async def _one_winner(scratch: Scratch) -> str:
     key, version = await scratch.begun("one winner")
     changes, wanted = scratch.change(version, version + 1, 1), scratch.layout.at_version(version)
-    told = await asyncio.gather(*[scratch.commit(key, wanted, if_met=changes) for _ in range(_WRITERS)])
-    _require(sum(told) == 1, f"{sum(told)} of {_WRITERS} commits at one version were said to be made, not 1")
+    answers = await asyncio.gather(*[scratch.commit(key, wanted, if_met=changes) for _ in range(_WRITERS)])
+    _require(sum(answers) == 1, f"{sum(answers)} of {_WRITERS} commits at one version were reported as applied, not 1")
     _same(await scratch.cells(key), scratch.cells_at(version + 1, 6, version, version + 1))
-    return f"of {_WRITERS} commits at one version 1 is made"
+    return f"of {_WRITERS} commits at one version 1 is applied"
 
 
 async def _news(scratch: Scratch) -> str:
@@ -121,7 +121,7 @@ async def _packing(scratch: Scratch) -> str:
     changes = [wire.clear_column(wire.DEDUP, old), wire.clear_column(wire.DEDUP, last)]
     changes.append(wire.put(wire.DEDUP, last, scratch.now_us, packed))
     _require(
-        await scratch.commit(key, scratch.layout.at_version(version + 1), if_met=changes), "the commit was not made"
+        await scratch.commit(key, scratch.layout.at_version(version + 1), if_met=changes), "the commit was not applied"
     )
     wanted = scratch.cells_at(version + 1, 8)
     _same(await scratch.cells(key), {**wanted, (wire.DEDUP, last, scratch.now_us): packed})
@@ -133,11 +133,11 @@ async def _made_again(scratch: Scratch) -> str:
     await scratch.put(key, wire.DELETE_ROW)
     again = version + secrets.randbits(40) + 1
     met = await scratch.commit(key, scratch.layout.exists, if_met=scratch.poison, if_not=scratch.change(0, again, 3))
-    _require(not met, "a deleted row was said to have a version")
+    _require(not met, "a deleted row was reported to have a version")
     met = await scratch.commit(key, scratch.layout.at_version(version), if_met=scratch.poison)
-    _require(not met, "a row that was made again was said to be at the version of the deleted one")
+    _require(not met, "a recreated row was reported to be at the version of the deleted one")
     _same(await scratch.cells(key), scratch.cells_at(again, 3, again))
-    return "a deleted row begins anew: no old sum, version or marker"
+    return "a deleted row starts empty: without the old sum, version and markers"
 
 
 async def _two_timestamps(scratch: Scratch) -> str:
@@ -146,21 +146,21 @@ async def _two_timestamps(scratch: Scratch) -> str:
     newest = {(wire.AGG, wire.VALUE, later_us): int64(7)}
     _same(await scratch.cells(key), {(wire.AGG, wire.VALUE, at_us): int64(5), **newest})
     _same(await scratch.cells(key, lambda request: wire.only_news(request, 0)), newest)
-    return "two cells; with one cell a column only the newest is read"
+    return "two cells; a read of one cell per column gets the newest"
 
 
 async def _far_timestamp(scratch: Scratch) -> str:
     key = scratch.row("far timestamp")
     await scratch.put(key, wire.put(wire.STATE, wire.EXPIRY, FOREVER_US, b""))
     _same(await scratch.cells(key), {(wire.STATE, wire.EXPIRY, FOREVER_US): b""})
-    return f"{FOREVER_US} us is kept as it is"
+    return f"{FOREVER_US} us is kept unchanged"
 
 
 async def _refused_mutation(scratch: Scratch) -> str:
     key, version = await scratch.begun("refused mutation")
     bad = [wire.add(wire.VALUE, scratch.at_us, 50), wire.put(_NO_FAMILY, wire.VALUE, scratch.at_us, b"")]
     words = await scratch.refusal(scratch.commit(key, scratch.layout.at_version(version), if_met=bad))
-    _require(bool(words), "a commit that names a family that is not there is not refused")
+    _require(bool(words), "a commit to a family that does not exist is not refused")
     seen = await scratch.cells(key)
     if seen == scratch.cells_at(version, 55, version):
         raise Wrong(f"refused ({words}), but the add before it stays", emulated=True)
@@ -179,9 +179,9 @@ async def _refused_neighbour(scratch: Scratch) -> str:
             raise error
 
     words = await scratch.refusal(write())
-    _require(bool(words), "a row that names a family that is not there is not refused")
+    _require(bool(words), "a write to a family that does not exist is not refused")
     refused, written = 0 in failed or not failed, bool(await scratch.cells(good))
-    _require(refused != written, f"told of its neighbour: {'refused' if refused else 'written'}, which is not so")
+    _require(refused != written, f"its neighbour was reported as {'refused' if refused else 'written'}, but was not")
     if written and scratch.emulator:
         raise Wrong(f"refused ({words}), but its neighbour is written", emulated=True)
     return f"refused ({words}); its neighbour is {'written' if written else 'refused with it, and not written'}"
@@ -192,7 +192,7 @@ async def _repeated_append(scratch: Scratch) -> str:
     for _ in range(2):
         await scratch.put(key, wire.put(family, name, scratch.at_us, b"deltas"))
     _same(await scratch.cells(key), {(family, name, scratch.at_us): b"deltas"})
-    return "a cell that is set twice, with one name and timestamp, is one cell"
+    return "a cell that is set twice with one name and timestamp is one cell"
 
 
 async def _delete_by_name(scratch: Scratch) -> str:
@@ -200,7 +200,7 @@ async def _delete_by_name(scratch: Scratch) -> str:
     await scratch.put(key, *[wire.put(family, name, scratch.at_us, b"deltas") for name in (b"folded", b"later")])
     await scratch.put(key, wire.clear_column(family, b"folded"))
     _same(await scratch.cells(key), {(family, b"later", scratch.at_us): b"deltas"})
-    return "the cell of that name is gone, its neighbour is not"
+    return "the cell of that name is deleted, its neighbour is not"
 
 
 def _appended(scratch: Scratch) -> str:
@@ -266,45 +266,45 @@ def _latency(took_s: Sequence[float]) -> str:
     return f"p50 {p50:.1f} ms, p95 {p95:.1f} ms of {len(took_s)}"
 
 
-_REPORT = "Do not use the table, and report this output."
+_REPORT = "Do not use the table; report this output."
 _PROFILE = "Use an app profile that routes to one cluster and allows single-row transactions (?app_profile=NAME)."
 
 CORE = (
-    Step("sums", _sums, "The family agg does not add up 64-bit integers. Make another table with murmur create-table."),
-    Step("first commit", _first_commit, f"No event of a new row would be counted, or not exactly once. {_PROFILE}"),
-    Step("commit", _commit, f"No event of a row that exists would be counted, or not exactly once. {_REPORT}"),
-    Step("stale commit", _stale_commit, f"Workers would overwrite each other, and events count twice. {_REPORT}"),
-    Step("one winner", _one_winner, f"Two workers would commit at once, and events count twice. {_PROFILE}"),
-    Step("news", _news, f"Workers would miss what others have counted, and events count twice. {_REPORT}"),
+    Step("sums", _sums, "The family agg does not add 64-bit integers. Create another table with murmur create-table."),
+    Step("first commit", _first_commit, f"Events of new rows would not be counted exactly once. {_PROFILE}"),
+    Step("commit", _commit, f"Events of existing rows would not be counted exactly once. {_REPORT}"),
+    Step("stale commit", _stale_commit, f"Workers would overwrite each other, and events would count twice. {_REPORT}"),
+    Step("one winner", _one_winner, f"Two workers could commit at once, and events would count twice. {_PROFILE}"),
+    Step("news", _news, f"Workers would miss each other's events, and events would count twice. {_REPORT}"),
 )
-"""What every commit rests on."""
+"""The assumptions of every commit."""
 
 STEPS = (
     *CORE,
     Step(
         "packing",
         _packing,
-        f"Markers would be lost when many are packed into one cell, and events count twice. {_REPORT}",
+        f"Markers would be lost when many are packed into one cell, and events would count twice. {_REPORT}",
     ),
-    Step("made again", _made_again, f"A row that is deleted and counted anew would keep old events. {_REPORT}"),
+    Step("made again", _made_again, f"A deleted and recreated row would keep old events. {_REPORT}"),
     Step("two timestamps", _two_timestamps, f"Values and expiries would be read wrongly. {_REPORT}"),
-    Step("far timestamp", _far_timestamp, f"Rows that are kept for ever could not be told from others. {_REPORT}"),
-    Step("refused mutation", _refused_mutation, f"A commit that fails could count all the same. {_REPORT}"),
+    Step("far timestamp", _far_timestamp, f"Rows that never expire could not be distinguished. {_REPORT}"),
+    Step("refused mutation", _refused_mutation, f"A failed commit could still count. {_REPORT}"),
     Step(
         "refused neighbour",
         _refused_neighbour,
         "Sums without event ids would count twice or not at all. Use event ids.",
     ),
-    Step("repeated append", _repeated_append, f"An append that is tried again would count twice. {_REPORT}"),
-    Step("delete by name", _delete_by_name, f"A fold would leave what it has folded, or take more. {_REPORT}"),
+    Step("repeated append", _repeated_append, f"A retried append would count twice. {_REPORT}"),
+    Step("delete by name", _delete_by_name, f"A fold would keep cells that it has folded, or delete others. {_REPORT}"),
+    Step("idempotency token", _idempotency_token, "Sums without event ids may count twice after a lost answer.", False),
     Step(
-        "idempotency token",
-        _idempotency_token,
-        "Sums without event ids may count twice after a lost answer.",
+        "unaligned timestamp",
+        _unaligned_timestamp,
+        "The table accepts microseconds; murmur_beam does not write them.",
         False,
     ),
-    Step("unaligned timestamp", _unaligned_timestamp, "The table takes microseconds; nothing here writes them.", False),
-    Step("set cell of sums", _set_sum, "Nothing here writes such cells.", False),
-    Step("plain writes", _plain_writes, "Latencies are not known.", False),
-    Step("commits of one row", _commits_of_one_row, "Latencies are not known.", False),
+    Step("set cell of sums", _set_sum, "murmur_beam does not write such cells.", False),
+    Step("plain writes", _plain_writes, "The latencies are unknown.", False),
+    Step("commits of one row", _commits_of_one_row, "The latencies are unknown.", False),
 )

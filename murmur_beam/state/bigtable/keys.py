@@ -1,4 +1,4 @@
-"""Row keys: injective for any text, no row key a prefix of another, the buckets of an entity adjacent and in order."""
+"""Row keys: unique for any text, none a prefix of another, the buckets of an entity adjacent and in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_ROW_KEY_BYTES = 4096
 
 _END = struct.Struct(">QB")
 
-# No entity makes a row key that begins with two NULs, and all begin after the second of these.
+# Row keys of entities never begin with two NULs, and all sort after the second of these.
 SCHEMA_ROW = b"\x00\x00schema"
 AFTER_SCHEMA = b"\x00\x01"
 
@@ -20,7 +20,7 @@ def encode_row_key(key: Key, shard: int = 0) -> bytes:
     """The row of a key; row keys sort as entity, bucket and shard do.
 
     Raises:
-        InvalidRecord: longer than Bigtable's 4 KB.
+        InvalidRecord: the row key would be longer than Bigtable's 4 KB.
     """
     encoded = entity_prefix(key.entity) + b"\x00\x01" + _END.pack(key.bucket + 2**63, shard)
     if len(encoded) > MAX_ROW_KEY_BYTES:
@@ -29,7 +29,7 @@ def encode_row_key(key: Key, shard: int = 0) -> bytes:
 
 
 def entity_prefix(entity: str) -> bytes:
-    """How the rows of all entities begin that begin with this text."""
+    """The prefix of the row keys of all entities that begin with this text."""
     return entity.encode("utf-8").replace(b"\x00", b"\x00\xff")
 
 
@@ -40,6 +40,6 @@ def parse_row_key(encoded: bytes) -> tuple[Key, int]:
 
 
 def successor(prefix: bytes) -> bytes | None:
-    """The first key after all that begin with the prefix; None: there is no end."""
+    """The first key after all keys with the prefix; None if they have no upper bound."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None

@@ -1,7 +1,7 @@
-"""How the cells of a table are laid out. A table keeps the layout that it was made with; both are read and written.
+"""Layouts of a table's cells. A table keeps the layout that it was created with; both are read and written.
 
 1   release 0.1.0: the version of a row is a sum, agg:n
-2   the version is a plain cell, state:n, and the family pending holds what is yet to be folded
+2   the version is a plain cell, state:n, and the family pending holds pending deltas
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from murmur_beam.state.bigtable import wire
 
 
 class Layout(NamedTuple):
-    """Where a row's version is, and which families there are.
+    """The families of a table, and the place of a row's version.
 
     Attributes:
-        number: as it is recorded.
-        families: all of them.
-        read: those that a row's value is read from.
-        version_family: of the version's cell, whose column is `wire.VERSION`.
+        number: as recorded.
+        families: all families.
+        read: regular expression of the families from which a row's value is read.
+        version_family: family of the version's cell, whose column is `wire.VERSION`.
         exists: the predicate "the row has a version".
     """
 
@@ -29,23 +29,23 @@ class Layout(NamedTuple):
     exists: bytes
 
     def at_version(self, version: int) -> bytes:
-        """The predicate "the row is at this version", which a row that does not exist never is."""
+        """The predicate "the row has this version", which is false for a row that does not exist."""
         return wire.at_version(self.version_family, version)
 
     def raised(self, at_us: int, before: int, after: int) -> bytes:
-        """The mutation that makes one version of another.
+        """The mutation that changes a row's version.
 
         Args:
             at_us: timestamp of the bucket.
-            before, after: versions, 0 where there is none.
+            before, after: versions; 0 for a row without one.
         """
         if self.version_family == wire.AGG:
             return wire.add(wire.VERSION, at_us, after - before)
         return wire.put(self.version_family, wire.VERSION, at_us, after.to_bytes(8, "big"))
 
     def added(self, at_us: int) -> list[bytes]:
-        """The mutations that tell of a sum without event ids, if any: only a version that is a sum can be raised
-        without knowing it.
+        """The mutations that raise the version when a sum is written without event ids. Only a version that is a sum
+        can be raised without knowing it; otherwise the list is empty.
         """
         return [wire.add(wire.VERSION, at_us, 1)] if self.version_family == wire.AGG else []
 
@@ -62,4 +62,4 @@ LAYOUTS = {
     ),
 }
 NEWEST = 2
-"""That of tables which are made now."""
+"""The layout of new tables."""

@@ -1,12 +1,12 @@
-"""What a table is for: its record, in the row before all others. Each field is a cell of the family ``meta``.
+"""The record of a table's purpose, in the row before all others. Each field is a cell of the family ``meta``.
 
-    monoid, granularity_us, shards, bucket_age_us, marker_age_us     of both layouts; an empty text is None
-    field, typed                                                     of layout 1, by releases after 0.1.0
-    layout, write, appended, forgets, monoid:, field:                of layout 2
+    monoid, granularity_us, shards, bucket_age_us, marker_age_us     both layouts; an empty text stands for None
+    field, typed                                                     layout 1, by releases after 0.1.0
+    layout, write, appended, forgets, monoid:, field:                layout 2
 
-In layout 2 ``monoid`` is what 0.1.0 takes for another aggregate, so that it refuses the table; the aggregate stands in
-``monoid:`` as it was typed. A field or a value that is not known here was written by a later release. Then the table is
-refused: two releases that understand one table differently would count twice.
+In layout 2, ``monoid`` holds a value that release 0.1.0 takes for another aggregate, so that it refuses the table;
+``monoid:`` holds the monoid's name. An unknown field or value was written by a later release. The table is then
+refused: two releases that interpret one table differently would count twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST, Layout
 
 _MICROSECOND = timedelta(microseconds=1)
-_TYPED = b"typed"  # not there where release 0.1.0 made the record: it called a count a sum, and noted no field
+_TYPED = b"typed"  # missing in records of release 0.1.0, which called a count a sum, and recorded no field
 _SHARED = {b"monoid", b"granularity_us", b"shards", b"bucket_age_us", b"marker_age_us"}
 _KNOWN = {
     1: {*_SHARED, b"field", _TYPED},
@@ -30,24 +30,25 @@ _KNOWN = {
 }
 COMMIT, APPEND = "commit", "append"
 WAYS = (COMMIT, APPEND)
-"""How events come into a table: into the aggregate at once, on a condition; or as pending deltas, without one."""
+"""Ways of writing: to the aggregate at once, conditionally; or as pending deltas, unconditionally."""
 _NEVER_WITH = {b"appended": b"forgets", b"forgets": b"appended"}
 _SHARDS = {str(n) for n in range(1, 257)}
 
 
 class Meta(NamedTuple):
-    """What was recorded when the table was made, or first written to.
+    """The purpose of a table, recorded when it was created or first written to.
 
     Attributes:
-        schema: what its values are.
-        bucket_age: garbage collection takes a bucket when its start is so long ago; None: never.
-        marker_age: it takes what is known of an event so long after the event was merged; None: never.
+        schema: of the table's values.
+        bucket_age: time after a bucket's start when garbage collection takes it; None: never.
+        marker_age: time after an event's merge when garbage collection takes its marker; None: never.
         shards: rows that each key is spread over.
-        layout: of its cells.
-        write: `COMMIT` or `APPEND`, which takes layout 2.
-        appended: is it, or was it, written by appending?
-        forgets: has it, or had it, a dedup retention, in layout 2? Neither this nor ``appended`` is ever taken back,
-            and a table is never both: an event that is pending for longer than it is known would count again.
+        layout: of the cells.
+        write: `COMMIT`, or `APPEND`, which needs layout 2.
+        appended: whether the table is or was written by appending.
+        forgets: whether the table has or had a dedup retention, in layout 2. Neither this nor ``appended`` is ever
+            reset, and a table never has both: an event that is pending for longer than its marker is kept would count
+            again.
     """
 
     schema: Schema
@@ -61,16 +62,16 @@ class Meta(NamedTuple):
 
     @property
     def dedup_retention(self) -> timedelta | None:
-        """For how long an event is known, where that is not as long as its bucket."""
+        """How long markers are kept, if not as long as their bucket."""
         return self.marker_age if self.bucket_age is None else None
 
 
 async def write_meta(connection: Connection, meta: Meta) -> None:
-    """Record what the table is for, unless that has been done: then what stands there stays.
+    """Record a table's purpose, unless one is recorded already; that one then stays.
 
-    Fails where the table is not made as it should be.
+    Fails if the table lacks a family, or has one of the wrong type.
     """
-    # Nothing but a test of whether the families are there, and the sums are sums.
+    # These mutations change nothing, but fail if a family is missing or the sums are not sums.
     plain = [wire.clear(name) for name in meta.layout.families if name not in (wire.AGG, wire.META)]
     cells = [wire.put(wire.META, qualifier, 0, value) for qualifier, value in cells_of(meta).items()]
     changes = [wire.add(wire.VALUE, 0, 0), *plain, *cells]
@@ -78,14 +79,14 @@ async def write_meta(connection: Connection, meta: Meta) -> None:
 
 
 async def amend_meta(connection: Connection, before: Meta, meta: Meta) -> None:
-    """Record other ages and another way of writing; all else stays. Nothing is written where it would make a table both
-    of what it is never together.
+    """Record other ages and another way of writing; all other fields stay. Writes nothing if the table would then be
+    both ``appended`` and ``forgets``.
 
     Args:
-        connection: of the table.
-        before: what is recorded. A way of writing that is the same is left alone: somebody else may just have changed
-            it.
-        meta: what is to be recorded.
+        connection: to the table.
+        before: the recorded purpose. If its way of writing is the wanted one, it is not written: another program may
+            just have changed it.
+        meta: the new purpose.
     """
     cells = cells_of(meta)
     names = [b"bucket_age_us", b"marker_age_us", *([b"write"] if meta.write != before.write else [])]
@@ -100,17 +101,17 @@ async def amend_meta(connection: Connection, before: Meta, meta: Meta) -> None:
 
 
 async def name_field(connection: Connection, layout: Layout, field: str) -> None:
-    """Record which field is folded, unless that has been done: then what stands there stays."""
+    """Record the name of the folded field, unless one is recorded already; that one then stays."""
     column = _field_column(layout)
     cell = wire.put(wire.META, column, 0, field.encode("utf-8"))
     await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_column(wire.META, column), if_not=[cell]))
 
 
 async def read_meta(connection: Connection) -> Meta | None:
-    """What is recorded; None: nothing yet.
+    """Read the recorded purpose; None if nothing is recorded.
 
     Raises:
-        SchemaMismatch: a later release has made the record.
+        SchemaMismatch: a later release made the record.
     """
     rows = await connection.read(wire.only_meta(wire.read_rows(connection, [SCHEMA_ROW])), persist=False)
     if not rows:
@@ -119,81 +120,92 @@ async def read_meta(connection: Connection) -> Meta | None:
 
 
 def meta_of(cells: dict[bytes, bytes], where: str) -> Meta:
-    """What these cells say.
+    """Read a table's purpose from the cells of its record.
 
     Args:
         cells: values by qualifier.
         where: the table, for the message.
 
     Raises:
-        SchemaMismatch: something in them is not known here.
+        SchemaMismatch: a cell is unknown to this release, or missing.
     """
-
-    def unknown(qualifier: bytes) -> SchemaMismatch:
-        found = (
-            f"{qualifier.decode('utf-8', 'backslashreplace')}={cells[qualifier].decode('utf-8', 'backslashreplace')}"
-        )
-        return SchemaMismatch(
-            f"{where}: its record says {found!r:.100}, which this release of murmur_beam does not know: a later one "
-            "made or changed the table; upgrade this one"
-        )
-
-    def text(qualifier: bytes) -> str:
-        if qualifier not in cells:
-            raise SchemaMismatch(
-                f"{where}: its record has no field {qualifier.decode()!r}: it is damaged, or not murmur_beam's; "
-                "use another table"
-            )
-        try:
-            return cells[qualifier].decode("utf-8")
-        except UnicodeDecodeError:
-            raise unknown(qualifier) from None
-
-    def duration(qualifier: bytes) -> timedelta | None:
-        found = cells.get(qualifier, b"")
-        if not found:
-            return None
-        try:
-            return timedelta(microseconds=_count(found))
-        except (ValueError, OverflowError):
-            raise unknown(qualifier) from None
-
-    number = 1
-    if b"layout" in cells:
-        number = {str(n).encode(): n for n in LAYOUTS}.get(cells[b"layout"], 0)
-        if number == 0:
-            raise unknown(b"layout")
-    for qualifier in sorted(cells):
-        if qualifier not in _KNOWN[number]:
-            raise unknown(qualifier)
-    if number > 1 and text(b"write") not in WAYS:
-        raise unknown(b"write")
-    for qualifier in sorted(_NEVER_WITH):
-        if cells.get(qualifier, b"1") != b"1":
-            raise unknown(qualifier)
-    if text(b"shards") not in _SHARDS:
-        raise unknown(b"shards")
+    record = _Record(cells, where)
+    number = record.checked_layout()
     layout = LAYOUTS[number]
     field = _field_column(layout)
     return Meta(
         Schema(
-            text(b"monoid" if number == 1 else b"monoid:"),
-            duration(b"granularity_us"),
-            text(field) if field in cells else None,
+            record.text(b"monoid" if number == 1 else b"monoid:"),
+            record.duration(b"granularity_us"),
+            record.text(field) if field in cells else None,
             vague=number == 1 and _TYPED not in cells,
         ),
-        duration(b"bucket_age_us"),
-        duration(b"marker_age_us"),
-        int(text(b"shards")),
+        record.duration(b"bucket_age_us"),
+        record.duration(b"marker_age_us"),
+        int(record.text(b"shards")),
         layout,
-        COMMIT if number == 1 else text(b"write"),
+        COMMIT if number == 1 else record.text(b"write"),
         b"appended" in cells,
         b"forgets" in cells,
     )
 
 
+class _Record(NamedTuple):
+    """The cells of a record, for `meta_of`."""
+
+    cells: dict[bytes, bytes]
+    where: str
+
+    def checked_layout(self) -> int:
+        """Number of the layout; checks that this release knows all fields and values."""
+        number = 1
+        if b"layout" in self.cells:
+            number = {str(n).encode(): n for n in LAYOUTS}.get(self.cells[b"layout"], 0)
+            if number == 0:
+                raise self._unknown(b"layout")
+        for qualifier in sorted(self.cells):
+            if qualifier not in _KNOWN[number]:
+                raise self._unknown(qualifier)
+        if number > 1 and self.text(b"write") not in WAYS:
+            raise self._unknown(b"write")
+        for qualifier in sorted(_NEVER_WITH):
+            if self.cells.get(qualifier, b"1") != b"1":
+                raise self._unknown(qualifier)
+        if self.text(b"shards") not in _SHARDS:
+            raise self._unknown(b"shards")
+        return number
+
+    def text(self, qualifier: bytes) -> str:
+        if qualifier not in self.cells:
+            raise SchemaMismatch(
+                f"{self.where}: its record lacks the field {qualifier.decode()!r}: the record is damaged, or not "
+                "murmur_beam's; use another table"
+            )
+        try:
+            return self.cells[qualifier].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._unknown(qualifier) from None
+
+    def duration(self, qualifier: bytes) -> timedelta | None:
+        found = self.cells.get(qualifier, b"")
+        if not found:
+            return None
+        try:
+            return timedelta(microseconds=_count(found))
+        except (ValueError, OverflowError):
+            raise self._unknown(qualifier) from None
+
+    def _unknown(self, qualifier: bytes) -> SchemaMismatch:
+        name, value = (data.decode("utf-8", "backslashreplace") for data in (qualifier, self.cells[qualifier]))
+        found = f"{name}={value}"
+        return SchemaMismatch(
+            f"{self.where}: its record says {found!r:.100}, which this release of murmur_beam does not know: a later "
+            "release created or changed the table; upgrade this one"
+        )
+
+
 def cells_of(meta: Meta) -> dict[bytes, bytes]:
-    """What is written for it, by qualifier."""
+    """The cells of a table's record, by qualifier."""
     schema = meta.schema
     monoid = schema.monoid.encode("utf-8")
     named = {} if schema.field is None else {_field_column(meta.layout): schema.field.encode("utf-8")}

@@ -1,4 +1,4 @@
-"""The probe: `run` tries on a table what commits, reads, packing and appends rest on, whatever fails, and cleans up."""
+"""The probe: `run` tests the assumptions of commits, reads, packing and appends on a table, and cleans up."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ OK, WRONG, NOTE = "ok", "wrong", "note"
 
 _LIMIT_S = 60.0
 
-_UNANSWERED = "The service gave no answer, so this is not known. Run the probe again."
+_UNANSWERED = "The service did not answer, so the result is unknown. Run the probe again."
 _EMULATED = "A known difference of the emulator."
-_NOT_REMOVED = (
-    f"No reader looks at these rows. Remove them with Table.drop_by_prefix({PREFIX!r}) of google-cloud-bigtable."
-)
+_NOT_REMOVED = f"Readers ignore these rows. Remove them with Table.drop_by_prefix({PREFIX!r}) of google-cloud-bigtable."
 
 
 class Result(NamedTuple):
-    """What a step has found.
+    """The result of a step.
 
     Attributes:
-        name: the step's.
-        status: ``ok``, ``wrong``, or ``note`` for what nothing depends on.
-        seen: what the service did.
-        advice: what that means and what to do, where it is not as it should be.
+        name: of the step.
+        status: ``ok``, ``wrong``, or ``note`` for behaviour that nothing depends on.
+        seen: observed behaviour of the service.
+        advice: consequence of a failure, and what to do; empty if the step succeeded.
     """
 
     name: str
@@ -42,14 +40,14 @@ class Result(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a probe has found.
+    """The result of a probe.
 
     Attributes:
-        layout: the table's, by its number.
-        emulator: was it an emulator?
+        layout: number of the table's layout.
+        emulator: whether the table is in an emulator.
         results: of each step, and of the removal of the scratch rows.
-        requests: that were sent.
-        seconds: that it took.
+        requests: number of requests.
+        seconds: duration.
     """
 
     layout: int
@@ -60,17 +58,17 @@ class Report(NamedTuple):
 
     @property
     def wrong(self) -> list[Result]:
-        """What makes the table unfit."""
+        """Results that make the table unfit."""
         return [result for result in self.results if result.status == WRONG]
 
 
 def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_S) -> Report:
-    """Try steps on a table. One that fails keeps no other from being tried; the scratch rows are removed in any case.
+    """Run all steps on a table, whether others fail or not, and remove the scratch rows in any case.
 
     Args:
-        where: which table.
-        steps: which.
-        limit_s: how long all of them may take; what is not done by then has failed.
+        where: the table.
+        steps: to run.
+        limit_s: time limit for all steps; steps that are not done by then have failed.
 
     Raises:
         StoreUnavailable: the table is missing, has no record, or may not be used; or the probe was interrupted and its
@@ -81,13 +79,13 @@ def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LI
     with closing(where.connect()) as connection:
         meta = connection.run(read_meta(connection))
         if meta is None:
-            raise StoreUnavailable(f"{where}: what the table is for is not recorded; run murmur create-table first")
+            raise StoreUnavailable(f"{where}: the table's purpose is not recorded; run murmur create-table first")
         scratch = Scratch(where, connection, meta)
         try:
             results = connection.run(_try_all(scratch, steps, began_s + limit_s))
         except BaseException as err:
             removal = _remove(scratch)
-            # A table that is being created takes nothing, so that nothing is left.
+            # A table that is still being created accepts no writes, so no rows are left.
             if removal.status == WRONG and not is_creating(err.__cause__):
                 raise StoreUnavailable(f"{where}: {removal.name} {removal.seen}. {removal.advice}") from err
             raise
@@ -98,16 +96,16 @@ def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LI
 
 
 def require_core(where: BigtableSpec) -> None:
-    """Try what commits need, on a table that was just made.
+    """Test the assumptions of commits on a table that was just created.
 
     Raises:
-        StoreUnavailable: it does not hold; the text says what, and what to do.
+        StoreUnavailable: an assumption does not hold.
         TransientError: the table is still being created.
     """
     for result in run(where, CORE).wrong:
         raise StoreUnavailable(
-            f"{where}: the table is made, but is not fit for commits: {result.name}: {result.seen}. {result.advice} "
-            f"To see more: murmur check --probe '{where}'"
+            f"{where}: the table is created, but is not fit for commits: {result.name}: {result.seen}. {result.advice} "
+            f"For details run: murmur check --probe '{where}'"
         )
 
 
@@ -123,7 +121,7 @@ async def _try(scratch: Scratch, step: Step, left_s: float) -> Result:
         known = wrong.emulated and scratch.emulator
         return Result(step.name, NOTE if known else failed, str(wrong), _EMULATED if known else step.advice)
     except asyncio.TimeoutError:
-        return Result(step.name, failed, "not done when the time of the whole probe was over", _UNANSWERED)
+        return Result(step.name, failed, "not done within the time limit of the whole probe", _UNANSWERED)
     except Exception as err:
         error = scratch.connection.translated(err)
         if is_creating(err) or not isinstance(error, MurmurError):

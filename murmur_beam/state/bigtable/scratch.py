@@ -1,4 +1,4 @@
-"""Rows to try things on: no key can make them, no reader looks at them, and `Scratch.remove` deletes them."""
+"""Scratch rows for tests on a table. Their keys belong to no entity, and readers ignore them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from murmur_beam.state.bigtable.meta import Meta
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
 PREFIX = b"\x00\x00probe\x00"
-"""How the keys of all scratch rows begin: before the rows of all keys."""
+"""Prefix of the keys of all scratch rows; it sorts before the rows of all entities."""
 
 _REMOVALS = 3
 _AGAIN_S = 0.1
@@ -27,26 +27,26 @@ Cells = dict[tuple[str, bytes, int], bytes]
 
 
 def on_emulator() -> bool:
-    """Tell whether the clients of this process come to an emulator."""
+    """Return whether the clients of this process connect to an emulator."""
     return bool(os.environ.get("BIGTABLE_EMULATOR_HOST"))
 
 
 class Scratch:
-    """Scratch rows of one table. `row` and `begun` name new ones, all other methods send a request.
+    """Scratch rows of one table.
 
     Args:
-        where: which table.
-        connection: to it.
-        meta: what it is for.
+        where: the table.
+        connection: to the table.
+        meta: the table's purpose.
 
     Attributes:
         layout: of the table.
-        emulator: is it in an emulator?
-        at_us: timestamp of values and versions; one that garbage collection leaves alone.
+        emulator: whether the table is in an emulator.
+        at_us: timestamp of values and versions, which garbage collection does not take.
         now_us: timestamp of markers.
-        poison: mutations that must not happen.
+        poison: mutations that must not be applied.
         keys: of all rows so far.
-        requests: that were sent.
+        requests: number of requests sent.
     """
 
     def __init__(self, where: BigtableSpec, connection: Connection, meta: Meta) -> None:
@@ -54,7 +54,7 @@ class Scratch:
         self.clock = where.clock
         self.layout = meta.layout
         self.emulator = on_emulator()
-        self.now_us = time.time_ns() // 1_000_000 * 1_000  # by which the server collects garbage, whatever our clock
+        self.now_us = time.time_ns() // 1_000_000 * 1_000  # not by our clock: the server collects garbage by real time
         self.at_us = 0 if meta.bucket_age is None else self.now_us
         self.poison = [wire.add(wire.VALUE, self.at_us, 1_000)]
         self.keys: list[bytes] = []
@@ -63,18 +63,18 @@ class Scratch:
         self._prefix = PREFIX + secrets.token_hex(8).encode() + b" "
 
     def row(self, name: str) -> bytes:
-        """The key of a new row."""
+        """Choose the key of a new row."""
         self.keys.append(self._prefix + name.encode())
         return self.keys[-1]
 
     async def begun(self, name: str) -> tuple[bytes, int]:
-        """Key and version of a new row, with a first commit of 5."""
+        """Write a new row with a first commit of 5; its key and version."""
         key, version = self.row(name), secrets.randbits(40) + 1
         await self.put(key, *self.change(0, version, 5))
         return key, version
 
     def change(self, before: int, after: int, delta: int) -> list[bytes]:
-        """The mutations of a commit that makes one version of another, with one marker."""
+        """The mutations of a commit from one version to another, with one marker."""
         return [
             self.layout.raised(self.at_us, before, after),
             wire.add(wire.VALUE, self.at_us, delta),
@@ -82,7 +82,7 @@ class Scratch:
         ]
 
     def cells_at(self, version: int, total: int, *commits: int) -> Cells:
-        """What is in a row of this version and sum, with the markers of the commits that made these versions."""
+        """The cells of a row with this version and sum, and with the markers of these commits."""
         return {
             (self.layout.version_family, wire.VERSION, self.at_us): int64(version),
             (wire.AGG, wire.VALUE, self.at_us): int64(total),
@@ -92,28 +92,28 @@ class Scratch:
     async def commit(
         self, key: bytes, predicate: bytes, *, if_met: Sequence[bytes] = (), if_not: Sequence[bytes] = ()
     ) -> bool:
-        """Write on a condition, as `wire.commit` does; tell whether it was met."""
+        """Write conditionally, see `wire.commit`; return whether the condition was met."""
         self.requests += 1
         return await self.connection.commit(wire.commit(self.connection, key, predicate, if_met=if_met, if_not=if_not))
 
     async def write(self, *entries: tuple[bytes, Sequence[bytes]], token: bytes = b"") -> dict[int, Exception]:
-        """Write to rows without a condition; the errors of those that failed, by their positions."""
+        """Write to rows unconditionally; the errors of the entries that failed, by position."""
         self.requests += 1
         return await self.connection.mutate(wire.bulk(self.connection, entries, token=token), len(entries))
 
     async def put(self, key: bytes, *mutations: bytes, token: bytes = b"") -> None:
-        """Write to one row without a condition."""
+        """Write to one row unconditionally."""
         for error in (await self.write((key, mutations), token=token)).values():
             raise error
 
     async def cells(self, key: bytes, narrow: Callable[[Any], Any] = lambda request: request) -> Cells:
-        """What is in a row; of that, what a filter lets pass."""
+        """Read the cells of a row that a filter lets pass."""
         self.requests += 1
         rows = await self.connection.read(narrow(wire.read_rows(self.connection, [key])), persist=False)
         return {cell[:3]: cell.value for row in rows for cell in row.cells}
 
     async def refusal(self, writing: Awaitable[Any]) -> str:
-        """How the service refuses a write; empty: it does not."""
+        """The service's text when it refuses a write; empty if it accepts the write."""
         try:
             await writing
         except Exception as err:
@@ -123,11 +123,11 @@ class Scratch:
         return ""
 
     def words(self, err: Exception) -> str:
-        """What an error says, without the advice to check the table."""
+        """The text of an error, without the advice to check the table."""
         return str(self.connection.translated(err)).removeprefix(self._where).partition("; see: murmur check")[0]
 
     async def remove(self) -> list[bytes]:
-        """Delete all rows; the keys of those that are there nevertheless.
+        """Delete all scratch rows; the keys of rows that are still there.
 
         Raises:
             Exception: the last try failed.
@@ -135,7 +135,7 @@ class Scratch:
         left = self.keys
         for attempt in range(_REMOVALS if self.keys else 0):
             if attempt:
-                await self.clock.sleep(_AGAIN_S)  # what was under way when a step was interrupted may still arrive
+                await self.clock.sleep(_AGAIN_S)  # a write of an interrupted step may still arrive
             try:
                 for error in (await self.write(*[(key, [wire.DELETE_ROW]) for key in self.keys])).values():
                     raise error
@@ -157,12 +157,12 @@ def marker(version: int) -> bytes:
 
 
 def int64(n: int) -> bytes:
-    """A number as the cells of sums and versions hold it."""
+    """A number, encoded as in the cells of sums and versions."""
     return n.to_bytes(8, "big", signed=True)
 
 
 def difference(seen: Cells, wanted: Cells) -> str:
-    """In which cell what was seen is not what was wanted; empty: in none."""
+    """Describe the first cell that differs; empty if none differs."""
     differing = [cell for cell in sorted({*seen, *wanted}) if seen.get(cell) != wanted.get(cell)]
     if not differing:
         return ""

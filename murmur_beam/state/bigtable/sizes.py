@@ -1,4 +1,4 @@
-"""How large the rows of a table are, and what of them is markers or pending."""
+"""Sizes of a table's rows, and their parts for markers and pending cells."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, parse_row_key
 
 WARN_ROW_BYTES = 50 * 2**20
-"""Rows work best below 100 MB; from this size on there is a warning."""
+"""Rows larger than this cause a warning; rows work best below 100 MB."""
 LOOK_S = 5.0
-"""How long to look at rows."""
+"""Time limit for reading rows to measure them."""
 
 
 class RowSize(NamedTuple):
-    """Bytes of a row: all of it, its markers, and what is yet to be folded.
+    """Bytes of a row: in all, of its markers, and of its pending cells.
 
     Attributes:
-        cells: pending ones.
-        oldest_us: when the first of those was written, by its name; None if there is none.
+        cells: number of pending cells.
+        oldest_us: time in the name of the oldest pending cell; None if the row has no pending cells.
     """
 
     key: bytes = b""
@@ -37,12 +37,12 @@ class RowSize(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What rows take together, and the one that takes most of each.
+    """Total size of the rows, and the largest row by each measure.
 
     Attributes:
-        rows: how many were looked at.
-        whole: whether those are all.
-        total: what they take together; its key means nothing.
+        rows: number of rows measured.
+        whole: whether all rows were measured.
+        total: sum over the rows; its key is meaningless.
         largest, most_markers, most_pending: single rows.
     """
 
@@ -55,15 +55,15 @@ class Sizes(NamedTuple):
 
     @property
     def events(self) -> int:
-        """How many have a marker."""
+        """Number of events with a marker."""
         return self.total.markers // FINGERPRINT_BYTES
 
 
-async def look(connection: Connection, seconds: float = LOOK_S) -> Sizes:
-    """Read rows from the first on, for so long.
+async def look_at_sizes(connection: Connection, seconds: float = LOOK_S) -> Sizes:
+    """Measure rows, from the first on, for at most this many seconds.
 
     Raises:
-        Exception: they cannot be read.
+        Exception: the rows cannot be read.
     """
     counter = _Counter()
 
@@ -90,7 +90,7 @@ def size_text(size: float) -> str:
 
 
 class _Counter:
-    """Adds up the chunks of a read, without keeping any value."""
+    """Adds up the chunks of a read, without keeping values."""
 
     def __init__(self) -> None:
         self._rows = 0

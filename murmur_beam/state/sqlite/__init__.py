@@ -1,14 +1,14 @@
 """Aggregates in one SQLite file: the embedded default. Durable, and safe with several threads and processes.
 
-A flush is one transaction: the values of the touched rows and the markers of the events folded into them become
-visible together or not at all, so that a process killed at any moment loses nothing and doubles nothing. Two tables:
+A flush is one transaction: the values of its rows and the markers of the events folded into them become visible
+together or not at all, so a process that is killed neither loses an event nor counts it twice. Two tables:
 
     NAME       id, entity, bucket, value, expires_at        one row for each aggregate
     NAME_seen  row, event, at                               one marker for each event in a row
 
-A sum is stored as an INTEGER, so that the file can be read with any SQLite tool; other monoids as their bytes. A row
-that any tool deletes takes its markers with it. What the tables hold is said in two more, murmur_schema and
-murmur_facts. `store` merges and reads, `records` keeps what a table says of itself, `file` watches over the file.
+A sum is stored as an INTEGER, so that any SQLite tool can read it; values of other monoids are stored as their bytes.
+If any tool deletes a row, its markers are deleted too. Two more tables, murmur_schema and murmur_facts, record what the
+tables hold. The module `store` merges and reads, `records` keeps these records, and `file` watches over the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def from_uri(uri: SplitResult) -> SqliteSpec:
     """Read ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with ``?table=NAME&dedup_retention=90d``.
 
     Raises:
-        ConfigurationError: a part that is not understood.
+        ConfigurationError: a part of the URI is invalid.
     """
     if uri.netloc or uri.fragment:
         raise ConfigurationError(
@@ -41,6 +41,6 @@ def from_uri(uri: SplitResult) -> SqliteSpec:
         raise ConfigurationError("store", f"dedup_retention: {err}") from None
     if options:
         raise ConfigurationError(
-            "store", f"unknown option {', '.join(options)} in {uri.geturl()!r}; there are table and dedup_retention"
+            "store", f"unknown option {', '.join(options)} in {uri.geturl()!r}; the options are table, dedup_retention"
         )
     return SqliteSpec(unquote(uri.path.removeprefix("/")), table, retention)

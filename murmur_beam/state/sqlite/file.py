@@ -1,8 +1,8 @@
-"""The file under an open database: what may happen to it behind SQLite's back, and how it is noticed.
+"""Detects changes of an open database's file that SQLite does not notice.
 
-SQLite goes on reading and writing a file that was removed, and trusts its cache where somebody has overwritten what is
-on the disk. So the file is looked at before each flush, and once more after its commit, before anything is reported as
-merged. Looking means asking the system for its name: to open and close a file that SQLite has open drops its locks.
+SQLite goes on reading and writing a file that was removed, and trusts its cache if another program has overwritten the
+file. So the file is checked before each flush, and again after its commit, before any event is reported as merged. The
+check uses the file's name and status only: opening and closing a file that SQLite has open would drop SQLite's locks.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
 _PARTS = ("", "-wal", "-shm")
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
-# The content is read through at most so often that this takes a hundredth of the time.
+# Checks of the whole content take at most a hundredth of the time.
 _REST_AFTER_CHECK = 100
 _HINTS = {
-    "locked": f"another process has kept it locked for {LOCK_TIMEOUT_S:g} s",
+    "locked": f"another process has kept the file locked for {LOCK_TIMEOUT_S:g} s",
     "full": "free some space on its disk",
-    "disk I/O": "its disk may be full, or gone",
-    "readonly": "it, or its folder, may not be written to",
-    "unable to open": "check that the folder exists and may be written to",
-    "no such": "something has dropped it; restore the file from a backup",
+    "disk I/O": "its disk may be full or disconnected",
+    "readonly": "make the file and its folder writable",
+    "unable to open": "check that the folder exists and is writable",
+    "no such": "another program has dropped it; restore the file from a backup",
     "malformed": "the file is damaged; restore it from a backup",
     "not a database": "name another file, or restore this one from a backup",
 }
@@ -41,7 +41,7 @@ _LASTING = ("readonly", "unable to open", "no such")
 
 
 class _Shape(NamedTuple):
-    """Sizes and time that change with each write to the file or its log."""
+    """Sizes and modification time, which change with each write to the file or its log."""
 
     size: int
     modified_ns: int
@@ -49,7 +49,7 @@ class _Shape(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """What the file's first page says, as it is on the disk: none of it ever gets less, but for the pages by VACUUM."""
+    """Fields of the file's first page, as on the disk. They never decrease, except the pages by VACUUM."""
 
     schema_cookie: int
     change_counter: int
@@ -58,11 +58,11 @@ class _Header(NamedTuple):
 
 
 def make(path: str) -> None:
-    """Make the file unless it is there, for its owner alone: it holds what was counted, and by whom.
+    """Create the file, unless it exists, readable by its owner only, since its keys may be confidential.
 
     Raises:
-        StoreUnavailable: it cannot be made.
-        TransientError: not now.
+        StoreUnavailable: the file cannot be created.
+        TransientError: the file cannot be created now.
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -76,10 +76,10 @@ def make(path: str) -> None:
 
 
 class OpenFile:
-    """An open database's files, as they were when it was opened, or last written to by us.
+    """The files of an open database, as they were when they were opened or last written by this process.
 
     Args:
-        path: of the database, which exists.
+        path: of an existing database.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,12 +94,12 @@ class OpenFile:
         self._identify("")
 
     def watch(self, db: sqlite3.Connection) -> None:
-        """SQLite has opened the files, and read from them: from now on they must stay what they are.
+        """Remember the identities of the files, which SQLite has opened and read; from now on they must not change.
 
         Raises:
-            StoreUnavailable: the database is another one already.
+            StoreUnavailable: the database was replaced already.
         """
-        # Where it was closed for a fork, SQLite may have removed its log, and made another.
+        # If the database was closed for a fork, SQLite may have removed its log and created another.
         self._known = {"": self._known[""]}
         self._descriptor = None
         for part in _PARTS:
@@ -111,42 +111,42 @@ class OpenFile:
         """Check that the database is the file that was opened.
 
         Raises:
-            StoreUnavailable: it was removed, moved or replaced.
+            StoreUnavailable: the file was removed, moved or replaced.
         """
         self._identify("")
 
     def require_whole(self, db: sqlite3.Connection) -> None:
-        """Check that all files are those that were opened, that they can be read, and, as far as it shows, that only
+        """Check that all files are those that were opened, that they can be read, and, as far as can be seen, that only
         SQLite has written to them.
 
         Args:
-            db: the open database, in no transaction.
+            db: the open database, outside a transaction.
 
         Raises:
-            StoreUnavailable: it is not so.
+            StoreUnavailable: a file was removed, replaced or damaged.
         """
         shape = self._look()
         if shape == self._shape:
             return
         header = self._read_header()
         if header is not None and self._header is not None and _is_older(header, self._header):
-            raise StoreUnavailable(self._damaged("an older copy is in its place"))
+            raise StoreUnavailable(self._damaged("an older copy has replaced it"))
         shrunk = shape.size < self._shape.size
         if shrunk and header is not None and shape.size < header.pages * header.page_bytes:
             raise StoreUnavailable(self._damaged("some of its pages are missing"))
         shrunk = shrunk or shape.wal_size < self._shape.wal_size
         version = self._version_of(db)
-        # Where other connections have committed, one of them has written to the file as well.
+        # After commits of other connections, their writes have changed the file as well.
         touched = version == self._data_version and shape[:2] != self._shape[:2]
         if shrunk or (touched and time.monotonic() >= self._next_check_s):
             self._check_content()
         self._data_version = version
 
     def note(self) -> None:
-        """Keep in mind what the files look like after a write of ours.
+        """Remember the state of the files after a write of this process.
 
         Raises:
-            StoreUnavailable: one was removed, moved or replaced, so that the write is not in it.
+            StoreUnavailable: a file was removed, moved or replaced, so the write is not in it.
         """
         shape = self._look()
         if shape[:2] != self._shape[:2]:
@@ -156,7 +156,7 @@ class OpenFile:
     def _look(self) -> _Shape:
         found = {part: self._identify(part) for part in self._known}
         main, wal = found[""], found.get("-wal")
-        assert main is not None  # or it would have been missed
+        assert main is not None  # `_identify` raises if it is missing
         return _Shape(main.st_size, main.st_mtime_ns, wal.st_size if wal is not None else 0)
 
     def _identify(self, part: str) -> os.stat_result | None:
@@ -165,14 +165,14 @@ class OpenFile:
         except FileNotFoundError:
             if part in self._known or not part:
                 raise StoreUnavailable(self._gone(part)) from None
-            return None  # there is no log where the file system cannot have one
+            return None  # some file systems cannot have a log
         except OSError as err:
             raise StoreUnavailable(f"sqlite {self.path}{part}: {err.strerror}") from err
         identity = found.st_dev, found.st_ino
         if self._known.setdefault(part, identity) != identity:
             raise StoreUnavailable(
-                f"sqlite {self.path}{part}: was replaced while it was open; what was written to the one before is not "
-                "in it. Stop all that write to it, make sure that this is the file you want, and start again"
+                f"sqlite {self.path}{part}: was replaced while it was open; the new file lacks what was written to the "
+                "old one. Stop all writers, make sure that this is the file you want, and start again"
             )
         return found
 
@@ -182,10 +182,10 @@ class OpenFile:
         return int(version)
 
     def _read_header(self) -> _Header | None:
-        """By SQLite's own descriptor; None where that cannot be found.
+        """Read the header through SQLite's own descriptor; None if that cannot be found.
 
         Raises:
-            StoreUnavailable: that is no database any more.
+            StoreUnavailable: the file is no longer a database.
         """
         if self._descriptor is None or not self._is_ours(self._descriptor):
             self._descriptor = next(filter(self._is_ours, _descriptors()), None)
@@ -195,7 +195,7 @@ class OpenFile:
         if not data and self._header is None:
             return None  # nothing was written to it yet
         if len(data) < _HEADER_BYTES or not data.startswith(_MAGIC):
-            raise StoreUnavailable(self._damaged("it is no database any more"))
+            raise StoreUnavailable(self._damaged("it is no longer a database"))
         counter, pages = struct.unpack_from(">II", data, 24)
         (cookie,) = struct.unpack_from(">I", data, 40)
         (page_bytes,) = struct.unpack_from(">H", data, 16)
@@ -209,7 +209,7 @@ class OpenFile:
         return (found.st_dev, found.st_ino) == self._known[""]
 
     def _check_content(self) -> None:
-        """Read all of the file through a new connection, which has nothing in a cache."""
+        """Check the whole file through a new connection, whose cache is empty."""
         started_s = time.monotonic()
         problem = ""
         try:
@@ -228,15 +228,15 @@ class OpenFile:
 
     def _damaged(self, problem: str) -> str:
         return (
-            f"sqlite {self.path}: was cut short or overwritten while it was open ({problem}). Stop all that write to "
-            "it, restore it from a backup, and start again"
+            f"sqlite {self.path}: was truncated or overwritten while it was open ({problem}). Stop all writers, "
+            "restore the file from a backup, and start again"
         )
 
     def _gone(self, part: str) -> str:
-        lost = "" if not part else "; what it held may be lost"
+        lost = "" if not part else "; its content may be lost"
         return (
-            f"sqlite {self.path}{part}: was removed or moved while it was open{lost}. Stop all that write to it, "
-            "put it back with its -wal and -shm files, or restore a backup, and start again"
+            f"sqlite {self.path}{part}: was removed or moved while it was open{lost}. Stop all writers, put the file "
+            "back with its -wal and -shm files, or restore a backup, and start again"
         )
 
 
@@ -247,14 +247,14 @@ def _is_older(header: _Header, than: _Header) -> bool:
 
 
 def _descriptors() -> Iterator[int]:
-    """Those that this process has open, where the system tells."""
+    """The file descriptors that this process has open, if the system lists them."""
     with suppress(OSError):
         yield from map(int, os.listdir("/dev/fd"))
 
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """SQLite's errors as ours: a lock or a full disk may pass, a file that is no database will not."""
+    """Translate SQLite's errors: a lock or a full disk is transient, a file that is not a database is permanent."""
     try:
         yield
     except sqlite3.Error as err:

@@ -1,4 +1,4 @@
-"""What a table says of itself, and how it is made."""
+"""Creates tables, and keeps the records of what they hold."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Recorded(NamedTuple):
-    """What is recorded of a table.
+    """The record of a table.
 
     Attributes:
-        schema: what its values are.
-        retention: of the first window that had one; None: there was none.
-        seen_at: the time of a flush not long before the last, seconds since the epoch; None: not known.
+        schema: of the table's values.
+        retention: of the first window that had one; None if no window had one.
+        seen_at: time of a recent flush, in seconds since the epoch; None if unknown.
     """
 
     schema: Schema
@@ -28,7 +28,7 @@ class Recorded(NamedTuple):
 
 
 def create(db: sqlite3.Connection, table: str) -> None:
-    """Make a table, in a transaction of the caller's."""
+    """Create a table, in the caller's transaction."""
     db.execute(
         "CREATE TABLE IF NOT EXISTS murmur_schema"
         " (name TEXT PRIMARY KEY, layout INTEGER NOT NULL, monoid TEXT NOT NULL, granularity_us INTEGER)"
@@ -41,14 +41,14 @@ def create(db: sqlite3.Connection, table: str) -> None:
         f'CREATE TABLE IF NOT EXISTS "{table}_seen" (row INTEGER NOT NULL, event BLOB NOT NULL, at INTEGER,'
         " PRIMARY KEY (row, event)) WITHOUT ROWID"
     )
-    # Partial: rows and markers that are kept for ever cost nothing here.
+    # Partial indexes: rows and markers that are kept forever cost nothing.
     db.execute(f'CREATE INDEX IF NOT EXISTS "{table}_expires" ON "{table}" (expires_at) WHERE expires_at IS NOT NULL')
     db.execute(f'CREATE INDEX IF NOT EXISTS "{table}_seen_at" ON "{table}_seen" (at) WHERE at IS NOT NULL')
 
 
 def upgrade(db: sqlite3.Connection, table: str) -> None:
-    """Add what release 0.1.0 did not make, in a transaction of the caller's."""
-    # Beside murmur_schema, and not as columns of it: 0.1.0 writes there by the number of columns.
+    """Add the parts that release 0.1.0 did not create, in the caller's transaction."""
+    # A separate table, since 0.1.0 inserts into murmur_schema by the number of its columns.
     db.execute(
         "CREATE TABLE IF NOT EXISTS murmur_facts"
         " (name TEXT PRIMARY KEY COLLATE NOCASE, field TEXT, retention_us INTEGER, seen_at REAL)"
@@ -60,11 +60,11 @@ def upgrade(db: sqlite3.Connection, table: str) -> None:
 
 
 def read(db: sqlite3.Connection, table: str, path: str) -> Recorded | None:
-    """What is recorded, None: nothing yet.
+    """Read the record of a table; None if nothing is recorded.
 
     Raises:
-        StoreUnavailable: by a later release.
-        SchemaMismatch: by 0.1.0, two that contradict each other, under names that differ in case alone.
+        StoreUnavailable: a later release made the record.
+        SchemaMismatch: release 0.1.0 made two contradictory records, under names that differ in case only.
     """
     known = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE name LIKE 'murmur!_%' ESCAPE '!'")}
     if "murmur_schema" not in known:
@@ -77,25 +77,25 @@ def read(db: sqlite3.Connection, table: str, path: str) -> Recorded | None:
     layout, monoid, granularity_us = found[0]
     if layout != _LAYOUT:
         raise StoreUnavailable(
-            f"table {table!r} has layout {layout}, this version of murmur_beam reads layout {_LAYOUT}; "
+            f"table {table!r} has layout {layout}, but this version of murmur_beam reads layout {_LAYOUT}; "
             "install the version that wrote it"
         )
     if len(set(found)) > 1:
         raise SchemaMismatch(
-            f"table {table!r} of {path} is recorded twice, in upper and lower case, for different values, which cannot "
-            "be told apart any more; merge all events into another table, ?table=NAME"
+            f"table {table!r} of {path} is recorded twice, in upper and lower case, for different aggregates, which "
+            "are now mixed; merge all events again into another table, ?table=NAME"
         )
     facts = None
     if "murmur_facts" in known:
         facts = db.execute("SELECT field, retention_us, seen_at FROM murmur_facts WHERE name = ?", (table,)).fetchone()
     field, retention_us, seen_at = facts or (None, None, None)
-    # A field that is not known is an empty text where it is still to be recorded, and null in a record of 0.1.0.
+    # An unknown field is an empty text, or null in a record of 0.1.0.
     schema = Schema(monoid, _duration(granularity_us), field or None, vague=field is None)
     return Recorded(schema, _duration(retention_us), seen_at)
 
 
 def record(db: sqlite3.Connection, table: str, schema: Schema, retention: timedelta | None) -> None:
-    """Record what a table is for, as its first writer."""
+    """Record what a table holds, as its first writer."""
     db.execute(
         "INSERT INTO murmur_schema VALUES (?, ?, ?, ?)", (table, _LAYOUT, schema.monoid, _us(schema.granularity))
     )
@@ -113,7 +113,7 @@ def amend(
     retention: timedelta | None = None,
     seen_at: float | None = None,
 ) -> None:
-    """Record more of a table that is recorded; what is None stays."""
+    """Add to a table's record; None leaves a field unchanged."""
     db.execute("INSERT OR IGNORE INTO murmur_facts (name) VALUES (?)", (table,))
     for column, value in (("field", field), ("retention_us", _us(retention)), ("seen_at", seen_at)):
         if value is not None:

@@ -1,4 +1,4 @@
-"""What a pipeline carries, and a worker opens."""
+"""The description of a SQLite store, which a pipeline carries and workers open."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class SqliteSpec:
     """One table of a SQLite file.
 
     Args:
-        path: the file. A relative one is taken from the folder in which the spec is made, not where it is opened.
-        table: letters, digits and underscores, not starting with a digit; upper and lower case are the same.
-        dedup_retention: for how long a redelivered event is recognised in rows that never expire; None: for ever.
+        path: the file. A relative path is resolved where the spec is made, not where it is opened.
+        table: letters, digits and underscores, not starting with a digit; case does not matter.
+        dedup_retention: how long a redelivered event is recognised in rows that never expire; None: forever.
             The rows of a window with a retention keep their markers as long as they take events.
-        clock: what decides about expiry.
+        clock: decides about expiry.
 
     Raises:
-        ConfigurationError: an argument that cannot be used.
+        ConfigurationError: an argument is invalid.
     """
 
     path: str
@@ -49,13 +49,13 @@ class SqliteSpec:
             )
         if ":memory:" in self.path:
             raise ConfigurationError(
-                "store", f"{self.path!r} would end with the program; name a file (in a test, write memory://NAME)"
+                "store", f"{self.path!r} is lost when the program ends; name a file (in a test, write memory://NAME)"
             )
         name = self.table.lower()
         if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
             raise ConfigurationError("store", f"table {self.table!r}: use letters, digits and underscores")
         if name.startswith(("sqlite_", "murmur_")) or name.endswith(("_seen", "_expires", "_at")):
-            raise ConfigurationError("store", f"table {self.table!r}: such names are taken; choose another")
+            raise ConfigurationError("store", f"table {self.table!r}: such names are reserved; choose another")
         if self.dedup_retention is not None and self.dedup_retention <= timedelta(0):
             raise ConfigurationError("store", f"dedup_retention must be positive, got {self.dedup_retention}")
         object.__setattr__(self, "path", str(Path(self.path).absolute()))
@@ -66,7 +66,7 @@ class SqliteSpec:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """The same for all specs of one table."""
+        """Identifies the table: equal for all specs of one table."""
         return "sqlite", os.path.realpath(self.path), self._name
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> SqliteStore[V]:
@@ -87,7 +87,7 @@ class SqliteSpec:
         except OSError as err:
             raise StoreUnavailable(f"sqlite {self.path}: {err}") from err
         if not exists:
-            raise StoreUnavailable(f"sqlite {self.path}: no such file; check the path, or write to it first")
+            raise StoreUnavailable(f"sqlite {self.path}: no such file; check the path, or run its pipeline first")
         with (
             file.translated(self.path),
             closing(sqlite3.connect(self.path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None)) as db,

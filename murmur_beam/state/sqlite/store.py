@@ -1,4 +1,4 @@
-"""The store: a table, opened. `SqliteStore.merge_updates` is one transaction."""
+"""The store: one open table. `SqliteStore.merge_updates` is one transaction."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _COLLECT_MARKERS = 20_000
 _PAGE = 1_000
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
 
-# Files that others were at work on when this process was forked, with their connections, which must not even be closed.
+# Files in use by threads of the parent when this process was forked; their connections must not even be closed.
 _inherited: list[tuple[str, Any]] = []
 
 
 class _Statements:
-    """What a flush executes, put together once: SQLite knows a statement again by its text."""
+    """The statements of a flush, built once, since SQLite caches statements by their text."""
 
     def __init__(self, rows: str, seen: str) -> None:
         self.find = f"SELECT id, value, expires_at FROM {rows} WHERE entity = ? AND bucket = ?"
@@ -57,17 +57,17 @@ class SqliteStore(Generic[V]):
     """One connection to one table of a SQLite file.
 
     Args:
-        path: the file; created if it is missing, for its owner alone, but not its folder.
-        monoid: how to fold.
-        table: which aggregates of the file; letters, digits and underscores.
+        path: the file; if it is missing it is created, readable by its owner only. Its folder must exist.
+        monoid: of the values.
+        table: name of the table; letters, digits and underscores.
         granularity: bucket length, recorded with the first write.
-        dedup_retention: how long markers of rows that never expire are kept; None: for ever.
-        clock: what decides about expiry.
+        dedup_retention: how long markers of rows that never expire are kept; None: forever.
+        clock: decides about expiry.
 
     Raises:
-        StoreUnavailable: the file cannot be opened or is no SQLite database.
-        SchemaMismatch: the table was made for another monoid, field or granularity.
-        TransientError: another process holds the file for too long.
+        StoreUnavailable: the file cannot be opened, or is not a SQLite database.
+        SchemaMismatch: the table holds another monoid, field or granularity.
+        TransientError: another process has locked the file for too long.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class SqliteStore(Generic[V]):
         return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        """See `Store.merge_updates`; one transaction, so a failure of the file is the result of every update."""
+        """See `Store.merge_updates`. It is one transaction, so a failure of the file is the result of every update."""
         results: list[Result] = [Outcome.MERGED] * len(updates)
         fingerprints = {u.event_id: fingerprint_of(u.event_id) for u in updates if u.event_id is not None}
         try:
@@ -147,7 +147,7 @@ class SqliteStore(Generic[V]):
     def scan(
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Key, V]]:
-        """See `Store.scan`; read page by page, so that a long scan blocks no writer."""
+        """See `Store.scan`. It reads page by page, so a long scan does not block writers."""
         query = (
             f"SELECT entity, bucket, value FROM {self._rows} WHERE (entity, bucket) > (?, ?)"
             " AND bucket BETWEEN ? AND ? AND (expires_at IS NULL OR expires_at > ?)"
@@ -167,7 +167,7 @@ class SqliteStore(Generic[V]):
             after = page[-1][:2]
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
-        """See `Store.delete`; what is deleted is overwritten in the file as well."""
+        """See `Store.delete`. Deleted data is also overwritten in the file."""
         that_one = "" if prefix else " AND entity = :entity"
         query = (
             f"SELECT entity, bucket, id FROM {self._rows} WHERE (entity, bucket) > (:entity_after, :bucket_after)"
@@ -194,7 +194,7 @@ class SqliteStore(Generic[V]):
                 break
             wanted["entity_after"], wanted["bucket_after"], _ = page[-1]
         with self._in_use():
-            # Or else it would stay in the log for a while; if somebody reads there now, it does.
+            # Otherwise deleted data would stay in the log for a while, as it does if a reader uses the log now.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._file.note()
         return deleted
@@ -208,14 +208,14 @@ class SqliteStore(Generic[V]):
         return retention
 
     def close(self) -> None:
-        """Close the file, when nobody is at work on it."""
+        """Close the file, once no other thread uses it."""
         with self.lock:
             self._closed = True
             self._let_go()
 
     def let_go(self) -> None:
-        """See `forks.Holder`. SQLite's locks are the process's: a child has none of them, and takes no new ones on a
-        file that it has inherited open. So it is closed before, and both open it when they need it."""
+        """See `forks.Holder`. SQLite's locks belong to the process: a child has none of them, and takes no new ones on
+        a file that it inherits open. So the file is closed before a fork, and both processes reopen it when needed."""
         with suppress(sqlite3.Error):
             self._let_go()
 
@@ -230,19 +230,18 @@ class SqliteStore(Generic[V]):
             self._db.close()
 
     def _open(self) -> None:
-        """Open the file, or again the one that was open before, with the lock held."""
+        """Open or reopen the file, with the lock held."""
         if any(path == os.path.realpath(self._path) for path, _ in _inherited):
             raise StoreUnavailable(
-                f"sqlite {self._path}: another thread was at work on it when this process was forked, and SQLite has "
-                "then no safe way to open it here; fork before anything is merged, or start processes with spawn or "
-                "forkserver"
+                f"sqlite {self._path}: another thread was using it when this process was forked, so SQLite cannot open "
+                "it here safely; fork before the first merge, or start processes with spawn or forkserver"
             )
         self._db = sqlite3.connect(
             self._path, timeout=file.LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         self._is_open = True
         try:
-            # FULL: a commit is on the disk when it returns, so that what was acknowledged survives a power cut.
+            # FULL: a commit is on the disk when it returns, so acknowledged events survive a power failure.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;")
             self._create()
             self._file.watch(self._db)
@@ -252,7 +251,7 @@ class SqliteStore(Generic[V]):
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """The file is open, and for this thread alone."""
+        """Hold the lock, with the file open."""
         with self.lock, file.translated(self._path):
             if self._closed:
                 raise StoreUnavailable(f"sqlite {self._path}: the store is closed; open it again")
@@ -268,13 +267,13 @@ class SqliteStore(Generic[V]):
             yield
 
     def _create(self) -> None:
-        # First without the write lock, so that a reader does not wait for a writer's flush.
+        # First without the write lock, so a reader does not wait for a writer's flush.
         if self._read_record() is None:
             with self._transaction():
                 records.create(self._db, self._table)
 
     def _read_record(self) -> records.Recorded | None:
-        """What is recorded of the table, which must be what this store was opened for."""
+        """Read the table's record, and check that it fits this store."""
         recorded = records.read(self._db, self._table, self._path)
         if recorded is not None:
             recorded.schema.require(
@@ -286,7 +285,7 @@ class SqliteStore(Generic[V]):
         return recorded
 
     def _record(self) -> None:
-        """With the first write, not when it is opened: a pipeline that fails to start must not decide for the next."""
+        """Record the schema with the first write: a pipeline that fails to start must not decide it."""
         if self._is_recorded:
             return
         records.upgrade(self._db, self._table)
@@ -309,7 +308,7 @@ class SqliteStore(Generic[V]):
         current: V | None = None
         if found is None:
             row = execute(statements.insert, key).lastrowid
-            # SQLite gives the ids of deleted rows out again, and 0.1.0 left the markers of those behind.
+            # SQLite reuses the ids of deleted rows, and 0.1.0 did not delete the markers of those rows.
             execute(statements.forget, (row,))
         else:
             row = found[0]
@@ -319,7 +318,7 @@ class SqliteStore(Generic[V]):
                 return [undecodable(self.monoid, key, err)] * len(updates)
         now = self._clock.now()
         ttl = updates[-1].ttl
-        # Markers of a row that will expire go with it; only those of a row for ever need an age of their own.
+        # Markers of a row that expires are deleted with it; only those of a permanent row need an age.
         at = int(now) if ttl is None and self._dedup_retention is not None else None
         claims, unclaims = statements.claim, statements.unclaim
 
@@ -340,10 +339,10 @@ class SqliteStore(Generic[V]):
         return results
 
     def _collect(self) -> None:
-        """Delete some of what has expired; the rest follows with the next flushes, so that none takes long."""
+        """Delete some expired rows and markers; the rest follows with the next flushes, so that none takes long."""
         if self._steady is None or self._clock.monotonic() < self._next_collect_s:
             return
-        # What is deleted is gone: so not by a clock that may have jumped ahead.
+        # A deletion cannot be undone, so it does not rely on a clock that may have jumped ahead.
         now = self._steady.now()
         execute = self._db.execute
         expired = execute(
@@ -367,19 +366,19 @@ class SqliteStore(Generic[V]):
 
     @contextmanager
     def _flush(self) -> Iterator[None]:
-        """A transaction on files that are those that were opened, before and after it."""
+        """A transaction, with the files checked before and after it."""
         self._file.require_whole(self._db)
         try:
             with self._transaction():
                 yield
         except sqlite3.Error:
-            self._file.require_whole(self._db)  # if they are not, that is why
+            self._file.require_whole(self._db)  # a damaged file is the better explanation
             raise
         self._file.note()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        # IMMEDIATE: take the write lock before reading, so that nobody writes between our read and our write.
+        # IMMEDIATE: take the write lock before reading, so that no other writer comes between our read and our write.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield

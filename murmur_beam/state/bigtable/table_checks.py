@@ -1,0 +1,202 @@
+"""Checks a table, its app profile and the caller's access to both."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
+
+from murmur_beam.errors import PermanentError
+from murmur_beam.state.base import Schema
+from murmur_beam.state.bigtable import wire
+from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin
+from murmur_beam.state.bigtable.meta import APPEND, Meta
+from murmur_beam.state.bigtable.refusals import commit_nothing
+from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, Sizes, look_at_sizes, size_text
+from murmur_beam.state.bigtable.spec import BigtableSpec
+from murmur_beam.state.bigtable.table_purpose import (
+    changed_rules,
+    completed,
+    create_command,
+    gc_rules,
+    purpose_text,
+    require_way,
+    table_meta,
+    type_advice,
+    wrong_type,
+)
+from murmur_beam.state.bigtable.table_state import TableState, data, failover_text, look
+
+_LAST_S = 253_402_300_799.0
+"""The last second of the year 9999."""
+
+OK, WRONG, WARNING, NOT_CHECKED = "ok", "wrong", "warning", "not checked"
+
+
+class Finding(NamedTuple):
+    """One result of `check`.
+
+    Attributes:
+        subject: the part that was checked.
+        status: ``ok``, ``wrong``, ``warning`` or ``not checked``.
+        text: the fault, or the state of the part.
+        remedy: a command that repairs the fault; empty if none does.
+    """
+
+    subject: str
+    status: str
+    text: str = ""
+    remedy: str = ""
+
+
+def check(
+    where: BigtableSpec,
+    monoid: str | None = None,
+    granularity: timedelta | None = None,
+    retention: timedelta | None = None,
+    dedup_retention: timedelta | None = None,
+    write: str | None = None,
+) -> list[Finding]:
+    """Check a table, its app profile, and the access to both; nothing is written.
+
+    Args:
+        where: the table.
+        monoid, granularity, retention, dedup_retention, write: the wanted purpose; each None for the recorded value.
+
+    Raises:
+        ConfigurationError: the arguments do not fit together, or do not fit the record.
+        TransientError: the service does not answer.
+    """
+    with Admin(where) as admin:
+        found, findings = TableState(None, None), []
+        try:
+            found = look(where, admin)
+        except PermanentError as err:
+            findings.append(Finding("table", WRONG, str(err)))
+        recorded = found.meta or Meta(Schema("sum", None))
+        schema = recorded.schema if monoid is None else Schema(monoid, recorded.schema.granularity)
+        schema = schema._replace(granularity=granularity or schema.granularity)
+        if retention is None and dedup_retention is None:
+            wanted = recorded._replace(schema=schema)
+        else:
+            wanted = table_meta(schema, retention, dedup_retention)
+        wanted = completed(where, found.meta, wanted, write)
+        if not findings:
+            require_way(where, found.meta, wanted)
+            findings += _check_table(where, found, wanted, has_purpose=monoid is not None or granularity is not None)
+            if found.families is not None and len(clusters := admin.clusters()) > 1:
+                findings.append(Finding("clusters", WARNING, failover_text(clusters)))
+            if found.families is not None and wire.META in found.families:
+                findings.append(_check_access(where))
+                findings += _check_sizes(where, recorded)
+        return [*findings, _check_app_profile(where, admin)]
+
+
+def _check_table(where: BigtableSpec, found: TableState, wanted: Meta, has_purpose: bool) -> Iterator[Finding]:
+    remedy = create_command(where, wanted, found.meta)
+    if found.families is None:
+        if not has_purpose:
+            # Only the pipeline knows the purpose; it would refuse a table for another one.
+            remedy = f"{create_command(where, wanted._replace(schema=Schema('MONOID', None)))} [--window WINDOW] ..."
+        yield Finding("table", WRONG, "is missing", remedy)
+        return
+    yield Finding("table", OK)
+    if found.meta is None:
+        yield Finding("purpose", WRONG, "is not recorded, so pipelines cannot see whether the table fits", remedy)
+    elif (found.meta.schema, found.meta.shards) != (wanted.schema, wanted.shards):
+        text = f"recorded: {purpose_text(found.meta)}; wanted: {purpose_text(wanted)}; use another table"
+        yield Finding("purpose", WRONG, text)
+        return
+    elif found.meta != wanted:
+        yield Finding("purpose", WRONG, f"recorded: {purpose_text(found.meta)}", remedy)
+    else:
+        yield Finding("purpose", OK, purpose_text(found.meta))
+    changed = changed_rules(found.families, wanted)
+    for name, rule in gc_rules(wanted).items():
+        subject = f"family {name}"
+        family = found.families.get(name)
+        if family is None:
+            yield Finding(subject, WRONG, "is missing", remedy)
+        elif problem := wrong_type(name, family):
+            yield Finding(subject, WRONG, f"{problem}; {type_advice(where)}")
+        elif name in changed:
+            text = f"garbage collection takes {family.text}; it should take {rule}"
+            yield Finding(subject, WRONG, text, remedy)
+        else:
+            yield Finding(subject, OK, f"garbage collection takes {rule}")
+
+
+def _check_access(where: BigtableSpec) -> Finding:
+    try:
+        with data(where) as connection:
+            connection.run(commit_nothing(connection))
+    except PermanentError as err:
+        return Finding("writing", WRONG, str(err))
+    return Finding("writing", OK)
+
+
+def _check_sizes(where: BigtableSpec, recorded: Meta) -> Iterator[Finding]:
+    try:
+        with data(where) as connection:
+            sizes = connection.run(look_at_sizes(connection))
+    except PermanentError as err:
+        yield Finding("rows", WARNING, f"they cannot be read: {err}")
+        return
+    total, largest = sizes.total, sizes.largest
+    if not sizes.rows:
+        yield Finding("rows", OK, "none")
+        return
+    part = "" if sizes.whole else f" in the first {LOOK_S:g} s of reading"
+    too_large = largest.size > WARN_ROW_BYTES
+    advice = "; rows beyond 100 MB get slow, and beyond 256 MB cannot be read: use shards or shorter buckets"
+    yield Finding(
+        "rows",
+        WARNING if too_large else OK,
+        f"{sizes.rows:,}, {size_text(total.size)}{part}; the largest, {size_text(largest.size)}: {largest}"
+        + (advice if too_large else ""),
+    )
+    if sizes.events:
+        most = sizes.most_markers
+        text = f"of {sizes.events:,} events, {size_text(total.markers)}; the most, {size_text(most.markers)}: {most}"
+        yield Finding("markers", OK, text)
+    if total.cells:
+        yield _pending_finding(where, recorded, sizes)
+
+
+def _pending_finding(where: BigtableSpec, recorded: Meta, sizes: Sizes) -> Finding:
+    total, most = sizes.total, sizes.most_pending
+    oldest = datetime.fromtimestamp(min((total.oldest_us or 0) / 1e6, _LAST_S), timezone.utc)
+    return Finding(
+        "pending",
+        OK if recorded.write == APPEND else WARNING,
+        f"{total.cells:,} cells are not folded yet, {size_text(total.pending)}, the oldest since "
+        f"{oldest:%Y-%m-%d %H:%M} UTC; the most, {size_text(most.pending)}: {most}",
+        "" if recorded.write == APPEND else shlex.join(["murmur", "fold", str(where)]),
+    )
+
+
+def _check_app_profile(where: BigtableSpec, admin: Admin) -> Finding:
+    subject = f"app profile {where.app_profile or 'default'}"
+    remedy = shlex.join(
+        [
+            *("gcloud", "bigtable", "app-profiles", "create", "murmur", f"--project={where.project}"),
+            *(f"--instance={where.instance}", "--route-to=CLUSTER", "--transactional-writes"),
+        ]
+    )
+    try:
+        profile = admin.app_profile()
+    except PermanentError as err:
+        return Finding(subject, WRONG, str(err))
+    if profile is None:
+        return Finding(subject, WRONG, "is missing; create one and add ?app_profile=murmur to the URI", remedy)
+    if profile is NO_PROFILES:
+        return Finding("app profile", NOT_CHECKED, "an emulator has none")
+    routing = profile.single_cluster_routing
+    if "single_cluster_routing" not in profile:
+        problem = "routes to several clusters, where two commits of a row can be made without knowing of each other"
+    elif not routing.allow_transactional_writes:
+        problem = "does not allow single-row transactions, which every commit needs"
+    else:
+        return Finding(subject, OK, f"routes to {routing.cluster_id}, with single-row transactions")
+    return Finding(subject, WRONG, f"{problem}; create another and add ?app_profile=murmur to the URI", remedy)
