@@ -1,4 +1,4 @@
-"""Capacity on paper: the arithmetic by hand, the simulation against the store, the document against both."""
+"""Capacity planning: the arithmetic by hand, the simulation against the store, the document against both."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_shares_are_those_of_the_keys(exponent: float, hot_share: float) -> None
 
 
 def test_rows_of_a_flush_by_hand() -> None:
-    """Two events and two keys of one half each touch one and a half rows; a single key is touched always."""
+    """Two events and two keys of one half each touch one and a half rows; a single key is always touched."""
     assert rows_per_flush(key_shares(2, 0.0), 2) == pytest.approx(1.5)
     assert rows_per_flush(key_shares(1, 1.0), 7) == pytest.approx(1)
 
 
-def test_rows_of_a_flush_are_those_that_are_drawn() -> None:
-    """The expectation must be what flushes of drawn events come to."""
+def test_expected_rows_of_a_flush_are_those_of_drawn_events() -> None:
+    """The expectation must equal the mean of drawn flushes."""
     ranks = draw(1_000, 1.1, 0.05, seed=7)
     drawn = [len({next(ranks) for _ in range(500)}) for _ in range(200)]
     assert statistics.fmean(drawn) == pytest.approx(rows_per_flush(key_shares(1_000, 1.1, 0.05), 500), rel=0.01)
@@ -83,19 +83,19 @@ def alternating(workers: int, flushes: int, rows: tuple[str, ...] = ("row",), pa
 
 
 def test_one_writer_has_no_conflict() -> None:
-    """A row that only one worker writes takes one request a flush."""
+    """A row with one writer needs one request a flush."""
     made = alternating(1, 20, ("a", "b", "c"))
     assert (made.rows, made.commits, made.reads, made.flushes) == (60, 60, 0, 20)
 
 
-def test_two_that_take_turns_fail_each_time() -> None:
-    """Each commit but the first finds the other's: a failed write, a read, and the write."""
+def test_two_alternating_writers_conflict_each_time() -> None:
+    """Each commit except the first conflicts with the other's: a failed write, a read, and the write."""
     made = alternating(2, 10)
     assert (made.rows, made.commits, made.reads) == (20, 1 + 19 * 2, 19)
 
 
 def test_the_same_seed_makes_the_same_run() -> None:
-    """A simulation must be the same each time, and another with another seed."""
+    """A simulation must be the same each time, and differ with another seed."""
 
     def run(seed: int) -> object:
         latencies = Latencies(spread(0.005, 0.4), spread(0.005, 0.4))
@@ -106,8 +106,8 @@ def test_the_same_seed_makes_the_same_run() -> None:
 
 
 @pytest.mark.parametrize(("commit_ms", "row_ms"), [(5, 2), (5, 1), (10, 2), (2.5, 1)])
-def test_a_row_takes_as_many_commits_as_planned_with(commit_ms: float, row_ms: float) -> None:
-    """Many writers must keep up with the planned rate nearly, and by no means with several times as many."""
+def test_a_row_has_the_planned_rate_of_commits(commit_ms: float, row_ms: float) -> None:
+    """Many writers must nearly reach the planned rate, and not several times as much."""
     latencies = Latencies(spread(commit_ms / 1_000, 0.4), spread(commit_ms / 1_000, 0.4, seed=2))
     limit = 1_000 / (2 * commit_ms + 2 * row_ms)
     options = dataclasses.replace(OPTIONS, workers=100)
@@ -122,8 +122,8 @@ def test_a_row_takes_as_many_commits_as_planned_with(commit_ms: float, row_ms: f
     assert done(3 * limit) < limit / 2
 
 
-def test_one_writer_takes_as_many_as_planned_with() -> None:
-    """A row of its own a worker can write one commit after the other."""
+def test_one_writer_has_the_planned_rate_of_commits() -> None:
+    """A worker can write one commit after the other to a row of its own."""
     latencies = Latencies([0.005], [0.005])
     limit = plan(LOAD, dataclasses.replace(OPTIONS, by_row=True), ASSUMPTIONS).row_limit
     made = hot_row(1, 10 * limit, latencies, row_s=0.002, seconds=20, packing=False)
@@ -131,7 +131,7 @@ def test_one_writer_takes_as_many_as_planned_with() -> None:
 
 
 def test_the_simulation_uses_the_store_s_numbers() -> None:
-    """What is simulated must be the store as it is."""
+    """The simulation must use the store's constants."""
     ours = simulation.BURST, simulation.LANES, simulation.PART, simulation.SURE_PART, simulation.SURE
     theirs = sending._BURST, sending._BURSTS, commits._FIRST_ROWS, commits._ROWS_PER_READ, commits._SURE
     assert ours == theirs
@@ -141,7 +141,7 @@ def test_the_simulation_uses_the_store_s_numbers() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_simulation_makes_the_store_s_requests(workers: int, bigtable_host: str) -> None:
-    """Stores that take turns at two rows must make exactly the simulated requests, packing included."""
+    """Stores that alternate on two rows must make exactly the simulated requests, packing included."""
     flushes = 120 // workers
     spec = BigtableSpec("project", "instance", f"capacity-{workers}")
     tables.create(spec, tables.purpose(Schema(Count().name, None)))
@@ -160,7 +160,7 @@ def test_the_simulation_makes_the_store_s_requests(workers: int, bigtable_host: 
 
 
 def test_a_plan_by_hand() -> None:
-    """One key, one worker: everything can be reckoned on a sheet of paper."""
+    """One key, one worker: everything can be computed by hand."""
     load = Load(1_000, 1, 1.0, 0.0, bucket_s=3_600, retention_s=86_400)
     made = plan(load, Options(100, 10.0, known=10_000_000, workers=1), ASSUMPTIONS)
     assert (made.events_per_flush, made.rows_per_flush, made.commits) == pytest.approx((100, 1, 10))
@@ -196,17 +196,17 @@ def test_a_plan_by_hand() -> None:
 
 
 def test_conflicts_by_hand() -> None:
-    """Of two workers at random each second commit comes after the other's, and each reads what the other brings."""
+    """Of two workers at random each second commit comes after the other's, and each reads the other's events."""
     load = Load(1_000, 1, 1.0, 0.0, bucket_s=3_600, retention_s=0)
     quick = Assumptions(commit_ms=1e-6, read_ms=1e-6)
     made = plan(load, Options(1_000, 10.0, known=10_000_000, workers=2), quick)
     assert made.conflicts == pytest.approx(0.5, rel=0.001)
-    # Each reads what the other has brought: together all of it, once.
+    # Each reads the other's events: together all of them, once.
     assert made.read_mb == pytest.approx(1_000 * 16 / 1e6, rel=0.01)
 
 
 def test_batches_of_a_row_by_hand() -> None:
-    """Behind a grouping step a batch has its first event and those of the next ten seconds, or as many as fit."""
+    """After a grouping step a batch has its first event and those of the next ten seconds, or as many as fit."""
     load = Load(100, 10, 0.0, 0.0, bucket_s=3_600, retention_s=0)
     waiting = plan(load, Options(1_000, 10.0, by_row=True), ASSUMPTIONS)
     assert waiting.hot_commits == pytest.approx(10 / 101)
@@ -224,8 +224,8 @@ def test_shards_do_not_relieve_a_row_of_large_flushes() -> None:
     assert many.hot_commits == pytest.approx(one.hot_commits, rel=0.01)
 
 
-def test_a_row_larger_than_what_is_remembered_is_read_again() -> None:
-    """A row is read whole for each commit from when it has more events than a worker remembers."""
+def test_a_row_larger_than_the_cache_is_read_again() -> None:
+    """A row is read completely for each commit once it has more events than a worker caches."""
     load = Load(1_000, 1, 1.0, 0.0, bucket_s=3_600, retention_s=0)
     options = Options(1_000, 10.0, known=1_000_000, workers=1)
     made = plan(load, options, ASSUMPTIONS)
@@ -237,7 +237,7 @@ def test_a_row_larger_than_what_is_remembered_is_read_again() -> None:
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-def test_more_events_never_take_less(by_row: bool) -> None:
+def test_more_events_never_need_less(by_row: bool) -> None:
     """Nodes, workers, bytes and costs grow with the rate."""
     options = Options(1_000, 10.0, by_row=by_row, known=100_000_000)
     load = dataclasses.replace(LOAD, bucket_s=60)
@@ -252,8 +252,8 @@ def test_more_events_never_take_less(by_row: bool) -> None:
         assert values == sorted(values), name
 
 
-def test_larger_flushes_longer_batches_and_more_shards_go_their_way() -> None:
-    """Flushes and waiting save commits; shards make rows small, and commits more."""
+def test_effects_of_larger_flushes_longer_batches_and_more_shards() -> None:
+    """Flushes and waiting save commits; shards make rows smaller, and commits more."""
 
     def commits_of(**changes: Any) -> float:
         return plan(LOAD, dataclasses.replace(OPTIONS, **{"workers": 100, **changes}), ASSUMPTIONS).commits
@@ -267,8 +267,8 @@ def test_larger_flushes_longer_batches_and_more_shards_go_their_way() -> None:
 
 
 @pytest.mark.parametrize("rate", capacity.EVENTS)
-def test_what_is_advised_breaks_no_limit(rate: float) -> None:
-    """At all three rates there is a way, within every limit, that the default is not."""
+def test_advice_exceeds_no_limit(rate: float) -> None:
+    """At all three rates a plan exists within every limit, and the default is not within every limit."""
     load = dataclasses.replace(LOAD, events_per_s=rate)
     made = advise(load, OPTIONS, ASSUMPTIONS)
     assert made.warnings == []
@@ -279,8 +279,8 @@ def test_what_is_advised_breaks_no_limit(rate: float) -> None:
     assert plan(load, OPTIONS, ASSUMPTIONS).warnings != []
 
 
-def test_where_nothing_helps_nothing_is_advised() -> None:
-    """Three workers are not enough for a million events a second: the plan is what was asked for, with its warnings."""
+def test_without_a_feasible_plan_nothing_is_advised() -> None:
+    """Three workers are not enough for a million events a second: the plan is the requested one, with its warnings."""
     options = dataclasses.replace(OPTIONS, workers=3)
     made = advise(LOAD, options, ASSUMPTIONS)
     assert made == plan(LOAD, options, ASSUMPTIONS)
@@ -299,13 +299,13 @@ def test_where_nothing_helps_nothing_is_advised() -> None:
     ],
 )
 def test_each_limit_has_its_warning(changes: dict[str, Any], warning: str) -> None:
-    """What is over a limit is said, with what helps."""
+    """A value over a limit is reported, with a remedy."""
     found = plan(LOAD, dataclasses.replace(OPTIONS, **changes), ASSUMPTIONS).warnings
     assert any(re.match(f".*{warning}", one) for one in found), found
 
 
-def test_each_assumption_says_where_it_comes_from() -> None:
-    """No number is taken for granted in silence."""
+def test_each_assumption_has_its_source() -> None:
+    """No number is assumed without a source."""
     for one in dataclasses.fields(Assumptions):
         assert one.metadata["unit"]
         assert re.search("measured|assumed|https://|365 days", one.metadata["source"]), one.name
@@ -315,8 +315,8 @@ def test_each_assumption_says_where_it_comes_from() -> None:
 
 
 def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
-    """Rows of a flush, and single writers, must be within 15 % of real processes; of collisions, which depend on the
-    machine's haste, there are not twice as many as simulated. Every count is exact, or `run` fails."""
+    """Rows of a flush, and single writers, must be within 15 % of real processes; collisions, which depend on the
+    machine's speed, must be at most twice as many as simulated. Every count is exact, or `run` fails."""
     cases = confirming.cases(1.5, workers=2, events_per_s=2_000)
     assert [case.timed for case in cases] == [True, True, False, True]
     for number, case in enumerate(cases):
@@ -329,7 +329,7 @@ def test_small_runs_are_as_simulated(bigtable_host: str) -> None:
             assert compared[1].measured > 1
 
 
-def test_a_wrong_count_is_no_figure(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_count_has_no_figure(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If events are lost or doubled the run must fail."""
     case = confirming.cases(1.0, workers=1, events_per_s=2_000)[0]._replace(flush=20, flushes=2)
     real = confirming.flushes
@@ -350,11 +350,11 @@ def test_a_wrong_count_is_no_figure(bigtable_host: str, monkeypatch: pytest.Monk
     (1.0, 0.8, True, False, 0),
     (2.0, 2.0, False, False, 0),
 ])  # fmt: skip
-def test_confirm_ends_with_1_if_anything_is_off(
+def test_confirm_ends_with_1_if_any_figure_is_wrong(
     off: float, paper_off: float, held: bool, paper_held: bool, code: int,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """A held figure that is off by more than 15 % must be an error, and be named."""
+    """A checked figure that is off by more than 15 % must be an error, and be named."""
     compared = confirming.Compared("load", "rows a flush", 10.0, 10.0 * off, 10.0 * paper_off, held, paper_held)
     measured = SimpleNamespace(events=1, seconds=1.0)
     monkeypatch.setattr("murmur_beam.testing.emulators.bigtable", lambda: nullcontext("nowhere"))
@@ -374,7 +374,7 @@ CASE = confirming.cases(1.0)[0]
 
 
 def test_the_table_and_the_document_are_the_same() -> None:
-    """The table of docs/scaling.md must be what the command prints."""
+    """The table of docs/scaling.md must be the output of the command."""
     (table,) = re.findall(r"```console\n\$ python -m benchmarks\.capacity\n(.*?)```", DOCUMENT, re.DOTALL)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -383,7 +383,8 @@ def test_the_table_and_the_document_are_the_same() -> None:
 
 
 def test_the_answer_of_the_document_is_that_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nodes, workers, shards and costs of the document must be what is advised, and the trade-offs what is planned."""
+    """Nodes, workers, shards and costs of the document must be those of the advice, and the trade-offs those of the
+    plan."""
     assert capacity.main(["--events", "1e6", "--hot-share", "0.05", "--bucket", "1h", "--json"]) == 0
     asked, made = json.loads(capsys.readouterr().out)["plans"]
     assert asked["warnings"]
@@ -408,7 +409,7 @@ def test_the_answer_of_the_document_is_that_of_the_command(capsys: pytest.Captur
         assert f"| {found.nodes} | {found.workers} | {found.cost:,.0f} |" in DOCUMENT
 
 
-def test_the_command_says_what_to_set() -> None:
+def test_the_command_prints_the_settings() -> None:
     """A table must be printed, and below it the settings; from a shell, too."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.capacity", "--events", "1e6"],
@@ -422,7 +423,7 @@ def test_the_command_says_what_to_set() -> None:
 
 
 def test_assumptions_are_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each must be told with its source, and change what is planned."""
+    """Each must be printed with its source, and change the plan."""
     assert capacity.main(["--assumptions", "--node-usd=7"]) == 0
     printed = capsys.readouterr().out
     for one in dataclasses.fields(Assumptions):
@@ -467,7 +468,7 @@ def test_a_mistake_is_one_line(argument: str, what: str, capsys: pytest.CaptureF
 
 
 def recipe(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], str, str]:
-    """The names that the document's example makes, what it prints, and what it should."""
+    """The names that the document's example defines, its output, and its expected output."""
     options = pytest.importorskip("apache_beam.options.pipeline_options")
     from pipelines.common import IN_PROCESS_RUNNER
 
@@ -482,13 +483,13 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], str, str]:
 
 
 def test_the_recipe_counts_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The grouping step before `MergeRecords` must change no count: it prints what stands under it."""
+    """The grouping step before `MergeRecords` must change no count: it prints the output shown under it."""
     _, printed, output = recipe(monkeypatch)
     assert printed == output
 
 
 def test_the_recipe_groups_by_the_store_s_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it groups by must be what decides about the row, or a row has several workers."""
+    """Its grouping key must be that which determines the row, or a row has several workers."""
     names, _, _ = recipe(monkeypatch)
     updates = [Update(Key(event["page"]), 1, event["id"]) for event in names["events"]]
     _, found = flush_of(updates, names["SHARDS"], marks=True)
@@ -499,7 +500,7 @@ def test_the_recipe_groups_by_the_store_s_rows(monkeypatch: pytest.MonkeyPatch) 
         assert groups == {(key.entity, shard)}
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     """Each file that the document links to exists."""
     links = re.findall(r"\]\((?!http)([^)#]+)\)", DOCUMENT)
     assert [link for link in links if not (ROOT / "docs" / link).exists()] == []

@@ -1,4 +1,4 @@
-"""The ``murmur`` command as the tests run it: in this process, on a file of a test's own."""
+"""The ``murmur`` command as the tests run it: in this process, on a file of the test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from murmur_beam.windows import WindowConfig
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -56,5 +56,5 @@ class Murmur:
         return Ran(cli.main([command, uri or self.uri, *args]), *self._capsys.readouterr())
 
     def json(self, command: str, *args: str) -> Any:
-        """What --json prints."""
+        """The output with --json."""
         return json.loads(self(command, *args, "--json").out)

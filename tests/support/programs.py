@@ -1,4 +1,4 @@
-"""Pipelines run by their own ``main(argv)``, and the records that are merged by them."""
+"""Pipelines run by their own ``main(argv)``, and the records that they merge."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from murmur_beam.state.sqlite import SqliteSpec
 State = dict[tuple[str, int], int]
 
 MILLISECOND = ["--backoff_base=0s", "--backoff_max=0s"]
-"""Waits between tries that no test has to wait for."""
+"""Flags for retries without waits."""
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ran(NamedTuple):
 
     @property
     def outcomes(self) -> str:
-        """The line that sums up a run of merge_files or replay."""
+        """The summary line of a run of merge_files or replay."""
         (line,) = [line for line in self.out.splitlines() if " merged / " in line]
         return line
 
@@ -45,7 +45,7 @@ Run = Callable[..., Ran]
 
 
 def state_of(path: Path, window: timedelta | None = None) -> State:
-    """All there is in a SQLite file of sums, by entity and bucket."""
+    """All aggregates in a SQLite file of sums, by entity and bucket."""
     store = SqliteSpec(str(path)).open(Sum(), window)
     try:
         return {tuple(key): total for key, total in store.scan()}
@@ -70,7 +70,7 @@ def jsonl(*records: object) -> bytes:
 
 
 def by_hand(records: Iterable[dict[str, Any]], daily: bool = False) -> State:
-    """The state that clicks must lead to, by `FLAGS`."""
+    """The expected state of clicks, by `FLAGS`."""
     state: Counter[tuple[str, int]] = Counter()
     for click in records:
         day = (date.fromisoformat(click["t"][:10]) - date(1970, 1, 1)).days if daily else 0
