@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -21,16 +21,9 @@ from murmur_beam.model import Key
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.bigtable import row_key, wire
 from tests.support import emulators
+from tests.support.commands import Ran
 
 _names = itertools.count()
-
-
-class Ran(NamedTuple):
-    """The result of a run."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Murmur:

@@ -6,8 +6,9 @@ import fcntl
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 PROJECT, INSTANCE = "test-project", "test-instance"
 _numbers = itertools.count()
+
+
+def listens(host: str) -> bool:
+    """Whether a process accepts connections there."""
+    address, _, port = host.partition(":")
+    with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
+        return True
+    return False
 
 
 @contextmanager
@@ -109,6 +118,11 @@ def new_table(host: str, layout: int | None = None) -> str:
         # The same for any purpose that keeps all.
         admin.create(rules(purpose(Schema("sum", None))._replace(layout=LAYOUTS[layout or NEWEST])))
     return name
+
+
+def new_uri(host: str, layout: int | None = None) -> str:
+    """The URI of a new table; see `new_table`."""
+    return f"bigtable://{PROJECT}/{INSTANCE}/{new_table(host, layout)}"
 
 
 def new_spec(host: str, **arguments: Any) -> BigtableSpec:
