@@ -14,10 +14,10 @@ from murmur_beam import cli
 from murmur_beam.model import Outcome
 from murmur_beam.spec import from_flags, resolve
 from pipelines import messages
-from tests.pipelines.test_flex import accepts, parameters
 from tests.support import ROOT
 from tests.support.dataflow_page import PAGE, commands, launches
 from tests.support.parsing import parse
+from tests.support.templates import accepts, parameters
 
 TEXT = PAGE.read_text("utf-8")
 COMMANDS = commands()
