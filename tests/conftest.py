@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +24,29 @@ from tests.support import emulators  # noqa: E402
 if TYPE_CHECKING:
     from tests.support.fault_proxy import FaultProxy
 
-# No deadline: these are not tests of speed, and a busy machine must not fail them.
+# No deadline: the tests do not measure speed, and a busy machine must not fail them.
 settings.register_profile("murmur_beam", deadline=None)
 settings.load_profile("murmur_beam")
 
 
+def pytest_configure() -> None:
+    """Let SIGINT interrupt, which some tests send: shells start commands in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and collected tests from garbage collection.
+
+    They are 400,000 objects: a full collection takes half a second, and each close of a Bigtable store makes one.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
-    """Pipelines and benchmarks turn loggers down for the rest of the process, which here has other tests to run."""
+    """Restore log levels, which pipelines and benchmarks change for the whole process."""
     disabled = logging.root.manager.disable
     names = (None, "apache_beam", "apache_beam.runners.common", "apache_beam.runners.direct")
     loggers = [logging.getLogger(name) for name in names]
@@ -42,28 +59,27 @@ def _log_levels() -> Iterator[None]:
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Stands at 2023-11-14T22:13:20Z and only moves when something waits."""
+    """A clock that stands at 2023-11-14T22:13:20Z and only moves when something waits."""
     return FakeClock()
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the whole test run, which all workers see."""
+    """One folder for the whole test run, shared by all workers."""
     mine = tmp_path_factory.getbasetemp()
     return mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
 
 
 @pytest.fixture(scope="session")
 def bigtable_host(run_folder: Path) -> Iterator[str]:
-    """``host:port`` of the test run's Bigtable emulator, which clients find by themselves."""
+    """``host:port`` of the test run's Bigtable emulator; the environment leads clients to it."""
     with emulators.for_tests(BIGTABLE, "BIGTABLE_EMULATOR_HOST", run_folder) as host:
         yield host
 
 
 @pytest.fixture
 def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before the Bigtable emulator; what clients of this process come to. It passes everything on until it is told
-    otherwise."""
+    """A proxy before the Bigtable emulator, for clients of this process. Without a plan it passes everything on."""
     from tests.support.fault_proxy import FaultProxy  # takes a second to import
 
     with FaultProxy(bigtable_host) as running:
@@ -73,6 +89,6 @@ def proxy(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
 
 @pytest.fixture(scope="session")
 def pubsub_host(run_folder: Path) -> Iterator[str]:
-    """``host:port`` of the test run's Pub/Sub emulator, which clients find by themselves."""
+    """``host:port`` of the test run's Pub/Sub emulator; the environment leads clients to it."""
     with emulators.for_tests(PUBSUB, "PUBSUB_EMULATOR_HOST", run_folder) as host:
         yield host

@@ -18,14 +18,15 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 from benchmarks import append_speed, contenders, contention, harness, unfolded, workloads
 from murmur_beam.state.bigtable.appender import Appender
 
-pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped where there is no emulator
+pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped without an emulator
 
 FEW = "--events=160", "--rounds=1", "--rows=8", "--pending=70", "--markers=60"
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To start processes and emulators takes most of the time; pipelines are measured as they are all the same."""
+    """Run everything in this process, since starting processes and emulators needs most of the time; pipelines are
+    still measured."""
     monkeypatch.setattr(append_speed, "GETS", 3)
     monkeypatch.setattr(contention, "_READY_S", 0.0)
     monkeypatch.setattr(append_speed, "on_bigtable", nullcontext)
@@ -38,7 +39,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what is printed."""
+    """Exit code and output."""
     return append_speed.main([*FEW, *arguments]), *capsys.readouterr()
 
 
@@ -54,7 +55,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     ids=lambda lines: lines[0],
 )
 def test_each_line_has_its_figure(capsys: pytest.CaptureFixture[str], lines: Sequence[str]) -> None:
-    """Those that are asked for, and no others; by the client's processor too, where that says something."""
+    """The requested ones, and no others; by the client's processor too, where that is meaningful."""
     code, out, _ = run(capsys, "--json", "--only", *lines)
     found = json.loads(out)
     shown = found["bars"]
@@ -72,7 +73,7 @@ def test_each_line_has_its_figure(capsys: pytest.CaptureFixture[str], lines: Seq
 
 @pytest.mark.parametrize("name", ["append-own", "append-bundles-10-own"])
 def test_contenders_that_append_are_exact(bigtable_host: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Each in this process, with a table of its own; one event too few is found."""
+    """Each in this process, with a table of its own; one event too few is detected."""
     for lost in (0, 1):
         monkeypatch.setattr(contenders, "TABLE", f"bench-{os.getpid()}-{time.monotonic_ns()}")
         expected = workloads.expected("own" if "own" in name else name.rpartition("-")[2], 60)
@@ -88,7 +89,7 @@ def test_contenders_that_append_are_exact(bigtable_host: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("bar", "code", "verdict"), [(0.0, 0, "holds"), (1e9, 1, "MISSED")])
-def test_a_bar_that_is_missed_is_exit_code_1(
+def test_a_missed_bar_is_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, bar: float, code: int, verdict: str
 ) -> None:
     """The table says so, in aligned columns."""
@@ -98,8 +99,8 @@ def test_a_bar_that_is_missed_is_exit_code_1(
     assert re.search(rf"^folding a row, cells of 32: events +[0-9.]+ k/s .* +{verdict}$", got[1], re.MULTILINE)
 
 
-def test_every_run_of_a_line_is_measured_by_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that nobody knew would be missed only after all others were measured."""
+def test_every_run_of_a_line_has_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown run would only be noticed after all others were measured."""
     asked: set[str] = set()
     monkeypatch.setattr(append_speed, "_in_turns", lambda rounds, runs, around=None: asked.update(runs) or {})
     monkeypatch.setattr(append_speed, "in_own_process", lambda *args: defaultdict(list))
@@ -114,7 +115,7 @@ def test_every_run_of_a_line_is_measured_by_somebody(monkeypatch: pytest.MonkeyP
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    """Of rates, or of times where less is better; the others may be taken to be faster than they are."""
+    """Of rates, or of times where less is better; the other contenders may seem faster than they are."""
     costs = {
         "one": [append_speed.Cost(1e-6, 2e-6), append_speed.Cost(2e-6, 2e-6)],
         "other": [append_speed.Cost(4e-6, 4e-6), append_speed.Cost(2e-6, 2e-6)],
@@ -133,7 +134,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 # ---- exactness ----
 
 
-def test_rows_that_are_not_as_they_should_be_have_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_rows_have_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundles of many threads, and rows of many writers, are compared key by key."""
     entries = Appender._entries
 
@@ -146,7 +147,7 @@ def test_rows_that_are_not_as_they_should_be_have_no_figure(monkeypatch: pytest.
 
 
 def test_a_fold_that_loses_events_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is compared with what was appended, and so is what is read afterwards."""
+    """It is compared with the appended events, and so is what is read afterwards."""
     append = unfolded._append
     monkeypatch.setattr(unfolded, "_append", lambda table, events, cell: append(table, events - 1, cell))
     with pytest.raises(harness.Inexact, match="a fold of 50 events"):
@@ -158,7 +159,7 @@ def test_a_fold_that_loses_events_has_no_figure(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("argument", ["--events=159", "--rounds=0", "--rows=0", "--pending=0", "--markers=0"])
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], argument: str) -> None:
-    """Which names the option."""
+    """It names the option."""
     assert append_speed.main([argument]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

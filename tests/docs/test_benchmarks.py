@@ -1,4 +1,4 @@
-"""The benchmarks: each runs by its own command with tiny numbers, and whoever counts wrong has no figure."""
+"""The benchmarks: each runs by its own command with tiny numbers, and a contender that counts wrong has no figure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def printed(module: str, *arguments: str, code: int = 0) -> str:
-    """What a benchmark prints, which must be all there is but errors of ours."""
+    """The output of a benchmark; stderr may only hold errors of this library."""
     done = subprocess.run(command(module, *arguments), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr if code == 0 else "") == (code, ""), done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -59,7 +59,7 @@ def test_throughput_measures_every_contender() -> None:
 
 
 def test_throughput_prints_a_table() -> None:
-    """Without --json there must be a line for each contender that was asked for, and one for each ratio of these."""
+    """Without --json there must be a line for each requested contender, and one for each of its ratios."""
     emulators.require(BIGTABLE)
     text = printed("throughput", "--events=50", "--rounds=2", "--only", "limit", "hot")
     assert re.search(r"^limit +bare stubs.* [\d,]+ +\d+\.\d\d ", text, re.MULTILINE)
@@ -134,7 +134,7 @@ def test_a_plot_without_matplotlib_is_one_line(
 
 
 def test_sigterm_leaves_nothing_running(tmp_path: Path) -> None:
-    """A benchmark that is ended must take its emulator and its processes with it at once."""
+    """A benchmark that is ended must end its emulator and its processes at once."""
     emulators.require(BIGTABLE)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     running = subprocess.Popen(
@@ -195,14 +195,14 @@ def _alive(pid: int) -> bool:
 
 @pytest.fixture
 def job(bigtable_host: str, monkeypatch: pytest.MonkeyPatch) -> contenders.Job:
-    """A tiny one, for contenders in this process, with a table of its own."""
+    """A tiny job, for contenders in this process, with a table of its own."""
     monkeypatch.setattr(contenders, "TABLE", f"bench-{os.getpid()}-{time.monotonic_ns()}")
     return contenders.Job(bigtable_host, 60, 20)
 
 
 @pytest.mark.parametrize("name", ["hot", "max", "set_union", "no-dedup", "bundles-10", "memory", "claim"])
 def test_a_wrong_count_has_no_figure(job: contenders.Job, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Every contender that counts must be refused if one count is not what the events make."""
+    """Every contender that counts must be refused if one count differs from the events."""
     right = contenders.expected
     pages = contenders.pages
 
@@ -219,7 +219,7 @@ def test_a_wrong_count_has_no_figure(job: contenders.Job, monkeypatch: pytest.Mo
 
 
 def test_a_store_that_counts_wrong_has_no_figure(job: contenders.Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that adds one too many must be found out, though it says of every event that it was merged."""
+    """A store that adds one too many must be detected, though it reports every event as merged."""
     changes = RowCodec.changes
 
     def too_much(cells: RowCodec[int], at_us: int, before: Any, after: int, *expiry: Any) -> list[bytes]:
@@ -238,7 +238,7 @@ def test_a_run_that_counts_wrong_has_no_figure(bigtable_host: str, monkeypatch: 
         growing.run(bigtable_host, 50)
 
 
-def test_who_fails_once_is_left_out() -> None:
+def test_a_contender_that_fails_once_is_left_out() -> None:
     """A contender that counts wrong in any round must have no figure and no ratio; the others must have theirs."""
     asked: list[tuple[str, bool]] = []
 
@@ -274,10 +274,10 @@ def test_who_fails_once_is_left_out() -> None:
         ([1.0], None, True, None),
     ],
 )
-def test_the_median_is_held_against_the_bar(
+def test_the_median_is_compared_with_the_bar(
     values: Sequence[float], bar: float | None, at_least: bool, holds: bool | None
 ) -> None:
-    """A bar holds where the median of the rounds reaches it, and not by one lucky round."""
+    """A bar is met where the median of the rounds reaches it, and not by one lucky round."""
     assert harness.Bar("x", values, bar, at_least).holds is holds
 
 
@@ -285,13 +285,13 @@ def test_the_median_is_held_against_the_bar(
     ("percent", "value"), [(50.0, 50), (95.0, 95), (99.0, 99), (99.5, 100), (100.0, 100), (0.0, 1)]
 )
 def test_percentile_is_the_nearest_rank(percent: float, value: int) -> None:
-    """It must be the smallest value that so many percent do not exceed."""
+    """It must be the smallest value that the given share of values does not exceed."""
     assert harness.percentile(range(1, 101), percent) == value
     assert harness.percentile([7], percent) == 7
 
 
 def test_a_process_that_dies_is_an_error() -> None:
-    """It must not be waited for, for ever."""
+    """It must not be waited for forever."""
     with pytest.raises(harness.MurmurError, match="the process of _exit died with exit code 3"):
         harness.in_own_process(os._exit, 3)
 
@@ -314,7 +314,7 @@ def test_pages_are_the_same_each_time() -> None:
         (latency.main, "google.cloud.pubsub"),
     ],
 )
-def test_what_is_not_installed_is_one_line(
+def test_a_missing_package_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], main: Any, missing: str
 ) -> None:
     """Without the extra a benchmark says how to get it, instead of a traceback."""

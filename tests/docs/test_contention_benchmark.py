@@ -12,7 +12,7 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 
 from benchmarks import contention
 
-pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped where there is no emulator
+pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped without an emulator
 
 FEW = "--events=40", "--bundled=480", "--rounds=1"
 
@@ -23,12 +23,12 @@ def _few_writers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what is printed."""
+    """Exit code and output."""
     return contention.main(arguments), *capsys.readouterr()
 
 
 def test_each_run_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rates, the slowest call, and the writes of an event, of which one writer needs one each."""
+    """Rates, the slowest call, and the writes of an event; one writer needs one each."""
     code, out, _ = run(capsys, *FEW, "--json")
     found = json.loads(out)
     assert [*found["runs"]] == [
@@ -48,9 +48,7 @@ def test_each_run_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == int(any(bar["holds"] is False for bar in found["bars"]))
 
 
-def test_a_bar_that_is_missed_is_exit_code_1(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missed_bar_is_exit_code_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The table says so, in aligned columns."""
     monkeypatch.setattr(contention, "ROW_BAR", 1_000.0)
     code, out, _ = run(capsys, *FEW)
@@ -61,7 +59,7 @@ def test_a_bar_that_is_missed_is_exit_code_1(
 
 @pytest.mark.parametrize("arguments", [["--events=3"], ["--bundled=11"], ["--rounds=0"]])
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> None:
-    """Which names the option."""
+    """It names the option."""
     code, out, err = run(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"contention: error: {arguments[0].partition('=')[0]}: ")

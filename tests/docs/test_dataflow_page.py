@@ -1,4 +1,4 @@
-"""docs/dataflow.md: its commands are ones that our programs take, and its names are those of the code."""
+"""docs/dataflow.md: the programs accept its commands, and its names are those of the code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from murmur_beam import cli
 from murmur_beam.model import Outcome
 from murmur_beam.spec import from_flags, resolve
 from pipelines import messages
-from tests.pipelines.test_flex import accepts, parameters
 from tests.support import ROOT
 from tests.support.dataflow_page import PAGE, commands, launches
 from tests.support.parsing import parse
+from tests.support.templates import accepts, parameters
 
 TEXT = PAGE.read_text("utf-8")
 COMMANDS = commands()
@@ -27,7 +27,7 @@ FLEX_RUNS = [words for words in COMMANDS if words[:4] == ["gcloud", "dataflow", 
 
 
 def test_the_page_has_commands() -> None:
-    """None of the tests below goes without anything to test."""
+    """So that the tests below test something."""
     assert [words[2] for words in OURS] == [
         f"pipelines.{name}" for name in ("pubsub", "merge_files", "pubsub", "replay")
     ]
@@ -36,8 +36,8 @@ def test_the_page_has_commands() -> None:
 
 
 @pytest.mark.parametrize("words", OURS, ids=[f"{words[2]}-{number}" for number, words in enumerate(OURS)])
-def test_pipelines_take_their_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each flag is the pipeline's or Beam's, and together they say what to merge."""
+def test_pipelines_accept_their_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each flag is the pipeline's or Beam's, and together they describe a merge."""
     parsed = parse(words[2], words[3:])
     options = PipelineOptions(parsed.others)
     unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
@@ -50,8 +50,8 @@ def test_pipelines_take_their_commands(words: list[str], capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("words", MURMUR, ids=[words[1] for words in MURMUR])
-def test_murmur_takes_its_commands(words: list[str]) -> None:
-    """Each is one that the command line knows."""
+def test_murmur_accepts_its_commands(words: list[str]) -> None:
+    """The command line parses each of them."""
     assert cli._parser().parse_args(words[1:]).uri.startswith("bigtable://my-project/counters/views")
 
 
@@ -65,15 +65,15 @@ def test_named_programs_exist(module: str) -> None:
 
 
 def test_the_update_is_the_launch_with_update() -> None:
-    """It differs in --update and in the number of workers, which it is there to change."""
+    """It differs in --update and in the number of workers, which it changes."""
     launch, _, update = ({word for word in words if "max_num_workers" not in word} for words in launches())
     assert update - launch == {"--update"}
     assert launch - update == set()
 
 
 @pytest.mark.parametrize("words", FLEX_RUNS, ids=["pubsub", "merge_files"])
-def test_templates_take_their_parameters(words: list[str]) -> None:
-    """Each parameter is one of the template's, its value passes the rules, and none that is required is missing."""
+def test_templates_accept_their_parameters(words: list[str]) -> None:
+    """Each parameter is one of the template's, its value passes the rules, and no required one is missing."""
     (template,) = re.findall(r"/templates/(\w+)\.json", " ".join(words))
     given = dict(word.removeprefix("--parameters=").split("=", 1) for word in words if word.startswith("--parameters="))
     known = parameters(template)
@@ -83,7 +83,7 @@ def test_templates_take_their_parameters(words: list[str]) -> None:
     assert [value for value in given.values() if "," in value] == [], "gcloud takes a comma for the next parameter"
 
 
-def test_the_flex_run_says_what_the_launch_says() -> None:
+def test_the_flex_run_equals_the_launch() -> None:
     """The template's parameters are the flags of the launch, its keys in one."""
     launch, run = launches()[0], FLEX_RUNS[0]
     flags = [word.removeprefix("--") for word in launch]
@@ -96,7 +96,7 @@ def test_the_flex_run_says_what_the_launch_says() -> None:
 
 
 def test_named_files_exist() -> None:
-    """What is built from, and what the page names of this project, is there."""
+    """The sources of the image, and the files of this project that the page names."""
     named = {
         word.partition("=")[2]
         for words in COMMANDS
@@ -115,7 +115,7 @@ def test_the_extra_exists() -> None:
 
 
 def test_metrics_are_those_of_the_code() -> None:
-    """Each counter that the page tells to watch is one that the library counts."""
+    """The library counts each counter that the page says to watch."""
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "murmur_beam").rglob("*.py"))
     (table,) = re.findall(r"^\| `metric_name`.*?\n\n", TEXT, re.DOTALL | re.MULTILINE)
     names = set(re.findall(r"`murmur:(\w+)`", table))
@@ -129,8 +129,8 @@ def test_metrics_are_those_of_the_code() -> None:
             assert re.search(rf'[":]({plain}|{part})"', source), name
 
 
-def test_the_versions_are_those_that_are_tested() -> None:
-    """The page speaks of the Beam that the template's image has."""
+def test_the_versions_are_the_tested_ones() -> None:
+    """The page names the Beam of the template's image."""
     dockerfile = (ROOT / "flex/Dockerfile").read_text("utf-8")
     (beam,) = re.findall(r"_sdk:(\d+\.\d+)\.\d+$", dockerfile, re.MULTILINE)
     assert f"Beam {beam}" in TEXT

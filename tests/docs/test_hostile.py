@@ -1,4 +1,4 @@
-"""The evidence on malformed records: it finds nothing where all is right, and finds each fault that is put in."""
+"""The evidence on malformed records: it finds no fault in correct code, and finds each planted fault."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ SMALL = Figures("json", 10, 3, 10, 1, 9, 1, 0, {}, 0, 100.0, 120.0, 5.0)
 
 
 @pytest.mark.parametrize("made", FORMATS.values(), ids=FORMATS)
-def test_every_kind_is_made_by_so_many_records(made: Format) -> None:
-    """As many records as `smallest` says hold each kind, of which there are at least 48."""
+def test_every_kind_is_made_by_the_smallest_number_of_records(made: Format) -> None:
+    """The number of records that `smallest` returns holds each kind, of which there are at least 48."""
     assert {record.kind for record in made.records(0, made.smallest())} == {*made.bad, *made.good}
     assert made.kinds >= 48
 
 
 @pytest.mark.parametrize("made", FORMATS.values(), ids=FORMATS)
 def test_records_are_the_same_each_time_and_from_any_number_on(made: Format) -> None:
-    """What a bundle holds must not depend on the bundles before it."""
+    """The records of a bundle must not depend on the bundles before it."""
     assert list(made.records(0, 300)) == [*made.records(0, 100), *made.records(100, 300)]
 
 
 @pytest.mark.parametrize("made", FORMATS.values(), ids=FORMATS)
-def test_a_few_records_are_good_and_some_of_these_come_again(made: Format) -> None:
-    """A thirty-second part counts, and one in four of these is the one before it."""
+def test_a_few_records_are_good_and_some_of_these_are_repeated(made: Format) -> None:
+    """One in thirty-two counts, and one in four of these repeats the one before it."""
     counted = [record.counted for record in made.records(0, 3200) if record.counted]
     assert (len(counted), len(set(counted))) == (100, 75)
 
 
-def test_large_records_are_of_the_size_that_is_asked_for() -> None:
+def test_large_records_have_the_requested_size() -> None:
     """Bad and good ones."""
     sizes = {len(record.data) for record in large(10_000).records(0, 64)}
     assert min(sizes) > 9_900
@@ -64,7 +64,7 @@ def test_large_records_are_of_the_size_that_is_asked_for() -> None:
         ("csv", b"id\n1", None),
     ],
 )
-def test_only_what_is_one_record_there_stands_in_a_file(decode: str, data: bytes, line: bytes | None) -> None:
+def test_a_file_holds_only_elements_that_are_one_record_there(decode: str, data: bytes, line: bytes | None) -> None:
     """Anything else would be no record of the file, several, or part of the next one."""
     assert line_of(decode, data) == line
 
@@ -74,32 +74,33 @@ def test_only_what_is_one_record_there_stands_in_a_file(decode: str, data: bytes
 
 @pytest.mark.parametrize("decode", FORMATS)
 def test_the_runner_conserves_every_kind(decode: str, tmp_path: Path) -> None:
-    """A thousand records in two bundles: each kind comes out once, as it went in."""
+    """A thousand records in two bundles: each kind is output once and unchanged."""
     found = through_runner(decode, 1_000, str(tmp_path), bundle=600)
     assert hostile.faults(found) == []
     assert (found.records, found.kinds, found.replayed) == (1_000, FORMATS[decode].kinds, 10)
 
 
 @pytest.mark.parametrize("decode", FORMATS)
-def test_files_conserve_every_kind_that_can_stand_in_one(decode: str, tmp_path: Path) -> None:
-    """The letters in the file are what stood in the other file."""
+def test_files_conserve_every_kind_that_they_can_hold(decode: str, tmp_path: Path) -> None:
+    """The letters in the file have the content of the input file."""
     found = through_file(decode, 800, str(tmp_path))
     assert hostile.faults(found) == []
     assert found.kinds > 25
 
 
-def test_large_records_go_the_same_way(tmp_path: Path) -> None:
-    """Only their size is another."""
+def test_large_records_are_processed_alike(tmp_path: Path) -> None:
+    """Only their size differs."""
     found = through_runner("json", 40, str(tmp_path), size=50_000)
     assert hostile.faults(found) == []
     assert (found.part, found.merged) == ("json, 0.05 MB each", 2)
 
 
-# ---- faults that are put in ----
+# ---- planted faults ----
 
 
 def test_a_letter_with_another_payload_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One byte more at the end of each empty record's letter: as many as there are empty records, and replayed ones."""
+    """One byte more at the end of each empty record's letter: as many faults as there are empty records, and replayed
+    ones."""
     whole = Merger._letter
     monkeypatch.setattr(Merger, "_letter", lambda *a: _with_payload(whole(*a)))
     found = through_runner("csv", 1_000, str(tmp_path))
@@ -113,7 +114,7 @@ def _with_payload(letter: DeadLetter) -> DeadLetter:
     return letter if letter.payload else letter._replace(payload=b" ")
 
 
-def test_a_letter_that_does_not_come_back_from_json_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_letter_that_is_not_read_back_from_json_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The letters are right, but their JSON is not."""
     read = DeadLetter.from_json
     monkeypatch.setattr(DeadLetter, "from_json", lambda line: read(line)._replace(attempts=7))
@@ -121,7 +122,7 @@ def test_a_letter_that_does_not_come_back_from_json_is_found(tmp_path: Path, mon
 
 
 def test_a_bad_record_that_is_merged_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record whose id is missing gets one: the output is no letter, and the state holds a row too many."""
+    """A record without an id gets one: the output is not a letter, and the state holds a row too many."""
     record = Extractor.record
 
     def lenient(self: Any, element: bytes, *more: Any) -> Any:
@@ -133,8 +134,8 @@ def test_a_bad_record_that_is_merged_is_found(tmp_path: Path, monkeypatch: pytes
     assert found.rows_wrong == 1
 
 
-def test_a_record_that_does_not_come_out_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The letters of empty records are swallowed."""
+def test_a_record_without_an_output_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The letters of empty records are dropped."""
     flush = Merger.flush
     monkeypatch.setattr(Merger, "flush", lambda self: (pair for pair in flush(self) if _holds_something(pair[1])))
     found = through_runner("csv", 640, str(tmp_path))
@@ -147,7 +148,7 @@ def _holds_something(result: Any) -> bool:
     return not isinstance(result, DeadLetter) or result.payload != b""
 
 
-# ---- what it says ----
+# ---- output ----
 
 
 @pytest.mark.parametrize(
@@ -164,14 +165,14 @@ def _holds_something(result: Any) -> bool:
         ),
     ],
 )
-def test_each_fault_is_said(changed: dict[str, Any], fault: str) -> None:
+def test_each_fault_is_reported(changed: dict[str, Any], fault: str) -> None:
     """One at a time."""
     assert hostile.faults(SMALL) == []
     assert hostile.faults(SMALL._replace(**changed)) == [fault]
 
 
 def test_the_program_prints_a_table_and_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A row for each part, and a last line that says that all is well."""
+    """A row for each part, and a last line that reports success."""
     monkeypatch.setattr(hostile, "in_own_process", lambda *call: SMALL._replace(records=call[2], outputs=call[2]))
     assert hostile.main(["--records", "1000", "--large", "7"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -179,22 +180,22 @@ def test_the_program_prints_a_table_and_ends_with_0(monkeypatch: pytest.MonkeyPa
     assert lines[-1].startswith("each record came out once")
 
 
-def test_the_program_ends_with_1_if_anything_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """And says what, also in JSON."""
+def test_the_program_ends_with_1_if_any_part_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """And reports the fault, also in JSON."""
     monkeypatch.setattr(hostile, "in_own_process", lambda *_: SMALL._replace(rows_wrong=1))
     assert hostile.main(["--json", "--large", "0"]) == 1
     assert json.loads(capsys.readouterr().out)["wrong"] == ["json: 1 aggregates differ from the recount"] * 4
 
 
-def test_a_number_of_records_that_makes_no_sense_is_refused(capsys: Any) -> None:
-    """Naming the flag."""
+def test_an_invalid_number_of_records_is_refused(capsys: Any) -> None:
+    """The error names the flag."""
     assert hostile.main(["--records", "3"]) == 2
     assert "--records" in capsys.readouterr().err
     assert hostile.main(["--large", "-1"]) == 2
     assert "--large" in capsys.readouterr().err
 
 
-def test_the_help_says_how_many_kinds_there_are() -> None:
+def test_the_help_has_the_number_of_kinds() -> None:
     """The first line of the module counts them."""
     kinds = sum(made.kinds for made in malformed.FORMATS.values())
     assert f"of {kinds} kinds" in (hostile.__doc__ or "")

@@ -10,7 +10,7 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 
 from benchmarks import layouts
 
-pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped where there is no emulator
+pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped without an emulator
 
 
 @pytest.mark.parametrize(("bar", "code"), [(1_000.0, 0), (0.0, 1)])
@@ -30,7 +30,7 @@ def test_both_layouts_have_figures(
 
 @pytest.mark.parametrize("argument", ["--events=0", "--rounds=0"])
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], argument: str) -> None:
-    """Which names the option."""
+    """It names the option."""
     assert layouts.main([argument]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

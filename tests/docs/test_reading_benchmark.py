@@ -13,16 +13,16 @@ pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gc
 from benchmarks import reading
 from murmur_beam.reader import Reader
 
-pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped where there is no emulator
+pytestmark = pytest.mark.usefixtures("bigtable_host")  # skipped without an emulator
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code and what is printed."""
+    """Exit code and output."""
     return reading.main(arguments), *capsys.readouterr()
 
 
-def test_an_hour_is_sent_the_rows_of_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each question must have its figures: 1/24 of the rows for an hour of 24, however the table is read."""
+def test_a_query_of_an_hour_reads_the_rows_of_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each query must have its figures: 1/24 of the rows for an hour of 24, however the table is read."""
     code, out, _ = run(capsys, "--rows=240", "--turns=1", "--json")
     found = json.loads(out)
     assert code == 0
@@ -34,7 +34,7 @@ def test_an_hour_is_sent_the_rows_of_an_hour(capsys: pytest.CaptureFixture[str])
     assert (found["bars"][0]["bar"], found["bars"][0]["holds"]) == (0.2, True)
 
 
-def test_a_bar_that_is_missed_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missed_bar_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     """An hour of two is half of the rows; the table says so, in aligned columns."""
     code, out, _ = run(capsys, "--rows=20", "--hours=2", "--turns=1")
     assert code == 1
@@ -52,7 +52,7 @@ def test_a_wrong_answer_has_no_figure(capsys: pytest.CaptureFixture[str], monkey
 
 @pytest.mark.parametrize("arguments", [["--rows=0"], ["--hours=0"], ["--turns=-1"], ["--rows=5", "--hours=6"]])
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> None:
-    """Which names the option."""
+    """It names the option."""
     code, out, err = run(capsys, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"reading: error: {arguments[0].partition('=')[0]}: ")

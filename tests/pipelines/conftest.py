@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +12,17 @@ import pytest
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FakeClock
-from tests.support.programs import Ran, Run
+from tests.support.programs import Ran, Run, first_flights
 
 if TYPE_CHECKING:
     from tests.support.transform import Faulty
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which a pipeline makes its default files."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -44,12 +43,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 3,000 flights of the shipped file."""
-    from pipelines import flights  # loads Beam
-
-    path = tmp_path_factory.mktemp("twin") / "flights.csv"
-    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
-        path.write_bytes(b"".join(itertools.islice(member, 3001)))
-    return path
+    return first_flights(tmp_path_factory.mktemp("twin") / "flights.csv", 3_000)
 
 
 @pytest.fixture

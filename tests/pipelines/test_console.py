@@ -15,7 +15,7 @@ import pytest
 
 from murmur_beam.errors import ConfigurationError
 from pipelines import common, console, flights, merge_files, replay
-from tests.support import ROOT
+from tests.support import ROOT, environment
 from tests.support.programs import (
     CLICKS,
     FLAGS,
@@ -57,8 +57,8 @@ def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, 
 def test_a_closed_pipe_is_not_an_error(twin: Path) -> None:
     """``flights | head -1`` ends without a message on stderr."""
     command = [sys.executable, "-m", "pipelines.flights", "--input", str(twin)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -154,13 +154,7 @@ def in_a_process(module: str, *argv: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=120,
-        # Old Google clients warn of Python versions that they will not support some day.
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONIOENCODING": "utf-8",
-            "PYTHONWARNINGS": "ignore::FutureWarning",
-        },
+        env=environment(PYTHONIOENCODING="utf-8"),
         check=False,
     )
 

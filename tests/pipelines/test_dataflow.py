@@ -161,7 +161,7 @@ def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtab
     Equal launches are made once.
     """
     made: dict[object, Launched] = {}
-    store = f"--store=bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    store = f"--store={emulators.new_uri(bigtable_host)}"
 
     def run(*argv: str, service: DataflowService | None = None, program: tuple[str, ...] = ("-m",)) -> Launched:
         if service is not None:
@@ -500,7 +500,7 @@ class TestStepNames:
     )
     def test_do_not_depend_on_the_merge(self, launch: Launch, bigtable_host: str, more: list[str]) -> None:
         """Flags of the merge change the step, not its name."""
-        store = f"--store=bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+        store = f"--store={emulators.new_uri(bigtable_host)}"
         assert names_of(launch(*TO_TOPIC, WHEEL, *more, store).pipeline) == names_of(launch(*TOPIC_JOB).pipeline)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,12 +17,11 @@ from typing import Any
 
 import pytest
 
-import murmur_beam
 from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
 from pipelines import end_to_end, flights
-from tests.support import emulators
+from tests.support import emulators, environment
+from tests.support.emulators import listens
 
-ROOT = str(Path(murmur_beam.__file__).parents[1])
 TIMEOUT_S = 120.0
 FINE = end_to_end.Result(
     published=2 * 3 + len(end_to_end.BAD),
@@ -47,22 +45,13 @@ def running(folder: Path, *argv: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        # Old Google clients warn of Python versions that they will not support some day.
-        env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": str(folder), "PYTHONWARNINGS": "ignore::FutureWarning"},
+        env=environment(TMPDIR=str(folder)),
     )
     with process:
         try:
             yield process
         finally:
             process.kill()
-
-
-def listens(host: str) -> bool:
-    """Whether a process accepts connections there."""
-    address, _, port = host.partition(":")
-    with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
-        return True
-    return False
 
 
 def workers(hosts: list[str]) -> list[str]:
@@ -261,7 +250,7 @@ def test_without_google_s_packages(module: str, argv: list[str], tmp_path: Path)
     done = subprocess.run(
         [sys.executable, "-c", blocked],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore::FutureWarning"},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

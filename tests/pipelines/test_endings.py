@@ -27,11 +27,7 @@ from pipelines.endings import Allowance, Reasons, reason_of
 COUNT = ("--key=page", "--monoid=count", "--event_id=id")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of a test, empty at first."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def letter(error: Exception, stage: str = "extract") -> DeadLetter:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +18,15 @@ from typing import NamedTuple
 
 import pytest
 
-import murmur_beam
 from murmur_beam.errors import StoreUnavailable
 from murmur_beam.model import DeadLetter
 from murmur_beam.reader import Reader
 from murmur_beam.testing.emulators import stop
 from pipelines import flights
 from pipelines.common import IN_PROCESS_RUNNER
-from tests.support import emulators
+from tests.support import emulators, environment
 from tests.support.engines import PRISM, Flink, flink
+from tests.support.programs import first_flights
 
 TIMEOUT_S = 240.0
 FEW = 3_000
@@ -63,18 +62,6 @@ def state_of(uri: str) -> State:
     return State(len(aggregates), hashlib.sha256(json.dumps(aggregates).encode()).hexdigest())
 
 
-def new_uri(host: str) -> str:
-    """The URI of an empty table."""
-    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(host)}"
-
-
-def first_flights(path: Path, n: int) -> Path:
-    """The first rows of the shipped file."""
-    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
-        path.write_bytes(b"".join(itertools.islice(member, n + 1)))
-    return path
-
-
 class Run:
     """A running command."""
 
@@ -93,13 +80,12 @@ class Run:
 @contextmanager
 def pipeline(name: str, folder: Path, *arguments: str) -> Iterator[Run]:
     """``python -m pipelines.NAME``, as users start it; it and all that it starts end with the block."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(murmur_beam.__file__).parents[1])}
     output = folder / f"{name}.out"
     with output.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", f"pipelines.{name}", *arguments],
             cwd=folder,
-            env=environment,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -126,7 +112,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(bigtable_host: str, few: Path, tmp_path_factory: pytest.TempPathFactory) -> State:
     """The state after a run without any engine, in the pipeline's own process."""
-    uri = new_uri(bigtable_host)
+    uri = emulators.new_uri(bigtable_host)
     run_flights(tmp_path_factory.mktemp("expected"), few, uri)
     return state_of(uri)
 
@@ -175,7 +161,7 @@ def test_flights_end_with_the_same_state(
     name: str, trace: str, times: int, few: Path, expected: State, bigtable_host: str, tmp_path: Path
 ) -> None:
     """Every number must be that of a run without an engine, and that of the file; a second run must change none."""
-    uri = new_uri(bigtable_host)
+    uri = emulators.new_uri(bigtable_host)
     with engine(name, tmp_path) as (flags, log):
         first = run_flights(tmp_path, few, uri, flags)
         assert log.read_text("utf-8", "replace").count(trace) == times
@@ -196,7 +182,7 @@ def test_files_on_prism(bigtable_host: str, tmp_path: Path) -> None:
     for part in range(3):
         lines = [json.dumps(click) for click in clicks[part * 100 : part * 100 + 100]]
         (tmp_path / f"clicks-{part}.jsonl").write_text("\n".join([*lines, f"no record {part}"]))
-    uri = new_uri(bigtable_host)
+    uri = emulators.new_uri(bigtable_host)
     what = ["--input=clicks-*.jsonl", f"--store={uri}", "--key=page/{page}", "--monoid=count", "--event_id=id"]
     for outcomes in ("300 merged / 0 duplicate", "0 merged / 300 duplicate"):
         with pipeline("merge_files", tmp_path, *what, *flags) as run:
@@ -241,7 +227,11 @@ def wait_for_the_middle(run: Run, engine: Flink, uri: str) -> None:
 def test_flink_recovers_from_a_killed_worker(bigtable_host: str, tmp_path: Path) -> None:
     """SIGKILL for a worker in the middle of its work: Flink must deliver again all elements since its last checkpoint,
     some of them committed, and every count must be right."""
-    file, uri, alone = first_flights(tmp_path / "flights.csv", MANY), new_uri(bigtable_host), new_uri(bigtable_host)
+    file, uri, alone = (
+        first_flights(tmp_path / "flights.csv", MANY),
+        emulators.new_uri(bigtable_host),
+        emulators.new_uri(bigtable_host),
+    )
     with flink(tmp_path) as engine:
         flags = [f"--input={file}", f"--state={uri}", "--check", *engine.flags, *STREAMING]
         with pipeline("flights", tmp_path, *flags) as run:

@@ -61,7 +61,7 @@ FLAGS = ["--name=test", "--key=k", "--value=v", "--event_id=id"]
 @pytest.fixture
 def uri(bigtable_host: str) -> str:
     """A store in an empty table."""
-    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    return emulators.new_uri(bigtable_host)
 
 
 def state(uri: str) -> dict[str, int]:
@@ -238,8 +238,7 @@ def test_eight_processes_count_the_same_events_once(bigtable_host: str) -> None:
             ("eight rows a key", bigtable_host, "?shards=8"),
             ("with faults", proxy.address, ""),
         ):
-            table = emulators.new_table(bigtable_host)
-            uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{table}{query}"
+            uri = emulators.new_uri(bigtable_host) + query
             outcomes: Counter[str] = Counter()
             for one in do_all(all_of_them, [Merge(host, uri, share) for share in shares]):
                 outcomes += one

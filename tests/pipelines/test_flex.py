@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import posixpath
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -19,8 +17,8 @@ from murmur_beam.spec import from_flags, resolve
 from pipelines import messages, pubsub
 from tests.support import ROOT
 from tests.support.parsing import parse
+from tests.support.templates import FLEX, accepts, metadata, parameters
 
-FLEX = ROOT / "flex"
 PIPELINES = ("pubsub", "merge_files")
 DOCKERFILE = re.sub(r"\\\n", " ", (FLEX / "Dockerfile").read_text("utf-8"))
 
@@ -63,22 +61,6 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "backoff_max": (["5s"], ["5 s"]),
 }
 """For each parameter with a rule: values that it accepts, and values that it refuses."""
-
-
-def metadata(pipeline: str) -> dict[str, Any]:
-    """The metadata of a template."""
-    found: dict[str, Any] = json.loads((FLEX / f"{pipeline}.metadata.json").read_text("utf-8"))
-    return found
-
-
-def parameters(pipeline: str) -> dict[str, dict[str, Any]]:
-    """The parameters of a template, by name."""
-    return {parameter["name"]: parameter for parameter in metadata(pipeline)["parameters"]}
-
-
-def accepts(parameter: dict[str, Any], value: str) -> bool:
-    """Whether Dataflow would accept this value."""
-    return all(re.fullmatch(rule, value) for rule in parameter.get("regexes", []))
 
 
 def argv_of(values: dict[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import shutil
@@ -11,8 +10,7 @@ import sqlite3
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,29 +21,12 @@ from pipelines import flights
 from tests.support.programs import (
     DAY,
     Run,
-    State,
+    flights_by_hand,
+    rows_of,
     state_of,
 )
 
 pytestmark = pytest.mark.usefixtures("own_folder")
-
-
-def rows_of(twin: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with twin.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def flights_by_hand(rows: Iterable[dict[str, str]]) -> State:
-    """The expected state of flights: a plain dictionary."""
-    state: Counter[tuple[str, int]] = Counter()
-    for row in rows:
-        day = (datetime(int(row["year"]), int(row["month"]), int(row["day"])) - datetime(1970, 1, 1)).days
-        route = f"route/{row['origin']}-{row['dest']}"
-        for key in (route, f"origin/{row['origin']}", f"carrier/{row['carrier']}", "all"):
-            state[f"flights/{key}", day] += 1
-            state[f"miles/{key}", day] += int(row["distance"])
-    return dict(state)
 
 
 @pytest.fixture(scope="module")

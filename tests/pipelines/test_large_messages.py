@@ -27,6 +27,8 @@ from pipelines.common import IN_PROCESS_RUNNER
 from pipelines.letters import MAX_MESSAGE_BYTES, LetterTopic, message_of
 from pipelines.overflow import OverflowFile
 from pipelines.puller import Puller
+from tests.support import programs
+from tests.support.programs import letters_in
 from tests.support.topics import Topic, new_topic
 
 COUNT = ["--store=sqlite:///counts.db", "--key=page", "--monoid=count", "--event_id=id"]
@@ -62,18 +64,12 @@ def dead(pubsub_host: str) -> Topic:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run: Callable[..., programs.Ran], own_folder: Path) -> Run:
     """Runs a program in this process, in a folder of its own, by default until nothing comes for two seconds."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*argv: str, program: ModuleType = worker, flags: Sequence[str] = (*COUNT, *IDLE)) -> Ran:
-        capsys.readouterr()
-        try:
-            code = program.main([*flags, *argv])
-        except SystemExit as exited:
-            code = exited.code
-        out, err = capsys.readouterr()
-        return Ran(code, out.splitlines(), err)
+        ran = run(program, *flags, *argv)
+        return Ran(ran.code, ran.out.splitlines(), ran.err)
 
     return call
 
@@ -87,11 +83,6 @@ def state() -> dict[str, int]:
     """The content of the store."""
     with closing(SqliteSpec("counts.db").open(Count())) as store:
         return {key.entity: total for key, total in store.scan()}
-
-
-def letters_in(path: str) -> list[DeadLetter]:
-    """The letters in a file."""
-    return [DeadLetter.from_json(line) for line in Path(path).read_bytes().splitlines()]
 
 
 def a_letter(payload: bytes, **more: Any) -> DeadLetter:
@@ -312,7 +303,7 @@ def test_beam_writes_each_letter_once(dead: Topic, tmp_path: Path) -> None:
         made = p | beam.Create([a_letter(payload, pipeline="\xfc" * 1_000) for payload in payloads])
         pubsub.publish(made, dead.name, str(folder))
     published = [DeadLetter.from_json(message.data).payload for message in dead.left(4)]
-    filed = [letter.payload for path in folder.iterdir() for letter in letters_in(str(path))]
+    filed = [letter.payload for path in folder.iterdir() for letter in letters_in(path)]
     assert sorted(published) == sorted([payloads[0], payloads[1], payloads[4], payloads[5]])
     assert sorted(filed) == sorted([payloads[2], HUGE])
 
@@ -328,7 +319,7 @@ def test_a_bundle_of_large_letters_is_written_in_pieces(tmp_path: Path, monkeypa
         files.append(len(list(tmp_path.iterdir())))
     step.finish_bundle()
     assert files == [0, 0, 1, 1, 1, 2, 2]
-    written = [letters_in(str(path)) for path in tmp_path.iterdir()]
+    written = [letters_in(path) for path in tmp_path.iterdir()]
     assert sorted(map(len, written)) == [1, 3, 3]
     assert sorted(letter.payload for some in written for letter in some) == [b"%d" % n * MB for n in range(7)]
 

@@ -26,11 +26,10 @@ AS_ROOT = os.geteuid() == 0
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(own_folder: Path) -> Path:
     """The working folder of a test, with a file of one good line and two bad ones."""
-    monkeypatch.chdir(tmp_path)
     Path("a.jsonl").write_bytes(b'{"id":"1","page":"p"}\nbad\nworse\n')
-    return tmp_path
+    return own_folder
 
 
 def letter(payload: bytes = b"x") -> DeadLetter:

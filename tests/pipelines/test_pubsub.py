@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,16 +18,14 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-import murmur_beam
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import DeadLetter
 from murmur_beam.reader import Reader
 from pipelines import pubsub, replay
-from tests.support import emulators, topics
+from tests.support import emulators, environment, topics
 
 Message = tuple[bytes, dict[str, str]]
 
-ROOT = str(Path(murmur_beam.__file__).parents[1])
 TIMEOUT_S = 90.0
 SUBSCRIPTION = "--subscription=projects/test-project/subscriptions/sub"
 COUNT = ("--key=page", "--monoid=count")
@@ -56,7 +53,7 @@ def dead(pubsub_host: str) -> topics.Topic:
 @pytest.fixture
 def store(bigtable_host: str) -> str:
     """URI of an empty Bigtable table."""
-    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    return emulators.new_uri(bigtable_host)
 
 
 @contextmanager
@@ -67,8 +64,7 @@ def running(*argv: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Old Google clients warn of Python versions that they will not support some day.
-        env={**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore::FutureWarning"},
+        env=environment(),
     )
     try:
         with process:
@@ -291,9 +287,8 @@ class Mistake:
 
 
 @pytest.fixture
-def mistake(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mistake:
+def mistake(capsys: pytest.CaptureFixture[str], own_folder: Path) -> Mistake:
     """Runs a wrong command line, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
     return Mistake(capsys)
 
 

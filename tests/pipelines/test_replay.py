@@ -17,7 +17,7 @@ from murmur_beam.monoids import Sum
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FaultyStore
 from pipelines import replay, worker
-from tests.support import emulators, recording
+from tests.support import emulators, programs, recording
 from tests.support.topics import Topic, new_topic
 
 FLAGS = ["--store=sqlite:///counts.db", "--key=page/{page}", "--key==all", "--value=n", "--event_id=id"]
@@ -36,18 +36,12 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run: Callable[..., programs.Ran], own_folder: Path) -> Run:
     """Runs a pipeline in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*argv: str, pipeline: ModuleType = replay, flags: Sequence[str] = FLAGS) -> Ran:
-        capsys.readouterr()
-        try:
-            code = pipeline.main([*flags, *argv])
-        except SystemExit as exited:
-            code = exited.code
-        out, err = capsys.readouterr()
-        return Ran(code, out.splitlines(), err)
+        ran = run(pipeline, *flags, *argv)
+        return Ran(ran.code, ran.out.splitlines(), ran.err)
 
     return call
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import itertools
 import multiprocessing
 import os
 import random
@@ -13,25 +11,21 @@ import sqlite3
 import subprocess
 import sys
 import time
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-import murmur_beam
 from pipelines import flights
+from tests.support import environment
+from tests.support.programs import State, first_flights, flights_by_hand, rows_of
 
 FLIGHTS = 6_000
 KILLS = 8
 MOST_BEFORE_A_KILL = 400
 """Flights that a run may add before it is killed; few enough that all kills together leave more than enough to do."""
 TIMEOUT_S = 120.0
-
-State = dict[tuple[str, int], int]
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
@@ -86,10 +80,9 @@ class Commanded:
     """``python -m pipelines.flights``, as its users start it."""
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(Path(murmur_beam.__file__).parents[1])}
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.flights", *argv], stdout=file, stderr=file, env=environment
+                [sys.executable, "-m", "pipelines.flights", *argv], stdout=file, stderr=file, env=environment()
             )
         self.pid = self._process.pid
 
@@ -159,26 +152,10 @@ def wait_for(watch: Watch, child: Child, flown: int, log: Path) -> None:
         time.sleep(0.001)
 
 
-def by_hand(path: Path) -> State:
-    """The expected state of flights: a plain dictionary."""
-    state: Counter[tuple[str, int]] = Counter()
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            day = (date(int(row["year"]), int(row["month"]), int(row["day"])) - date(1970, 1, 1)).days
-            route = f"route/{row['origin']}-{row['dest']}"
-            for key in (route, f"origin/{row['origin']}", f"carrier/{row['carrier']}", "all"):
-                state[f"flights/{key}", day] += 1
-                state[f"miles/{key}", day] += int(row["distance"])
-    return dict(state)
-
-
 @pytest.fixture
 def twin(tmp_path: Path) -> Path:
     """The first flights of the shipped file."""
-    path = tmp_path / "flights.csv"
-    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
-        path.write_bytes(b"".join(itertools.islice(member, FLIGHTS + 1)))
-    return path
+    return first_flights(tmp_path / "flights.csv", FLIGHTS)
 
 
 def test_kills_lose_and_double_nothing(twin: Path, tmp_path: Path) -> None:
@@ -191,7 +168,7 @@ def test_kills_lose_and_double_nothing(twin: Path, tmp_path: Path) -> None:
         f"--dead_letters={tmp_path / 'dead-letters.jsonl'}",
         "--murmur_flush_events=25",
     ]
-    expected, watch = by_hand(twin), Watch(database)
+    expected, watch = flights_by_hand(rows_of(twin)), Watch(database)
     before = 0
     for kill in range(KILLS):
         # Some as users start them, most by the fast way; the first of all makes the file.

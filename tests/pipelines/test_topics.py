@@ -24,6 +24,8 @@ from murmur_beam.testing import emulators
 from pipelines import pubsub, replay, worker
 from pipelines.google_pubsub import topic_of
 from pipelines.messages import merge_arguments, needs_source, with_source
+from tests.support import programs
+from tests.support.programs import letters_in
 from tests.support.topics import Topic, new_topic
 
 COUNT = ["--store=sqlite:///counts.db", "--key=page", "--monoid=count"]
@@ -49,18 +51,13 @@ def topic(pubsub_host: str) -> Topic:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run: Callable[..., programs.Ran], own_folder: Path) -> Run:
     """Runs a program in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*argv: str, program: ModuleType = worker, flags: Sequence[str] = (*COUNT, *IDLE)) -> Ran:
-        capsys.readouterr()
-        try:
-            code = program.main([*flags, *argv])
-        except SystemExit as exited:
-            code = exited.code
-        out, err = capsys.readouterr()
-        return Ran(code, out.splitlines(), [line for line in err.splitlines() if not line.startswith("warning: ")])
+        ran = run(program, *flags, *argv)
+        lines = [line for line in ran.err.splitlines() if not line.startswith("warning: ")]
+        return Ran(ran.code, ran.out.splitlines(), lines)
 
     return call
 
@@ -79,11 +76,6 @@ def state(path: str = "counts.db") -> dict[str, int]:
     """The content of the store."""
     with closing(SqliteSpec(path).open(Count())) as store:
         return {key.entity: total for key, total in store.scan()}
-
-
-def letters() -> list[DeadLetter]:
-    """The letters in the worker's file."""
-    return [DeadLetter.from_json(line) for line in Path("dead-letters.jsonl").read_bytes().splitlines()]
 
 
 EVENTS = [json.dumps({"page": "p", "n": n}).encode() for n in range(5)]
@@ -186,7 +178,7 @@ def test_letters_keep_their_ids_in_a_replay(topic: Topic, run: Run) -> None:
     """Whatever their prefix; so an event that was merged meanwhile is a duplicate."""
     (bad, *_) = topic.publish(b'{"n": 1}', b'{"page": "p", "n": 2}')
     assert run(f"--subscription={topic.subscription}").out[0] == "1 merged / 0 duplicate / 1 dead-lettered"
-    (letter,) = letters()
+    (letter,) = letters_in("dead-letters.jsonl")
     assert letter.event_id == f"{topic.name}/{bad}"
     with closing(SqliteSpec("counts.db").open(Count())) as store:
         store.merge_update(Key("p"), 1, event_id=letter.event_id)

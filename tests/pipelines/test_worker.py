@@ -37,8 +37,9 @@ from murmur_beam.testing import emulators as murmur_emulators
 from pipelines import puller, worker
 from pipelines.puller import Puller
 from pipelines.subscriber import Subscriber
-from tests.support import ROOT, emulators, recording
+from tests.support import emulators, environment, programs, recording
 from tests.support.fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Outage, Plan
+from tests.support.programs import letters_in
 from tests.support.topics import TIMEOUT_S, Topic, new_topic
 
 COUNT = ["--key=page/{page}", "--key==all", "--monoid=count", "--event_id=id"]
@@ -91,14 +92,9 @@ class Watch:
 @contextlib.contextmanager
 def running(log: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
     """``python -m pipelines.worker`` as its users start it; it ends with the block."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-    }
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker", *argv], stdout=file, stderr=file, env=environment
+            [sys.executable, "-m", "pipelines.worker", *argv], stdout=file, stderr=file, env=environment()
         )
     try:
         yield process
@@ -136,17 +132,11 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(run: Callable[..., programs.Ran], own_folder: Path) -> Run:
     """Runs a worker in this process, in a folder of its own, until nothing comes for a second."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*argv: str) -> Ran:
-        capsys.readouterr()
-        try:
-            code = worker.main(["--until_idle=1s", "--backoff_base=1ms", "--backoff_max=10ms", *argv])
-        except SystemExit as exited:
-            code = exited.code
-        return Ran(code, *capsys.readouterr())
+        return Ran(*run(worker, "--until_idle=1s", "--backoff_base=1ms", "--backoff_max=10ms", *argv))
 
     return call
 
@@ -154,11 +144,6 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 def outcomes(text: str) -> list[str]:
     """The summaries of runs."""
     return [line for line in text.splitlines() if re.match(r"[0-9,]+ merged", line)]
-
-
-def letters_in(path: Path) -> list[DeadLetter]:
-    """The letters in a file."""
-    return [DeadLetter.from_json(line) for line in path.read_bytes().splitlines()]
 
 
 @pytest.fixture
@@ -550,7 +535,7 @@ def test_a_signal_ends_it_in_time_while_the_store_does_not_answer(
     merges them."""
     events = [event(n) for n in range(300)]
     topic.publish(*payloads(events))
-    uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    uri = emulators.new_uri(bigtable_host)
     log, letters = tmp_path / "log", tmp_path / "letters.jsonl"
     argv = [f"--subscription={topic.subscription}", f"--store={uri}", f"--dead_letters={letters}", *COUNT]
     Watch(uri).close()  # records what the table is for, which is a conditional write, too

@@ -35,7 +35,7 @@ from murmur_beam.state.bigtable import BigtableSpec, encode_row_key, entity_pref
 from murmur_beam.state.bigtable.row_cache import ROW_WEIGHT
 from murmur_beam.testing import FakeClock, StoreContract
 from murmur_beam.testing.emulators import bigtable
-from tests.stores.test_conservation import check_conservation
+from tests.support.conservation import check_conservation
 from tests.support.emulators import appended_spec, first_layout_spec, folded_spec, new_spec
 from tests.support.fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Plan
 from tests.support.strategies import Scenario, scenarios

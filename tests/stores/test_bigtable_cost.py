@@ -34,7 +34,7 @@ BUNDLE = 500
 @pytest.fixture
 def uri(bigtable_host: str) -> str:
     """A store in an empty table."""
-    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    return emulators.new_uri(bigtable_host)
 
 
 def test_an_event_costs_the_same_on_a_full_row_as_on_a_fresh_one(bigtable_host: str, uri: str) -> None:

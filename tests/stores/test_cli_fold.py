@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
 
-import murmur_beam
 from murmur_beam import cli, cli_fold
 from murmur_beam.errors import StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
@@ -30,23 +29,15 @@ from murmur_beam.state.bigtable import BigtableSpec, tables
 from murmur_beam.state.bigtable.row_fold import Folded
 from murmur_beam.state.bigtable.store import BigtableStore
 from murmur_beam.testing import FakeClock
-from tests.support import emulators
+from tests.support import emulators, environment
+from tests.support.commands import Ran
 from tests.support.fault_proxy import CHECK_AND_MUTATE, MUTATE_ROWS, FaultProxy, Refusal
 from tests.support.first_layout import FirstLayoutSpec
 
-ROOT = str(Path(murmur_beam.__file__).parents[1])
 TIMEOUT_S = 60.0
 DAY = timedelta(days=1)
 NO = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no")
 _names = itertools.count()
-
-
-class Ran(NamedTuple):
-    """The result of a run."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Table:
@@ -112,7 +103,7 @@ class Table:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore::FutureWarning"},
+            env=environment(),
         )
         with process:
             try:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -21,50 +21,23 @@ from murmur_beam.model import Key
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.bigtable import encode_row_key, wire
 from tests.support import emulators
+from tests.support.commands import Command
 
 _names = itertools.count()
 
 
-class Ran(NamedTuple):
-    """The result of a run."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Murmur:
-    """Runs the commands on a table of this test, which does not exist yet.
-
-    Attributes:
-        uri: the table's.
-    """
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        table = f"cli-{os.getpid()}-{next(_names)}"
-        self.uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{table}"
-        self._capsys = capsys
-
-    def __call__(self, command: str, *args: str, uri: str | None = None) -> Ran:
-        """Run it in this process."""
-        self._capsys.readouterr()
-        return Ran(cli.main([command, uri or self.uri, *args]), *self._capsys.readouterr())
-
-    def json(self, command: str, *args: str) -> Any:
-        """What --json prints."""
-        return json.loads(self(command, *args, "--json").out)
-
-
 @pytest.fixture
-def murmur(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> Murmur:
-    return Murmur(capsys)
+def murmur(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the commands on a table of this test, which does not exist yet."""
+    table = f"cli-{os.getpid()}-{next(_names)}"
+    return Command(f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{table}", capsys)
 
 
 PURPOSE = ("--monoid", "count", "--window", "daily", "--retention", "90d")
 
 
 class TestCreateTable:
-    def test_it_reports_each_change(self, murmur: Murmur) -> None:
+    def test_it_reports_each_change(self, murmur: Command) -> None:
         """One aligned line for each change; the second time nothing changes."""
         did = f"""\
 {murmur.uri}: done:
@@ -80,7 +53,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("create-table", *PURPOSE) == (0, did, "")
         assert murmur("create-table", *PURPOSE) == (0, f"{murmur.uri}: nothing to do\n", "")
 
-    def test_a_dry_run_does_nothing(self, murmur: Murmur) -> None:
+    def test_a_dry_run_does_nothing(self, murmur: Command) -> None:
         """It prints the same, as changes that would be made."""
         dry = murmur("create-table", *PURPOSE, "--dry-run")
         assert murmur("check").out.startswith(
@@ -89,7 +62,7 @@ is known for 91d 1h; layout 2, written by commits
         assert (dry.code, dry.err) == (0, "")
         assert dry.out.replace("would be done", "done") == murmur("create-table", *PURPOSE).out
 
-    def test_changes_that_delete_data_need_yes(self, murmur: Murmur) -> None:
+    def test_changes_that_delete_data_need_yes(self, murmur: Command) -> None:
         """An error names the option; a dry run shows where."""
         murmur("create-table", *PURPOSE)
         shorter = (*PURPOSE[:-1], "30d")
@@ -102,7 +75,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
 
-    def test_the_way_of_writing(self, murmur: Murmur) -> None:
+    def test_the_way_of_writing(self, murmur: Command) -> None:
         """It is printed with the purpose, by `check` as well, and each change of it in a line of its own."""
         made = murmur("create-table", *PURPOSE, "--write", "append")
         assert made.out.endswith("layout 2, written by appending\n")
@@ -121,7 +94,7 @@ is known for 91d 1h; layout 2, written by commits
         )
 
     def test_a_monoid_that_depends_on_the_order(
-        self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, murmur: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its events arrive in any order, and the command says so."""
         (tmp_path / "own_text.py").write_text(
@@ -135,7 +108,7 @@ is known for 91d 1h; layout 2, written by commits
             assert ran.err.startswith("murmur: error: --write: append does not support monoid 'text', which")
         assert murmur("create-table", "--monoid", "own_text:TEXT", "--write", "commit").code == 0
 
-    def test_json(self, murmur: Murmur) -> None:
+    def test_json(self, murmur: Command) -> None:
         """The same content, for programs."""
         steps = murmur.json("create-table", "--dedup-retention", "7d", "--dry-run")
         assert (steps["store"], steps["dry_run"]) == (murmur.uri, True)
@@ -159,14 +132,14 @@ is known for 91d 1h; layout 2, written by commits
             pytest.param(("--monoid", "product"), "--monoid: unknown monoid 'product'; choose count", id="monoid"),
         ],
     )
-    def test_mistakes(self, murmur: Murmur, args: tuple[str, ...], message: str) -> None:
+    def test_mistakes(self, murmur: Command, args: tuple[str, ...], message: str) -> None:
         """One line that names the option, exit code 2, and no table is made."""
         ran = murmur("create-table", *args)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
         assert ran.err.startswith(f"murmur: error: {message}")
         assert murmur.json("check")["findings"][0]["text"] == "is missing"
 
-    def test_a_user_s_monoid(self, murmur: Murmur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_user_s_monoid(self, murmur: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """By module and attribute, as in other commands; its name is recorded."""
         (tmp_path / "own_gcd.py").write_text(
             "import math\nfrom murmur_beam.monoids import Custom\nGCD = Custom('gcd', 0, math.gcd, idempotent=True)\n"
@@ -178,7 +151,7 @@ is known for 91d 1h; layout 2, written by commits
 
 
 class TestCheck:
-    def test_a_correct_table(self, murmur: Murmur) -> None:
+    def test_a_correct_table(self, murmur: Command) -> None:
         """All that was checked, and exit code 0."""
         murmur("create-table", *PURPOSE)
         fine = f"""\
@@ -198,7 +171,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("check") == (0, fine, "")
         assert murmur("check", *PURPOSE) == (0, fine, "")
 
-    def test_its_advice_mends_the_table(self, murmur: Murmur) -> None:
+    def test_its_advice_mends_the_table(self, murmur: Command) -> None:
         """Faults come first, then one command, and exit code 1."""
         murmur("create-table", *PURPOSE)
         ran = murmur("check", "--retention", "120d")
@@ -210,7 +183,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur(*lines[-1].removeprefix("run: murmur ").replace(f" {murmur.uri}", "").split()).code == 0
         assert murmur("check", "--retention", "120d").code == 0
 
-    def test_pending_events_are_not_a_fault(self, murmur: Murmur) -> None:
+    def test_pending_events_are_not_a_fault(self, murmur: Command) -> None:
         """Where the table is no longer appended to, the command says how to fold them; exit code 0."""
         murmur("create-table")
         where: Any = spec_from_uri(murmur.uri)
@@ -227,7 +200,7 @@ is known for 91d 1h; layout 2, written by commits
         assert "  pending         ok           1 cells are not folded yet" in murmur("check").out
         assert "run: " not in murmur("check").out
 
-    def test_json(self, murmur: Murmur) -> None:
+    def test_json(self, murmur: Command) -> None:
         """The same for programs, with the same exit code."""
         missing = murmur("check", "--json")
         assert missing.code == 1
@@ -248,7 +221,7 @@ is known for 91d 1h; layout 2, written by commits
         assert murmur("check", "--json").code == 0
         assert murmur.json("check")["ok"] is True
 
-    def test_a_service_that_does_not_answer(self, murmur: Murmur, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_service_that_does_not_answer(self, murmur: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         """One line, and exit code 2."""
         monkeypatch.setenv("BIGTABLE_EMULATOR_HOST", "127.0.0.1:1")
         for command in ("check", "create-table"):
@@ -256,7 +229,7 @@ is known for 91d 1h; layout 2, written by commits
             assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
             assert ran.err.startswith(f"murmur: error: {murmur.uri}: ")
 
-    def test_no_credentials(self, murmur: Murmur, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_no_credentials(self, murmur: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """One line, and exit code 2."""
         monkeypatch.delenv("BIGTABLE_EMULATOR_HOST")
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))

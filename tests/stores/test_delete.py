@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,6 +30,7 @@ from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.windows import daily
 from tests.support import emulators
+from tests.support.commands import Ran
 
 MERGED, DUPLICATE = Outcome.MERGED, Outcome.DUPLICATE
 DAY = timedelta(days=1)
@@ -211,12 +212,6 @@ def test_the_cache_of_the_deleting_store_is_cleared(spec: StoreSpec, event_ids: 
 
 
 # ---- the command ----
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 class Terminal(io.StringIO):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +16,11 @@ import pytest
 
 from murmur_beam.testing.emulators import BIGTABLE, PUBSUB, Emulator, EmulatorFailed, EmulatorMissing, bigtable, pubsub
 from tests.support import emulators
+from tests.support.emulators import listens
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
 
 Start = Callable[[], AbstractContextManager[str]]
-
-
-def listens(host: str) -> bool:
-    """Whether a process accepts connections there."""
-    address, _, port = host.partition(":")
-    with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
-        return True
-    return False
 
 
 def processes(host: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, emulators
+from tests.support import emulators, environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
 
@@ -93,13 +93,13 @@ def run(uri: str, code: str, *, main: str = "", grpc_handlers: str = "false") ->
         main: a file for the program; processes that are started by spawn or forkserver read it.
         grpc_handlers: whether gRPC's own fork handlers are in use. They may crash a child whose parent is busy.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRPC_ENABLE_FORK_SUPPORT": grpc_handlers}
+    variables = environment(GRPC_ENABLE_FORK_SUPPORT=grpc_handlers)
     arguments = ["-c", PRELUDE + code]
     if main:
         Path(main).write_text(PRELUDE + code, encoding="utf-8")
         arguments = [main]
     ended = subprocess.run(
-        [sys.executable, *arguments, uri], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *arguments, uri], env=variables, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -114,7 +114,7 @@ def sqlite(tmp_path: Path) -> str:
 @pytest.fixture
 def bigtable(bigtable_host: str) -> str:
     """A new table."""
-    return f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{emulators.new_table(bigtable_host)}"
+    return emulators.new_uri(bigtable_host)
 
 
 @pytest.fixture(params=["memory", "sqlite", "bigtable"])

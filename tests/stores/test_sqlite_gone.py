@@ -24,7 +24,7 @@ from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count, Sum
 from murmur_beam.state.sqlite import SqliteSpec, SqliteStore
 from murmur_beam.state.sqlite import file as sqlite_file
-from tests.support import ROOT
+from tests.support import environment
 
 A, B = Key("a"), Key("b")
 
@@ -297,7 +297,7 @@ def in_another_process(path: Path, code: str, **more: Any) -> str:
     """The output of a process; it must end well."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT + code, str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

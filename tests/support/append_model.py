@@ -1,12 +1,11 @@
-"""A model of one row that is appended to, committed to, folded, read and deleted: what may happen, step by step.
+"""A model of one row that is appended to, committed to, folded, read and deleted, step by step.
 
-A step is one request that the server does at once, or the loss of its answer. Any of the actors may be next, and each
-may stop for ever at any step, which is a crash. A request that was given up may still arrive: so an append and a
-deletion of cells may be done once more at any time, and a write on a condition later than its actor thinks.
+A step is one request that the server executes at once, or the loss of its answer. Any of the actors may be next, and
+each may stop permanently at any step, which is a crash. A request that was given up may still arrive: so an append and
+a deletion of cells may be executed once more at any time, and a conditional write later than its actor thinks.
 
-What the row is worth is held against the events that have arrived since it was last deleted, after every step. An
-append that was first sent before a deletion and arrives again after it is as old as it is new: its events may count or
-not.
+After every step the row's value is compared with the events that have arrived since it was last deleted. An append
+that was first sent before a deletion and arrives again after it is both old and new: its events may count or not.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 Events = frozenset[int]
-"""Events are small numbers; each adds a one in a decimal place of its own, so that a double or a loss shows."""
+"""Events are small numbers; each adds a one in a decimal place of its own, so that a doubled or lost event shows."""
 
 _START = 1_000
-"""Rows begin at multiples of it: rows that were deleted and made anew have no version in common."""
+"""Versions of a row begin at multiples of it: rows that were deleted and made anew have no version in common."""
 
 
 class Row(NamedTuple):
     """The cells of the row.
 
     Attributes:
-        version: 0: none.
+        version: 0: no version.
         value: the aggregate.
-        markers: of each commit or fold the version that it made, and its events.
+        markers: for each commit or fold the version that it made, and its events.
         pending: by name.
     """
 
@@ -43,14 +42,14 @@ class Row(NamedTuple):
 
 
 class World(NamedTuple):
-    """All that there is.
+    """The state of the whole model.
 
     Attributes:
-        arrived: events that are to be counted.
+        arrived: events that must be counted.
         old: events that may be counted.
         starts: how many rows have begun.
         deletions: of the row.
-        actors: where each has come to.
+        actors: the state of each actor.
     """
 
     row: Row
@@ -62,24 +61,24 @@ class World(NamedTuple):
 
 
 class Broken(AssertionError):
-    """The rule does not hold; says how."""
+    """The rule is violated; the text says how."""
 
 
 def total(events: Events) -> int:
-    """What these add."""
+    """The sum of these events."""
     return sum(10**event for event in events)
 
 
 def worth(row: Row, marked: Events) -> int:
-    """What a reader says of the row, given the events that have a marker."""
+    """The value that a reader sees, given the events that have a marker."""
     return row.value + total(frozenset().union(*(events for _, events in row.pending)) - marked)
 
 
 def check(world: World, marked: Events) -> None:
-    """Hold what a reader says of the row against what has arrived.
+    """Compare the value that a reader sees with the events that have arrived.
 
     Raises:
-        Broken: an event is lost, doubled, or back though it was deleted.
+        Broken: an event is lost, doubled, or counted though it was deleted.
     """
     found = worth(world.row, marked)
     digits = [int(digit) for digit in reversed(str(found))]
@@ -92,7 +91,7 @@ def check(world: World, marked: Events) -> None:
 
 
 def _written(world: World, version: int, events: Events) -> World | None:
-    """Commit or fold these events on the condition that the row is at this version; None: it is not."""
+    """Commit or fold these events on the condition that the row is at this version; None: the condition is not met."""
     row = world.row
     if row.version != version:
         return None
@@ -119,10 +118,10 @@ def _without(world: World, names: Sequence[int]) -> World:
     )
 
 
-# ---- actors: each gives, for where it has come to, what may be next ----
+# ---- actors: each returns the possible next steps from its state ----
 
 Next = Iterator[tuple[World, Any]]
-"""The world after a step, and where the actor has come to then; None: it has ended."""
+"""The world after a step, and the actor's state then; None: it has ended."""
 
 
 class Appender(NamedTuple):
@@ -133,7 +132,7 @@ class Appender(NamedTuple):
     sends: int = 2
 
     def begin(self) -> Any:
-        return self.sends, None  # sends that are left, and deletions before the first
+        return self.sends, None  # remaining sends, and deletions before the first
 
     def steps(self, world: World, local: Any) -> Next:
         left, first = local
@@ -142,13 +141,13 @@ class Appender(NamedTuple):
 
 
 class Committer(NamedTuple):
-    """Commits events on the condition that the row is as it was known, and else reads what is new."""
+    """Commits events on the condition that the row is unchanged, and otherwise reads the new events."""
 
     events: Events
     tries: int = 3
 
     def begin(self) -> Any:
-        return 0, frozenset(), self.tries, None  # the version and the events that are known, tries, what is on its way
+        return 0, frozenset(), self.tries, None  # the known version and events, tries, requests in progress
 
     def steps(self, world: World, local: Any) -> Next:
         version, known, tries, late = local
@@ -181,9 +180,10 @@ class Committer(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """Folds some or all cells, on the condition that the row is as it was known; then deletes them by name.
+    """Folds some or all cells, on the condition that the row is unchanged; then deletes them by name.
 
-    Cells are read when version and markers are known. Where nothing in them is new, the version is read once more: the
+    Cells are read when version and markers are known. If the cells hold no new events, the version is read once more:
+    the
     row may have been deleted and made anew before the cells were read.
 
     Attributes:
@@ -246,12 +246,14 @@ class Folder(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Reads the markers, and later value and cells; what it says must be what has arrived by then.
+    """Reads the markers, and later value and cells; its result must equal the events that have arrived by then.
 
     Attributes:
-        one_version: does it hold cells against markers of the same version only?
-        fresh: or does it say what was there at the last fold, which must be some of what has arrived, each once?
-        by_value: does it know by the value, and not by the version, whether there was a fold?
+        one_version: whether it compares cells only with markers of the same version.
+        fresh: whether it reads fresh. Otherwise it returns the state of the last fold, which must be some of the
+            arrived
+            events, each once.
+        by_value: whether it detects a fold by the value, and not by the version.
     """
 
     one_version: bool = True
@@ -264,7 +266,7 @@ class Reader(NamedTuple):
     def steps(self, world: World, local: Any) -> Next:
         row = world.row
         if not self.fresh:
-            # A row without a value was never folded or committed to, so that it has no markers.
+            # A row without a value was never folded or committed to, so it has no markers.
             folded = row.value if self.by_value else row.version
             said = row.value if folded else worth(row, frozenset())
             digits = [int(digit) for digit in reversed(str(said))]
@@ -300,15 +302,15 @@ Actor = Appender | Committer | Folder | Reader | Deleter
 
 
 def begin(actors: Sequence[Actor]) -> World:
-    """An empty row, and actors that have done nothing."""
+    """An empty row, and actors that have not started."""
     return World(Row(), frozenset(), frozenset(), 0, 0, tuple(actor.begin() for actor in actors))
 
 
 def following(actors: Sequence[Actor], world: World) -> Iterator[World]:
-    """The worlds that may be next, each checked.
+    """The possible next worlds, each checked.
 
     Raises:
-        Broken: the rule does not hold in one of them.
+        Broken: the rule is violated in one of them.
     """
     for i, actor in enumerate(actors):
         if world.actors[i] is None:
@@ -320,10 +322,10 @@ def following(actors: Sequence[Actor], world: World) -> Iterator[World]:
 
 
 def explore(actors: Sequence[Actor]) -> int:
-    """Go through every order of their steps; how many worlds there are.
+    """Go through every order of the actors' steps; the number of worlds.
 
     Raises:
-        Broken: the rule does not hold.
+        Broken: the rule is violated.
     """
     first = begin(actors)
     seen, waiting = {first}, [first]

@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 class AppendedSpec(BigtableSpec):
-    """Records that the table is appended to when it is opened first."""
+    """When it is opened first, records that the table is appended to."""
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> BigtableStore[V]:
         """See `StoreSpec.open`."""
@@ -28,7 +28,7 @@ class AppendedSpec(BigtableSpec):
 
 
 class FoldedSpec(AppendedSpec):
-    """Of a store that folds what it has appended, flush by flush."""
+    """Opens a store that folds its appended events after each flush."""
 
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> BigtableStore[V]:
         """See `StoreSpec.open`."""

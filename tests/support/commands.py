@@ -1,4 +1,4 @@
-"""The ``murmur`` command as the tests run it: in this process, on a file of a test's own."""
+"""The ``murmur`` command as the tests run it: in this process, on a file of the test."""
 
 from __future__ import annotations
 
@@ -19,24 +19,40 @@ from murmur_beam.windows import WindowConfig
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
     err: str
 
 
-class Murmur:
-    """Runs the command on a file of its own.
+class Command:
+    """Runs the command in this process, by default on one table.
 
     Attributes:
-        uri: the file's default table.
+        uri: the table's.
     """
+
+    def __init__(self, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+        self.uri = uri
+        self._capsys = capsys
+
+    def __call__(self, command: str, *args: str, uri: str | None = None) -> Ran:
+        """Run it in this process."""
+        self._capsys.readouterr()
+        return Ran(cli.main([command, uri or self.uri, *args]), *self._capsys.readouterr())
+
+    def json(self, command: str, *args: str) -> Any:
+        """The output with --json."""
+        return json.loads(self(command, *args, "--json").out)
+
+
+class Murmur(Command):
+    """Runs the command on a file of its own; its URI is that of the file's default table."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path = folder / "counts.db"
-        self.uri = f"sqlite:///{self.path}"
-        self._capsys = capsys
+        super().__init__(f"sqlite:///{self.path}", capsys)
 
     def fill(
         self,
@@ -49,12 +65,3 @@ class Murmur:
         for entity, time, value in records:
             merge_many(defaults(), "test", None, time, [entity], value, store, None, window)
         store.close()
-
-    def __call__(self, command: str, *args: str, uri: str | None = None) -> Ran:
-        """Run it in this process."""
-        self._capsys.readouterr()
-        return Ran(cli.main([command, uri or self.uri, *args]), *self._capsys.readouterr())
-
-    def json(self, command: str, *args: str) -> Any:
-        """What --json prints."""
-        return json.loads(self(command, *args, "--json").out)

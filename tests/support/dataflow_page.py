@@ -1,4 +1,4 @@
-"""The commands of docs/dataflow.md, as a shell would see them."""
+"""The commands of docs/dataflow.md, as a shell would parse them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def commands() -> list[list[str]]:
     """All commands in the order of the page, each as its words, with the page's own exports filled in.
 
     Raises:
-        KeyError: a variable that the page has not exported before.
+        KeyError: the page uses a variable before it exports it.
     """
     text = PAGE.read_text("utf-8")
     lines = "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
@@ -34,5 +34,5 @@ def commands() -> list[list[str]]:
 
 
 def launches() -> list[list[str]]:
-    """Of those the ones that give a job to Dataflow, without ``python -m``."""
+    """The commands that launch a job on Dataflow, without ``python -m``."""
     return [words[2:] for words in commands() if words[:2] == ["python", "-m"] and "--runner=DataflowRunner" in words]

@@ -1,7 +1,7 @@
-"""A stand-in for Dataflow and Cloud Storage, as far as a launch needs them: it keeps what it is sent, and runs nothing.
+"""A stand-in for Dataflow and Cloud Storage, as far as a launch needs them: it keeps its requests, and runs nothing.
 
-Beam's own clients talk to it over HTTP, so that a test reads back what the service would have got: the job, and the
-files of its staging folder, the pipeline among them.
+Beam's own clients send HTTP requests to it, so that a test can read the content that the service would get: the job,
+and the files of its staging folder, the pipeline among them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ import google_crc32c
 
 _JOBS = re.compile(r"/v1b3/projects/([^/]+)/locations/([^/]+)/jobs(?:/([^/:]+))?(?:/(\w+))?$")
 ENDPOINT = "http://dataflow.sandbox.test"
-"""For ``--dataflow_endpoint``. Beam speaks HTTP, not gRPC, to a name with "sandbox" in it, and takes it for the real
-service in all else: it checks options as strictly, and builds the same job. ``http_proxy`` leads it here."""
+"""For ``--dataflow_endpoint``. To a name with "sandbox" in it Beam sends HTTP, not gRPC, and treats it otherwise as the
+real service: it checks options as strictly, and builds the same job. ``http_proxy`` leads it here."""
 
 _OBJECTS = re.compile(r"(?:/(upload|download))?/storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?$")
 
 
 @dataclass
 class DataflowService:
-    """What was sent.
+    """The received requests.
 
     Attributes:
         url: of the storage and of the tokens; as a proxy it is Dataflow's own.
-        jobs: that were created, as JSON, each with an ``id``, ``projectId`` and ``location``.
+        jobs: the created ones, as JSON, each with an ``id``, ``projectId`` and ``location``.
         files: contents by ``gs://BUCKET/NAME``.
-        state: that every job is said to be in.
-        looks: how often somebody asked for it.
-        counters: that every finished job is said to have, by name, in the namespace ``murmur_beam``.
+        state: the state to report for every job.
+        looks: how often a client asked for it.
+        counters: the counters to report for every finished job, by name, in the namespace ``murmur_beam``.
     """
 
     url: str
@@ -48,7 +48,7 @@ class DataflowService:
     counters: dict[str, int] = field(default_factory=dict)
 
     def staged(self, name: str) -> bytes:
-        """The one file of that name, in whatever staging folder."""
+        """The one file with that name, in any staging folder."""
         (found,) = (content for path, content in self.files.items() if path.rpartition("/")[2] == name)
         return found
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -178,7 +178,7 @@ def _object(bucket: str, name: str, content: bytes) -> dict[str, Any]:
 
 
 def _counter(name: str, value: int) -> list[dict[str, Any]]:
-    """As Dataflow tells a counter: one metric for what has been tried, one for what is committed."""
+    """A counter in Dataflow's format: one metric for attempted values, one for committed values."""
     return [
         {"name": {"origin": "user", "name": name, "context": {"namespace": "murmur_beam", **more}}, "scalar": value}
         for more in ({"tentative": "true"}, {})

@@ -1,4 +1,4 @@
-"""The emulators as the tests use them: one for a whole test run, tables and topics of its own for each test."""
+"""The emulators as the tests use them: one for a whole test run, with tables and topics for each test."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import fcntl
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,24 @@ PROJECT, INSTANCE = "test-project", "test-instance"
 _numbers = itertools.count()
 
 
+def listens(host: str) -> bool:
+    """Whether a process accepts connections there."""
+    address, _, port = host.partition(":")
+    with suppress(OSError), socket.create_connection((address, int(port)), timeout=5):
+        return True
+    return False
+
+
 @contextmanager
 def shared(emulator: Server, folder: Path) -> Iterator[str]:
-    """An emulator's ``host:port``, the same one for all processes that are in here at the same time.
+    """An emulator's ``host:port``, the same one for all processes that are in this block at the same time.
 
-    The first starts it, the last stops it. Who uses it holds a lock on a file, which ends with the process even where
-    that is killed.
+    The first starts it, the last stops it. Each user holds a lock on a file, which is released even if its process is
+    killed.
 
     Args:
         emulator: which.
-        folder: where all of them look.
+        folder: shared by all of them.
     """
     with open(folder / f"{emulator.program}.users", "a+") as users:
         with _alone(emulator, folder):
@@ -53,7 +62,7 @@ def shared(emulator: Server, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _alone(emulator: Server, folder: Path) -> Iterator[None]:
-    """Nobody else comes or goes."""
+    """No other process starts or stops it meanwhile."""
     with open(folder / f"{emulator.program}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -81,8 +90,8 @@ def for_tests(emulator: Server, variable: str, folder: Path) -> Iterator[str]:
 
     Args:
         emulator: which.
-        variable: that clients look at.
-        folder: where all workers of the test run look.
+        variable: the environment variable of its clients.
+        folder: shared by all workers of the test run.
     """
     require(emulator)
     with shared(emulator, folder) as host, pytest.MonkeyPatch.context() as patch:
@@ -91,14 +100,13 @@ def for_tests(emulator: Server, variable: str, folder: Path) -> Iterator[str]:
 
 
 def new_table(host: str, layout: int | None = None) -> str:
-    """A table of its own for a test, for whatever opens it first, which keeps all.
+    """A new table without a recorded purpose, which collects no garbage.
 
     Args:
         host: of the emulator.
         layout: of its cells; None: the newest.
     """
-    # Not above: they take a second to import, and every test run imports this module.
-
+    # Not at the top: they need a second to import, and every test run imports this module.
     from murmur_beam.state.base import Schema
     from murmur_beam.state.bigtable import BigtableSpec
     from murmur_beam.state.bigtable.admin import Admin
@@ -112,29 +120,34 @@ def new_table(host: str, layout: int | None = None) -> str:
     return name
 
 
+def new_uri(host: str, layout: int | None = None) -> str:
+    """The URI of a new table; see `new_table`."""
+    return f"bigtable://{PROJECT}/{INSTANCE}/{new_table(host, layout)}"
+
+
 def new_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """Of a table of its own."""
+    """The spec of a new table."""
     from murmur_beam.state.bigtable import BigtableSpec
 
     return BigtableSpec(PROJECT, INSTANCE, new_table(host), **arguments)
 
 
 def appended_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """Of a table of its own, which is appended to."""
+    """The spec of a new table that is appended to."""
     from tests.support.appended import AppendedSpec
 
     return AppendedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
 
 
 def folded_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """Of a table of its own, which is appended to and folded after each flush."""
+    """The spec of a new table that is appended to and folded after each flush."""
     from tests.support.appended import FoldedSpec
 
     return FoldedSpec(PROJECT, INSTANCE, new_table(host), **arguments)
 
 
 def first_layout_spec(host: str, **arguments: Any) -> BigtableSpec:
-    """Of a table of its own, which is of layout 1: whatever opens it first records that, as release 0.1.0 does."""
+    """The spec of a new table of layout 1: opening it first records that layout, as in release 0.1.0."""
     from tests.support.first_layout import FirstLayoutSpec
 
     return FirstLayoutSpec(PROJECT, INSTANCE, new_table(host, 1), **arguments)

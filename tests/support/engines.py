@@ -1,4 +1,5 @@
-"""Engines as the tests use them: Prism, Flink behind Beam's job server, and processes in which our code runs there."""
+"""Engines as the tests use them: Prism, Flink behind Beam's job server, and the worker processes that run the code
+there."""
 
 from __future__ import annotations
 
@@ -40,10 +41,10 @@ class Prism(Server):
 
 @dataclass(frozen=True)
 class FlinkJobServer(Server):
-    """Beam's job server with the Flink that is in it.
+    """Beam's job server with its own Flink.
 
     Attributes:
-        folder: where it puts its files.
+        folder: for its files.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class FlinkJobServer(Server):
 
     def command(self, program: str, port: int) -> list[str]:
         """The command line that starts it."""
-        # It is stopped by SIGKILL: what it would leave behind goes to the test's own folder.
+        # It is stopped by SIGKILL: its leftovers go to the test's own folder.
         java = [program, "-XX:-UsePerfData", f"-Djava.io.tmpdir={self.folder}", "-jar", find_jar()]
         ports = [f"--job-port={port}", "--artifact-port=0", "--expansion-port=0"]
         return [*java, *ports, f"--artifacts-dir={self.folder}"]
@@ -92,7 +93,7 @@ class WorkerPool(Server):
         return [program, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
 
     def environment(self) -> dict[str, str]:
-        """Its environment variables: it starts whatever ``python`` there is on the PATH."""
+        """Its environment variables: it starts the first ``python`` on the PATH."""
         return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -104,7 +105,7 @@ class Flink(NamedTuple):
 
     Attributes:
         flags: of a pipeline that is to run there, with two workers.
-        log: what the job server and Flink have printed.
+        log: the output of the job server and Flink.
         pool_pid: of the process whose children are the workers.
     """
 
@@ -113,15 +114,15 @@ class Flink(NamedTuple):
     pool_pid: int
 
     def logged(self, text: str) -> int:
-        """How often a text is in the log."""
+        """The number of times that a text is in the log."""
         return self.log.read_text("utf-8", "replace").count(text)
 
     def busiest_worker(self) -> int:
-        """The worker, by its process id, that has used the processor for longest."""
+        """The process id of the worker that has used the most processor time."""
         used: dict[int, int] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
-                # Behind the name, which may hold anything: state, parent's id, ...; the 12th and 13th are clock ticks.
+                # After the name, which may hold anything: state, parent's id, ...; the 12th and 13th are clock ticks.
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
@@ -132,7 +133,7 @@ class Flink(NamedTuple):
 
 @contextmanager
 def flink(folder: Path) -> Iterator[Flink]:
-    """Flink with nothing to do yet, its workers in processes of their own; skips the test where it is not installed.
+    """An idle Flink, with its workers in processes of their own; skips the test where it is not installed.
 
     Args:
         folder: for its files.

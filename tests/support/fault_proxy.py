@@ -1,8 +1,8 @@
-"""A gRPC proxy before the Bigtable emulator, which loses, refuses, delays and cuts what clients send, by a seeded plan.
+"""A gRPC proxy before the Bigtable emulator, which loses, refuses, delays and cuts clients' requests, by a seeded plan.
 
-Clients come to it by ``BIGTABLE_EMULATOR_HOST``. What it passes on is bytes, unchanged. It has two parts, on an event
-loop in a thread of their own: `_Relay` takes the TCP connections, so that one of them can really be reset, and the port
-really refuse; behind it is a gRPC server that sees single requests.
+Clients find it by ``BIGTABLE_EMULATOR_HOST``. It passes bytes on unchanged. It has two parts, on an event loop in a
+thread of their own: `_Relay` accepts the TCP connections, so that one of them can really be reset, and the port really
+refuse; behind it is a gRPC server that sees single requests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MUTATE_ROWS = "MutateRows"
 READ_ROWS = "ReadRows"
 METHODS = (CHECK_AND_MUTATE, MUTATE_ROWS, READ_ROWS)
 
-# Reading a big row takes more than gRPC's 4 MB.
+# Reading a large row exceeds gRPC's 4 MB.
 _OPTIONS = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 
@@ -46,7 +46,8 @@ class Fault(enum.Enum):
     EXHAUST = enum.auto()
     """RESOURCE_EXHAUSTED, and nothing is written."""
     CUT = enum.auto()
-    """The connection is reset, and nothing is written. All else that is under way on it fails too, before or after."""
+    """The connection is reset, and nothing is written. All other requests in progress on it fail too, before or
+    after."""
     LOSE = enum.auto()
     """UNAVAILABLE, after it was written. Of a stream of answers the last is missing."""
     EXPIRE = enum.auto()
@@ -54,7 +55,7 @@ class Fault(enum.Enum):
     EXHAUST_AFTER = enum.auto()
     """RESOURCE_EXHAUSTED, after it was written. Of a stream of answers the last is missing."""
     TWICE = enum.auto()
-    """Done twice, as by a proxy that tries again; the second answer is given."""
+    """Executed twice, as by a proxy that tries again; the second answer is returned."""
     CUT_AFTER = enum.auto()
     """The connection is reset, after it was written."""
     STRAGGLE = enum.auto()
@@ -79,16 +80,17 @@ _CODES = {
 
 
 class Plan:
-    """What happens to which request, by chance: the same seed gives the same decisions, in the order of the requests.
+    """Decides what happens to which request, by chance: the same seed gives the same decisions, in the order of the
+    requests.
 
     Args:
         chances: of each fault, from 0 to 1, together at most 1.
-        seed: of the chance.
-        methods: that it is about; the others pass.
-        late_s: how late an answer or a write comes, seconds.
-        whole_reads: keep reads and writes apart: at one time the emulator gets the ones or the others. For its reads of
-            one row are torn while others add or delete columns in it: a cell is missing, or comes twice. The service
-            reads a row as it is at one moment.
+        seed: of the random numbers.
+        methods: that it affects; the others pass.
+        late_s: delay of an answer or a write, in seconds.
+        whole_reads: never let reads and writes reach the emulator at the same time. Its reads of one row are torn while
+            other requests add or delete columns in it: a cell is missing, or comes twice. The service reads a row as it
+            is at one moment.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Plan:
         self._chance = random.Random(seed)
 
     def draw(self, method: str) -> Fault | None:
-        """What happens to the next request; None: nothing."""
+        """The fault of the next request; None: it passes."""
         if method not in self.methods:
             return None
         (fault,) = self._chance.choices(self._faults, self._weights)
@@ -118,7 +120,7 @@ class Plan:
 
 @dataclass
 class Counts:
-    """What happened to the requests of one method.
+    """The numbers of requests of one method.
 
     Attributes:
         requests: all that came.
@@ -128,10 +130,10 @@ class Counts:
         straggled: failed by the plan, and passed on late.
         straggled_committed: of those, the ones that have written something.
         delayed: answered late.
-        twice: done twice.
-        refused: writes to rows that may not be written, and what `FaultProxy.live` has answered.
-        broken: given up by the client or ended with their connection, so that nobody knows.
-        replayed: done once more by `FaultProxy.replay`.
+        twice: executed twice.
+        refused: writes to rows that may not be written, and those answered by `FaultProxy.live`.
+        broken: given up by the client or ended with their connection, so that their results are unknown.
+        replayed: executed once more by `FaultProxy.replay`.
     """
 
     requests: int = 0
@@ -148,7 +150,7 @@ class Counts:
 
     @property
     def failed(self) -> int:
-        """How many the plan has failed."""
+        """The number that the plan has made fail."""
         return self.before + self.after + self.straggled
 
 
@@ -160,25 +162,27 @@ class Refusal(NamedTuple):
 
 
 class FaultProxy:
-    """A context manager; within it clients may come to `address`.
+    """A context manager; within it clients may connect to `address`.
 
     ``plan``, ``refused_rows`` and ``live`` may be changed at any time.
 
     Args:
         upstream: ``host:port`` of the emulator.
-        plan: what happens to the requests; None passes all.
-        keeps: so many of the MutateRows requests that were passed on are kept, for `replay`.
+        plan: decides about the requests; None passes all.
+        keeps: how many of the MutateRows requests that were passed on are kept, for `replay`.
 
     Attributes:
         address: ``host:port`` for clients, always the same.
         counts: by method, such as ``CheckAndMutateRow``.
-        faults: how often the plan has said what.
-        spared: tells, given its method and bytes, of a request that it passes whatever the plan says, and is not kept.
+        faults: how often the plan has chosen each.
+        spared: whether a request, given its method and bytes, passes whatever the plan decides, and is not kept.
         refused_rows: writes to row keys that contain one of these fail with the code, each time.
-        live: what the service says of a request, given its method and bytes, where the emulator would say something
-            else; None passes it on.
-        asked: what arrives at the emulator of a request, given its method and bytes.
-        told: what arrives of its answers, given its method, its bytes as passed on, and the emulator's answers.
+        live: the service's answer to a request, given its method and bytes, where the emulator's differs; None passes
+            the
+            request on.
+        asked: the request that arrives at the emulator, given its method and bytes.
+        told: the answers that arrive at the client, given the method, the bytes as passed on, and the emulator's
+            answers.
     """
 
     def __init__(self, upstream: str, plan: Plan | None = None, *, keeps: int = 0) -> None:
@@ -216,26 +220,26 @@ class FaultProxy:
         self._run(self._relay.down())
 
     def up(self) -> None:
-        """Take connections again, on the same port."""
+        """Accept connections again, on the same port."""
         self._run(self._relay.up(self._inner_port))
 
     def half_open(self) -> None:
-        """From now on nothing comes through the connections that there are, and neither end is told."""
+        """From now on existing connections transfer nothing, and neither end is notified."""
         self._run(self._relay.half_open())
 
     def black_hole(self) -> None:
-        """As `half_open`; new connections are made, and nothing comes through them either. It ends with `down`."""
+        """As `half_open`; new connections are accepted, and transfer nothing either. It ends with `down`."""
         self._run(self._relay.half_open(new_ones=True))
 
     def drain(self) -> None:
-        """Wait for the writes that are late."""
+        """Wait for the late writes."""
         self._run(self._drain())
 
     def replay(self, n: int | None = None) -> int:
-        """Do some of the MutateRows requests that were kept once more, in any order, as if they had been very late.
+        """Execute some of the kept MutateRows requests once more, in any order, as if they had been very late.
 
         Args:
-            n: at most so many; None: all.
+            n: at most this many; None: all.
 
         Returns:
             How many.
@@ -243,13 +247,13 @@ class FaultProxy:
         return self._run(self._replay(n))
 
     def total(self) -> Counts:
-        """What happened to the writes, of both methods."""
+        """The numbers of the writes, of both methods."""
         one, other = self.counts[CHECK_AND_MUTATE], self.counts[MUTATE_ROWS]
         return Counts(**{name: vars(one)[name] + vars(other)[name] for name in vars(one)})
 
     @property
     def connections(self) -> int:
-        """How many connections clients have now."""
+        """The number of connections that clients have now."""
         return self._relay.connections
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -378,7 +382,7 @@ class FaultProxy:
     async def _pass_on_late(self, path: str, request: bytes, late_s: float) -> None:
         await asyncio.sleep(late_s)
         method = path.removeprefix(_SERVICE)
-        # Nobody waits for the answer.
+        # The client no longer waits for the answer.
         with suppress(grpc.aio.AioRpcError):
             self.counts[method].straggled_committed += _wrote(method, request, await self._send(path, request))
 
@@ -392,7 +396,7 @@ class FaultProxy:
     async def _replay(self, n: int | None) -> int:
         some = self._chance.sample(self._kept, len(self._kept) if n is None else min(n, len(self._kept)))
         for request in some:
-            # Nobody waits for the answer.
+            # The client no longer waits for the answer.
             with suppress(grpc.aio.AioRpcError):
                 await self._send(_SERVICE + MUTATE_ROWS, request)
             self.counts[MUTATE_ROWS].replayed += 1
@@ -407,7 +411,7 @@ class FaultProxy:
             async with self._apart.either(reads=method == READ_ROWS):
                 return await self._send_now(path, request)
 
-        # To its end, although the client may be gone: a write would go on in the emulator, and meet a read.
+        # To its end, although the client may be gone: a write would continue in the emulator, and overlap with a read.
         task = asyncio.create_task(send())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
@@ -420,7 +424,7 @@ class FaultProxy:
 
 
 def _wrote(method: str, request: bytes, answers: list[bytes]) -> bool:
-    """Has the emulator changed anything?"""
+    """Whether the emulator has changed anything."""
     if method == CHECK_AND_MUTATE:
         sent = CheckAndMutateRowRequest.pb().FromString(request)
         met = CheckAndMutateRowResponse.pb().FromString(answers[0]).predicate_matched
@@ -441,7 +445,7 @@ class _Apart:
 
     @asynccontextmanager
     async def either(self, *, reads: bool) -> AsyncIterator[None]:
-        """For a read, or a write."""
+        """A read, or a write."""
         if self._waiting or (self._inside and self._reads != reads):
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append((reads, turn))
@@ -457,7 +461,7 @@ class _Apart:
                 self._let_in()
 
     def _let_in(self) -> None:
-        """All that wait and are of one kind with the first."""
+        """All waiting requests of the same kind as the first."""
         self._reads = self._waiting[0][0]
         others = deque(other for other in self._waiting if other[0] != self._reads)
         for reads, turn in self._waiting:
@@ -468,7 +472,7 @@ class _Apart:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    """Takes every method there is. On the wire a single answer is a stream of one."""
+    """Accepts every method. On the wire a single answer is a stream of one."""
 
     def __init__(self, handle: Callable[[str, bytes, Any], AsyncIterator[bytes]]) -> None:
         self._handle = handle
@@ -491,7 +495,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
 
 class Outage:
-    """A context manager: a TCP port before a server, which can be gone for a while without the server's knowing.
+    """A context manager: a TCP port before a server, which can be gone for a while without the server's knowledge.
 
     Args:
         upstream: ``127.0.0.1:port`` of the server.
@@ -523,7 +527,7 @@ class Outage:
         self._run(self._relay.down())
 
     def up(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._run(self._relay.up(self._port))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -534,7 +538,7 @@ class _Relay:
     """Passes bytes between clients and the gRPC server, which cannot end a single connection."""
 
     def __init__(self) -> None:
-        # Bound for as long as this lives but never listening: while it is down, nobody else gets the port.
+        # Bound for its whole life but never listening: while it is down, no other process gets the port.
         self._held = socket.socket()
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._held.bind(("127.0.0.1", 0))
@@ -571,20 +575,20 @@ class _Relay:
         return len(self._clients)
 
     def cut(self, peer: str) -> None:
-        """Reset the client whose requests come to the gRPC server as those of ``ipv4:127.0.0.1:PORT``."""
+        """Reset the client whose requests have the peer ``ipv4:127.0.0.1:PORT`` in the gRPC server."""
         client = self._clients.get(peer)
         if client is not None:
             client.reset()
 
 
 class _End(asyncio.Protocol):
-    """One end of a connection: what comes in goes out at the other end.
+    """One end of a connection: its input is the output of the other end.
 
     Args:
-        clients: clients' ends by what the gRPC server calls them.
+        clients: clients' ends by their names in the gRPC server.
         inner_port: where to connect to, for the end of a client; None for the other end.
         other: the end of the client, for the other end.
-        loses: what comes in is lost.
+        loses: whether its input is lost.
     """
 
     def __init__(
@@ -598,7 +602,7 @@ class _End(asyncio.Protocol):
         self._loses = loses
 
     def half_open(self) -> None:
-        """Lose what comes in at both ends."""
+        """Lose the input of both ends."""
         self._loses = True
         if self.other is not None:
             self.other._loses = True

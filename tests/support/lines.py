@@ -15,7 +15,7 @@ class Line:
     """A store's connection that counts requests, and fails on command.
 
     Args:
-        store: whose connection it takes over.
+        store: whose connection it replaces.
 
     Attributes:
         commits, bulks, reads: requests so far.
@@ -67,7 +67,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 class Unreadable(Max):
-    """Writes what it cannot read again."""
+    """A monoid that encodes 13, but cannot decode it."""
 
     name = "unreadable"
 

@@ -25,14 +25,14 @@ PATIENT = Config(
     backoff_base=timedelta(milliseconds=1),
     backoff_max=timedelta(milliseconds=20),
 )
-"""Tries so often that a plan of faults leaves no dead letters."""
+"""Enough tries that a plan of faults leaves no dead letters."""
 
 _BATCH = 200
 _MEASURED = 32
 
 
 class Event(NamedTuple):
-    """What is counted."""
+    """An event to count."""
 
     event_id: str
     key: str
@@ -40,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """A job: merge these events, with `PATIENT`, when `Process.go` says so.
+    """A job: merge these events, with `PATIENT`, after `Process.go`.
 
     Attributes:
         host: ``BIGTABLE_EMULATOR_HOST``.
@@ -53,7 +53,7 @@ class Merge(NamedTuple):
     events: Sequence[Event]
 
     def run(self, ready: Callable[[], None]) -> Counter[str]:
-        """How many events had which outcome; failures by their errors' names."""
+        """The number of events with each outcome; failures by their errors' names."""
         outcomes: Counter[str] = Counter()
         os.environ["BIGTABLE_EMULATOR_HOST"] = self.host
         with closing(spec_from_uri(self.uri).open(Sum())) as store:
@@ -69,12 +69,12 @@ class Merge(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What batches of 32 cost, in seconds.
+    """Times of batches of 32, in seconds.
 
     Attributes:
-        first_s: the first on the old row, of which the process knows nothing.
+        first_s: the first on the old row, which the process does not know yet.
         old_s: median on the old row after that.
-        fresh_s: median on rows that have got few batches.
+        fresh_s: median on rows with few batches.
     """
 
     first_s: float
@@ -95,13 +95,13 @@ class Costs(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A job: what batches cost on a row that holds many events, and in turn with them on fresh rows.
+    """A job: time batches on a row that holds many events, and alternately on fresh rows.
 
     Attributes:
         host: ``BIGTABLE_EMULATOR_HOST``.
         uri: of the store.
         old: key of the old row.
-        name: what no other job is called: events and fresh rows are named after it.
+        name: unique name of the job; events and fresh rows are named after it.
         batches: how many on each.
     """
 
@@ -112,14 +112,14 @@ class Measure(NamedTuple):
     batches: int
 
     def run(self, ready: Callable[[], None]) -> Costs:
-        """Do it."""
+        """Run the job."""
         os.environ["BIGTABLE_EMULATOR_HOST"] = self.host
         with closing(spec_from_uri(self.uri).open(Sum())) as store:
             ready()
             return self.on(store)
 
     def on(self, store: Store[int]) -> Costs:
-        """Do it with a store that is open."""
+        """Run it with an open store."""
 
         def timed(key: str, batch: str) -> float:
             updates = [Update(Key(key), 1, f"{self.name}/{batch}/{i}") for i in range(_MEASURED)]
@@ -138,7 +138,7 @@ class Measure(NamedTuple):
 
 
 class Process:
-    """A new process that does jobs; `several` starts and ends them."""
+    """A new process that runs jobs; `several` starts and ends them."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -148,7 +148,7 @@ class Process:
         theirs.close()
 
     def prepare(self, job: Merge | Measure) -> None:
-        """Have it open the store."""
+        """Let it open the store."""
         self._pipe.send(job)
 
     def wait_ready(self) -> None:
@@ -156,7 +156,7 @@ class Process:
         self._take("ready")
 
     def go(self) -> None:
-        """Have it do the job."""
+        """Let it run the job."""
         self._pipe.send("go")
 
     def result(self) -> Any:
@@ -164,7 +164,7 @@ class Process:
         return self._take("result")
 
     def end(self) -> None:
-        """End it, however far it is."""
+        """End it, whatever its state."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -179,7 +179,7 @@ class Process:
 
 @contextmanager
 def several(n: int) -> Iterator[list[Process]]:
-    """So many processes, until the end of the block."""
+    """This many processes, until the end of the block."""
     processes = [Process() for _ in range(n)]
     try:
         yield processes
@@ -189,7 +189,7 @@ def several(n: int) -> Iterator[list[Process]]:
 
 
 def do_all(processes: Sequence[Process], jobs: Sequence[Merge | Measure]) -> list[Any]:
-    """One job for each process, all at once; their results."""
+    """Run one job in each process, all at once; their results."""
     for process, job in zip(processes, jobs, strict=True):
         process.prepare(job)
     for process in processes:

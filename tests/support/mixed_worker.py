@@ -1,6 +1,6 @@
-"""A process of one release or the other, whichever its PYTHONPATH leads to; `released.Release` starts it.
+"""A process of one release or the other, depending on its PYTHONPATH; `released.Release` starts it.
 
-It takes the name of a function below and its arguments, and answers with what that returns, or with the error.
+It receives the name of a function below and its arguments, and sends the function's result, or the error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def whereabouts() -> tuple[str, str]:
 
 
 def merge(pipe: Connection, uri: str, monoid: str, events: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
-    """Merge events, from when the other side says so.
+    """Merge events, after the signal of the other side.
 
     Args:
         pipe: to the other side.
@@ -38,7 +38,7 @@ def merge(pipe: Connection, uri: str, monoid: str, events: Sequence[tuple[str, s
             nanoseconds.
 
     Returns:
-        How many events had which outcome, and when that began and ended.
+        The number of events with each outcome, and when that began and ended.
     """
     from murmur_beam.errors import TransientError
     from murmur_beam.model import Key, Update
@@ -108,14 +108,14 @@ def golden_bigtable(place: tuple[str, str], prefix: str) -> None:
 
 
 def golden_sqlite(path: str) -> None:
-    """Merge what the golden file of SQLite holds into a file."""
+    """Merge the content of the golden file of SQLite into a file."""
     from tests.support import storage
 
     storage.write_sqlite(Path(path))
 
 
 def serve(pipe: Connection) -> None:
-    """Do what is asked for, until the other side closes the pipe."""
+    """Execute requests, until the other side closes the pipe."""
     while True:
         try:
             name, arguments = pipe.recv()
@@ -130,6 +130,6 @@ def serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # What libraries print is of no use to anyone here.
+    # Output of libraries is of no use here.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     serve(Connection(int(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""Monoids of the tests' own, and the names of parametrised monoids."""
+"""Monoids for tests, and the names of parametrised monoids."""
 
 import math
 import operator
@@ -11,7 +11,7 @@ from murmur_beam.monoids import (
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 ALIKE = [0, 0.0, -0.0, False, 1, 1.0, True, "1", None, [1], [True], {"a": 1}, {"a": 1.0}]
-"""Values that Python takes for equal, or cannot order, though their JSON differs."""
+"""Values that Python considers equal, or cannot order, though their JSON differs."""
 
 FLAGS = Custom("flags", 0, operator.or_, idempotent=True)
 GCD = Custom("gcd", 0, math.gcd, idempotent=True)
@@ -36,6 +36,6 @@ def label(parameter):
 
 
 def extend(a, b):
-    """Changes its first argument."""
+    """Append to the first argument, which breaks the rules."""
     a.extend(b)
     return a

@@ -1,4 +1,4 @@
-"""The real parsers of the pipelines, without what comes after them."""
+"""The real parsers of the pipelines, without the rest of the pipelines."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipelines.console import Parser
 
 
 class Parsed(Exception):
-    """What a pipeline's parser has made of a command line; raised, so that nothing else of the pipeline runs.
+    """The result of a pipeline's parser; raised, so that nothing else of the pipeline runs.
 
     Attributes:
         parser: the pipeline's own.
         flags: its flags.
-        others: what it leaves to Beam.
+        others: the flags that it leaves to Beam.
     """
 
     def __init__(self, parser: argparse.ArgumentParser, flags: argparse.Namespace, others: list[str]) -> None:
@@ -29,7 +29,7 @@ class Parsed(Exception):
 
 
 def parse(module: str, argv: Sequence[str]) -> Parsed:
-    """Have the ``main`` of a module, such as ``pipelines.pubsub``, parse a command line, and no more.
+    """Let the ``main`` of a module, such as ``pipelines.pubsub``, parse a command line, and no more.
 
     Raises:
         SystemExit: it refuses the command line.

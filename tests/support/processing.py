@@ -1,4 +1,4 @@
-"""The per-record core as the tests call it: configs, plans of faults, and stores that note their calls."""
+"""The per-record core as the tests call it: configs, plans of faults, and stores that record their calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BUSY = TransientError("busy")
 
 
 class Max(Monoid[int]):
-    """The largest value: idempotent, so that no marker is needed."""
+    """The largest value: idempotent, so that it needs no marker."""
 
     name = "test-max"
     idempotent = True
@@ -41,7 +41,7 @@ class Max(Monoid[int]):
 
 
 class Deduper:
-    """Claims ids in memory; ``fail`` is how many claims raise first."""
+    """Claims ids in memory; the first ``fail`` claims raise."""
 
     def __init__(self, fail: int = 0, error: Exception = BUSY) -> None:
         self.seen: set[str] = set()
@@ -60,7 +60,7 @@ class Deduper:
 
 
 class Spy(FaultyStore[int]):
-    """A store that remembers the updates it was given, one list for each call."""
+    """A store that keeps the updates of each call."""
 
     def __init__(self, store: Store[int], fault: Callable[[Update], Exception | None] = lambda update: None) -> None:
         super().__init__(store, fault)
@@ -72,18 +72,18 @@ class Spy(FaultyStore[int]):
 
 
 def script(**faults: Iterable[Exception | None]) -> Callable[[Update], Exception | None]:
-    """A plan of faults: what the first, second ... write of an entity meets; then all goes well."""
+    """A plan of faults: the results of the first, second ... write of an entity; later writes succeed."""
     left = {entity: iter(errors) for entity, errors in faults.items()}
     return lambda update: next(left.get(update.key.entity, iter(())), None)
 
 
 def always(error: Exception) -> Callable[[Update], Exception]:
-    """A plan of faults without end."""
+    """A plan in which every write fails."""
     return lambda update: error
 
 
 def config(clock: Clock, **changes: Any) -> Config:
-    """Exactly once, and a recorder to look at."""
+    """Exactly once, and a recorder to read."""
     return Config(**{"recorder": InMemory(), "dedup": AtomicDedup(), "clock": clock, **changes})
 
 

@@ -1,8 +1,11 @@
-"""Pipelines run by their own ``main(argv)``, and the records that are merged by them."""
+"""Pipelines run by their own ``main(argv)``, and the records that they merge."""
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
@@ -16,11 +19,11 @@ from murmur_beam.state.sqlite import SqliteSpec
 State = dict[tuple[str, int], int]
 
 MILLISECOND = ["--backoff_base=0s", "--backoff_max=0s"]
-"""Waits between tries that no test has to wait for."""
+"""Flags for retries without waits."""
 
 
 class Ran(NamedTuple):
-    """What a run gave."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -28,7 +31,7 @@ class Ran(NamedTuple):
 
     @property
     def outcomes(self) -> str:
-        """The line that sums up a run of merge_files or replay."""
+        """The summary line of a run of merge_files or replay."""
         (line,) = [line for line in self.out.splitlines() if " merged / " in line]
         return line
 
@@ -45,7 +48,7 @@ Run = Callable[..., Ran]
 
 
 def state_of(path: Path, window: timedelta | None = None) -> State:
-    """All there is in a SQLite file of sums, by entity and bucket."""
+    """All aggregates in a SQLite file of sums, by entity and bucket."""
     store = SqliteSpec(str(path)).open(Sum(), window)
     try:
         return {tuple(key): total for key, total in store.scan()}
@@ -64,13 +67,40 @@ CLICKS = [
 FLAGS = ["--store=sqlite:///counts.db", "--key=page/{page}", "--key==all", "--value=n", "--event_id=id", *MILLISECOND]
 
 
+def first_flights(path: Path, n: int) -> Path:
+    """Write the header and the first rows of the shipped file of flights."""
+    from pipelines import flights  # loads Beam
+
+    with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
+        path.write_bytes(b"".join(itertools.islice(member, n + 1)))
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def flights_by_hand(rows: Iterable[dict[str, str]]) -> State:
+    """The expected state of flights: a plain dictionary."""
+    state: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        day = (date(int(row["year"]), int(row["month"]), int(row["day"])) - date(1970, 1, 1)).days
+        route = f"route/{row['origin']}-{row['dest']}"
+        for key in (route, f"origin/{row['origin']}", f"carrier/{row['carrier']}", "all"):
+            state[f"flights/{key}", day] += 1
+            state[f"miles/{key}", day] += int(row["distance"])
+    return dict(state)
+
+
 def jsonl(*records: object) -> bytes:
     """One line each."""
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
 def by_hand(records: Iterable[dict[str, Any]], daily: bool = False) -> State:
-    """The state that clicks must lead to, by `FLAGS`."""
+    """The expected state of clicks, by `FLAGS`."""
     state: Counter[tuple[str, int]] = Counter()
     for click in records:
         day = (date.fromisoformat(click["t"][:10]) - date(1970, 1, 1)).days if daily else 0
@@ -79,6 +109,6 @@ def by_hand(records: Iterable[dict[str, Any]], daily: bool = False) -> State:
     return dict(state)
 
 
-def letters_in(path: str) -> list[DeadLetter]:
+def letters_in(path: str | Path) -> list[DeadLetter]:
     """The dead letters of a file."""
     return [DeadLetter.from_json(line) for line in Path(path).read_bytes().splitlines()]

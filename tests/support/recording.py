@@ -1,4 +1,4 @@
-"""A store that answers as one does that appends, for tests of what stands above it."""
+"""A store that answers as one that appends, for tests of the layers above it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WRITTEN = (Outcome.MERGED, Outcome.DUPLICATE)
 
 
 class RecordingStore(FaultyStore[Any]):
-    """Another store, which does the work, and does not tell whether an event was there before."""
+    """Wraps another store, and does not report whether an event is new."""
 
     appends = True
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
-        """Recorded, or the error."""
+        """RECORDED, or the error."""
         return [Outcome.RECORDED if result in WRITTEN else result for result in super().merge_updates(updates)]
 
     def settle_retention(self, retention: timedelta | None) -> timedelta | None:
@@ -37,7 +37,7 @@ class RecordingStore(FaultyStore[Any]):
 
 @dataclass(frozen=True)
 class RecordingSpec:
-    """What ``spec`` opens, as a store that appends."""
+    """Opens the store of ``spec`` as one that appends."""
 
     spec: StoreSpec
 

@@ -1,4 +1,4 @@
-"""What tests of decoding, fields, times and records share: a message, a row, and a time."""
+"""Shared by tests of decoding, fields, times and records: a message, a row, and a time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import settings
 from murmur_beam import model
 
 UNTIMED = settings(deadline=None)
-"""For properties: a busy machine is no failure."""
+"""For properties: a busy machine must not fail them."""
 
 UTC = timezone.utc
 WHEN = datetime(2013, 1, 1, 5, 15, tzinfo=UTC)
 WHEN_US = 1_357_017_300_000_000
 BEAM_MIN_US, BEAM_MAX_US = -9_223_372_036_854_775_000, 9_223_372_036_854_775_000
-"""The timestamps by which Beam says "none", in microseconds."""
+"""The timestamps by which Beam means "no timestamp", in microseconds."""
 
 
 def message(data: Any = b"{}", attributes: Any = (), message_id: Any = "m1", publish_time: Any = WHEN) -> model.Message:
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A record that is no dict."""
+    """A record that is not a dict."""
 
     id: str
     amount: int
@@ -48,7 +48,7 @@ class Order(NamedTuple):
 
 
 def attempt(function: Callable[..., Any], error: type[Exception], *arguments: Any) -> Any:
-    """What a function returns, or the one error it may raise."""
+    """The result of a function, or the one error that it may raise."""
     try:
         return function(*arguments)
     except error as err:

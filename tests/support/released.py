@@ -1,4 +1,4 @@
-"""Release 0.1.0 beside the code that is tested: built from its commit, and run in processes of its own."""
+"""Release 0.1.0 beside the tested code: built from its commit, and run in processes of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TIMEOUT_S = 120.0
 
 
 class Refused(Exception):
-    """What a function of the other process has raised: the name of the error, and its text."""
+    """The error of a function in the other process: its name and its text."""
 
 
 class Release:
@@ -46,7 +46,7 @@ class Release:
         theirs.close()
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """What a function of `mixed_worker` returns.
+        """The result of a function of `mixed_worker`.
 
         Raises:
             Refused: it has raised an error.
@@ -55,20 +55,20 @@ class Release:
         return self._take("result")
 
     def prepare(self, *arguments: Any) -> None:
-        """Have the store opened for ``mixed_worker.merge``."""
+        """Let it open the store for ``mixed_worker.merge``."""
         self._pipe.send(("merge", arguments))
         self._take("ready")
 
     def go(self) -> None:
-        """Have it merge."""
+        """Let it merge."""
         self._pipe.send("go")
 
     def result(self) -> Any:
-        """Wait for what became of that."""
+        """Wait for the result of the merge."""
         return self._take("result")
 
     def end(self) -> None:
-        """End the process, however far it is."""
+        """End the process, whatever its state."""
         self._pipe.close()
         self._process.kill()
         self._process.wait()
@@ -83,7 +83,7 @@ class Release:
 
 
 def merge_all(jobs: Sequence[tuple[Release, tuple[Any, ...]]]) -> list[Any]:
-    """Have processes merge at the same time."""
+    """Let processes merge at the same time."""
     for release, arguments in jobs:
         release.prepare(*arguments)
     for release, _ in jobs:
@@ -92,10 +92,11 @@ def merge_all(jobs: Sequence[tuple[Release, tuple[Any, ...]]]) -> list[Any]:
 
 
 def built(folder: Path) -> Path:
-    """The packages of release 0.1.0, which the first that asks builds for the whole test run; else the test is skipped.
+    """The packages of release 0.1.0, which the first caller builds for the whole test run; otherwise the test is
+    skipped.
 
     Args:
-        folder: where all workers of the test run look.
+        folder: shared by all workers of the test run.
     """
     source, packages = folder / "release-0.1.0", folder / "release-0.1.0-built"
     with open(folder / "release-0.1.0.lock", "w") as lock:
@@ -117,7 +118,8 @@ def _check_out(source: Path) -> None:
 
 
 def _build(source: Path, packages: Path) -> None:
-    """What the wheel holds. With setuptools at hand that takes two seconds; pip has to fetch it, which takes twenty."""
+    """Make the content of the wheel. With an installed setuptools that needs two seconds; pip has to download it, which
+    needs twenty."""
     unfinished = packages.with_name(f"{packages.name}-unfinished")
     python = [sys.executable, "-W", "ignore"]
     if find_spec("setuptools"):

@@ -1,4 +1,4 @@
-"""What stores write, byte by byte: a fixed sequence of merges, and tables and files as they are, to be compared.
+"""The bytes that stores write: a fixed sequence of merges, and tables and files in a form that can be compared.
 
 Release 0.1.0 runs this file as well (`released`), so it imports only what both releases have.
 """
@@ -24,7 +24,7 @@ from murmur_beam.testing import FakeClock
 
 GOLDEN = Path(__file__).parent / "golden"
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-NOW_S = 2_000_000_000  # in 2033: the emulator collects by its own clock, and is to find nothing that is old
+NOW_S = 2_000_000_000  # in 2033: the emulator collects by its own clock, and must find nothing old
 TODAY = NOW_S // 86_400
 RETENTION = 30 * DAY
 
@@ -32,13 +32,13 @@ Flush = list[tuple[str, int, Any, "str | None"]]
 
 
 class Table(NamedTuple):
-    """A table, and what is merged into it.
+    """A table, and the events that are merged into it.
 
     Attributes:
         name: of the table.
         monoid: of its values.
         flushes: entity, bucket, delta and event id of each update; a second lies between two flushes.
-        granularity, retention, dedup_retention: what it is made for.
+        granularity, retention, dedup_retention: its purpose.
         shards: rows of each key.
     """
 
@@ -51,7 +51,7 @@ class Table(NamedTuple):
     shards: int = 1
 
     def updates(self) -> Iterator[tuple[float, list[Update]]]:
-        """When each flush is merged, and its updates."""
+        """The time and the updates of each flush."""
         for now_s, flush in enumerate(self.flushes, NOW_S):
             yield (
                 now_s,
@@ -122,7 +122,7 @@ APPENDED = (
 
 
 def shown(data: bytes) -> str:
-    """Bytes as text: as they are where they are printable ASCII, else in hexadecimal digits after ``0x``."""
+    """Bytes as text: unchanged where they are printable ASCII, otherwise in hexadecimal digits after ``0x``."""
     if data.isascii() and data.decode("ascii").isprintable() and not data.startswith(b"0x"):
         return data.decode("ascii")
     return f"0x{data.hex()}"
@@ -139,7 +139,7 @@ def read(name: str) -> Any:
 
 
 def text_of(document: Any) -> str:
-    """A golden document as its file has it: what fits into a line stands in one."""
+    """A golden document in the format of its file: whatever fits into a line is written in one."""
     text = json.dumps(document, indent=1)
     for leaf in (r"\{\s+([^{}\[\]]*?)\s+\}", r"\[\s+([^\[\]]*?)\s+\]"):
         text = re.sub(leaf, lambda found: found[0][0] + re.sub(r"\n\s*", " ", found[1]) + found[0][-1], text)
@@ -147,7 +147,7 @@ def text_of(document: Any) -> str:
 
 
 def lines(rows: dict[str, Any]) -> list[str]:
-    """Rows of a golden file of Bigtable, a line a cell: what docs/storage.md shows."""
+    """Rows of a golden file of Bigtable, a line a cell, as docs/storage.md shows them."""
     found = []
     for row, columns in rows.items():
         found.append(row)
@@ -156,7 +156,7 @@ def lines(rows: dict[str, Any]) -> list[str]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two golden documents differ."""
+    """The places where two golden documents differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             text
@@ -178,7 +178,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def spec_of(table: Table, place: tuple[str, str], prefix: str) -> Any:
-    """How the table is opened; time stands still in it.
+    """The spec of the table, with a clock that stands still.
 
     Args:
         table: which.
@@ -202,14 +202,14 @@ def make_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = 
 
 
 def write_bigtable(place: tuple[str, str], prefix: str) -> None:
-    """Merge into all tables, which are made, with random numbers that are always the same."""
+    """Merge into all tables, which must exist, with random numbers that are always the same."""
     for table in TABLES:
         with closing(opened(table, place, prefix)) as store:
             write(table, store)
 
 
 def opened(table: Table, place: tuple[str, str], prefix: str) -> Any:
-    """A store without chance: where the versions of a row begin, and who the writer is."""
+    """A store without random numbers: the first version of a row and the writer's id are fixed."""
     store = spec_of(table, place, prefix).open(table.monoid, table.granularity)
     store._committer._chance = random.Random(table.name)
     store._committer._writer = b"writer-1"
@@ -219,14 +219,14 @@ def opened(table: Table, place: tuple[str, str], prefix: str) -> Any:
 
 
 def write(table: Table, store: Any) -> None:
-    """Merge what is to be merged, each flush at its time."""
+    """Merge the table's events, each flush at its time."""
     for now_s, updates in table.updates():
         store._clock.time = now_s
         store.merge_updates(updates)
 
 
 def append_and_fold(place: tuple[str, str], prefix: str) -> dict[str, Any]:
-    """Tables that are made and appended to, and then folded, as a golden document: rows before and after."""
+    """Tables that are made, appended to, and then folded, as a golden document: rows before and after."""
     found = {}
     make_bigtable(place, prefix, APPENDED, write="append")
     for table in APPENDED:
@@ -244,7 +244,7 @@ def read_bigtable(place: tuple[str, str], prefix: str, names: Sequence[str] = NA
 
 
 def table_of(spec: Any) -> dict[str, Any]:
-    """A table: its families, the row that tells what it is for, and its other rows."""
+    """A table: its families, the row with its record, and its other rows."""
     from murmur_beam.state.bigtable.admin import Admin
     from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 
@@ -259,7 +259,8 @@ def table_of(spec: Any) -> dict[str, Any]:
         }
     rows = raw_rows(spec)
     record = rows.pop(shown(SCHEMA_ROW), {})
-    # Another cell is there until garbage collection takes it: a sum of nothing, which shows that the family is one.
+    # Another cell exists until garbage collection deletes it: a sum of zero, which shows that the family is one of
+    # sums.
     record = {name: cells for name, cells in record.items() if name.startswith("meta:")}
     return {"families": families, "record": record, "rows": rows}
 
@@ -272,7 +273,7 @@ def raw_rows(spec: Any) -> dict[str, Any]:
     with closing(spec.connect()) as connection:
         for row in connection.run(connection.read(wire.read_range(connection, b"\0", None, 10_000))):
             columns = found[shown(row.key)] = {}
-            for family, qualifier, at_us, value in sorted(row.cells):  # the emulator gives families in any order
+            for family, qualifier, at_us, value in sorted(row.cells):  # the emulator returns families in any order
                 columns.setdefault(f"{family}:{shown(qualifier)}", {})[str(at_us)] = shown(value)
     return found
 
@@ -280,13 +281,13 @@ def raw_rows(spec: Any) -> dict[str, Any]:
 def put_bigtable(
     place: tuple[str, str], prefix: str, document: Any, *, rows: bool = True, which: Sequence[Table] = TABLES
 ) -> None:
-    """Make tables just as a golden document says, cell by cell.
+    """Make tables exactly as in a golden document, cell by cell.
 
     Args:
         place: project and instance.
         prefix: of the names of the tables.
-        document: says how.
-        rows: also those of aggregates, not only what the tables are for.
+        document: the golden document.
+        rows: also those of aggregates, not only the records.
         which: of these tables.
     """
     from murmur_beam.state.bigtable import wire
@@ -331,7 +332,7 @@ def _mutations(columns: Any) -> Iterator[bytes]:
 
 
 def sqlite_spec(table: Table, path: Path) -> SqliteSpec:
-    """How the table is opened; time stands still in it."""
+    """The spec of the table, with a clock that stands still."""
     return SqliteSpec(str(path), table.name, dedup_retention=table.dedup_retention, clock=FakeClock(NOW_S))
 
 
@@ -348,7 +349,8 @@ def write_sqlite(path: Path) -> None:
 
 
 def read_sqlite(path: Path) -> dict[str, Any]:
-    """The file as a golden document: what makes each table, index and trigger, and the rows of each table."""
+    """The file as a golden document: the statements that make each table, index and trigger, and the rows of each
+    table."""
     with closing(sqlite3.connect(path)) as db:
         made = db.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         return {
@@ -369,7 +371,7 @@ def _plain(value: Any) -> Any:
 
 
 def put_sqlite(path: Path, document: Any) -> None:
-    """Make a file just as a golden document says."""
+    """Make a file exactly as in a golden document."""
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA journal_mode={document['journal_mode']}")
         for sql in sorted(document["schema"].values(), key=lambda sql: not sql.startswith("CREATE TABLE")):

@@ -1,7 +1,7 @@
-"""Random deliveries of random events with random faults: what the conservation tests of every level draw from.
+"""Random deliveries of random events with random faults: the scenarios of the conservation tests of every level.
 
-An event id always carries the same content, as a source that redelivers does. Deltas that overflow are on keys of
-their own (`BIG_KEYS`): which of them still fits depends on what came before, so only a ledger can tell.
+An event id always has the same content, as with a source that redelivers. Deltas that overflow have keys of their own
+(`BIG_KEYS`): which of them still fits depends on earlier ones, so only a ledger knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from murmur_beam.windows import WindowConfig, daily
 from tests.support.records import Record
 
 START = datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)
-"""Where a `FakeClock` starts."""
+"""The time of a `FakeClock` at the start."""
 
 EVENT_IDS = ("e0", "e1", "e2", "e3", "e4", "e5", "0", "00", "Zo\xeb", "e" * 200)
 KEYS = ("a", "ab", "b", "\xfc")
@@ -30,7 +30,7 @@ BIG_DELTAS = (INT64_MAX, INT64_MIN, INT64_MAX - 1, INT64_MAX // 2 + 1, INT64_MIN
 
 
 class Event(NamedTuple):
-    """What a source delivers, as often as it likes. Keys may repeat."""
+    """An event of a source, which may deliver it repeatedly. Keys may repeat."""
 
     event_id: str
     event_time: datetime
@@ -38,12 +38,12 @@ class Event(NamedTuple):
     delta: int
 
     def record(self) -> Record:
-        """As the processor takes it."""
+        """The record as the processor accepts it."""
         return Record.of(self.event_id, to_us(self.event_time), self.keys, self.delta)
 
 
 class Fault(enum.Enum):
-    """What one write meets."""
+    """The fault of one write."""
 
     NONE = "it goes well"
     REFUSED = "nothing is written; a later try may go well"
@@ -54,21 +54,21 @@ class Fault(enum.Enum):
 
 
 class Batch(NamedTuple):
-    """Events delivered together, duplicates among them, and how long after the batch before."""
+    """Events delivered together, duplicates among them, and the time since the batch before."""
 
     after: timedelta
     events: tuple[Event, ...]
 
 
 class Scenario(NamedTuple):
-    """All that happens in one run.
+    """All deliveries and faults of one run.
 
     Attributes:
         window: of the pipeline.
         batches: in their order.
-        faults: what the writes meet, one by one; after the last of them all goes well.
+        faults: of the writes, one by one; later writes succeed.
         max_attempts: tries for each key.
-        redeliver_all: deliver everything again at the end, or only what has not merged.
+        redeliver_all: deliver everything again at the end, or only the unmerged events.
     """
 
     window: WindowConfig | None
@@ -84,7 +84,7 @@ class Scenario(NamedTuple):
 
 
 class FaultPlan:
-    """The two functions that `murmur_beam.testing.FaultyStore` takes, following a list of faults.
+    """The two functions that `murmur_beam.testing.FaultyStore` accepts, following a list of faults.
 
     Errors that it returns are the updates' own; those that it raises are the whole flush's. Not thread-safe.
     """
@@ -115,12 +115,12 @@ class FaultPlan:
         return TimeoutError("answer lost") if fault is Fault.LOST else None
 
     def stop(self) -> None:
-        """From now on all goes well."""
+        """Let all later writes succeed."""
         self._faults.clear()
 
 
 def _times() -> st.SearchStrategy[datetime]:
-    """Several days around the start, the edges of days and of a retention in whole days among them."""
+    """Several days around the start, the limits of days and of a retention in whole days among them."""
     hours = st.integers(-5 * 24, 24).map(lambda n: START.replace(hour=0, minute=0, second=0) + timedelta(hours=n))
     edges = st.integers(-5, 1).map(lambda n: START + timedelta(days=n))
     nudges = st.sampled_from([timedelta(0), timedelta(microseconds=1), timedelta(microseconds=-1)])
@@ -150,7 +150,7 @@ WINDOWS = (None, daily(), daily(timedelta(days=2)))
 
 @st.composite
 def scenarios(draw: st.DrawFn, windows: Sequence[WindowConfig | None] = WINDOWS) -> Scenario:
-    """Batches of a few events, delivered several times over, with faults at any point."""
+    """Batches of a few events, delivered several times, with faults at any point."""
     pool = st.sampled_from(draw(events()))
     pause = st.sampled_from([timedelta(0), timedelta(0), timedelta(hours=1), timedelta(days=1)])
     batch = st.builds(Batch, pause, st.lists(pool, max_size=10).map(tuple))

@@ -1,4 +1,4 @@
-"""Tables of the Bigtable emulator, made and looked at by hand, and a server before it that answers in its place."""
+"""Tables of the Bigtable emulator, made and read by hand, and a server before it that answers in its place."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _names = itertools.count()
 
 
 def new_where(**arguments: Any) -> BigtableSpec:
-    """A table that is not there yet."""
+    """A table that does not exist yet."""
     return BigtableSpec(emulators.PROJECT, emulators.INSTANCE, f"made-{os.getpid()}-{next(_names)}", **arguments)
 
 
 @contextmanager
 def by_hand(where: BigtableSpec) -> Iterator[tuple[BigtableTableAdminClient, str, str]]:
-    """The admin client that anybody uses, the instance's name, and the table's."""
+    """Google's admin client, the instance's name, and the table's."""
     instance = f"projects/{where.project}/instances/{where.instance}"
     with grpc.insecure_channel(os.environ["BIGTABLE_EMULATOR_HOST"]) as channel:
         client = BigtableTableAdminClient(transport=BigtableTableAdminGrpcTransport(channel=channel))
@@ -56,7 +56,7 @@ def message(where: BigtableSpec) -> TableMessage:
 
 
 def exists(where: BigtableSpec) -> bool:
-    """Is there such a table?"""
+    """Whether the table exists."""
     with by_hand(where) as (client, instance, name):
         return name in {table.name for table in client.list_tables(parent=instance)}
 
@@ -82,13 +82,13 @@ def sums() -> ColumnFamily:
 
 
 def recorded(where: BigtableSpec) -> Meta | None:
-    """What the table says that it is for."""
+    """The recorded purpose of the table."""
     with closing(where.connect()) as connection:
         return connection.run(read_meta(connection))
 
 
 def limits(rule: GcRule) -> list[tuple[str, Any]]:
-    """The limits of a rule by which a cell goes as soon as it exceeds one of them."""
+    """The limits of a rule that collects a cell as soon as it exceeds one of them."""
     if "union" in rule:
         return [limit for part in rule.union.rules for limit in limits(part)]
     assert "intersection" not in rule
@@ -96,12 +96,12 @@ def limits(rule: GcRule) -> list[tuple[str, Any]]:
 
 
 def collected(where: BigtableSpec) -> dict[str, list[tuple[str, Any]]]:
-    """The limits of each family, as the server has them."""
+    """The limits of each family, as the server returns them."""
     return {name: limits(family.gc_rule) for name, family in message(where).column_families.items()}
 
 
 def wrong(findings: list[tables.Finding]) -> dict[str, str]:
-    """Text of what `check` found wrong, by subject."""
+    """Texts of the faults that `check` found, by subject."""
     return {finding.subject: finding.text for finding in findings if finding.status == tables.WRONG}
 
 
@@ -115,11 +115,11 @@ Answer = grpc.StatusCode | tuple[grpc.StatusCode, str] | bytes | None
 
 
 class Before:
-    """A server before the emulator that gives answers of its own to some methods, and passes all else on.
+    """A server before the emulator that answers some methods itself, and passes all others on.
 
     Attributes:
-        answers: by a method's name: a status to fail with, the message to answer, or what tells either for a request,
-            None passing it on.
+        answers: by a method's name: a status to fail with, the message to answer, or a function that returns either for
+            a request; None passes the request on.
     """
 
     def __init__(self, behind: str) -> None:
@@ -134,7 +134,7 @@ class Before:
         self._channel.close()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """How to answer a call; gRPC asks this."""
+        """The handler of a call, for gRPC."""
         told = self.answers.get(details.method.rpartition("/")[2])
 
         def handle(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Topics and subscriptions of the Pub/Sub emulator, each test its own."""
+"""Topics and subscriptions of the Pub/Sub emulator, for one test each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _names = itertools.count()
 
 
 class Topic(NamedTuple):
-    """A topic of its own for a test, with one subscription."""
+    """A topic of a test, with one subscription."""
 
     name: str
     subscription: str
@@ -37,17 +37,17 @@ class Topic(NamedTuple):
             return [one.result(timeout=TIMEOUT_S) for one in sent]
 
     def left(self, expected: int = 0) -> list[Any]:
-        """Messages that can be had; they are acknowledged.
+        """The remaining messages; they are acknowledged.
 
         Args:
-            expected: as many are waited for: what was given back may first be promised to a request that is gone.
+            expected: wait for this many: returned messages may first be assigned to a request that has ended.
         """
         messages: list[Any] = []
         deadline = time.monotonic() + TIMEOUT_S
-        with subscriber_client() as client:  # which takes answers of any size
+        with subscriber_client() as client:  # which accepts answers of any size
             while True:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # of return_immediately, which is just right
+                    warnings.simplefilter("ignore", DeprecationWarning)  # of return_immediately, which is intended here
                     received = client.pull(
                         subscription=self.subscription, max_messages=1000, return_immediately=True, timeout=10
                     ).received_messages
@@ -62,7 +62,7 @@ class Topic(NamedTuple):
 
 
 def new_topic(**more: Any) -> Topic:
-    """One with an empty subscription; ``more`` is of the subscription."""
+    """A topic with an empty subscription; ``more`` are arguments of the subscription."""
     unique = f"topic-{os.getpid()}-{next(_names)}"
     topic, subscription = (f"projects/{emulators.PROJECT}/{kind}/{unique}" for kind in ("topics", "subscriptions"))
     with pubsub_v1.PublisherClient() as publisher, pubsub_v1.SubscriberClient() as subscriber:

@@ -52,7 +52,7 @@ def config(**changes: Any) -> Config:
     return Config(**{"max_attempts": 2, "dedup": AtomicDedup(), "clock": FakeClock(jitter=0), **changes})
 
 
-# Stores that a test can reach into. The runner works in threads of this process, so what is pickled is a name only.
+# Stores that a test can reach. The runner uses threads of this process, so only a name is pickled.
 
 _shelf: dict[str, Store[Any]] = {}
 
@@ -84,7 +84,7 @@ class OnShelf:
 
 
 class Faulty(FaultyStore[int]):
-    """Sums in memory that fail by a plan, count how often they are closed, and keep a ledger of what has merged.
+    """Sums in memory that fail by a plan, count how often they are closed, and keep a ledger of merged events.
 
     The ledger stands below the faults: it also knows of writes whose answer was lost. One that ``appends`` answers
     RECORDED.
@@ -108,12 +108,12 @@ class Faulty(FaultyStore[int]):
         self.closed += 1
 
     def state(self) -> dict[tuple[str, int], int]:
-        """All there is, by entity and bucket."""
+        """All sums, by entity and bucket."""
         return {tuple(key): total for key, total in self.scan()}
 
 
 class Ledger(FaultyStore[int]):
-    """Notes each event that a store has merged under each key."""
+    """Records each event that a store has merged under each key."""
 
     def __init__(self, store: Store[int]) -> None:
         super().__init__(store)
@@ -129,7 +129,7 @@ class Ledger(FaultyStore[int]):
 
 
 def failing(**times: int) -> Callable[[Update], Exception | None]:
-    """A plan of faults: so many writes to a key fail, then all goes well."""
+    """A plan of faults: the given number of writes to a key fail, later ones succeed."""
 
     def fault(update: Update) -> Exception | None:
         left = times.get(update.key.entity, 0)
@@ -140,7 +140,7 @@ def failing(**times: int) -> Callable[[Update], Exception | None]:
 
 
 def sums(spec: StoreSpec, granularity: timedelta | None = None) -> dict[Key, int]:
-    """All there is in a store of sums, or counts."""
+    """All aggregates in a store of sums, or counts."""
     with Reader.open(spec, None, granularity and WindowConfig(granularity)) as reader:
         return dict(reader.store.scan())
 
@@ -157,7 +157,7 @@ class Out(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What a pipeline gave: both outputs and the counters of `MergeRecords`."""
+    """The outputs of a pipeline, and the counters of `MergeRecords`."""
 
     merged: list[Out]
     dead: list[Out]
@@ -170,17 +170,17 @@ class Ran(NamedTuple):
 
     @property
     def letters(self) -> list[DeadLetter]:
-        """Elements of the other one."""
+        """Elements of the dead letter output."""
         return [out.value for out in self.dead]
 
     @property
     def letter(self) -> DeadLetter:
-        """The only dead letter there is."""
+        """The only dead letter."""
         (letter,) = self.letters
         return letter
 
     def outcomes(self) -> Counter[str]:
-        """How many of each, dead letters among them."""
+        """The number of each outcome, and of dead letters."""
         return Counter([str(result.outcome) for result in self.results] + ["dead_letter"] * len(self.dead))
 
 
@@ -188,8 +188,8 @@ _collected: dict[str, list[Out]] = {}
 
 
 class Collect(beam.DoFn):
-    """Keeps what comes in a list of this process, and undoes what a coder may have done: types that are made up from a
-    schema become ours, and the keys of a result tuples."""
+    """Keeps its elements in a list of this process, and reverts changes by a coder: generated types become the
+    library's, and the keys of a result tuples."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -206,19 +206,19 @@ class Collect(beam.DoFn):
 
 
 def collect(collection: beam.PCollection, label: str) -> str:
-    """Attach a `Collect`; the name to `collected`."""
+    """Attach a `Collect`; returns its name for `collected`."""
     name = uuid.uuid4().hex
     _ = collection | f"Collect {label}" >> beam.ParDo(Collect(name))
     return name
 
 
 def collected(name: str) -> list[Out]:
-    """What has come; once."""
+    """The elements so far; once."""
     return _collected.pop(name, [])
 
 
 def make_pipeline(flags: Sequence[str], runner: Any = None) -> beam.Pipeline:
-    """On the runner that is part of Beam, in this process. Tests of other runners put their own function here."""
+    """A pipeline on the runner that is part of Beam, in this process. Tests of other runners replace this function."""
     return beam.Pipeline(runner=runner or FnApiRunner(), options=PipelineOptions(list(flags)))
 
 
@@ -228,10 +228,10 @@ def new_pipeline(*flags: str, runner: Any = None) -> beam.Pipeline:
 
 
 def counters_of(result: Any) -> dict[str, int]:
-    """Beam's counters of `MergeRecords`, summed over the steps of a pipeline; those that count something."""
+    """Beam's counters of `MergeRecords`, summed over the steps of a pipeline, without zeros."""
     counts: Counter[str] = Counter()
     for counter in result.metrics().query(MetricsFilter().with_namespace("murmur_beam"))["counters"]:
-        counts[counter.key.metric.name] += counter.result or 0  # Prism says None for nothing
+        counts[counter.key.metric.name] += counter.result or 0  # Prism returns None for zero
     return {name: n for name, n in counts.items() if n}
 
 
@@ -254,7 +254,7 @@ def run(elements: Iterable[Any], *flags: str, window_into: Any = None, **argumen
 
 
 def letter_of(**changes: Any) -> DeadLetter:
-    """A dead letter with all there can be in it."""
+    """A dead letter with all possible content."""
     return DeadLetter(
         **{
             "payload": b'\xff\x00"\n',
@@ -301,7 +301,7 @@ class Worker:
         self.fn.start_bundle()
 
     def process(self, *elements: Any, at_s: int = NOW_S) -> Iterator[Any]:
-        """Hand in elements, and take what comes out at once."""
+        """Pass elements in, and yield their immediate outputs."""
         for element in elements:
             windowed = WindowedValue(element, Timestamp(at_s), list(self._windows))
             for output in self.fn.process(element, windowed):
@@ -315,14 +315,14 @@ class Worker:
                 yield value
 
     def finish(self) -> Iterator[Any]:
-        """End the bundle, and take what comes out."""
+        """End the bundle, and yield its outputs."""
         for output in self.fn.finish_bundle():
             value = output.value if isinstance(output, TaggedOutput) else output
             assert list(value.windows) == self._windows
             yield value.value
 
     def bundle(self, *elements: Any) -> Iterator[Any]:
-        """One bundle that goes well."""
+        """One successful bundle."""
         self.start()
         yield from self.process(*elements)
         yield from self.finish()
