@@ -50,7 +50,6 @@ MAY_IMPORT = {
     "forks": "",
     "import_path": "errors",
     "durations": "",
-    "planner": "",
     "model": "errors",
     # Monoids know nothing but the contract. Those that share code say so in a row.
     "monoids.base": "errors model",
@@ -95,7 +94,7 @@ MAY_IMPORT = {
     "cli_delete": f"{LIBRARY} reader",
     "cli_fold": f"{LIBRARY} reader cli_arguments cli_output state.bigtable.*",
     "cli_output": LIBRARY,
-    "cli_plan": "errors durations planner cli_output",
+    "cli_plan": "errors durations cli_output",
     "cli_tables": f"{LIBRARY} __init__ state.bigtable.*",
     "__main__": "cli",
     "__init__": f"{LIBRARY} reader transforms",

@@ -301,9 +301,8 @@ def _parser() -> Parser:
     def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Parser:
         sub = add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
-        sub.add_argument(
-            "uri", metavar="URI", help="the store, such as sqlite:///counts.db or bigtable://project/instance/table"
-        )
+        if run is not cli_plan.run:
+            sub.add_argument("uri", metavar="URI", help="the store: sqlite:///counts.db or bigtable://P/INSTANCE/TABLE")
         return sub
 
     _add_readers(command)

@@ -1,230 +1,249 @@
-"""``murmur plan``: print what a load needs of Bigtable and of workers. No store is opened."""
+"""``murmur plan``: what a load needs of Bigtable and of workers, by closed formulas (docs/scaling.md explains them)."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from murmur_beam.cli_output import print_json
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.planner import (
-    GOOD_ROW_BYTES,
-    KNOWN_BYTES,
-    KNOWN_EVENTS,
-    MARKER_BYTES,
-    ROW_BYTES,
-    ROW_COMMITS,
-    ROW_COMMITS_ALONE,
-    Load,
-    Plan,
-    plan,
-)
 
 PLAN = "Print what a load needs: rows and requests a second, size of rows, Bigtable nodes, workers and cost."
 EPILOG = """\
-No store is opened. The figures are of a steady state at the rate that is given; docs/scaling.md says how they are
-derived, and from which measurements. The cost is that of nodes, storage and workers. Not in it: replication, reads by
-users, the network, Pub/Sub, and what Dataflow bills besides workers.
-
-exit codes:
-  0  the load fits
-  1  the load does not fit: stderr says which limit it breaks, and what to change
-  2  an error, in one line on stderr
+No store is opened. docs/scaling.md has the formulas and the measurements behind them. The cost is that of nodes,
+storage and workers. Exit codes: 0 the load fits; 1 it does not, and stderr says what to change; 2 an error.
 """
 
-FITS, REFUSED = 0, 1
-_DEFAULT_RETENTION, _DEFAULT_LIFE = timedelta(days=7), timedelta(days=3_650)
-_MOST_SHARDS = 256
-_COLUMNS = 80
-_AGE_S = 1.0
-"""Default of `FlushLimits`."""
+# Google's figures of an SSD node a second: https://cloud.google.com/bigtable/docs/performance and /quotas.
+NODE_WRITES, NODE_READS, NODE_SCAN_BYTES, NODE_BYTES = 14_000, 17_000, 220e6, 2.5e12
+ROW_BYTES = 256e6  # a larger row cannot be read
+COLLECT_S = 7 * 86_400.0  # garbage collection needs up to a week: https://cloud.google.com/bigtable/pricing
+# The store's own numbers; tests/stores/test_plan.py compares them with the store.
+MARKER_BYTES, PACK_AT, PACKED, SMALL_EVENTS = 16, 48, 40, 256
+ROWS_PER_APPEND, EVENTS_PER_FOLD, GRACE_S = 2_000, 100_000, 3_600
+# Microseconds of a client's core on the emulator: docs/speed.md, "Throughput" and "Appending".
+COMMIT_US, EVENT_US, CONFLICT_US, NEWS_US = 65, 8, 250, 1
+APPEND_ROW_US, APPEND_EVENT_US, FOLD_CELL_US, FOLD_EVENT_US = 2, 6, 25, 1.1
+# Assumed: bytes of a row without events and of a cell without its value, part of a node or core to plan with, CPU time
+# of an event in the rest of the pipeline, the time of a request, and of a commit's turn at its row (hence ROW_COMMITS).
+BASE_BYTES, CELL_BYTES, PLANNED_LOAD, OTHER_US, REQUEST_S, TURN_S = 150, 32, 0.7, 20, 0.005, 0.002
+ROW_COMMITS, ROW_COMMITS_ALONE, _MOST_TIMES, _EXACT_RANKS, _RATIO = 70, 140, 50, 32, 1.15
+# Prices of a node an hour and a GiB a month (cloud.google.com/bigtable/pricing), of a vCPU an hour (/dataflow/pricing).
+NODE_USD, STORAGE_USD, WORKER_USD = 0.65, 0.17, 0.083
+
+
+class Load(NamedTuple):
+    """A load: the key of rank r has the weight ``r ** -skew``; without buckets, events are kept for ``life_s``."""
+
+    events_per_s: float
+    keys: int
+    skew: float
+    life_s: float
+    retention_s: float | None
+    append: bool
+    workers: int | None
+    bundle: int
+    shards: int
+    fold_s: float
+
+
+def key_shares(keys: int, skew: float) -> list[tuple[float, int]]:
+    """Shares of Zipf keys and how many keys have each; the first ranks one by one, the others in bins that grow."""
+    weights: list[tuple[float, int]] = []
+    rank = 1
+    while rank <= keys:
+        last = rank if rank < _EXACT_RANKS else min(keys, math.ceil(rank * _RATIO))
+        low, high, n = rank - 0.5, last + 0.5, last - rank + 1
+        weight = math.log(high / low) if skew == 1 else (high ** (1 - skew) - low ** (1 - skew)) / (1 - skew)
+        weights.append((float(rank) ** -skew if n == 1 else weight / n, n))
+        rank = last + 1
+    total = math.fsum(weight * n for weight, n in weights)
+    return [(weight / total, n) for weight, n in weights]
+
+
+def touched(share: float, n: float) -> float:
+    """The chance that a row with this share of all events is among ``n`` events: 1 - (1 - share)^n."""
+    return -math.expm1(n * math.log1p(-share)) if share < 1 else 1.0
+
+
+class Rates(NamedTuple):
+    """Rows a second, of one row or of all; ``met`` are those that a process has not written before, ``met_there`` those
+    of them that exist, ``news`` the events read with rows, and ``units`` the rows written in units of 1 KB.
+    """
+
+    written: float
+    conflicts: float = 0.0
+    met: float = 0.0
+    met_there: float = 0.0
+    read: float = 0.0
+    news: float = 0.0
+    folded: float = 0.0
+    created: float = 0.0
+    units: float = 0.0
+
+
+def row_rates(load: Load, workers: int, share: float) -> Rates:
+    """The rates of one row with this share of all events."""
+    p, rate, flushes_per_s = touched(share, load.bundle), load.events_per_s * share, load.events_per_s / load.bundle
+    written = flushes_per_s * p
+    per_write, events, writes = rate / written, rate * load.life_s, written * load.life_s
+    units = written * max(1.0, (per_write * MARKER_BYTES + BASE_BYTES) / 1_000)
+    row = Rates(written, created=-math.expm1(-events) / load.life_s, units=units)
+    if load.append:
+        folds, pending = touched(share, load.events_per_s * load.fold_s) / load.fold_s, rate * load.fold_s
+        return row._replace(folded=folds * max(1.0, pending / EVENTS_PER_FOLD))
+    flushes = max(1.0, flushes_per_s * load.life_s)
+    mine = max(1.0, flushes / workers)
+    new, met = touched(p, flushes) / (p * flushes), touched(p, mine) / (p * mine)
+    # A row is as a process left it if none of the other processes has had it in the turns since.
+    stale = (1 - new) * (1 - p * (1 - p) ** (workers - 1) / touched(p, workers))
+    if workers > 1:  # while one reads the row and tries again, others may come first
+        stale *= math.exp(min(1.0, written * 2 * REQUEST_S))
+    packs = writes > PACK_AT and per_write <= SMALL_EVENTS
+    # A process that lacks markers which were packed reads the row again: of the last 8 to 47 commits one is its own by
+    # chance, or by turns if it always has events for the row.
+    recent = range(PACK_AT - PACKED, PACK_AT)
+    by_chance, by_turns = sum((1 - 1 / workers) ** n for n in recent), sum(workers - 1 > n for n in recent)
+    behind, visits = packs * (p * by_turns + (1 - p) * by_chance) / PACKED, writes / workers
+    return row._replace(
+        conflicts=written * stale,
+        met=written * met,
+        met_there=written * max(0.0, met - new),
+        read=written * (stale * (1 + behind) + packs * min(workers, PACKED) / PACKED),
+        news=rate * (workers - 1) * (1 + math.expm1(-visits) / visits) + written * stale * behind * events / 2,
+    )
+
+
+def rates(load: Load, workers: int) -> Rates:
+    """The sum over all rows."""
+    keys = key_shares(load.keys, load.skew)
+    rows = [[n * load.shards * one for one in row_rates(load, workers, share / load.shards)] for share, n in keys]
+    total = Rates(*(math.fsum(values) for values in zip(*rows, strict=True)))
+    # The more of the rows that a process meets exist, the more often it reads such rows before it writes.
+    return total._replace(conflicts=total.conflicts - (total.met_there**2 / total.met if total.met else 0.0))
+
+
+def plan(load: Load) -> dict[str, float]:
+    """What a load needs, for its workers (``writers``) or the fewest that are enough. More ``workers``: too few."""
+    writers = load.workers or 1
+    needed = _workers(load, rates(load, writers))
+    most = writers if load.workers else needed * _MOST_TIMES
+    while writers < needed <= most:
+        writers, needed = needed, _workers(load, rates(load, needed))
+    r, (share, _) = rates(load, writers), key_shares(load.keys, load.skew)[0]
+    hot, rate = row_rates(load, writers, share / load.shards), load.events_per_s * share / load.shards
+    fold_written, fold_read, fold_workers, requests, pending_s = 0.0, 0.0, 0, r.written + r.conflicts, 0.0
+    # A conditional write counts as a write and a read of a node; a fold's delete is a write.
+    node_writes, node_reads, scanned = r.units, r.written + r.conflicts + r.read, r.news
+    if load.append:
+        pending_s, flushes_per_s = min(load.fold_s, load.life_s), load.events_per_s / load.bundle
+        requests = flushes_per_s * math.ceil(r.written / flushes_per_s / ROWS_PER_APPEND)
+        # A fold looks for rows and reads what is pending; it commits and deletes. A new row gets a version first.
+        fold_written, fold_read = 2 * r.folded + r.created, 2 * r.folded
+        fold_us = r.written * FOLD_CELL_US + load.events_per_s * FOLD_EVENT_US + r.folded * COMMIT_US
+        fold_workers = math.ceil(fold_us / 1e6 / PLANNED_LOAD)
+        node_writes, node_reads, scanned = r.units + fold_written, 3 * r.folded + r.created, load.events_per_s
+    kept_s = load.life_s if load.retention_s is None else load.life_s / 2 + load.retention_s + GRACE_S + COLLECT_S
+    stored = kept_s * (load.events_per_s * MARKER_BYTES + r.created * BASE_BYTES)
+    busy = node_writes / NODE_WRITES + max(node_reads / NODE_READS, scanned * MARKER_BYTES / NODE_SCAN_BYTES)
+    nodes = max(1, math.ceil(busy / PLANNED_LOAD), math.ceil(stored / NODE_BYTES))
+    hourly = nodes * NODE_USD + (max(needed, writers) + fold_workers) * WORKER_USD
+    hot_bytes = rate * (load.life_s + pending_s) * MARKER_BYTES + hot.written * pending_s * CELL_BYTES + BASE_BYTES
+    names = "rows_written rows_read conflicts write_requests fold_rows_written fold_rows_read hot_row_writes"
+    names += " hot_row_events hot_row_bytes stored_bytes nodes writers workers fold_workers usd_a_month"
+    values = [r.written, r.read, r.conflicts, requests, fold_written, fold_read, hot.written, rate * load.life_s]
+    values += [hot_bytes, stored, nodes, writers, needed, fold_workers, 730 * hourly + stored / 2**30 * STORAGE_USD]
+    return dict(zip(names.split(), values, strict=True))
+
+
+def _workers(load: Load, r: Rates) -> int:
+    event_us, row_us = (APPEND_EVENT_US, APPEND_ROW_US) if load.append else (EVENT_US, COMMIT_US)
+    us = load.events_per_s * (event_us + OTHER_US) + r.written * row_us + r.read * CONFLICT_US + r.news * NEWS_US
+    return math.ceil(us / 1e6 / PLANNED_LOAD)
 
 
 def add_plan(sub: argparse.ArgumentParser, duration: Callable[[str], timedelta], number: Callable[[str], int]) -> None:
-    """Add the arguments of ``murmur plan``; given are the parsers of their texts."""
-
-    def add(flag: str, metavar: str, kind: Callable[[str], Any], default: Any, text: str) -> None:
-        text += "" if default is None else f"; default: {default}"
-        sub.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
-
-    sub.add_argument("--events-per-s", metavar="N", type=_positive, required=True, help="events of all keys a second")
-    sub.add_argument("--keys", metavar="N", type=number, required=True, help="number of keys")
-    add("--skew", "S", _not_negative, 0, "Zipf exponent: the key of rank r has the weight r^-S; 0: all alike")
-    add("--bucket", "DURATION", duration, None, "length of a time bucket, such as 1h; default: all-time counters")
-    add(
-        *("--retention", "DURATION", duration, None),
-        "with --bucket: how long a bucket still takes events after its end, default 7d; without: how long events are "
-        "kept, which is the life of a counter or its dedup retention, default 3650d",
-    )
-    sub.add_argument(
-        "--write",
-        choices=("commit", "append"),
-        default="commit",
-        help="as of create-table (docs/operations.md); default: commit",
-    )
-    add("--workers", "N", number, None, "processes that write; default: as many as are needed")
-    add("--bundle", "N", number, 10_000, "events of one flush of a process")
-    add("--shards", "N", number, 1, "rows of each key, 1 to 256")
-    add("--fold-every", "DURATION", duration, "1m", "append: from one fold to the next")
-    add(
-        "--other-us",
-        "N",
-        _not_negative,
-        20.0,
-        "microseconds of a core for an event in the rest of the pipeline (assumed)",
-    )
-    bigtable, dataflow = (f"https://cloud.google.com/{product}/pricing" for product in ("bigtable", "dataflow"))
-    add("--node-usd", "USD", _not_negative, 0.65, f"price of a node (SSD) an hour, us-central1, as cited of {bigtable}")
-    add("--storage-usd", "USD", _not_negative, 0.17, f"price of a GiB (SSD) a month, as cited of {bigtable}")
-    add("--worker-usd", "USD", _not_negative, 0.083, f"price of a vCPU with 4 GB an hour, as cited of {dataflow}")
+    """Add the arguments of ``murmur plan``, given the parsers of a duration and of a positive integer."""
+    kept = "how long a bucket takes events after its end (7d); without --bucket, how long events are kept (3650d)"
+    for flag, metavar, kind, default, text in (
+        ("--events-per-s", "N", _amount, ..., "events of all keys a second, more than 0"),
+        ("--keys", "N", number, ..., "number of keys"),
+        ("--skew", "S", _amount, 0.0, "Zipf exponent: the key of rank r has the weight r^-S; 0: all alike"),
+        ("--bucket", "DURATION", duration, None, "length of a time bucket, such as 1h; default: all-time counters"),
+        ("--retention", "DURATION", duration, None, kept),
+        ("--write", "commit|append", str, "commit", "as of create-table (docs/operations.md)"),
+        ("--workers", "N", number, None, "processes that write; default: as many as are needed"),
+        ("--bundle", "N", number, 10_000, "events of one flush of a process"),
+        ("--shards", "N", number, 1, "rows of each key, 1 to 256"),
+        ("--fold-every", "DURATION", duration, "1m", "append: from one fold to the next"),
+    ):
+        more: dict[str, Any] = {"choices": ("commit", "append")} if flag == "--write" else {"metavar": metavar}
+        text += "" if default in (None, ...) else f"; default: {default}"
+        sub.add_argument(flag, type=kind, default=default, required=default is ..., help=text, **more)
     sub.add_argument("--json", action="store_true", help="one JSON document")
 
 
-def _positive(text: str) -> float:
-    if (value := _not_negative(text)) == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number from 0 on")
-    return value
+def _amount(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number from 0 on")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan for a load.
-
-    Args:
-        args: as `add_plan` has added them.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ConfigurationError: an argument is out of its range.
-    """
-    if args.shards > _MOST_SHARDS:
-        raise ConfigurationError("shards", f"must be from 1 to {_MOST_SHARDS}, got {args.shards}")
-    for name in ("bucket", "fold_every"):
-        if getattr(args, name) == timedelta(0):
-            raise ConfigurationError(name, "must be longer than 0")
-    load = _load(args)
-    made = plan(load)
-    refusals, notes = list(_refusals(load, made)), list(_notes(load, made))
+    """Print the plan for a load; 1 if the load does not fit."""
+    kept = timedelta(days=7 if args.bucket else 3_650) if args.retention is None else args.retention
+    for name in ("events_per_s", "bucket", "fold_every"):
+        if getattr(args, name) in (0, timedelta(0)):
+            raise ConfigurationError(name, "must be more than 0")
+    if args.shards > 256:
+        raise ConfigurationError("shards", f"must be from 1 to 256, got {args.shards}")
+    life_s, fold_s = (args.bucket or kept).total_seconds(), args.fold_every.total_seconds()
+    retention_s = kept.total_seconds() if args.bucket else None
+    rate, append = (args.events_per_s, args.keys, args.skew), args.write == "append"
+    load = Load(*rate, life_s, retention_s, append, args.workers, args.bundle, args.shards, fold_s)
+    figures = plan(load)
+    problems = list(_problems(load, figures))
     if args.json:
-        print_json(fits=not refusals, **made._asdict(), refusals=refusals, notes=notes)
+        print_json(fits=not problems, **figures, problems=problems)
     else:
-        for name, value in _lines(load, made):
-            print(f"{name:<42}{value:>14}")
-        for note in notes:
-            print(textwrap.fill(f"note: {note}", _COLUMNS, subsequent_indent="  "))
-    for refusal in refusals:
-        print(f"murmur: does not fit: {refusal}", file=sys.stderr)
-    return REFUSED if refusals else FITS
+        for name, value in figures.items():
+            per_s = " a second" if name.endswith(("written", "read", "conflicts", "requests", "writes")) else ""
+            print(f"{name.replace('_', ' ') + per_s:<32}{_spelt(value, 'B' if name.endswith('bytes') else ''):>12}")
+    sys.stderr.writelines(f"murmur: does not fit: {problem}\n" for problem in problems)
+    return int(bool(problems))
 
 
-def _load(args: argparse.Namespace) -> Load:
-    retention = args.retention
-    if retention is None:
-        retention = _DEFAULT_RETENTION if args.bucket else _DEFAULT_LIFE
-    if not (args.bucket or retention):
-        raise ConfigurationError("retention", "must be longer than 0 without --bucket")
-    return Load(
-        events_per_s=args.events_per_s,
-        keys=args.keys,
-        skew=args.skew,
-        life_s=(args.bucket or retention).total_seconds(),
-        retention_s=retention.total_seconds() if args.bucket else None,
-        append=args.write == "append",
-        workers=args.workers,
-        bundle=args.bundle,
-        shards=args.shards,
-        fold_s=args.fold_every.total_seconds(),
-        other_us=args.other_us,
-        node_usd=args.node_usd,
-        worker_usd=args.worker_usd,
-        storage_usd=args.storage_usd,
-    )
-
-
-def _refusals(load: Load, made: Plan) -> Iterator[str]:
+def _problems(load: Load, figures: dict[str, float]) -> Iterator[str]:
     """What does not fit, and what to change."""
-    if made.hot_row_bytes > ROW_BYTES:
-        life = spell_duration(timedelta(seconds=load.life_s))
-        full = timedelta(seconds=int(load.life_s * ROW_BYTES / made.hot_row_bytes))
-        most = f"{ROW_BYTES / MARKER_BYTES / 1e6:.0f} million events"
-        buckets = load.retention_s is not None
+    if (size := figures["hot_row_bytes"]) > ROW_BYTES:
+        full = spell_duration(timedelta(seconds=int(load.life_s * ROW_BYTES / size)))
         yield (
-            f"the hottest row grows to {_bytes(made.hot_row_bytes)} in {life}; a row above {_bytes(ROW_BYTES)} "
-            f"({most}{'' if buckets else ' in all its life'}) cannot be read, and this one is full after "
-            f"{spell_duration(full)}. Use {'shorter buckets' if buckets else '--bucket'} or more --shards"
+            f"the hottest row grows to {_spelt(size, 'B')}; a row above {_spelt(ROW_BYTES, 'B')} (16 million events"
+            f"{'' if load.retention_s is not None else ' in all its life'}) cannot be read, and this one is full after "
+            f"{full}. Use {'--bucket' if load.retention_s is None else 'shorter buckets'} or more --shards"
         )
-    most_commits = ROW_COMMITS_ALONE if made.writers == 1 else ROW_COMMITS
-    if not load.append and made.hot_row_writes > most_commits:
+    most = ROW_COMMITS_ALONE if figures["writers"] == 1 else ROW_COMMITS
+    if not load.append and figures["hot_row_writes"] > most:
         yield (
-            f"the hottest row gets {made.hot_row_writes:,.0f} commits a second, and takes about {most_commits}, of all "
-            "writers together. Use --write append, or give each row one worker by a grouping step, or use a larger "
-            "--bundle. More shards do not help against many writers: see docs/scaling.md"
+            f"the hottest row gets {figures['hot_row_writes']:,.0f} commits a second, and takes about {most}, of all "
+            "writers together. Use --write append, a grouping step that gives each row one worker, or a larger "
+            "--bundle; more shards do not help against many writers (docs/scaling.md)"
         )
-    if made.workers > made.writers and load.workers:
-        yield f"--workers {load.workers}: {made.workers:,} are needed"
-    elif made.workers > made.writers:
-        yield "no number of workers is enough: each reads what the others commit. Use --write append"
+    if figures["workers"] > figures["writers"]:
+        enough = "no number of workers is enough: each reads what the others commit. Use --write append"
+        yield f"--workers {load.workers}: {figures['workers']:,} are needed" if load.workers else enough
 
 
-def _notes(load: Load, made: Plan) -> Iterator[str]:
-    """What fits, and should be known."""
-    if GOOD_ROW_BYTES < made.hot_row_bytes <= ROW_BYTES:
-        yield f"rows above {_bytes(GOOD_ROW_BYTES)} are slow to read: use shorter buckets or more --shards"
-    if (age_s := made.writers * load.bundle / load.events_per_s) > _AGE_S:
-        yield f"the plan is for FlushLimits(age) of {age_s:,.1f} s: that long a worker collects a bundle"
-    if made.known_events > KNOWN_EVENTS:
-        yield (
-            f"the plan is for max_cached_events={made.known_events:.1e}, {_bytes(made.known_events * KNOWN_BYTES)} "
-            "in each process; with fewer, rows are read whole before commits"
-        )
-
-
-def _lines(load: Load, made: Plan) -> Iterator[tuple[str, str]]:
-    """Names and values, for people."""
-    yield "rows written a second", _number(made.rows_written)
-    yield "rows read a second, by writers", _number(made.rows_read)
-    if load.append:
-        yield "rows written a second, by folds", _number(made.fold_rows_written)
-        yield "rows read a second, by folds", _number(made.fold_rows_read)
-    else:
-        yield "version conflicts a second", _number(made.conflicts)
-    yield "write requests a second", _number(made.write_requests)
-    yield f"hottest row: {'appends' if load.append else 'commits'} a second", _number(made.hot_row_writes)
-    yield "hottest row: events at the end", _number(made.hot_row_events)
-    yield "hottest row: size at the end", _bytes(made.hot_row_bytes)
-    yield "stored", _bytes(made.stored_bytes)
-    no_number = made.workers > made.writers and not load.workers
-    yield "Bigtable nodes (SSD)", "no number" if no_number else _number(made.nodes)
-    yield "workers (1 vCPU) to write", "no number" if no_number else _number(max(made.workers, made.writers))
-    if load.append:
-        yield "workers (1 vCPU) to fold", _number(made.fold_workers)
-    yield "USD a month", "no number" if no_number else _number(made.usd_a_month)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1_000
-    return f"{size:,.3g} TB"
+def _spelt(value: float, unit: str) -> str:
+    for prefix in (" ", " k", " M", " G") if unit else ():
+        if value < 999.5:
+            return f"{value:.3g}{prefix}{unit}"
+        value /= 1_000
+    return f"{value:,.3g} T{unit}" if unit else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -155,9 +155,8 @@ def merge_many(
         return Outcome.MERGED
     need_id = needs_event_id(cfg, store.monoid)
     try:
-        if isinstance(keys, str):
-            raise InvalidRecord("key", f"expected a list of strings, got one string: {keys!r:.80}")
-        record = make_record(store.monoid, event_id, to_us(event_time), entities, delta, need_id=need_id)
+        several = keys if isinstance(keys, str) else entities  # one string is refused
+        record = make_record(store.monoid, event_id, to_us(event_time), several, delta, need_id=need_id)
     except PermanentError as err:
         cfg.recorder.record_error(pipeline_name, err)
         cfg.recorder.record_event(f"{pipeline_name}:dead_letter")
