@@ -105,13 +105,13 @@ class TestJsonArrays:
     @pytest.mark.parametrize(
         ("data", "problem"),
         [
-            (b'[{"a":1},{"a"', "cut short"),
-            (b'[{"a":1}', "cut short"),
-            (b'[{"a":"', "cut short"),
-            (b'[{"a":"\\', "cut short"),
-            (b'[{"a":1}]\n{"a":2}', "something follows the end"),
-            (b"[{}] [", "something follows the end"),
-            (b'[{}] "', "something follows the end"),
+            (b'[{"a":1},{"a"', "is truncated"),
+            (b'[{"a":1}', "is truncated"),
+            (b'[{"a":"', "is truncated"),
+            (b'[{"a":"\\', "is truncated"),
+            (b'[{"a":1}]\n{"a":2}', "other data follows the end"),
+            (b"[{}] [", "other data follows the end"),
+            (b'[{}] "', "other data follows the end"),
         ],
     )
     def test_one_that_is_not_whole_is_an_error(self, data: bytes, problem: str) -> None:
@@ -202,7 +202,7 @@ class TestCsv:
 
     def test_one_that_is_longer_stops_the_run(self) -> None:
         """Whether the lines in it are records, nobody can tell."""
-        with pytest.raises(Unframed, match=r"open at the end of line 3 goes on for more than --max_record_bytes 1,000"):
+        with pytest.raises(Unframed, match=r"open at the end of line 3 is longer than --max_record_bytes 1,000"):
             csv_records(b'a,b\n1,2\n3,"' + b"x,phantom,1\n" * 100 + b'"\n5,6\n')
 
     def test_a_line_that_is_too_long_is_passed_over(self) -> None:

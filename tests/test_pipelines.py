@@ -256,7 +256,7 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
     mended.write_bytes(b"".join(lines))
     ran = run(flights, "--input", mended, "--check")
     assert ran.code == 2
-    assert "flights-dead-letters.jsonl holds those of an earlier run" in ran.err
+    assert "flights-dead-letters.jsonl holds dead letters of an earlier run" in ran.err
     Path("flights-dead-letters.jsonl").unlink()
     ran = run(flights, "--input", mended, "--check")
     assert "miles    1 merged / 99 duplicate / 0 dead-lettered\n" in ran.out
@@ -275,7 +275,7 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
         (["--input", "bad.zip"], "flights: error: --input: bad.zip is no zip archive"),
         (["--input", "few.csv", "--stat=x"], "flights: error: store: unknown store scheme in 'x'"),
         (["--input", "few.csv", "--state", "sqlite:///no/folder.db"], "flights: error: store: "),
-        (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is no option of this pipeline"),
+        (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is neither an option of this pipeline"),
     ],
     ids=["no input", "in memory", "bad archive", "bad state", "no folder", "unknown flag"],
 )
@@ -470,7 +470,7 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, name: str, data: by
         (["--input=a.*"], "--decode: the files have several formats: csv, json; do one a run"),
         (["--input=x"], "--decode: the name of "),
         (["--input=a.jsonl", "--window=daily"], "--event_time: a window needs it"),
-        (["--input=a.jsonl", "--colour=red"], "--colour: is no option of this pipeline, nor of Beam"),
+        (["--input=a.jsonl", "--colour=red"], "--colour: is neither an option of this pipeline nor of Beam"),
         (["--input=a.jsonl", "--decode=xml"], "--decode: unknown format 'xml'"),
         (["--input=a.jsonl", "--monoid=median"], "monoid: unknown monoid 'median'"),
         (["--input=a.jsonl", "--store=redis://x"], "store: unknown store scheme in 'redis://x'"),
@@ -532,7 +532,7 @@ def test_flights_without_a_distance_leave_the_report_whole(run: Run, twin: Path,
     ran = run(flights, "--input", path, "--check")
     assert ran.code == 3
     assert ran.err.splitlines()[:2] == [
-        "flights: 2 dead letters; the commonest reasons:",
+        "flights: 2 dead letters; the most common reasons:",
         "  2  value: ValueError: invalid literal for int() with base ...: 'far'",
     ]
     assert "miles    0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out
@@ -632,7 +632,7 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
     assert Path("dead-letters.jsonl").read_bytes() == before, "the file stays as it is"
     ran = run(merge_files, "--input=clicks.jsonl", *flags)
     assert (ran.code, ran.out) == (2, ""), "the letters of the first run must not be lost to those of a second"
-    assert "--dead_letters: dead-letters.jsonl holds those of an earlier run" in ran.err
+    assert "--dead_letters: dead-letters.jsonl holds dead letters of an earlier run" in ran.err
     assert Path("dead-letters.jsonl").read_bytes() == before
     others = "--dead_letters=others.jsonl"
     Path("others.jsonl").touch()  # an empty one, such as a worker leaves, holds nothing
@@ -806,7 +806,7 @@ def test_pickled_letters(run: Run, tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--input=nowhere.jsonl"], "--input: no file matches 'nowhere.jsonl'"),
-        (["--input=dead-letters.jsonl", "--colour=red"], "--colour: is no option of this pipeline, nor of Beam"),
+        (["--input=dead-letters.jsonl", "--colour=red"], "--colour: is neither an option of this pipeline nor of Beam"),
     ],
 )
 def test_replay_mistakes(run: Run, argv: Sequence[str], message: str) -> None:

@@ -316,7 +316,7 @@ WHOLE = (SUBSCRIPTION, STORE, TOPIC, "--event_id=id", *COUNT)
         ([*WHOLE, "--dead_letter_topic=a/b"], "--dead_letter_topic: 'a/b' is no such name; write projects/"),
         ([*WHOLE, "--subscription=projects/p/subscriptions/s"], "--subscription: Invalid PubSub project name: 'p'"),
         ([*WHOLE, "--dead_letter_topic=dead", "--project=p"], "--dead_letter_topic: Invalid PubSub project name: 'p'"),
-        ([*WHOLE, "--subscribtion=x"], "--subscribtion: is no option of this pipeline"),
+        ([*WHOLE, "--subscribtion=x"], "--subscribtion: is neither an option of this pipeline"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv: list[str], complaint: str, mistake: Mistake) -> None:

@@ -399,7 +399,7 @@ def test_a_file_that_may_not_be_written_to() -> None:
         for where in (path, Path(folder) / "new.db"):
             said = told_to_nobody(where)
             assert said.startswith(f"StoreUnavailable sqlite {where}: ")
-            assert "written to" in said
+            assert "writable" in said
         os.chmod(folder, 0o755)
 
 

@@ -137,7 +137,7 @@ class TestSqliteStore(StoreContract):
             db.execute("UPDATE murmur SET value = x'7b' WHERE entity = 'a'")
         failed, merged = store.merge_updates([Update(A, 2), Update(Key("b"), 2)])
         assert isinstance(failed, PermanentError)
-        assert "the value stored for 'a' is no max" in str(failed)
+        assert "the value stored for 'a' is not a max" in str(failed)
         assert merged is Outcome.MERGED
         assert store.get(Key("b")) == 2
 

@@ -446,7 +446,7 @@ def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Pa
     (line,) = [line for line in lines if line.startswith("worker: ")]
     assert re.fullmatch(r"worker: \d+ messages could not be merged .*: TransientError: the store is on fire", line)
     assert (common, reason) == (
-        "worker: 50 dead letters; the commonest reasons:",
+        "worker: 50 dead letters; the most common reasons:",
         "  50  store: the store is on fire",
     )
     assert failed == "worker: error: 50 of 50 records became dead letters: the store failed"

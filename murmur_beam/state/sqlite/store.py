@@ -285,7 +285,7 @@ class SqliteStore(Generic[V]):
         return recorded
 
     def _record(self) -> None:
-        """Record the schema, with the first write, so that a pipeline that fails to start does not decide the schema."""
+        """Record the schema, with the first write: a pipeline that fails to start must not decide the schema."""
         if self._is_recorded:
             return
         records.upgrade(self._db, self._table)
