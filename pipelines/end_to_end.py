@@ -262,7 +262,7 @@ class Work(NamedTuple):
 
 
 def _work(reader: Reader[int], work: Work) -> int:
-    """Run workers, one after another, until one ends by itself; kill each earlier one at its time. The number of kills."""
+    """Run workers, one after another, until one ends by itself; kill each earlier one at its time. Returns kills."""
     seen = killed = 0
     kills = len(work.kill_at)
     while True:

@@ -371,7 +371,7 @@ class TestTheJobOfPubsub:
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
             done = launch(*TO_TOPIC, WHEEL, service=service)
-        assert (done.code, done.err.splitlines()[-1]) == (0, "pubsub: the job goes on; end it where it runs")
+        assert (done.code, done.err.splitlines()[-1]) == (0, "pubsub: the job goes on; stop it where it runs")
         assert len(service.jobs) == 1
 
     def test_an_update_replaces_the_job_of_that_name(self, launch: Launch) -> None:

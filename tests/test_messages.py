@@ -55,7 +55,7 @@ def test_what_is_needed_is_added(flags: list[str], more: dict[str, str], capsys:
     assert out == ""
     if "event_id" in more:
         (line,) = err.splitlines()
-        assert "a publisher that tries again gives it a new one" in line
+        assert "a publisher's retry gets a new message id" in line
         assert "attribute:NAME" in line
     else:
         assert err == ""

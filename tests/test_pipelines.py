@@ -266,13 +266,13 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--input", "nowhere.csv"], "flights: error: --input: there is no file nowhere.csv"),
+        (["--input", "nowhere.csv"], "flights: error: --input: nowhere.csv does not exist"),
         (
             ["--state", "memory://x"],
             "flights: error: --state: memory://x is lost when the program ends, with everything that was "
             "merged; write sqlite:///counts.db, say",
         ),
-        (["--input", "bad.zip"], "flights: error: --input: bad.zip is no zip archive"),
+        (["--input", "bad.zip"], "flights: error: --input: bad.zip is not a zip archive"),
         (["--input", "few.csv", "--stat=x"], "flights: error: store: unknown store scheme in 'x'"),
         (["--input", "few.csv", "--state", "sqlite:///no/folder.db"], "flights: error: store: "),
         (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is neither an option of this pipeline"),
@@ -467,9 +467,9 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, name: str, data: by
     [
         (["--input=*.nothing"], "--input: no file matches '*.nothing'"),
         (["--input=a.jsonl", "--input=nowhere.jsonl"], "--input: no file matches 'nowhere.jsonl'"),
-        (["--input=a.*"], "--decode: the files have several formats: csv, json; do one a run"),
-        (["--input=x"], "--decode: the name of "),
-        (["--input=a.jsonl", "--window=daily"], "--event_time: a window needs it"),
+        (["--input=a.*"], "--decode: the input mixes formats: csv, json; run once per format"),
+        (["--input=x"], "--decode: cannot infer the format of "),
+        (["--input=a.jsonl", "--window=daily"], "--event_time: is required with a window"),
         (["--input=a.jsonl", "--colour=red"], "--colour: is neither an option of this pipeline nor of Beam"),
         (["--input=a.jsonl", "--decode=xml"], "--decode: unknown format 'xml'"),
         (["--input=a.jsonl", "--monoid=median"], "monoid: unknown monoid 'median'"),
@@ -619,7 +619,7 @@ def test_a_store_that_was_down(run: Run, down: Down, tmp_path: Path) -> None:
 
     ran = run(replay, "--input=dead-letters.jsonl", *flags)
     assert (ran.code, ran.outcomes) == (4, "0 merged / 0 duplicate / 3 dead-lettered")
-    assert ran.out.splitlines()[-1] == "what could not be merged is in still-dead-letters.jsonl"
+    assert ran.out.splitlines()[-1] == "letters that could not be merged are in still-dead-letters.jsonl"
     assert len(letters_in("still-dead-letters.jsonl")) == 3
     Path("still-dead-letters.jsonl").unlink()
 
@@ -761,7 +761,7 @@ def test_letters_of_other_pipelines_are_left_alone(run: Run, tmp_path: Path) -> 
         0,
         [
             "1 merged / 0 duplicate / 0 dead-lettered",
-            "2 letters of pipelines other than 'murmur' were left alone; see --name",
+            "2 letters of pipelines other than 'murmur' were skipped; see --name",
         ],
     )
     assert state_of(tmp_path / "counts.db") == {("page/a", 0): 1}
@@ -778,8 +778,8 @@ def test_lines_that_are_no_letters(run: Run, tmp_path: Path) -> None:
         3,
         [
             "1 merged / 0 duplicate / 0 dead-lettered",
-            "5 lines are no dead letters",
-            "what could not be merged is in still-dead-letters.jsonl",
+            "5 lines are not dead letters",
+            "letters that could not be merged are in still-dead-letters.jsonl",
         ],
     )
     kept = letters_in("still-dead-letters.jsonl")

@@ -150,7 +150,7 @@ def test_from_subscription_to_state_and_topic(
     assert Counter(letter.stage for letter in letters) == {"decode": 2, "extract": 3}
     assert lines == [
         "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash loses "
-        "those in between; python -m pipelines.worker does not",
+        "some; python -m pipelines.worker loses none",
         "pubsub: stopped",
     ]
 
@@ -312,8 +312,8 @@ WHOLE = (SUBSCRIPTION, STORE, TOPIC, "--event_id=id", *COUNT)
         ([SUBSCRIPTION, STORE, f"--dead_letters={__file__}/x", *COUNT], "--dead_letters: /"),
         ([SUBSCRIPTION, TOPIC, *COUNT], "store: is missing"),
         ([*WHOLE, "--decode=xml"], "--decode: unknown format 'xml'"),
-        ([*WHOLE, "--subscription=views"], "--subscription: 'views' names no project; write projects/"),
-        ([*WHOLE, "--dead_letter_topic=a/b"], "--dead_letter_topic: 'a/b' is no such name; write projects/"),
+        ([*WHOLE, "--subscription=views"], "--subscription: 'views' lacks a project; write projects/"),
+        ([*WHOLE, "--dead_letter_topic=a/b"], "--dead_letter_topic: 'a/b' is not a valid name; write projects/"),
         ([*WHOLE, "--subscription=projects/p/subscriptions/s"], "--subscription: Invalid PubSub project name: 'p'"),
         ([*WHOLE, "--dead_letter_topic=dead", "--project=p"], "--dead_letter_topic: Invalid PubSub project name: 'p'"),
         ([*WHOLE, "--subscribtion=x"], "--subscribtion: is neither an option of this pipeline"),
@@ -345,7 +345,7 @@ def test_names_that_do_not_exist_are_told_before_anything_is_read(
 def test_a_server_that_does_not_answer_is_told(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without trying again for minutes."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
-    assert mistake(*WHOLE).startswith("--subscription: projects/test-project/subscriptions/sub cannot be asked for: ")
+    assert mistake(*WHOLE).startswith("--subscription: cannot look up projects/test-project/subscriptions/sub: ")
 
 
 def test_dead_letters_must_have_somewhere_to_go() -> None:

@@ -298,7 +298,7 @@ def test_letters_that_cannot_be_kept_keep_their_messages(
         assert str(subscriber.outcomes) == "1 merged / 0 duplicate / 3 dead-lettered"
         assert subscriber.returned >= 3
     assert sorted(letters.kept) == sorted(BAD)
-    assert "messages go back to be delivered again: the disk is full" in capsys.readouterr().err
+    assert "messages are returned to the subscription: the disk is full" in capsys.readouterr().err
     assert topic.left() == []
 
 
@@ -330,9 +330,9 @@ def test_an_outage_can_wait_in_the_subscription(topic: Topic, run: Run, tmp_path
     merged, duplicate, dead = map(int, re.findall(r"\d+", outcomes(ran.out)[0]))
     assert (merged + duplicate, dead) == (20, 1)
     assert re.search(
-        r"^worker: \d+ messages go back to be delivered again: murmur: event 'e\d+' failed 3 times", ran.err, re.M
+        r"^worker: \d+ messages are returned to the subscription: murmur: event 'e\d+' failed 3 times", ran.err, re.M
     )
-    assert re.search(r"^[0-9,]+ times one of the messages went back", ran.out, re.M)
+    assert re.search(r"^[0-9,]+ messages were returned to the subscription$", ran.out, re.M)
     with closing(Watch(uri)) as watch:
         assert watch.state() == by_hand(events)
     assert len(letters_in(tmp_path / "dead-letters.jsonl")) == 1
@@ -386,7 +386,7 @@ def test_no_more_messages_are_taken_than_may_be_outstanding(topic: Topic) -> Non
             ["--subscription=projects/test-project/subscriptions/none"],
             "--subscription: projects/test-project/subscriptions/none does not exist",
         ),
-        (["--subscription=short"], "--subscription: 'short' names no project"),
+        (["--subscription=short"], "--subscription: 'short' lacks a project"),
         (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is no such name"),
         (
             ["--dead_letter_topic=projects/test-project/topics/none"],
@@ -395,7 +395,7 @@ def test_no_more_messages_are_taken_than_may_be_outstanding(topic: Topic) -> Non
         (["--dead_letter_topic={topic}"], "--dead_letter_topic: is the topic that is read"),
         (["--dead_letters={tmp}"], "--dead_letters: {tmp} cannot be written to: "),
         (["--dead_letters={tmp}/none/x"], "--dead_letters: {tmp}/none/x cannot be written to: "),
-        (["--topic=a/b"], "--topic: 'a/b' is no such name; write projects/PROJECT/topics/NAME"),
+        (["--topic=a/b"], "--topic: 'a/b' is not a valid name; write projects/PROJECT/topics/NAME"),
         (["--until_idle=soon"], "--until_idle: 'soon' is not a duration"),
         (["--max_outstanding=0"], "--max_outstanding: must be at least 1"),
         (["--max_outstanding_bytes=0"], "--max_outstanding_bytes: must be at least 1"),
@@ -422,9 +422,7 @@ def test_nobody_answers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"127.0.0.1:{taken.getsockname()[1]}")
         ran = run("--subscription=projects/p/subscriptions/sub", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
-    assert ran.mistake.startswith(
-        "worker: error: --subscription: projects/p/subscriptions/sub cannot be asked for: 503"
-    )
+    assert ran.mistake.startswith("worker: error: --subscription: cannot look up projects/p/subscriptions/sub: 503")
 
 
 def test_a_worker_that_has_ended_holds_nothing_back(topic: Topic, run: Run, tmp_path: Path) -> None:
@@ -487,12 +485,12 @@ def test_pubsub_that_goes_away_for_a_while(
         monkeypatch.setattr(puller, "_TELL_S", 0.1)
         deadline = time.monotonic() + TIMEOUT_S
         said = ""
-        while said.count("Pub/Sub has no messages for us, trying again: 503") < 2:
+        while said.count("pull failed, retrying: 503") < 2:
             assert time.monotonic() < deadline
             assert pulled.get(1.0) is None
             said += capsys.readouterr().err
         pulled.ack([received.ack_id])
-        assert "test: 1 messages will come again: " in capsys.readouterr().err
+        assert "test: 1 messages will be redelivered: " in capsys.readouterr().err
 
 
 def test_pubsub_that_is_gone_and_back(pubsub_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,7 +587,7 @@ def test_a_second_signal_ends_it_at_once(
     with running(log, *argv, f"--dead_letters={tmp_path}/letters.jsonl", f"--decode={__name__}:hang") as process:
         wait_until(hangs.exists, process, log)
         process.send_signal(number)
-        wait_until(lambda: "once more ends it at once" in log.read_text(), process, log)
+        wait_until(lambda: "a second signal ends it at once" in log.read_text(), process, log)
         process.send_signal(number)
         assert process.wait(TIMEOUT_S) == -number, log.read_text()
 
