@@ -349,7 +349,7 @@ def test_where_large_letters_go_unless_said(
 
 @pytest.mark.parametrize(
     ("argv", "problem"),
-    [(["--runner=DataflowRunner"], "and so is --temp_location"), ([], "and a folder dead-letters, for")],
+    [(["--runner=DataflowRunner"], "and so is --temp_location"), ([], "and a folder dead-letters, ")],
 )
 def test_nowhere_for_large_letters(
     argv: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -227,7 +227,7 @@ def test_a_topic_with_several_subscriptions(dead: Topic, run: Run) -> None:
         (["--topic=a", "--subscription=b"], "argument --subscription: not allowed with argument --topic"),
         (
             ["--subscription=projects/p/subscriptions/s", "--colour=red"],
-            "--colour: is not an option with --subscription",
+            "--colour: is not an option with",
         ),
         (["--input=none.jsonl"], "--input: no file matches"),
     ],
