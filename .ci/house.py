@@ -101,7 +101,6 @@ MAY_IMPORT = {
     "pipelines": "",
     "pipelines.*": f"{LIBRARY} command_line merger reader transforms beam_metrics pipelines.*",
     "pipelines.end_to_end": f"{LIBRARY} state.bigtable.* reader pipelines.* testing.emulators",
-    "pipelines.end_to_end_programs": f"{LIBRARY} state.bigtable.* reader pipelines.* testing.emulators",
     # Test helpers: nobody above imports them.
     "testing": "testing.*",
     "testing.*": f"{LIBRARY} testing.* testing.stores",

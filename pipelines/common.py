@@ -1,4 +1,4 @@
-"""What the Beam pipelines share: options, a run, progress and the file of dead letters."""
+"""Code shared by the Beam pipelines: options, running, progress and the file of dead letters."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from pipelines.files import is_remote
 from pipelines.letter_files import FLAG, Identity, LetterFile
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
-"""Beam's own runner inside this process: nothing to download, unlike the ``DirectRunner`` of newer versions."""
+"""Beam's runner inside this process: it downloads nothing, unlike the ``DirectRunner`` of newer versions."""
 
 
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Beam's options, from what a pipeline's own parser left over; in this process unless a runner is named.
+    """Beam's options, from the arguments that a pipeline's parser left over; runs in this process unless a runner is
+    named.
 
     Raises:
-        ConfigurationError: a flag that nobody knows. Other runners bring flags of their own, and check them.
+        ConfigurationError: a flag is unknown. Other runners add flags, and check them.
     """
     options = PipelineOptions(list(arguments))
     standard = options.view_as(StandardOptions)
@@ -48,31 +49,33 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
         standard.runner = IN_PROCESS_RUNNER
         unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
         if unknown:
-            raise ConfigurationError(f"--{min(unknown)}", "is no option of this pipeline, nor of Beam; see --help")
+            raise ConfigurationError(
+                f"--{min(unknown)}", "is neither an option of this pipeline nor of Beam; see --help"
+            )
     return options
 
 
 def on_dataflow(options: PipelineOptions) -> bool:
-    """Will Dataflow run it?"""
+    """Return whether Dataflow will run the pipeline."""
     return str(options.view_as(StandardOptions).runner).rpartition(".")[2].lower() == "dataflowrunner"
 
 
 def only_built(options: PipelineOptions) -> bool:
-    """Is the job for Dataflow built, but not started from here: for a dry run, or by a template's launcher?"""
+    """Return whether a job for Dataflow is only built here, for a dry run or for a template's launcher to start."""
     unstarted = options.view_as(TestOptions).dry_run or options.view_as(GoogleCloudOptions).template_location
     return on_dataflow(options) and bool(unstarted)
 
 
 def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | None]], cache: str | None) -> None:
-    """What else would only fail on the workers, or lose data there: they have none of this machine's files.
+    """Find mistakes that would otherwise fail or lose data on Dataflow's workers, which lack this machine's files.
 
     Args:
-        options: of the pipeline; for another runner nothing is checked.
-        places: the store, the files and the folders that were named, each after its flag.
-        cache: that was named.
+        options: of the pipeline; for other runners nothing is checked.
+        places: flag and value of the store, and of each file and folder.
+        cache: value of ``--cache``.
 
     Raises:
-        ConfigurationError: something that stays on one machine, or no way for this library to get to the workers.
+        ConfigurationError: a place is on this machine only, or the workers would lack this library.
         MurmurError: Google's clients are not installed.
     """
     if not on_dataflow(options):
@@ -87,16 +90,18 @@ def check_dataflow(options: PipelineOptions, places: Iterable[tuple[str, str | N
         scheme = "bigtable://" if flag == "--store" else "gs://"
         if place is not None and not place.startswith(scheme):
             raise ConfigurationError(
-                flag, f"{place} is on one machine, and Dataflow's workers are others; write {scheme}..."
+                flag, f"{place} is on one machine, where Dataflow's workers cannot reach it; write {scheme}..."
             )
     if cache is not None:
-        raise ConfigurationError("--cache", f"{cache} is of use where one process merges; leave it out on Dataflow")
+        raise ConfigurationError(
+            "--cache", f"{cache} is useful only if a single process merges; leave it out on Dataflow"
+        )
     setup = options.view_as(SetupOptions)
     if not (setup.setup_file or setup.extra_packages or options.view_as(WorkerOptions).sdk_container_image):
         raise ConfigurationError(
             "--setup_file",
             "is missing: Dataflow's workers need this library. In a clone of it write --setup_file ./setup.py, or name "
-            "its wheel with --extra_package, or an image that has it with --sdk_container_image",
+            "its wheel with --extra_package, or an image that contains it with --sdk_container_image",
         )
 
 
@@ -104,7 +109,7 @@ def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
     """An empty pipeline.
 
     Raises:
-        MurmurError: options that its runner refuses.
+        MurmurError: the runner refuses the options.
     """
     try:
         return beam.Pipeline(options=options)
@@ -113,9 +118,9 @@ def new_pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 
 def tell_job(options: PipelineOptions, result: Any) -> None:
-    """Say on stderr where to see a job that has just been launched on Dataflow; nothing for other runners."""
+    """Print the address of a job that was just launched on Dataflow, on stderr; nothing for other runners."""
     if only_built(options):
-        print("the job for Dataflow was built, and not started from here", file=sys.stderr)
+        print("the job for Dataflow was built, but not started", file=sys.stderr)
     elif on_dataflow(options):
         cloud = options.view_as(GoogleCloudOptions)
         job = f"{cloud.region}/{result.job_id()}?project={cloud.project}"
@@ -123,28 +128,28 @@ def tell_job(options: PipelineOptions, result: Any) -> None:
 
 
 def run(pipeline: beam.Pipeline) -> dict[str, int]:
-    """Run to the end; Beam's counters of `MergeRecords`, by name, none if the job is `only_built`."""
+    """Run a pipeline to the end; the counters of `MergeRecords`, by name, or none if the job is `only_built`."""
     result = pipeline.run()
     tell_job(pipeline.options, result)
     if only_built(pipeline.options):
         return {}
     result.wait_until_finish()
     counters = result.metrics().query(MetricsFilter().with_namespace(METRICS_NAMESPACE))["counters"]
-    # Prism says None for those that have counted nothing.
+    # Prism reports None for counters that were never incremented.
     return {counter.key.metric.name: counter.result or 0 for counter in counters}
 
 
 _REASON = "reason: "
 _APPEND_BYTES = 1 << 20
-_TELL_EVERY = 256  # asking the time costs more than counting
+_REPORT_EVERY = 256  # reading the time costs more than counting
 
 
 class ShowProgress(beam.DoFn):
-    """Says on stderr how many elements have come through.
+    """Reports the number of elements on stderr.
 
     Args:
-        what: plural of what is counted, such as ``flights``.
-        total: how many there will be, if that is known.
+        what: plural noun of the elements, such as ``flights``.
+        total: expected number, if known.
     """
 
     def __init__(self, what: str, total: int | None = None) -> None:
@@ -155,19 +160,19 @@ class ShowProgress(beam.DoFn):
     def setup(self) -> None:
         """Start counting."""
         self._progress = Progress(self._what, self._total)
-        self._not_told = 0
+        self._unreported = 0
 
     def process(self, element: Any) -> None:
         """Count one element."""
-        self._not_told += 1
-        if self._not_told == _TELL_EVERY:
-            self._progress.add(self._not_told)
-            self._not_told = 0
+        self._unreported += 1
+        if self._unreported == _REPORT_EVERY:
+            self._progress.add(self._unreported)
+            self._unreported = 0
 
     def finish_bundle(self) -> None:
-        """Say how many it were, and leave the line."""
-        self._progress.end(self._not_told)
-        self._not_told = 0
+        """Print the final count and end the progress line."""
+        self._progress.end(self._unreported)
+        self._unreported = 0
 
 
 class RemoteLetters:
@@ -175,11 +180,11 @@ class RemoteLetters:
 
     Args:
         path: of the file.
-        tried: write an empty file beside it now, to see whether that is allowed.
+        tried: write an empty file next to it now, to find out whether writing is allowed.
 
     Raises:
-        ConfigurationError: there is such a file already, and it is not empty: it may hold the only copy of what an
-            earlier run gave up. Or it cannot be written.
+        ConfigurationError: the file exists and is not empty, so it may hold the only copy of an earlier run's dead
+            letters; or it cannot be written.
     """
 
     def __init__(self, path: str, *, tried: bool) -> None:
@@ -189,33 +194,33 @@ class RemoteLetters:
             if tried and not found:
                 FileSystems.create(self.unfinished).close()
                 FileSystems.delete([self.unfinished])
-        except Exception as err:  # each file system has errors of its own
+        except Exception as err:  # each file system raises different errors
             raise ConfigurationError(FLAG, f"{path} cannot be written to: {str(err).strip().splitlines()[-1]}") from err
         if found and found[0].size_in_bytes:
             raise ConfigurationError(
                 FLAG,
-                f"{path} holds those of an earlier run; replay and remove it, or name another file, such as "
+                f"{path} holds dead letters of an earlier run; replay and remove it, or name another file, such as "
                 "dead-{date}-{time}.jsonl",
             )
 
     @property
     def unfinished(self) -> str:
-        """Where it is written until it is whole."""
+        """Name of the file while it is written."""
         return f"{self.path}.part"
 
     def close(self) -> None:
-        """Nothing is open here."""
+        """Do nothing: no file is open."""
 
 
 def hold_letters(path: str, *, tried: bool = True) -> LetterFile | RemoteLetters:
-    """Take hold of the file for dead letters, before there are any; the caller closes it behind the run.
+    """Reserve the file for dead letters before the run; the caller closes it after the run.
 
     Args:
         path: of the file.
-        tried: whether this process is the one that writes a remote file, so that it can be tried here.
+        tried: whether this process writes a remote file, so that writing can be tested here.
 
     Raises:
-        ConfigurationError: it cannot be written to, or holds letters already.
+        ConfigurationError: the file cannot be written to, or holds letters already.
     """
     return RemoteLetters(path, tried=tried) if is_remote(path) else LetterFile(path, new=True)
 
@@ -223,23 +228,23 @@ def hold_letters(path: str, *, tried: bool = True) -> LetterFile | RemoteLetters
 def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | RemoteLetters) -> None:
     """Write dead letters to one JSON Lines file, which `pipelines.replay` reads.
 
-    A local one is appended to while the pipeline runs. If a bundle is tried again, its letters stand there twice; a
-    replay takes the second for duplicates. A remote one is there as a whole or not at all.
+    A local file is appended to while the pipeline runs. If a bundle is retried, its letters are in the file twice; a
+    replay takes the second ones for duplicates. A remote file is written as a whole or not at all.
 
     Args:
-        letters: of all steps that make some. Each is written by a step of its own: to flatten them, Beam's
-            runner in this process would hold all of their elements.
+        letters: of all steps that make letters. A separate step writes each collection: to flatten them, Beam's runner
+            in this process would hold all their elements.
         file: from `hold_letters`.
     """
     for i, some in enumerate(letters):
         _ = some | f"CountReasons{i}" >> beam.ParDo(CountReasons())
         if isinstance(file, LetterFile):
-            # Workers may run in other folders.
+            # Workers may have other working folders.
             path = os.path.abspath(file.path)
             _ = some | f"WriteDeadLetters{i}" >> beam.ParDo(AppendLetters(path, file.identity))
     if isinstance(file, LetterFile):
         return
-    # Not with Beam's `WriteToText`: its side inputs are more than Flink can put into a checkpoint.
+    # Not with Beam's `WriteToText`: its side inputs are too large for Flink's checkpoints.
     _ = (
         letters
         | "Dead" >> beam.Flatten()
@@ -250,7 +255,7 @@ def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | R
 
 
 class CountReasons(beam.DoFn):
-    """Counts why there are dead letters, in Beam's metrics; `reasons_of` finds them."""
+    """Counts the reasons of dead letters in Beam's metrics, for `reasons_of`."""
 
     def setup(self) -> None:
         """Start counting."""
@@ -262,12 +267,12 @@ class CountReasons(beam.DoFn):
 
 
 def reasons_of(counters: Mapping[str, int]) -> Reasons:
-    """What `CountReasons` has counted, out of the counters of `run`."""
+    """The reasons that `CountReasons` has counted, from the counters of `run`."""
     return Reasons({name.removeprefix(_REASON): n for name, n in counters.items() if name.startswith(_REASON)})
 
 
 class AppendLetters(beam.DoFn):
-    """Appends dead letters to a local file, which the launching program holds, and has the disk take each bundle's.
+    """Appends dead letters to a local file, which the launching program has reserved, and syncs it after each bundle.
 
     Args:
         path: of the file.
@@ -286,7 +291,7 @@ class AppendLetters(beam.DoFn):
         self._bytes = 0
 
     def process(self, letter: DeadLetter) -> None:
-        """Keep one, and append them once they are many."""
+        """Buffer one letter, and append the buffer when it is large."""
         self._lines.append(DeadLetter.to_json(letter).encode("utf-8") + b"\n")
         self._bytes += len(self._lines[-1])
         if self._bytes >= _APPEND_BYTES:
@@ -315,7 +320,7 @@ class AppendLetters(beam.DoFn):
 
 
 def _write_lines(unfinished: str, path: str, lines: Iterable[str]) -> None:
-    """Write a file that is there as a whole or not at all, however often this is interrupted and tried again."""
+    """Write a file as a whole or not at all, however often this is interrupted and retried."""
     with FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         codec = next(iter(split_name(path)[1]), None)
         for some in _pieces(lines):
@@ -337,8 +342,8 @@ def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
 
 
 def quiet() -> None:
-    """Keep Beam's warnings about clouds that are not used off the screen; errors still show, and only once."""
+    """Hide Beam's warnings about clouds that are not used; errors are still shown, but only once."""
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    # Logs whatever a step raises, which comes out of the pipeline as well.
+    # It logs the errors of steps, which the pipeline raises as well.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.CRITICAL)
     logging.getLogger().setLevel(logging.ERROR)

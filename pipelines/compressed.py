@@ -1,7 +1,7 @@
-"""Compressed streams, read strictly: what is cut short, damaged or followed by anything else is an error.
+"""Reads compressed streams strictly: truncated or damaged data, or other data after the end, is an error.
 
-Python's own file objects for bz2 and xz, and Beam's for all, end in silence where the data ends, or ignore what stands
-behind it. Needs no Beam.
+Python's file objects for bz2 and xz, and Beam's for all formats, stop without an error at truncated data, or ignore
+data after the end. Needs no Beam.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any, BinaryIO, Protocol
 _CHUNK_BYTES = 1 << 17
 _BUFFER_BYTES = 1 << 18
 _ZSTD_FEED_BYTES = 1 << 10
-"""One call gives all that is in its input, up to 32 MB for a kilobyte: it has no bound of its own."""
+"""A call decompresses all its input, up to 32 MB for a kilobyte: the library has no limit on its output."""
 _ZSTD_WINDOW_BYTES = 1 << 27
 _XZ_MEMORY_BYTES = 1 << 28
 
 
 class Damaged(Exception):
-    """A stream that is not what it should be; the text says how."""
+    """A stream is damaged, or not of the expected format; the text says how."""
 
 
 class _Member(Protocol):
-    """Takes one compressed member apart."""
+    """Decompresses one member of a stream."""
 
     eof: bool
     unused_data: bytes
     needs_input: bool
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """At most so many bytes, of what was not given out yet."""
+        """Decompress at most ``max_length`` further bytes."""
 
 
 class _ZlibMember:
-    """zlib's object, with the interface of those of bz2 and xz."""
+    """A zlib decompressor, with the interface of those of bz2 and xz."""
 
     def __init__(self, window_bits: int) -> None:
         self._inner = zlib.decompressobj(window_bits)
@@ -65,7 +65,7 @@ class _ZlibMember:
 
 
 class _ZstdMember:
-    """A frame, fed in pieces so small that what comes out is bounded."""
+    """A zstd frame, fed in small pieces, so that the output of a call is bounded."""
 
     def __init__(self) -> None:
         zstandard = importlib.import_module("zstandard")
@@ -99,14 +99,14 @@ class _ZstdMember:
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to compress.
+    """A compression format.
 
     Attributes:
-        name: as people know it.
-        member: makes what takes a member apart.
-        compress: one whole member.
-        is_start: do these first bytes begin a member?
-        padding: a group of zero bytes that may stand behind a member; 0 for none.
+        name: for messages.
+        member: makes the decompressor of a member.
+        compress: compresses data to one whole member.
+        is_start: whether first bytes begin a member.
+        padding: size of a group of zero bytes that may follow a member; 0 if none may.
     """
 
     name: str
@@ -122,7 +122,7 @@ def _zstd(data: bytes) -> bytes:
 
 
 def _is_zlib(start: bytes) -> bool:
-    """Its two bytes may begin a text as well, so that what follows has to be tried."""
+    """Return whether bytes begin zlib data. Its magic number may begin a text as well, so some data is decompressed."""
     if len(start) < 2 or start[0] != 0x78 or (start[0] << 8 | start[1]) % 31:
         return False
     try:
@@ -155,13 +155,13 @@ _XZ = Codec(
 _ZLIB = Codec("deflate", lambda: _ZlibMember(zlib.MAX_WBITS), zlib.compress, _is_zlib)
 
 CODECS = {".gz": _GZIP, ".bz2": _BZ2, ".zst": _ZSTD, ".zstd": _ZSTD, ".xz": _XZ, ".deflate": _ZLIB}
-"""By the ending of a file's name, in lower case."""
+"""Codecs by the ending of a file's name, in lower case."""
 
 _ARCHIVES = {b"PK\x03\x04": "zip", b"PAR1": "Parquet", b"Obj\x01": "Avro"}
 
 
 def split_name(name: str) -> tuple[str, list[Codec]]:
-    """A name without the endings of compressions, in lower case, and these, the outermost first."""
+    """A name in lower case, without the endings of compressions; and their codecs, the outermost first."""
     rest, codecs = name.lower(), []
     while ending := next((ending for ending in CODECS if rest.endswith(ending)), None):
         rest = rest.removesuffix(ending)
@@ -170,15 +170,15 @@ def split_name(name: str) -> tuple[str, list[Codec]]:
 
 
 def kind_of(start: bytes) -> str | None:
-    """The name of the compression, archive or binary format that begins with these bytes; None for anything else."""
+    """Name of the compression, archive or binary format that begins with these bytes; None for other data."""
     compressed = next((codec.name for codec in CODECS.values() if codec.is_start(start)), None)
     return compressed or next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
 
 
 def inflate(source: BinaryIO, codecs: list[Codec]) -> BinaryIO:
-    """What a stream holds once each compression is undone, the outermost first.
+    """Decompress a stream, the outermost compression first.
 
-    Reading from it raises `Damaged`; memory is bounded by some 64 MB, and 256 MB for the dictionary of xz.
+    Reading from the result may raise `Damaged`; memory is bounded by some 64 MB, and 256 MB for the dictionary of xz.
     """
     for codec in codecs:
         source = io.BufferedReader(_Inflated(source, codec), _BUFFER_BYTES)  # type: ignore[assignment]
@@ -186,7 +186,7 @@ def inflate(source: BinaryIO, codecs: list[Codec]) -> BinaryIO:
 
 
 class _Inflated(io.RawIOBase):
-    """The content of all members of a stream, one behind the other."""
+    """The content of all members of a stream, one after the other."""
 
     def __init__(self, source: BinaryIO, codec: Codec) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _Inflated(io.RawIOBase):
         return len(data)
 
     def _next(self, size: int) -> bytes:
-        """The next bytes, none at the end."""
+        """The next bytes; empty at the end."""
         while True:
             if self._member is None and not self._begin():
                 return b""
@@ -219,7 +219,7 @@ class _Inflated(io.RawIOBase):
                 return data
 
     def _begin(self) -> bool:
-        """Go to the next member; False if there is none."""
+        """Go to the next member; False at the end."""
         if self._members:
             self._skip_padding()
         self._rest = self._rest or self._source.read(_CHUNK_BYTES)
@@ -227,7 +227,7 @@ class _Inflated(io.RawIOBase):
             self._member = self._codec.member()
             self._members += 1
         elif not self._members:
-            raise Damaged(f"it is empty, which no {self._codec.name} file is")
+            raise Damaged(f"it is empty, which a {self._codec.name} file never is")
         return bool(self._rest)
 
     def _skip_padding(self) -> None:
@@ -241,7 +241,7 @@ class _Inflated(io.RawIOBase):
                 break
             self._rest = b""
         if zeros and zeros % self._codec.padding:
-            raise Damaged(f"{zeros} zero bytes stand behind the {self._codec.name} data")
+            raise Damaged(f"{zeros} zero bytes follow the {self._codec.name} data")
 
     def _of_member(self, size: int) -> bytes:
         member = self._member
@@ -253,17 +253,17 @@ class _Inflated(io.RawIOBase):
             at_end = not chunk
         try:
             data = member.decompress(chunk, size)
-        except Exception as err:  # each library has errors of its own
+        except Exception as err:  # each library raises different errors
             raise Damaged(self._what_is_wrong(err)) from err
         if member.eof:
             self._rest = member.unused_data
             self._member = None
         elif at_end and not data:
-            raise Damaged(f"its {self._codec.name} data is cut short")
+            raise Damaged(f"its {self._codec.name} data is truncated")
         return data
 
     def _what_is_wrong(self, err: Exception) -> str:
         text = " ".join(str(err).split())
         if self._members > 1:
-            return f"behind the end of its {self._codec.name} data stands something that is none, or damaged: {text}"
-        return f"it is no {self._codec.name} data, or damaged: {text}"
+            return f"its {self._codec.name} data is followed by other or damaged data: {text}"
+        return f"it is not {self._codec.name} data, or is damaged: {text}"

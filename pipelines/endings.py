@@ -1,8 +1,8 @@
-"""How a run ends: its exit code, and why there are dead letters. Needs no Beam.
+"""The end of a run: its exit code, and the reasons of its dead letters. Needs no Beam.
 
-0    all is settled, or the dead letters are as few as `Allowance` says
+0    done, with at most as many dead letters as `Allowance` allows
 2    a mistake in the arguments, or a file that cannot be read or written
-3    more dead letters than that
+3    more dead letters than allowed
 4    the store failed
 130  interrupted
 """
@@ -22,28 +22,28 @@ SETTLED, MISTAKE, TOO_MANY, STORE_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 
 FLAG = "--max_dead_letters"
 HELP = (
-    "dead letters with which a run is still a success, as a number or as a share of all records such as 1%%; with more "
-    "of them the exit code is 3, or 4 if the store failed (10%%, and not all)"
+    "dead letters allowed in a successful run, as a number or as a share of all records such as 1%%; with more of them "
+    "the exit code is 3, or 4 if the store failed (10%%, and not all)"
 )
 
 _MOST_REASONS = 5
-"""Reasons that are shown."""
+"""Number of reasons shown."""
 _KEPT_REASONS = 200
-"""Different reasons that are told apart."""
+"""Number of different reasons counted separately."""
 _STORE = "store: "
 _OTHERS = "other reasons"
-# What differs from record to record: quoted values, and numbers.
+# Parts that differ from record to record: quoted values, and numbers.
 _VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![\w-])\d[\d,._]*\b")
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many dead letters a run may have.
+    """The number of dead letters that a successful run may have.
 
     Attributes:
-        number: at most so many; None for a share.
-        percent: at most this share of all records.
-        all_of_them: may it be all records?
+        number: limit; None for a share.
+        percent: limit as a share of all records.
+        all_of_them: whether all records may be dead letters.
     """
 
     number: int | None = None
@@ -55,7 +55,7 @@ class Allowance:
         """Read ``5``, ``1%`` or None for the default.
 
         Raises:
-            ConfigurationError: anything else.
+            ConfigurationError: the text is something else.
         """
         if text is None:
             return cls()
@@ -67,7 +67,7 @@ class Allowance:
         return cls(number=int(match[1]), all_of_them=True)
 
     def allows(self, dead: int, total: int) -> bool:
-        """Tell whether so many dead letters of so many records are few enough."""
+        """Return whether a run of ``total`` records may have ``dead`` dead letters."""
         if dead == 0:
             return True
         if self.number is not None:
@@ -79,14 +79,14 @@ class Allowance:
 
 
 def reason_of(letter: DeadLetter) -> str:
-    """Why there is a letter, without what differs from record to record."""
+    """The reason of a letter, without the parts that differ from record to record."""
     text = _VALUES.sub(lambda value: value[0] if _is_name(value[0]) else "...", letter.error_message.partition(";")[0])
     text = " ".join(text.split())[:100]
     return f"{_STORE if _is_the_store_s(letter) else ''}{text or letter.error_type}"
 
 
 def _is_name(value: str) -> bool:
-    """Is it a field's name rather than a value? Those are few, and say where to look."""
+    """Return whether a quoted text is a field's name, not a value. Names are few, and show where to look."""
     return re.fullmatch(r"'[A-Za-z_][\w.]{0,30}'", value) is not None
 
 
@@ -101,17 +101,17 @@ def _permanent(base: type = PermanentError) -> Iterator[str]:
 
 
 class Reasons:
-    """Counts of reasons, of which a bounded number is told apart.
+    """Counts of reasons; a bounded number of them is counted separately.
 
     Args:
-        counts: to go on from.
+        counts: initial counts.
     """
 
     def __init__(self, counts: Mapping[str, int] | None = None) -> None:
         self.counts: Counter[str] = Counter(counts)
 
     def add(self, letter: DeadLetter) -> str:
-        """Count a letter; the reason that it was counted as."""
+        """Count a letter; returns the reason under which it was counted."""
         reason = reason_of(letter)
         if reason not in self.counts and len(self.counts) >= _KEPT_REASONS:
             reason = f"{_STORE if reason.startswith(_STORE) else ''}{_OTHERS}"
@@ -120,25 +120,25 @@ class Reasons:
 
     @property
     def of_the_store(self) -> int:
-        """Letters for which the store is to blame."""
+        """Number of letters caused by the store."""
         return sum(n for reason, n in self.counts.items() if reason.startswith(_STORE))
 
 
 def end(who: str, dead: int, total: int, reasons: Reasons, allowance: Allowance) -> int:
-    """Say on stderr why there are dead letters, and whether they are too many; the exit code.
+    """Report the reasons of dead letters on stderr, and whether they are too many; return the exit code.
 
     Args:
         who: the program's name.
-        dead: dead letters.
-        total: records in all.
+        dead: number of dead letters.
+        total: number of records.
         reasons: of the dead letters.
-        allowance: how many there may be.
+        allowance: for dead letters.
     """
     if not dead:
         return SETTLED
     common = reasons.counts.most_common(_MOST_REASONS)
     width = max((len(f"{n:,}") for _, n in common), default=0)
-    print(f"{who}: {dead:,} dead letters{'; the commonest reasons:' if common else ''}", file=sys.stderr)
+    print(f"{who}: {dead:,} dead letters{'; the most common reasons:' if common else ''}", file=sys.stderr)
     for reason, n in common:
         print(f"  {n:>{width},}  {reason}", file=sys.stderr)
     if allowance.allows(dead, total):

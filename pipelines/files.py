@@ -1,6 +1,6 @@
-"""Files to read: which there are, by name or by pattern, and their bytes, all of them or an error.
+"""Input files: finds them by name or pattern, and reads all their bytes or fails.
 
-A name that exists is that file, whatever characters it holds; only other names are patterns, and are matched once.
+A name of an existing file is that file, whatever characters it contains; any other name is a pattern.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from pipelines.quiet_beam import beam  # noqa: F401 - before anything else that 
 
 _BUFFER_BYTES = 1 << 18
 _WRITER_S = 10.0
-"""So long may it take until somebody writes to a pipe."""
+"""Longest wait for a pipe's first writer."""
 _SILENCE_S = 3600.0
-"""So long may a pipe's writer say nothing."""
+"""Longest wait for a pipe's next data."""
 _UTF16 = re.compile(rb"\xff\xfe.\0|\xfe\xff\0|\xff\xfe\0\0|\0\0\xfe\xff", re.DOTALL)
 _WILD = re.compile(r"\*\*/?|\*|\?|\[!?\]?[^\]]*\]")
 
 
 def is_remote(path: str) -> bool:
-    """Is it a name for one of Beam's file systems, such as ``gs://bucket/name``? Local ones from `matching` are not."""
+    """Return whether a name belongs to one of Beam's file systems, such as ``gs://bucket/name``. `matching` gives local
+    files absolute paths."""
     return "://" in path and not os.path.isabs(path)
 
 
 def matching(patterns: Sequence[str], flag: str = "--input") -> list[str]:
-    """The files that there are, each once, however it is spelt; local ones with their whole path.
+    """The files that match, each once, whatever its names; local files with absolute paths.
 
     Args:
-        patterns: names and patterns: ``*``, ``?`` and ``[...]`` stay in their folder, ``**`` does not.
-        flag: that they were given with.
+        patterns: names and patterns: ``*``, ``?`` and ``[...]`` match within a folder, ``**`` across folders.
+        flag: of the patterns, for errors.
 
     Raises:
-        ConfigurationError: one that names nothing, or something that cannot be read.
+        ConfigurationError: a pattern matches no file, or something that cannot be read.
     """
     found: dict[object, str] = {}
     for pattern in patterns:
@@ -57,7 +58,7 @@ def matching(patterns: Sequence[str], flag: str = "--input") -> list[str]:
 
 
 def _found_by(pattern: str, flag: str) -> Iterator[tuple[str, object]]:
-    """Each path, and what it is known by."""
+    """Each path, with the identity of its file."""
     try:
         names = _named(pattern)
         for path in names:
@@ -70,7 +71,7 @@ def _found_by(pattern: str, flag: str) -> Iterator[tuple[str, object]]:
 
 
 def reason(err: Exception) -> str:
-    """What an error says, without the number and the name."""
+    """The text of an error, without its number and file name."""
     return getattr(err, "strerror", None) or " ".join(str(err).split()) or type(err).__name__
 
 
@@ -95,19 +96,19 @@ def _named(pattern: str) -> list[str]:
 def _remote(pattern: str) -> list[str]:
     try:
         return [file.path for file in FileSystems.match([pattern])[0].metadata_list]
-    except Exception as err:  # each file system has errors of its own, with tracebacks in their texts
+    except Exception as err:  # each file system raises different errors, with tracebacks in their texts
         raise ValueError(str(err).strip().splitlines()[-1]) from err
 
 
 def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
-    """All that a pattern matches and that is no folder.
+    """All files that a pattern matches.
 
     Args:
-        folder: where it begins.
+        folder: where the pattern starts.
         parts: of the pattern, between the slashes.
 
     Raises:
-        OSError: a folder on the way cannot be listed; what it holds would be missed.
+        OSError: a folder cannot be listed, so files in it would be missed.
     """
     part, rest = parts[0], parts[1:]
     if "**" in part:
@@ -130,7 +131,7 @@ def _expanded(folder: str, parts: list[str]) -> Iterator[str]:
 
 
 def _below(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """All files below a folder, through links too, but no folder twice."""
+    """All files below a folder, also through links, but each folder once."""
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in seen:
         return
@@ -148,7 +149,7 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
-    """As Beam translates a pattern, but that ``**/`` may also stand for no folder at all."""
+    """The regular expression of a pattern, as in Beam, except that ``**/`` also matches zero folders."""
     translated, at = "", 0
     for wild in _WILD.finditer(pattern):
         token = wild.group()
@@ -163,14 +164,14 @@ def _regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(translated + re.escape(pattern[at:]), re.DOTALL)
     except re.error as err:
-        raise ValueError(f"it is no pattern: {err}") from None
+        raise ValueError(f"it is not a valid pattern: {err}") from None
 
 
 def _identity(path: str) -> object:
-    """What a file is known by under all its names.
+    """The identity of a file, the same under all its names.
 
     Raises:
-        OSError: it is nothing that can be read to an end.
+        OSError: the file cannot be read, or is of a kind without an end.
     """
     status = os.stat(path)
     problem = _problem(status)
@@ -182,7 +183,7 @@ def _identity(path: str) -> object:
 
 
 def _problem(status: os.stat_result) -> str | None:
-    """Why something is not read; None if it is a file, a pipe, or the device that is always empty."""
+    """The reason why a file is not read; None for a regular file, a pipe, or the null device."""
     if stat.S_ISDIR(status.st_mode):
         return "it is a folder; write FOLDER/* for the files in it"
     if stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode):
@@ -193,31 +194,32 @@ def _problem(status: os.stat_result) -> str | None:
 
 
 def check_encoding(encoding: str, flag: str = "--encoding") -> None:
-    """Check that there is such an encoding of text.
+    """Check the name of a text encoding.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: the encoding is unknown.
     """
     try:
         if isinstance("".encode(encoding), bytes):
             return
     except (LookupError, ValueError):
         pass
-    raise ConfigurationError(flag, f"there is no encoding {encoding!r}; write utf-8, latin-1, cp1252, utf-16 or such")
+    raise ConfigurationError(flag, f"unknown encoding {encoding!r}; write utf-8, latin-1, cp1252 or utf-16, say")
 
 
 @contextmanager
 def opened(path: str, encoding: str = "utf-8") -> Iterator[BinaryIO]:
-    """The content of a file in UTF-8, decompressed as its name says; for as long as the block lasts.
+    """Open a file, decompressed by the ending of its name, and converted to UTF-8.
 
-    Bytes that the encoding has no character for stay as they are, which no UTF-8 has: they spoil their own record.
+    Bytes that are invalid in the encoding are kept; since they are invalid in UTF-8 too, only their record fails.
 
     Args:
         path: from `matching`.
         encoding: of the file.
 
     Raises:
-        MurmurError: it cannot be read to its end, or is not what its name says. In the block as well.
+        MurmurError: the file cannot be read to its end, or its content does not fit its name. Raised from the block as
+            well.
     """
     try:
         source = _raw(path)
@@ -233,14 +235,14 @@ def opened(path: str, encoding: str = "utf-8") -> Iterator[BinaryIO]:
 
 
 def _raw(path: str) -> BinaryIO:
-    """A file's own bytes."""
+    """The bytes of a file, not decompressed."""
     if is_remote(path):
         try:
             remote = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-        except Exception as err:  # each file system has errors of its own
+        except Exception as err:  # each file system raises different errors
             raise Damaged(f"{type(err).__name__}: {reason(err)}") from err
         return io.BufferedReader(_Remote(remote), _BUFFER_BYTES)
-    # Without this flag a pipe that nobody writes to would be waited for.
+    # O_NONBLOCK: otherwise opening a pipe without a writer would block.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(file)
     problem = _problem(status)
@@ -256,13 +258,13 @@ def _check_start(content: BinaryIO, encoding: str) -> None:
     start = content.peek(1 << 12)[: 1 << 12]  # type: ignore[attr-defined]
     kind = kind_of(start)
     if kind is not None:
-        raise Damaged(f"it holds {kind} data, which its name does not say")
+        raise Damaged(f"it holds {kind} data, but its name lacks that ending")
     if _UTF16.match(start) and "16" not in encoding and "32" not in encoding:
-        raise Damaged("it begins with the byte order mark of UTF-16; say so with --encoding utf-16")
+        raise Damaged("it begins with the byte order mark of UTF-16; add --encoding utf-16")
 
 
 class _Transcoded(io.RawIOBase):
-    """A text in UTF-8, whatever it was encoded in."""
+    """Converts a text to UTF-8."""
 
     def __init__(self, source: BinaryIO, encoding: str) -> None:
         super().__init__()
@@ -290,7 +292,7 @@ class _Transcoded(io.RawIOBase):
 
 
 class _Remote(io.RawIOBase):
-    """A file of one of Beam's file systems, as `io` wants one."""
+    """A file of one of Beam's file systems, with the interface of `io`."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -314,13 +316,13 @@ class _Regular(io.BufferedReader):
     """A file on a disk."""
 
     def check_end(self) -> None:
-        """Raise if it has been cut since."""
+        """Raise if the file was truncated while it was read."""
         if self.tell() > os.fstat(self.fileno()).st_size:
             raise Damaged("it became shorter while it was read")
 
 
 class _Pipe(io.RawIOBase):
-    """A pipe whose writer must come, and say something, within a deadline."""
+    """A pipe whose writer must connect, and write, within a time limit."""
 
     def __init__(self, file: int) -> None:
         super().__init__()
@@ -343,11 +345,11 @@ class _Pipe(io.RawIOBase):
             event = self._poll.poll(1000 * min(self._waiting_s, _WRITER_S))
             try:
                 data = os.read(self._file, len(buffer))
-            except BlockingIOError:  # there is somebody who writes, and has not yet
+            except BlockingIOError:  # a writer is connected, but has not written yet
                 if time.monotonic() - started_s > _SILENCE_S:
                     raise Damaged(f"nothing has come through this pipe for {_SILENCE_S:.0f} s") from None
                 continue
             if not data and not event:
-                raise Damaged(f"nobody has written to this pipe for {_WRITER_S:.0f} s")
+                raise Damaged(f"no program has written to this pipe for {_WRITER_S:.0f} s")
             buffer[: len(data)] = data
             return len(data)

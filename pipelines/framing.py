@@ -1,6 +1,6 @@
-"""Where each record of a file begins and ends: JSON Lines, JSON arrays and CSV, in bounded memory. Needs no Beam.
+"""Splits a file into records: JSON Lines, JSON arrays and CSV, in bounded memory. Needs no Beam.
 
-Records keep the file's own bytes. Lines that hold nothing but blanks are no records, in any format.
+Records keep the file's bytes. Blank lines are skipped, in any format.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from functools import partial
 from typing import BinaryIO, NamedTuple
 
 MAX_RECORD_BYTES = 16 * 1024 * 1024
-"""Longest record unless ``--max_record_bytes`` says otherwise."""
+"""Default of ``--max_record_bytes``, the longest record."""
 HEAD_BYTES = 64 * 1024
-"""What is kept of a record that is too long."""
+"""Bytes that are kept of a record that is too long."""
 
 _CHUNK_BYTES = 256 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
 class TooLong(NamedTuple):
-    """A record that is longer than allowed, which was passed over without being held.
+    """A record that exceeds the limit; it was skipped without being held in memory.
 
     Attributes:
-        head: its first bytes.
-        size: its length in bytes, without its line end.
-        line: where it begins, counted from 1; of an element of a JSON array where it ends.
+        head: first bytes of the record.
+        size: length in bytes, without the line end.
+        line: first line of the record, counted from 1; for an element of a JSON array its last line.
     """
 
     head: bytes
@@ -37,18 +37,18 @@ class TooLong(NamedTuple):
 
 
 class Unframed(Exception):
-    """A file of which it cannot be told where its records end; the text says where and why."""
+    """A file cannot be split into records; the text says where and why."""
 
 
 Frame = Callable[[BinaryIO, int], Iterator[bytes | TooLong]]
-"""Takes a file's content and the longest record in bytes, and gives the records."""
+"""Splits a file's content into records, given the longest record in bytes."""
 
 
 def frame_json(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
-    """The records of JSON Lines, or the elements of one array of objects: what a file is shows at its start.
+    """The records of JSON Lines, or the elements of one array of objects, depending on the start of the file.
 
     Raises:
-        Unframed: an array that is cut short, or that something follows.
+        Unframed: an array is truncated, or followed by other data.
     """
     start = _without_bom(content)
     if re.match(rb"\s*\[\s*[{\]]", start):
@@ -57,15 +57,15 @@ def frame_json(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
 
 
 def frame_csv(content: BinaryIO, limit: int, delimiter: str = ",") -> Iterator[bytes | TooLong]:
-    """The records of CSV, each as two records of bytes, the header and the record as they stand in the file: so each
-    can be decoded, or given up and replayed, on its own.
+    """The records of CSV, each with the header before it, both as in the file, so that each record can be decoded, or
+    replayed as a dead letter, independently.
 
-    A quote that never ends, or that only the first quote of a later field ends, makes one bad record of its line; the
-    lines behind it are records of their own.
+    A quote that is never closed, or only by the opening quote of a later field, spoils the record of its line; the
+    lines after it are separate records.
 
     Raises:
-        Unframed: the header is malformed, or a quoted field is longer than ``limit``: whether the lines in it are
-            records cannot be told then.
+        Unframed: the header is malformed; or a quoted field is longer than ``limit``, so the lines in it may or may not
+            be records.
     """
     _without_bom(content)
     separator = delimiter.encode("utf-8")
@@ -79,7 +79,7 @@ def frame_csv(content: BinaryIO, limit: int, delimiter: str = ",") -> Iterator[b
         list(csv.reader([header.decode("latin-1")], strict=True, delimiter=delimiter.encode("utf-8").decode("latin-1")))
     except csv.Error as err:
         raise Unframed(f"its header is malformed CSV: {err}") from None
-    except TypeError:  # a delimiter of several bytes: the decoder will tell
+    except TypeError:  # a delimiter of several bytes; the decoder will report it
         pass
     before = header + b"\n"
     for record in _csv_records(lines, limit, separator, header.count(separator)):
@@ -87,7 +87,7 @@ def frame_csv(content: BinaryIO, limit: int, delimiter: str = ",") -> Iterator[b
 
 
 def _without_bom(content: BinaryIO) -> bytes:
-    """Drop a byte order mark; some of what comes next, without taking it."""
+    """Skip a byte order mark; return the bytes that follow, without consuming them."""
     start: bytes = content.peek(_CHUNK_BYTES)  # type: ignore[attr-defined]
     if start.startswith(_BOM):
         content.read(len(_BOM))
@@ -108,7 +108,7 @@ def _lines(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
 
 
 def _rest_of_line(content: BinaryIO, line: bytes) -> int:
-    """Pass over what is left of a line; its length in all."""
+    """Skip the rest of a line; the length of the whole line."""
     size = len(line.rstrip(b"\r\n"))
     while not line.endswith(b"\n") and (line := content.readline(_CHUNK_BYTES)):
         size += len(line.rstrip(b"\r\n"))
@@ -133,7 +133,7 @@ def _array(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
                 if (first := _NOT_BLANK.search(chunk, at)) is None:
                     break
                 if ended:
-                    raise Unframed("something follows the end of its JSON array")
+                    raise Unframed("other data follows the end of its JSON array")
                 depth, at = 1, first.end()
                 taken = at
             elif escaped:
@@ -148,7 +148,7 @@ def _array(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
                 break
             else:
                 at, sign = found.end(), found[0]
-                if sign == b'"':  # of a text that ends in a later chunk
+                if sign == b'"':  # the text ends in a later chunk
                     in_text = True
                 elif sign in b"[{":
                     depth += 1
@@ -167,11 +167,11 @@ def _array(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
             element.add(chunk[taken:])
         line += chunk.count(b"\n")
     if not ended:
-        raise Unframed("its JSON array is cut short")
+        raise Unframed("its JSON array is truncated")
 
 
 class _Element:
-    """The bytes of an element, as far as they may be held."""
+    """The bytes of an element, up to the limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -184,7 +184,7 @@ class _Element:
             self._pieces.append(piece)
 
     def take(self) -> bytes | TooLong | None:
-        """The element; None if there is nothing but blanks."""
+        """The element; None if it is blank."""
         held, size = b"".join(self._pieces), self._size
         self._pieces, self._size = [], 0
         whole = held.strip()
@@ -203,15 +203,15 @@ _Lines = Iterator[tuple[int, bytes | TooLong]]
 def _csv_records(
     lines: _Lines, limit: int, delimiter: bytes, delimiters: int | None = None
 ) -> Iterator[bytes | TooLong]:
-    """Records without their ends.
+    """Records without their line ends.
 
     Args:
-        lines: to take them from; no more of them than it needs.
+        lines: of the file; only as many are consumed as are needed.
         limit: longest record in bytes.
         delimiter: between fields.
-        delimiters: how many a record should have.
+        delimiters: expected number of delimiters in a record.
     """
-    # Lines that a quote has swallowed by mistake. Another quote that is open at the end of one ends no sooner.
+    # Lines that were read into a quoted field by mistake.
     behind: deque[tuple[int, bytes | TooLong]] = deque()
     blank = b" \t\r\n".replace(delimiter, b"")
     while (numbered := behind.popleft() if behind else next(lines, None)) is not None:
@@ -227,7 +227,7 @@ def _csv_records(
         taken = [line]
         if _scan(line, False, delimiter) is _Quote.OPEN and not behind:
             end = _take_quoted(lines, taken, limit, delimiter, number)
-            # The line behind it has as many fields as it should: it looks like a record.
+            # The next line has the expected number of fields: it looks like a record.
             if end is _Quote.OPEN or (end is _Quote.BROKEN and taken[1].count(delimiter) == delimiters):
                 behind.extend(enumerate(taken[1:], number + 1))
                 del taken[1:]
@@ -235,24 +235,24 @@ def _csv_records(
 
 
 class _Quote(enum.Enum):
-    """Where a line leaves the quotes."""
+    """State of the quotes at the end of a line."""
 
     CLOSED = enum.auto()
     OPEN = enum.auto()
-    """Its end lies within a quoted field."""
+    """The line ends within a quoted field."""
     BROKEN = enum.auto()
-    """The field with which it began is followed by something that is no delimiter: its quote was none."""
+    """The quote that closes the field in which the line began is not followed by a delimiter: it did not close it."""
 
 
 def _take_quoted(lines: _Lines, taken: list[bytes], limit: int, delimiter: bytes, number: int) -> _Quote:
-    """Take the lines of a record whose first one ends within quotes, until one does not, or the file ends."""
+    """Take the lines of a record whose first line ends within quotes, until the quotes are closed or the file ends."""
     size = len(taken[0])
     for _, line in lines:
         size += line.size if isinstance(line, TooLong) else len(line)
         if isinstance(line, TooLong) or size > limit:
             raise Unframed(
-                f"the quoted field that is open at the end of line {number:,} goes on for more than "
-                f"--max_record_bytes {limit:,}; if it is right, allow more, and if not, mend the quote"
+                f"the quoted field that is open at the end of line {number:,} is longer than --max_record_bytes "
+                f"{limit:,}; raise the limit, or correct the quote"
             )
         taken.append(line)
         if b'"' in line and (end := _scan(line, True, delimiter)) is not _Quote.OPEN:
@@ -261,11 +261,11 @@ def _take_quoted(lines: _Lines, taken: list[bytes], limit: int, delimiter: bytes
 
 
 def _scan(line: bytes, quoted: bool, delimiter: bytes) -> _Quote:
-    """Go through the fields of a line.
+    """Find the state of the quotes at the end of a line.
 
     Args:
-        line: of a record, with its end.
-        quoted: does it begin within a quoted field?
+        line: of a record, with its line end.
+        quoted: whether the line begins within a quoted field.
         delimiter: between fields.
     """
     at, continued, broken = 0, quoted, False
@@ -276,7 +276,7 @@ def _scan(line: bytes, quoted: bool, delimiter: bytes) -> _Quote:
             at = line.find(b'"', at) + 1
             if not at:
                 return _Quote.OPEN
-            if line.startswith(b'"', at):  # two of them are one in the text
+            if line.startswith(b'"', at):  # a doubled quote is a quote in the text
                 at += 1
                 continue
             if continued and not line.startswith((delimiter, b"\r", b"\n"), at) and at < len(line):
@@ -291,13 +291,13 @@ def _scan(line: bytes, quoted: bool, delimiter: bytes) -> _Quote:
 
 
 def _csv_lines(content: BinaryIO, limit: int) -> Iterator[bytes | TooLong]:
-    r"""Lines with their ends, which are \n, \r\n or \r."""
+    r"""Lines with their line ends, which are \n, \r\n or \r."""
     rest = b""
     passed = 0
     head = b""
     while chunk := content.read(_CHUNK_BYTES):
         lines = (rest + chunk).splitlines(keepends=True)
-        # The last one may go on, and so may the end of one that ends in \r.
+        # The last line may be incomplete, and so may a line end \r.
         rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
         if passed and lines:
             yield TooLong(head, passed + len(lines[0].rstrip(b"\r\n")), 0)

@@ -1,4 +1,4 @@
-"""Google's client of Pub/Sub, with its errors and the names that it takes told as a user's mistakes. Needs no Beam."""
+"""Google's Pub/Sub client, with errors and names reported as mistakes in flags. Needs no Beam."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError, MurmurError
 
 ANSWER_S = 10.0
-"""How long a question at the start may take."""
+"""Deadline of a look-up at the start."""
 
 
 _DELETED = "_deleted-topic_"
-"""What a subscription says of its topic when that is gone."""
+"""Topic of a subscription whose topic was deleted."""
 
 
 def client_library() -> Any:
     """The module ``google.cloud.pubsub_v1``.
 
     Raises:
-        MurmurError: it is not installed.
+        MurmurError: google-cloud-pubsub is not installed.
     """
     try:
         from google.cloud import pubsub_v1
@@ -32,9 +32,9 @@ def client_library() -> Any:
 
 
 def subscriber_client() -> Any:
-    """A client of subscriptions, which takes answers of any size.
+    """A client of subscriptions that accepts answers of any size.
 
-    Google's own takes at most 4 MB from an emulator, of which 84 messages of 50 kB are too many.
+    Google's client accepts at most 4 MB from an emulator, which 84 messages of 50 kB exceed.
 
     Raises:
         MurmurError: google-cloud-pubsub is not installed.
@@ -50,13 +50,13 @@ def subscriber_client() -> Any:
 
 
 def topic_of(subscription: str) -> str | None:
-    """Where the messages of a subscription come from; None if it may not be looked at, or its topic was deleted.
+    """The topic of a subscription; None if the caller may not describe the subscription, or its topic was deleted.
 
     Args:
         subscription: as ``projects/P/subscriptions/S``.
 
     Raises:
-        ConfigurationError: it does not exist, or Pub/Sub cannot be asked.
+        ConfigurationError: the subscription does not exist, or Pub/Sub cannot be reached.
         MurmurError: google-cloud-pubsub is not installed.
     """
     client_library()
@@ -67,34 +67,36 @@ def topic_of(subscription: str) -> str | None:
 
 
 def full_name(flag: str, name: str, project: str | None) -> str:
-    """``projects/P/subscriptions/S`` from itself, or from ``S`` and the project; topics likewise.
+    """The full name ``projects/P/subscriptions/S`` of a full name, or of ``S`` and the project; topics likewise.
 
     Args:
-        flag: that the name was given with, such as ``--subscription``; one with ``topic`` in it names a topic.
-        name: as it was given.
+        flag: of the name, such as ``--subscription``; a flag that contains ``topic`` names a topic.
+        name: as given.
         project: for short names.
 
     Raises:
-        ConfigurationError: it is no such name, or a short one without a project.
+        ConfigurationError: the name is invalid, or short without a project.
     """
     kind = "topics" if "topic" in flag else "subscriptions"
     if re.fullmatch(rf"projects/[^/]+/{kind}/[^/]+", name):
         return name
     if "/" in name or not name:
-        raise ConfigurationError(flag, f"{name!r} is no such name; write projects/PROJECT/{kind}/NAME")
+        raise ConfigurationError(flag, f"{name!r} is not a valid name; write projects/PROJECT/{kind}/NAME")
     if not project:
-        raise ConfigurationError(flag, f"{name!r} names no project; write projects/PROJECT/{kind}/{name}, or --project")
+        raise ConfigurationError(
+            flag, f"{name!r} lacks a project; write projects/PROJECT/{kind}/{name}, or add --project"
+        )
     return f"projects/{project}/{kind}/{name}"
 
 
 @contextmanager
 def asking(flag: str, name: str) -> Iterator[None]:
-    """Turns what Pub/Sub says of a name into a mistake in the flag.
+    """Report Pub/Sub's errors about a name as mistakes in the flag.
 
-    Whoever may not look at it is let through, since he may still be allowed to use it.
+    A caller without permission to describe the name is let through: it may still be allowed to use it.
 
     Raises:
-        ConfigurationError: it does not exist, or Pub/Sub cannot be asked.
+        ConfigurationError: the name does not exist, or Pub/Sub cannot be reached.
     """
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
@@ -109,11 +111,11 @@ def asking(flag: str, name: str) -> Iterator[None]:
             flag, f"{name} does not exist; check the name, or: gcloud pubsub {kind} create --help"
         ) from err
     except (exceptions.GoogleAPIError, GoogleAuthError) as err:
-        raise ConfigurationError(flag, f"{name} cannot be asked for: {one_line(err)}") from err
+        raise ConfigurationError(flag, f"cannot look up {name}: {one_line(err)}") from err
 
 
 def cured_by_waiting() -> tuple[type[Exception], ...]:
-    """Errors of Pub/Sub that a later try may not meet again."""
+    """Errors of Pub/Sub that a retry may avoid."""
     from google.api_core import exceptions
 
     return (
@@ -127,12 +129,12 @@ def cured_by_waiting() -> tuple[type[Exception], ...]:
 
 
 def retrying(seconds: float) -> Any:
-    """Tries again for so long what waiting may cure. The client's own limit is ten minutes."""
+    """A policy that retries the errors of `cured_by_waiting` for a time. The client's default is ten minutes."""
     from google.api_core.retry import Retry, if_exception_type
 
     return Retry(predicate=if_exception_type(*cured_by_waiting()), initial=0.1, maximum=5.0, timeout=seconds)
 
 
 def one_line(err: BaseException) -> str:
-    """Its text, however many lines it has, and its type where it has none."""
+    """The text of an error on one line, or its type if it has no text."""
     return " ".join(str(err).split()) or type(err).__name__

@@ -1,5 +1,5 @@
-"""Files of dead letters: held before the work begins, appended to while it goes on, and never in place of what is not
-ours. Needs no Beam."""
+"""Files of dead letters: reserved before a run, appended to during the run, and never overwriting other files. Needs no
+Beam."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from pipelines.console import shown
 
 FLAG = "--dead_letters"
 _READER_S = 30.0
-"""So long may the reader of a pipe take nothing."""
+"""Longest wait for a pipe's reader."""
 _TRIES = 5
 
 
 class Identity(NamedTuple):
-    """What a file is known by, whatever is done to its name."""
+    """Identity of a file, independent of its name."""
 
     device: int
     inode: int
 
 
 def filled(path: str) -> str:
-    """A file's name with ``{date}`` and ``{time}`` (2026-11-25, 093512; UTC) filled in: each run has its own then."""
+    """A file's name with ``{date}`` and ``{time}`` filled in (2026-11-25, 093512; UTC), so that runs differ."""
     now = datetime.now(timezone.utc)
     return path.replace("{date}", f"{now:%Y-%m-%d}").replace("{time}", f"{now:%H%M%S}")
 
 
 class LetterFile:
-    """A JSON Lines file of dead letters, appended to. What `keep` has written survives a power cut.
+    """A JSON Lines file of dead letters, appended to. Letters that `keep` has written survive a power failure.
 
-    A file that is made is readable for its owner alone, since letters hold what was sent. Devices and pipes are
-    written to as they are, and links written through.
+    A new file is readable by its owner only, since letters contain the input. Devices, pipes and links are written to
+    directly.
 
     Args:
         path: of the file.
-        new: it must be empty, is this run's alone, is compressed as its name says, and is removed in the end if it was
-            made here and is still empty. Else it may hold letters already, and several processes may write to it.
+        new: the file must be empty and is exclusive to this run. It is compressed by the ending of its name, and
+            removed at the end if it was created here and is still empty. Otherwise it may hold letters already, and
+            several processes may write to it.
 
     Raises:
-        ConfigurationError: it cannot be written to, another run holds it, or it is not empty where it must be.
+        ConfigurationError: the file cannot be written to, another run has locked it, or it must be empty but is not.
     """
 
     def __init__(self, path: str, *, new: bool = False) -> None:
@@ -58,7 +59,7 @@ class LetterFile:
         self._made = False
         self._codec = _codec_of(path)
         if self._codec is not None and not new:
-            raise _refused(path, "letters are appended here one by one, which no compressed file takes; leave out .gz")
+            raise _refused(path, "letters are appended one by one, so the file cannot be compressed; leave out .gz")
         try:
             self._file = self._hold()
         except (OSError, ValueError) as err:  # a name with a NUL in it
@@ -66,10 +67,10 @@ class LetterFile:
 
     @classmethod
     def again(cls, path: str, identity: Identity) -> LetterFile:
-        """The file that another object holds, for one more writer.
+        """Open a file that another object has reserved, for a further writer.
 
         Raises:
-            OSError: it cannot be written to, or its name is that of another file by now.
+            OSError: the file cannot be written to, or its name now belongs to another file.
         """
         made = cls.__new__(cls)
         made.path, made._new, made._made, made._codec = path, False, False, _codec_of(path)
@@ -81,14 +82,14 @@ class LetterFile:
 
     @property
     def identity(self) -> Identity:
-        """Of the file that is open."""
+        """Identity of the open file."""
         status = os.fstat(self._file)
         return Identity(status.st_dev, status.st_ino)
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Append letters and wait until the disk has them; of each None, or why it could not be kept.
+        """Append letters and sync the file. Returns, per letter, None or the error that prevented it.
 
-        One that could not be kept may be there all the same, and comes twice then.
+        A letter with an error may have been written nevertheless; a retry then writes it twice.
         """
         try:
             self.write("".join(f"{DeadLetter.to_json(letter)}\n" for letter in letters).encode("utf-8"))
@@ -108,7 +109,7 @@ class LetterFile:
         elif stat.S_ISREG(os.fstat(self._file).st_mode):
             size = os.fstat(self._file).st_size
             if size and os.pread(self._file, 1, size - 1) != b"\n":
-                # A writer was killed, or met a full disk, in the middle of a line, whose message comes again.
+                # A writer was killed, or met a full disk, in the middle of a line; its message is redelivered.
                 lines = b"\n" + lines
         left = memoryview(lines)
         try:
@@ -131,16 +132,16 @@ class LetterFile:
             return 0
 
     def _take_back(self, n_bytes: int) -> None:
-        """Remove so much of what was written last; but not where another writer came behind it."""
+        """Remove the last bytes written, unless another writer has appended since."""
         status = os.fstat(self._file)
         if n_bytes and stat.S_ISREG(status.st_mode) and os.lseek(self._file, 0, os.SEEK_CUR) == status.st_size:
             os.ftruncate(self._file, status.st_size - n_bytes)
 
     def sync(self) -> None:
-        """Wait until the disk has all of it.
+        """Wait until the file is on the disk.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the disk refuses the data.
         """
         try:
             os.fsync(self._file)
@@ -149,14 +150,14 @@ class LetterFile:
                 raise
 
     def close(self) -> None:
-        """Close the file; remove it if it was made here for this run and nothing was written."""
+        """Close the file; remove it if it was created for this run and is still empty."""
         with suppress(OSError):
             if self._made and self._new and os.fstat(self._file).st_size == 0 and self._is_named():
                 os.unlink(self.path)
         os.close(self._file)
 
     def _hold(self) -> int:
-        """Open the file and lock it, making sure that its name is still its own by then."""
+        """Open and lock the file, and make sure that its name still belongs to it."""
         for _ in range(_TRIES):
             self._made = False
             try:
@@ -177,7 +178,7 @@ class LetterFile:
                 os.close(self._file)
                 raise
             os.close(self._file)
-        raise OSError(errno.ESTALE, "it is removed again and again")
+        raise OSError(errno.ESTALE, "another program keeps removing it")
 
     def _lock(self) -> None:
         try:
@@ -194,8 +195,8 @@ class LetterFile:
         if self._new and os.fstat(self._file).st_size:
             raise ConfigurationError(
                 FLAG,
-                f"{shown(self.path)} holds those of an earlier run; replay and remove it, or name another file, such "
-                "as dead-{date}-{time}.jsonl",
+                f"{shown(self.path)} holds dead letters of an earlier run; replay and remove it, or name another file, "
+                "such as dead-{date}-{time}.jsonl",
             )
 
     def _is_named(self) -> bool:
@@ -207,11 +208,11 @@ class LetterFile:
 
 
 def _open(path: str, more: int = 0) -> int:
-    """Open something that is there: a pipe without a reader is not waited for."""
+    """Open an existing file, without waiting for a pipe's reader."""
     mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
     if stat.S_ISBLK(mode):
         raise OSError(errno.EINVAL, "it is a disk", path)
-    # Reading is for the last byte of a file; a pipe that is opened for it never lacks a reader.
+    # Regular files are also read, to find their last byte. A pipe opened for reading would have itself as a reader.
     access = os.O_RDWR if stat.S_ISREG(mode) else os.O_WRONLY
     file = os.open(path, access | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | more, 0o600)
     if stat.S_IFMT(os.fstat(file).st_mode) != stat.S_IFMT(mode):
@@ -223,7 +224,7 @@ def _open(path: str, more: int = 0) -> int:
 def _codec_of(path: str) -> Codec | None:
     _, codecs = split_name(path)
     if len(codecs) > 1:
-        raise _refused(path, "its name has several endings of compressions; one is enough")
+        raise _refused(path, "its name has several endings of compressions; use one")
     return codecs[0] if codecs else None
 
 
@@ -233,12 +234,12 @@ def _refused(path: str, problem: str) -> ConfigurationError:
 
 def _reason(err: OSError | ValueError) -> str:
     if isinstance(err, OSError) and err.errno == errno.ENXIO:
-        return "it is a pipe that nobody reads, or a socket"
+        return "it is a pipe without a reader, or a socket"
     return getattr(err, "strerror", None) or str(err)
 
 
 def _sync_folder(folder: str) -> None:
-    """So that a new file's name survives a power cut as well."""
+    """Sync a folder, so that a new file's name survives a power failure as well."""
     opened = os.open(folder or ".", os.O_RDONLY)
     try:
         os.fsync(opened)

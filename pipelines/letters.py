@@ -1,4 +1,4 @@
-"""Where a driver without Beam leaves its dead letters before it acknowledges their messages."""
+"""Destinations for dead letters of a driver without Beam, which stores them before it acknowledges their messages."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["LetterFile", "LetterTopic", "Letters", "attributes_of"]
 
 _PUBLISH_S = 30.0
 MAX_MESSAGE_BYTES = 10_000_000
-"""Data and attributes of one message; Pub/Sub counts the request around it too."""
+"""Largest request to publish a message: data, attributes and the request around them."""
 _AROUND_BYTES = 1_000
-"""More than a request takes for the name of the topic and for lengths."""
+"""Upper bound for the topic's name and the lengths in a request."""
 _ATTRIBUTE_BYTES = 1_024
-"""Longest value of an attribute that Pub/Sub takes."""
+"""Longest value of an attribute that Pub/Sub accepts."""
 
 
 class Letters(Protocol):
-    """A place that keeps dead letters."""
+    """Stores dead letters."""
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Keep them for good; of each None once that is done, or why it could not be.
+        """Store letters durably. Returns, per letter, None or the error that prevented it.
 
-        One that could not be kept may be there all the same, and comes twice then.
+        A letter with an error may have been stored nevertheless; a retry then stores it twice.
         """
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Release connections and files."""
 
 
 def attributes_of(letter: DeadLetter) -> dict[str, str]:
-    """Of the message that carries a letter, to filter by; cut where Pub/Sub would refuse the message."""
+    """Attributes of the message for a letter, for filters; cut to the length that Pub/Sub accepts."""
     values = {"pipeline": letter.pipeline, "stage": letter.stage, "error_type": letter.error_type}
     return {name: _cut(value) for name, value in values.items()}
 
 
 def message_of(letter: DeadLetter, max_bytes: int) -> tuple[bytes, dict[str, str]] | None:
-    """Data and attributes of the message that carries a letter; None if they are larger than that."""
+    """Data and attributes of the message for a letter; None if they are larger than ``max_bytes``."""
     data, attributes = DeadLetter.to_json(letter).encode("utf-8"), attributes_of(letter)
     n_bytes = len(data) + sum(len(f"{name}{value}".encode()) for name, value in attributes.items())
     return (data, attributes) if n_bytes + _AROUND_BYTES <= max_bytes else None
@@ -57,23 +57,23 @@ class LetterTopic:
 
     Args:
         topic: as ``projects/P/topics/T``.
-        overflow: keeps the letters that the topic does not take and never will: those larger than
-            `MAX_MESSAGE_BYTES`, and what Pub/Sub calls an invalid argument, as one that breaks the topic's schema.
-        told: is called with the reason when the first such letter comes.
+        overflow: stores the letters that the topic never accepts: those larger than `MAX_MESSAGE_BYTES`, and those that
+            Pub/Sub refuses as an invalid argument, such as for breaking the topic's schema.
+        report: called with the error of the first such letter.
 
     Attributes:
-        overflowed: letters that ``overflow`` has kept.
+        overflowed: number of letters that ``overflow`` has stored.
 
     Raises:
-        ConfigurationError: it does not exist, or Pub/Sub cannot be asked.
+        ConfigurationError: the topic does not exist, or Pub/Sub cannot be reached.
     """
 
-    def __init__(self, topic: str, overflow: Letters, told: Callable[[Exception], None]) -> None:
+    def __init__(self, topic: str, overflow: Letters, report: Callable[[Exception], None]) -> None:
         pubsub = client_library()
         self.overflowed = 0
         self._topic = topic
         self._overflow = overflow
-        self._told = told
+        self._report = report
         self._refusals = 0
         with asking("--dead_letter_topic", topic):
             options = pubsub.types.PublisherOptions(retry=retrying(_PUBLISH_S), timeout=_PUBLISH_S)
@@ -82,12 +82,12 @@ class LetterTopic:
             self._client.get_topic(topic=topic, retry=None, timeout=ANSWER_S)
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Publish them and wait until Pub/Sub has them; the disk has those that it does not take."""
+        """Publish letters and wait until Pub/Sub has them; store those that it refuses in ``overflow``."""
         failures = [_failure(one) for one in [self._publish(letter) for letter in letters]]
         refused = {i: err for i, err in enumerate(failures) if err is not None and _is_refusal(err)}
         if refused:
             if not self._refusals:
-                self._told(next(iter(refused.values())))
+                self._report(next(iter(refused.values())))
             self._refusals += len(refused)
             for i, failure in zip(refused, self._overflow.keep([letters[i] for i in refused]), strict=True):
                 failures[i] = failure
@@ -101,19 +101,19 @@ class LetterTopic:
         self._overflow.close()
 
     def _publish(self, letter: DeadLetter) -> Any:
-        """A future, or the error that there is at once."""
+        """Start to publish a letter; a future, or an immediate error."""
         message = message_of(letter, MAX_MESSAGE_BYTES)
         if message is None:
             return ValueError(f"larger than a message may be, {MAX_MESSAGE_BYTES:,} bytes")
         data, attributes = message
         try:
             return self._client.publish(self._topic, data, **attributes)
-        except Exception as err:  # the client refuses some messages by itself
+        except Exception as err:  # the client itself refuses some messages
             return err
 
 
 def _is_refusal(err: Exception) -> bool:
-    """Is the message at fault, so that waiting does not help?"""
+    """Return whether the message is at fault, so that a retry cannot help."""
     from google.api_core.exceptions import InvalidArgument
 
     return isinstance(err, (ValueError, TypeError, InvalidArgument))
@@ -123,5 +123,5 @@ def _failure(sent: Any) -> Exception | None:
     try:
         failure: Exception | None = sent if isinstance(sent, Exception) else sent.exception(timeout=2 * _PUBLISH_S)
     except futures.TimeoutError:
-        return MurmurError(f"no answer for {2 * _PUBLISH_S:.0f} s")
+        return MurmurError(f"no answer within {2 * _PUBLISH_S:.0f} s")
     return failure

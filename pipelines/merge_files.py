@@ -1,9 +1,9 @@
-"""Fold JSON Lines or CSV files into state, by the names of their fields.
+"""Folds JSON Lines or CSV files into state, by the names of their fields.
 
     python -m pipelines.merge_files --input 'events-*.jsonl.gz' --store sqlite:///counts.db \\
         --key 'page/{page}' --key '=all' --monoid count --event_id id --window daily --event_time time
 
-Run it again, over the same files or over more of them, and each event still counts once.
+After further runs, over the same files or over more of them, each event still counts once.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _FORMATS = {"json": (".json", ".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
 
 
 class ReadRecords(beam.DoFn):
-    """One element of bytes for each record of a file; for one that is too long a dead letter, tagged ``too_long``.
+    """Emits each record of a file as bytes, and a dead letter, tagged ``too_long``, for a record that is too long.
 
     Args:
-        reading: how to read.
+        reading: how to read the files.
         name: of the pipeline.
     """
 
@@ -87,7 +87,7 @@ class ReadRecords(beam.DoFn):
     def _letter(self, path: str, record: TooLong) -> DeadLetter:
         problem = (
             f"line {record.line:,} of {shown(path)} is a record of {record.size:,} bytes, more than --max_record_bytes "
-            f"{self._reading.max_record_bytes:,}; this letter holds its first {len(record.head):,}"
+            f"{self._reading.max_record_bytes:,}; this letter holds its first {len(record.head):,} bytes"
         )
         failure = Failure("decode", InvalidRecord("payload", problem), Known(None, None, None))
         letter = write_letter(record.head, self._name, failure, time.time_ns() // 1_000)
@@ -95,10 +95,10 @@ class ReadRecords(beam.DoFn):
 
 
 def format_of(paths: Sequence[str]) -> str:
-    """The format that the names of the files tell.
+    """The format that the endings of the files' names stand for.
 
     Raises:
-        ConfigurationError: they tell none, or several.
+        ConfigurationError: a file's format cannot be inferred, or the files have several formats.
     """
     found = set()
     for path in paths:
@@ -106,12 +106,12 @@ def format_of(paths: Sequence[str]) -> str:
         formats = [decode for decode, endings in _FORMATS.items() if name.endswith(endings)]
         if not formats:
             raise ConfigurationError(
-                "--decode", f"the name of {shown(path)} tells no format; write {' or '.join(DECODERS)}"
+                "--decode", f"cannot infer the format of {shown(path)}; pass --decode {' or '.join(DECODERS)}"
             )
         found.add(formats[0])
     if len(found) > 1:
         raise ConfigurationError(
-            "--decode", f"the files have several formats: {', '.join(sorted(found))}; do one a run"
+            "--decode", f"the input mixes formats: {', '.join(sorted(found))}; run once per format"
         )
     return found.pop()
 
@@ -120,7 +120,7 @@ class Reading(NamedTuple):
     """How files are read.
 
     Attributes:
-        decode: "csv"; anything else is framed as JSON, one record a line.
+        decode: "csv", or any other value for JSON.
         delimiter: between the fields of CSV.
         encoding: of the text.
         max_record_bytes: longest record.
@@ -133,7 +133,7 @@ class Reading(NamedTuple):
 
 
 def read(pipeline: beam.Pipeline, paths: Sequence[str], reading: Reading, name: str) -> DoOutputsTuple:
-    """The records of the files, in bytes, as ``read``; dead letters of those that are too long as ``too_long``."""
+    """The outputs ``read``, records as bytes, and ``too_long``, dead letters of records that are too long."""
     names = [os.fsencode(path) for path in paths]
     read = beam.ParDo(ReadRecords(reading, name)).with_outputs(TOO_LONG, main="read")
     outputs = pipeline | "Paths" >> beam.Create(names) | "Read" >> read
@@ -142,22 +142,22 @@ def read(pipeline: beam.Pipeline, paths: Sequence[str], reading: Reading, name: 
 
 
 def add_reading_flags(parser: argparse._ActionsContainer) -> None:
-    """Flags of `reading_of`."""
+    """Add the flags of `reading_of`."""
     parser.add_argument("--encoding", default="utf-8", help="of the files, such as latin-1 or utf-16 (%(default)s)")
     parser.add_argument(
         "--max_record_bytes",
         type=int,
         default=MAX_RECORD_BYTES,
         metavar="N",
-        help="longest record; a longer one is a dead letter that holds its beginning (%(default)s)",
+        help="longest record; a longer one becomes a dead letter with its first bytes (%(default)s)",
     )
 
 
 def reading_of(args: argparse.Namespace, decode: str) -> Reading:
-    """What the flags say.
+    """Read the flags of `add_reading_flags`.
 
     Raises:
-        ConfigurationError: one is wrong.
+        ConfigurationError: a flag is invalid.
     """
     check_encoding(args.encoding)
     if args.max_record_bytes < 1:
@@ -171,7 +171,7 @@ def parser(module: str, description: str) -> Parser:
     made = Parser(
         prog=f"python -m pipelines.{module}",
         description=description,
-        epilog="A FIELD is a name, a path such as user.country, or '=TEXT' for a text that is always the same. "
+        epilog="A FIELD is a name, a path such as user.country, or '=TEXT' for a constant text. "
         "Other options are Beam's, such as --runner.",
     )
     add_flags(made.add_argument_group("what to merge"))
@@ -180,7 +180,7 @@ def parser(module: str, description: str) -> Parser:
 
 @one_line_errors("merge_files")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge the files and say what became of their records."""
+    """Merge the files and report the outcomes of their records."""
     arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
     arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.decode == "csv" and args.delimiter is None and all(split_name(path)[0].endswith(".tsv") for path in paths):
         args.delimiter = "tab"
     if args.window and not args.event_time:
-        raise ConfigurationError("--event_time", "a window needs it: records in files carry no time of their own")
+        raise ConfigurationError("--event_time", "is required with a window: records in files have no other time")
     merge: dict[str, Any] = from_flags(args)
     name = args.name or DEFAULT_NAME
     with closing(hold_letters(args.dead_letters, tried=not on_dataflow(options))) as letters:
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(outcomes)
     if outcomes.dead_letter:
-        # The name of the file of dead letters tells only its own format, not that of what the letters hold.
+        # Replay cannot infer the format of the letters' payloads from the name of the file of letters.
         flags = "".join(
             f" --{flag} {shlex.quote(getattr(args, flag))}"
             for flag, default in (("decode", "json"), ("delimiter", None))

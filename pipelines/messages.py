@@ -1,4 +1,4 @@
-"""What every Pub/Sub message can say of its event: by what it is known, and when it happened."""
+"""Defaults for Pub/Sub messages: the message's id as event id, and its publish time as event time."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from murmur_beam.spec import from_flags, resolve
 MESSAGE_ID = "message:id"
 PUBLISH_TIME = "message:publish_time"
 TOPIC_HELP = (
-    "projects/P/topics/T, which the messages come from: it stands before a message's id where events are known by "
-    "that; not needed if the subscription may be looked at"
+    "projects/P/topics/T of the messages; prefix of event ids that are message ids; not needed if the caller may "
+    "describe the subscription"
 )
 
 
 def merge_arguments(flags: object) -> dict[str, Any]:
-    """The arguments of the merge that the flags give, with the message's own id and time where they are needed and
-    no flag names better ones. A warning on stderr says what the message's id cannot do.
+    """The arguments of the merge from the flags, with the message's id and time if these are needed and no flag names
+    others. A warning on stderr explains the limits of a message's id.
 
     Args:
-        flags: as `murmur_beam.spec.from_flags` takes them.
+        flags: as in `murmur_beam.spec.from_flags`.
 
     Raises:
-        ConfigurationError: a flag that is wrong, or one that is missing.
+        ConfigurationError: a flag is invalid or missing.
     """
     arguments = from_flags(flags)
     spec = resolve({"event_id": MESSAGE_ID, **arguments})
@@ -35,16 +35,15 @@ def merge_arguments(flags: object) -> dict[str, Any]:
     if "event_id" not in arguments and needs_event_id(spec.config, spec.monoid):
         arguments["event_id"] = MESSAGE_ID
         print(
-            "warning: without --event_id an event is known by its message's id, and a publisher that tries again gives "
-            "it a new one, which counts twice; name a field of the event, or attribute:NAME",
+            "warning: without --event_id the message's id is the event id; a publisher's retry gets a new message id, "
+            "and counts twice; name a field of the event, or attribute:NAME",
             file=sys.stderr,
         )
     return arguments
 
 
 def needs_source(arguments: Mapping[str, Any]) -> bool:
-    """Is an event known by its message's id, which is unique within one topic only, and no flag says what comes before
-    it?
+    """Return whether event ids are message ids, which are unique within one topic only, and lack a source.
 
     Args:
         arguments: from `merge_arguments`.
@@ -55,34 +54,35 @@ def needs_source(arguments: Mapping[str, Any]) -> bool:
 
 
 def with_source(arguments: Mapping[str, Any], topic: str | None, subscription: str) -> dict[str, Any]:
-    """The arguments with the topic before the message's id, where that is needed.
+    """The arguments with the topic as the source of message ids, if a source is needed.
 
     Args:
         arguments: from `merge_arguments`.
-        topic: as ``projects/P/topics/T``; None if it is not known.
-        subscription: whose messages these are.
+        topic: as ``projects/P/topics/T``; None if unknown.
+        subscription: of the messages.
 
     Raises:
-        ConfigurationError: the topic is needed, and not known.
+        ConfigurationError: the topic is needed but unknown.
     """
     if not needs_source(arguments):
         return dict(arguments)
     if topic is None:
         raise ConfigurationError(
             "--topic",
-            f"is missing: a message's id is unique within its topic only, and {subscription} does not say which that "
-            "is; write --topic projects/P/topics/T, or --id_format plain for the id alone, or name an --event_id",
+            f"is missing: a message's id is unique within its topic only, and the topic of {subscription} is unknown; "
+            "write --topic projects/P/topics/T, or --id_format plain for the id alone, or name an --event_id",
         )
     return {**arguments, "source": topic}
 
 
 def check_not_read(dead_letter_topic: str | None, *topics: str | None) -> None:
-    """Letters must not go to a topic that is read.
+    """Check that dead letters are not published to a topic that is read.
 
     Raises:
-        ConfigurationError: they would.
+        ConfigurationError: the topics are the same.
     """
     if dead_letter_topic is not None and dead_letter_topic in topics:
         raise ConfigurationError(
-            "--dead_letter_topic", "is the topic that is read; each dead letter would come back for ever"
+            "--dead_letter_topic",
+            "is the topic that is read: each dead letter would be read again, forever; name another topic",
         )

@@ -1,4 +1,4 @@
-"""What of a subscription is here without an acknowledgement, and how much more there is room for. Needs no Beam."""
+"""Tracks a subscription's unacknowledged messages, and how many more to request. Needs no Beam."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import time
 from collections.abc import Iterable, Sequence
 
 _FIRST = 10
-"""Messages to ask for while none has come that would tell how large they are."""
+"""Messages to request before the first ones show how large messages are."""
 _FORGET = 0.25
-"""Part of the guess that each answer with smaller messages replaces. Larger ones replace all of it."""
+"""Weight of an answer with smaller messages in the estimated mean size. An answer with larger ones replaces it."""
 
 
 class Outstanding:
-    """The leases of messages, by their ack ids, and the room for more. Any thread may use it.
+    """The leases of messages, by their ack ids, and the room for more. Thread-safe.
 
-    Pub/Sub is asked for a number of messages, and cannot be told how many bytes they may have. So the number follows
-    the mean size of those that came last: it falls at once when they grow, and rises slowly when they shrink; nothing
-    more is asked for while ``max_bytes`` are here. What is here may exceed ``max_bytes`` by as much as the messages of
-    the requests under way are larger than those before them. It may also exceed it by one message, so that one which
-    is larger than ``max_bytes`` comes through.
+    A pull request limits the number of messages, but not their bytes. So the number follows the mean size of the last
+    messages: it falls at once when they grow, and rises slowly when they shrink. Nothing is requested while
+    ``max_bytes`` are unacknowledged. The bytes may exceed ``max_bytes`` by as much as the messages of the requests in
+    flight are larger than earlier ones; and by one message, so that a message larger than ``max_bytes`` is delivered.
 
     Args:
-        max_messages: that may be here.
-        max_bytes: data and attributes of those that may be here.
+        max_messages: maximum number of unacknowledged messages.
+        max_bytes: maximum bytes of their data and attributes.
     """
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
@@ -35,7 +34,7 @@ class Outstanding:
         self._mean_bytes: float | None = None
 
     def add(self, messages: Sequence[tuple[str, int]]) -> None:
-        """Ack id and bytes of each message of an answer; their leases run from now on."""
+        """Add the messages of an answer, by ack id and bytes; their leases start now."""
         now_s = time.monotonic()
         with self._lock:
             for ack_id, n_bytes in messages:
@@ -48,13 +47,13 @@ class Outstanding:
                 self._mean_bytes = max(mean, before + _FORGET * (mean - before))
 
     def drop(self, ack_ids: Iterable[str]) -> None:
-        """They are acknowledged, or given back."""
+        """Remove messages that are acknowledged or returned."""
         with self._lock:
             for ack_id in ack_ids:
                 self._forget(ack_id)
 
     def room(self, asked: int) -> int:
-        """How many messages more to ask for while so many are asked for already."""
+        """Number of messages to request, while ``asked`` messages are requested already."""
         with self._lock:
             room = self._max_messages - len(self._leases) - asked
             if self._mean_bytes is None:
@@ -63,7 +62,7 @@ class Outstanding:
             return min(room, max(1, int(left_bytes / self._mean_bytes))) if left_bytes > 0 else 0
 
     def older_than(self, seconds: float) -> list[str]:
-        """Those here for so long."""
+        """Ack ids of the messages whose leases started at least this long ago."""
         until_s = time.monotonic() - seconds
         with self._lock:
             return [ack_id for ack_id, (since_s, _) in self._leases.items() if since_s <= until_s]

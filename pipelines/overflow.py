@@ -1,4 +1,4 @@
-"""The file for those dead letters that their topic does not take: one too large for a message, above all."""
+"""The file for dead letters that their topic refuses, mostly because they are too large for a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.letter_files import LetterFile
 
 
 class OverflowFile:
-    """A `LetterFile` that is made when its first letter comes.
+    """A `LetterFile` that is created with its first letter.
 
     Args:
         path: of the file, which is appended to.
@@ -22,7 +22,7 @@ class OverflowFile:
         self._file: LetterFile | None = None
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[Exception | None]:
-        """Append them and wait until the disk has them."""
+        """Append letters; see `Letters.keep`."""
         try:
             self._file = self._file or LetterFile(self.path)
         except ConfigurationError as err:
@@ -30,18 +30,18 @@ class OverflowFile:
         return self._file.keep(letters)
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Close the file, if it was created."""
         if self._file is not None:
             self._file.close()
 
 
 def why_not(path: str) -> str | None:
-    """What would keep a file from being written, as far as that can be told without making it; None for nothing."""
+    """The reason why a file cannot be written, as far as can be seen without creating it; None if it can."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         return "it is a folder"
     if not os.path.isdir(folder):
-        return f"there is no folder {folder}"
+        return f"the folder {folder} does not exist"
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        return "that is not allowed"
+        return "permission denied"
     return None

@@ -1,13 +1,13 @@
-"""Fold the messages of a Pub/Sub subscription into state, for as long as it runs.
+"""Folds the messages of a Pub/Sub subscription into state, for as long as it runs.
 
     python -m pipelines.pubsub --subscription projects/P/subscriptions/S --store bigtable://P/INSTANCE/TABLE \\
         --key 'page/{page}' --monoid count --event_id id --window daily --dead_letter_topic projects/P/topics/T
 
 A streaming pipeline for runners such as Dataflow. Beam's local runner acknowledges messages before it processes them,
-so on one machine `pipelines.worker` is the one that loses none.
+and so may lose some; on one machine use `pipelines.worker`, which loses none.
 
-A dead letter that is too large for ``--dead_letter_topic`` goes into the folder of ``--dead_letters``, from where
-`pipelines.replay` merges it as from any.
+A dead letter that is too large for ``--dead_letter_topic`` is written to the folder of ``--dead_letters``, from which
+`pipelines.replay` can merge it.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ from pipelines.merge_files import parser
 from pipelines.messages import TOPIC_HELP, check_not_read, merge_arguments, needs_source, with_source
 
 LOCAL_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
-"""The one runner in this process that reads Pub/Sub. Newer versions of ``DirectRunner`` end there too, after they have
-tried to download another one that cannot."""
+"""The only runner in this process that reads Pub/Sub. Newer versions of ``DirectRunner`` use it too, after trying to
+download another one that cannot."""
 
 
 DEAD_LETTERS = "dead-letters"
-"""Folder for letters too large for their topic: here, or on Dataflow below ``--temp_location``."""
+"""Folder for letters too large for their topic: in the current folder, or on Dataflow below ``--temp_location``."""
 
 MAX_SINK_BYTES = 6_900_000
-"""Of a message that Beam writes. Pub/Sub takes 10 MB, but Dataflow's own writer refuses more than 7 MB, and then tries
-the bundle again for ever."""
+"""Largest message that Beam writes. Pub/Sub accepts 10 MB, but Dataflow's writer refuses more than 7 MB, and retries
+the bundle forever."""
 
 _TOO_LARGE = "too_large"
 _FILE_BYTES = 64 * 1024 * 1024
-"""From so many on a bundle's letters go to a file before it ends."""
+"""Size of a bundle's buffered letters from which they are written to a file before the bundle ends."""
 
 
 class WriteLetters(beam.DoFn):
-    """Writes the dead letters of each bundle to JSON Lines files of their own, which are whole before the bundle ends.
+    """Writes the dead letters of each bundle to new JSON Lines files, which are complete before the bundle ends.
 
-    There is one for each 64 MiB. If the bundle is then tried again, its letters stand in two files; a replay takes the
-    second for duplicates.
+    Each file has about 64 MiB at most. If the bundle is retried afterwards, its letters are in two files; a replay
+    takes the second ones for duplicates.
 
     Args:
-        folder: where; local or any that Beam can write to.
+        folder: local, or in any of Beam's file systems.
     """
 
     def __init__(self, folder: str) -> None:
@@ -79,7 +79,7 @@ class WriteLetters(beam.DoFn):
         self._bytes = 0
 
     def process(self, letter: DeadLetter) -> None:
-        """Keep one."""
+        """Buffer one letter."""
         line = f"{DeadLetter.to_json(letter)}\n".encode()
         self._lines.append(line)
         self._bytes += len(line)
@@ -88,7 +88,7 @@ class WriteLetters(beam.DoFn):
             self.start_bundle()
 
     def finish_bundle(self) -> None:
-        """Write all under another name first, so that nobody reads half a file."""
+        """Write the letters, under another name first, so that no reader sees half a file."""
         if self._lines:
             name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex}.jsonl"
             path = FileSystems.join(self._folder, name)
@@ -99,11 +99,11 @@ class WriteLetters(beam.DoFn):
 
 
 class SplitLetters(beam.DoFn):
-    """Data and attributes of the message that carries a letter; a letter too large for one comes out as it is, tagged
-    ``too_large``."""
+    """Emits data and attributes of a message for each letter; a letter that is too large for a message is emitted
+    itself, tagged ``too_large``."""
 
     def process(self, letter: DeadLetter) -> Iterator[Any]:
-        """Weigh one."""
+        """Convert one letter."""
         message = message_of(letter, MAX_SINK_BYTES)
         yield TaggedOutput(_TOO_LARGE, letter) if message is None else message
 
@@ -116,19 +116,19 @@ def build(
     dead_letter_topic: str | None = None,
     dead_letters: str | None = None,
 ) -> None:
-    """The steps: read, merge, and write what cannot be merged to a topic or into a folder.
+    """Add the steps: read, merge, and write dead letters to a topic or a folder.
 
     Args:
-        pipeline: to add them to.
+        pipeline: to add the steps to.
         subscription: as ``projects/P/subscriptions/S``.
         merge: arguments of `MergeRecords`.
         dead_letter_topic: as ``projects/P/topics/T``.
-        dead_letters: a folder; beside a topic for what is larger than `MAX_SINK_BYTES`, by default `overflow_folder`.
+        dead_letters: a folder; with a topic, for letters larger than `MAX_SINK_BYTES` (default: `overflow_folder`).
 
     Raises:
-        ConfigurationError: an argument that is wrong.
+        ConfigurationError: an argument is invalid.
     """
-    # Here, since Beam's module warns on the screen about each Google client that is not installed.
+    # Imported here, since Beam's module prints a warning for each Google client that is not installed.
     from apache_beam.io.gcp.pubsub import ReadFromPubSub
 
     check_places(dead_letter_topic, dead_letters)
@@ -143,7 +143,7 @@ def build(
 
 
 def publish(letters: beam.PCollection, topic: str, folder: str) -> None:
-    """Write dead letters to a topic, and into a folder those that are larger than `MAX_SINK_BYTES`.
+    """Write dead letters to a topic, and letters larger than `MAX_SINK_BYTES` to a folder.
 
     Args:
         letters: of `MergeRecords`.
@@ -151,7 +151,7 @@ def publish(letters: beam.PCollection, topic: str, folder: str) -> None:
         folder: for `WriteLetters`.
 
     Raises:
-        ConfigurationError: the topic has no such name.
+        ConfigurationError: the name of the topic is invalid.
     """
     from apache_beam.io.gcp.pubsub import PubsubMessage, WriteToPubSub
 
@@ -166,33 +166,35 @@ def publish(letters: beam.PCollection, topic: str, folder: str) -> None:
 
 
 def check_places(dead_letter_topic: str | None, dead_letters: str | None) -> None:
-    """Dead letters must have somewhere to go.
+    """Check that dead letters have a destination.
 
     Raises:
-        ConfigurationError: they have not.
+        ConfigurationError: neither flag is given.
     """
     if not (dead_letter_topic or dead_letters):
-        raise ConfigurationError("--dead_letters", "is missing, and so is --dead_letter_topic; say where they may go")
+        raise ConfigurationError("--dead_letters", "is missing, and so is --dead_letter_topic; give one of them")
 
 
 def overflow_folder(options: PipelineOptions) -> str:
-    """Where letters too large for their topic go unless said otherwise.
+    """Default folder for letters too large for their topic.
 
     Raises:
-        ConfigurationError: on Dataflow without ``--temp_location``; elsewhere if the folder cannot be made here.
+        ConfigurationError: on Dataflow ``--temp_location`` is missing; elsewhere the folder cannot be created.
     """
     if not on_dataflow(options):
         there = os.path.exists(DEAD_LETTERS)
         if os.path.isfile(DEAD_LETTERS) or not os.access(DEAD_LETTERS if there else os.curdir, os.W_OK):
             raise ConfigurationError(
                 "--dead_letters",
-                f"is missing, and {DEAD_LETTERS} here can be no folder for letters too large for --dead_letter_topic",
+                f"is missing, and a folder {DEAD_LETTERS}, for letters too large for --dead_letter_topic, cannot be "
+                "created here; name another folder",
             )
         return DEAD_LETTERS
     temp_location = options.view_as(GoogleCloudOptions).temp_location
     if not temp_location:
         raise ConfigurationError(
-            "--dead_letters", "is missing, and so is --temp_location, for letters too large for --dead_letter_topic"
+            "--dead_letters",
+            "is missing, and so is --temp_location, for letters too large for --dead_letter_topic; give one of them",
         )
     return f"{temp_location.rstrip('/')}/{DEAD_LETTERS}"
 
@@ -206,10 +208,10 @@ def _naming(flag: str) -> Iterator[None]:
 
 
 def check_names(subscription: str, dead_letter_topic: str | None) -> None:
-    """Ask Pub/Sub for both, since the local runner would lose the messages that it reads before it meets the mistake.
+    """Look up both names: the local runner would lose the messages that it reads before it notices a mistake.
 
     Raises:
-        ConfigurationError: one does not exist, or cannot be asked for, or the letters would come back as messages.
+        ConfigurationError: a name does not exist or cannot be looked up, or the subscription would read the letters.
     """
     topic = topic_of(subscription)
     if dead_letter_topic is None:
@@ -220,10 +222,10 @@ def check_names(subscription: str, dead_letter_topic: str | None) -> None:
 
 
 def check_folder(folder: str) -> None:
-    """Make a local folder, unless it is there, and a file in it that is gone again.
+    """Create a local folder, unless it exists, and test that files can be created in it.
 
     Raises:
-        ConfigurationError: it cannot be done. The local runner would lose the dead letters and say nothing.
+        ConfigurationError: the folder cannot be written to. The local runner would lose dead letters without an error.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -234,16 +236,16 @@ def check_folder(folder: str) -> None:
 
 
 def run_until_stopped(pipeline: beam.Pipeline, launched: Callable[[Any], None] = lambda result: None) -> bool:
-    """Run until SIGINT or SIGTERM comes, or until the runner ends by itself; did a signal come?
+    """Run until SIGINT or SIGTERM, or until the runner ends by itself; return whether a signal came.
 
     Args:
         pipeline: to run.
-        launched: is called with the runner's result once that has begun.
+        launched: called with the runner's result once the pipeline has started.
 
     Raises:
-        Exception: what made the pipeline fail.
+        Exception: the error of the pipeline.
     """
-    # Not an Event: a signal handler that interrupts another in the middle of setting it would wait for ever.
+    # Not an Event: a signal handler that interrupts another one while it sets the event would wait forever.
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     failures: list[Exception] = []
     signalled: list[int] = []
@@ -263,7 +265,7 @@ def run_until_stopped(pipeline: beam.Pipeline, launched: Callable[[Any], None] =
     try:
         result = pipeline.run()
         launched(result)
-        # Not in this thread: a local runner that is interrupted waits half a minute for the answer to its last request.
+        # Not in this thread: an interrupted local runner waits half a minute for the response to its last request.
         threading.Thread(target=wait, name="wait-for-pipeline", daemon=True).start()
         ended.get()
     finally:
@@ -276,20 +278,20 @@ def run_until_stopped(pipeline: beam.Pipeline, launched: Callable[[Any], None] =
 
 @one_line_errors("pubsub")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge messages until it is told to stop."""
+    """Merge messages until a signal comes."""
     arguments = parser("pubsub", "Fold the messages of a Pub/Sub subscription into state, each event exactly once.")
     arguments.add_argument("--subscription", required=True, metavar="NAME", help="projects/P/subscriptions/S")
     arguments.add_argument("--topic", metavar="NAME", help=TOPIC_HELP)
-    arguments.add_argument("--dead_letter_topic", metavar="NAME", help="projects/P/topics/T for what cannot be merged")
+    arguments.add_argument("--dead_letter_topic", metavar="NAME", help="projects/P/topics/T for dead letters")
     arguments.add_argument(
         "--dead_letters",
         metavar="FOLDER",
-        help="a folder for it, in JSON Lines files; with --dead_letter_topic for what is too large for a message (then "
-        f"{DEAD_LETTERS}, on Dataflow below --temp_location)",
+        help="folder for dead letters, in JSON Lines files; with --dead_letter_topic, for letters too large for a "
+        f"message (default then: {DEAD_LETTERS}, on Dataflow below --temp_location)",
     )
     args, beam_arguments = arguments.parse_known_args(argv)
     quiet()
-    # Logs whatever a bundle raises, each time it is tried.
+    # It logs the error of a bundle at each try.
     logging.getLogger("apache_beam.runners.direct").setLevel(logging.CRITICAL)
     client_library()
     options = beam_options(beam_arguments)
@@ -320,11 +322,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_names(subscription, dead_topic)
         print(
             "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash "
-            "loses those in between; python -m pipelines.worker does not",
+            "loses some; python -m pipelines.worker loses none",
             file=sys.stderr,
         )
     if run_until_stopped(pipeline, partial(tell_job, options)):
-        print("pubsub: stopped" if local else "pubsub: the job goes on; end it where it runs", file=sys.stderr)
+        print("pubsub: stopped" if local else "pubsub: the job goes on; stop it where it runs", file=sys.stderr)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Messages of a Pub/Sub subscription, by requests in flight for more of them; and the leases of those that have come.
+"""Pulls messages with several unary requests in flight, and extends the leases of those received.
 
-By plain requests and not by a stream: what is here without an acknowledgement is exactly what was asked for, an
-acknowledgement is known to have arrived, and nothing waits unseen in the buffers of a stream when its reader dies.
+Unary requests instead of a stream: the unacknowledged messages are exactly those that were requested, an
+acknowledgement is confirmed, and no messages wait in the buffers of a stream when its reader dies.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pipelines.google_pubsub import (
 from pipelines.outstanding import Outstanding
 
 MAX_BYTES = 100_000_000
-"""Of the messages that may be here without an acknowledgement, unless said otherwise."""
+"""Default limit for the bytes of unacknowledged messages."""
 
 _REQUESTS = 3
-"""Pub/Sub seldom answers with as many as are asked for, so one request at a time would be slow."""
+"""Requests in flight. Pub/Sub seldom returns as many messages as requested, so a single request would be slow."""
 _MOST = 1_000
-"""Messages that one request asks for, which is as many as it may, and that one acknowledges."""
+"""Messages per pull request, the maximum allowed, and per acknowledgement."""
 _PULL_S = 3.0
-"""So short, because `Puller.close` waits for the requests in flight: Pub/Sub may have promised them messages already,
-which would be missing to everybody else until their leases ran out."""
+"""Deadline of a pull; short, because `Puller.close` waits for the requests in flight: Pub/Sub may have leased messages
+to them already, which other subscribers would not get until the leases expire."""
 _TELL_S = 30.0
 
 
 class Received(NamedTuple):
-    """A message, with what it takes to acknowledge it."""
+    """A message, with the ack id of its delivery."""
 
     ack_id: str
     message: Message
@@ -53,17 +53,17 @@ class Received(NamedTuple):
 
 
 class Puller:
-    """Has messages ready, and keeps the leases of all that are neither acknowledged nor given back.
+    """Pulls messages, and extends the leases of those that are neither acknowledged nor returned.
 
     Args:
         subscription: as ``projects/P/subscriptions/S``.
-        max_outstanding: messages that may be here without an acknowledgement.
-        config: how long to wait after a failed request.
-        who: the program's name, for what it says on stderr.
-        max_outstanding_bytes: data and attributes of those messages, as far as `Outstanding` can keep to it.
+        max_outstanding: maximum number of unacknowledged messages.
+        config: backoff after a failed request.
+        who: the program's name, for messages on stderr.
+        max_outstanding_bytes: maximum bytes of their data and attributes, as far as `Outstanding` can observe it.
 
     Raises:
-        MurmurError: google-cloud-pubsub is missing, the subscription does not exist, or Pub/Sub cannot be asked.
+        MurmurError: google-cloud-pubsub is missing, the subscription does not exist, or Pub/Sub cannot be reached.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Puller:
         self._subscription = subscription
         self._config = config
         self._who = who
-        # The shortest there is, for those who may read a subscription but not look at it.
+        # The shortest possible deadline, for callers that may pull from a subscription but not describe it.
         self._ack_deadline_s = 10
         with asking("--subscription", subscription):
             self._client = subscriber_client()
@@ -89,7 +89,7 @@ class Puller:
         except BaseException:
             self._client.close()
             raise
-        # Unlike other queues, one that a signal handler may put into.
+        # Unlike with other queues, a signal handler may put into this one.
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Received] = deque()
         self._requests: dict[Any, int] = {}
@@ -101,10 +101,10 @@ class Puller:
         self._keeper.start()
 
     def get(self, timeout_s: float | None = 0.0) -> Received | None:
-        """The next message; None if there is none within this time (None: for ever), or somebody calls `wake`.
+        """The next message; None if none arrives within this time (None: no limit), or if `wake` is called.
 
         Raises:
-            MurmurError: Pub/Sub refuses, as when the subscription was deleted.
+            MurmurError: Pub/Sub refuses, such as after the subscription was deleted.
         """
         self._ask()
         if not self._ready:
@@ -122,15 +122,15 @@ class Puller:
         self._answers.put(None)
 
     def ack(self, ack_ids: Sequence[str]) -> None:
-        """Acknowledge messages. One whose acknowledgement fails comes again."""
+        """Acknowledge messages. A message whose acknowledgement fails is redelivered."""
         self._tell("acknowledge", ack_ids)
 
     def nack(self, ack_ids: Sequence[str]) -> None:
-        """Give messages back, to be delivered again at once."""
+        """Return messages, to be redelivered at once."""
         self._tell("modify_ack_deadline", ack_ids, ack_deadline_seconds=0)
 
     def close(self) -> None:
-        """Give back all that was not acknowledged, and close the connection."""
+        """Return all unacknowledged messages, and close the connection."""
         self._closing.set()
         deadline_s = time.monotonic() + _PULL_S + 1.0
         while self._requests and (left_s := deadline_s - time.monotonic()) > 0:
@@ -159,7 +159,7 @@ class Puller:
             request.add_done_callback(self._answered)
 
     def _answered(self, request: Any) -> None:
-        """Called by a thread of gRPC. The leases run from now on, whenever the messages are looked at."""
+        """Receive an answer, in a thread of gRPC. The leases start now, whenever the messages are processed."""
         try:
             response = request.result()
             received = [_received(each) for each in type(response).pb(response).received_messages]
@@ -179,14 +179,14 @@ class Puller:
 
         error = exceptions.from_grpc_error(err) if hasattr(err, "code") else err
         if isinstance(error, exceptions.DeadlineExceeded):
-            return  # there was nothing to be had for a while
+            return  # no messages arrived for a while
         if not isinstance(error, cured_by_waiting()):
             raise MurmurError(f"{self._subscription}: {one_line(error)}") from err
         if time.monotonic() >= self._not_before_s:
             self._troubles += 1
             longest_s = retry.ceiling_s(self._troubles, self._config.backoff_base, self._config.backoff_max)
             self._not_before_s = time.monotonic() + self._config.clock.uniform(0.0, longest_s)
-            print(f"{self._who}: Pub/Sub has no messages for us, trying again: {one_line(error)}", file=sys.stderr)
+            print(f"{self._who}: pull failed, retrying: {one_line(error)}", file=sys.stderr)
 
     def _tell(self, method: str, ack_ids: Sequence[str], **more: Any) -> None:
         from google.api_core.exceptions import GoogleAPIError
@@ -200,18 +200,18 @@ class Puller:
                     timeout=ANSWER_S,
                 )
             except GoogleAPIError as err:
-                print(f"{self._who}: {len(some):,} messages will come again: {one_line(err)}", file=sys.stderr)
+                print(f"{self._who}: {len(some):,} messages will be redelivered: {one_line(err)}", file=sys.stderr)
             self._outstanding.drop(some)
 
     def _keep_leases(self) -> None:
-        """Ask for more time, thrice before it runs out, as long as a message is here."""
+        """Extend the leases of unacknowledged messages, three times per ack deadline."""
         from google.api_core.exceptions import GoogleAPIError
 
         interval_s = self._ack_deadline_s / 3
         while not self._closing.wait(interval_s):
             old = self._outstanding.older_than(interval_s)
             for start in range(0, len(old), _MOST):
-                # If it cannot be asked for, the messages come again and are duplicates.
+                # If that fails, the messages are redelivered, and are duplicates.
                 with suppress(GoogleAPIError):
                     self._client.modify_ack_deadline(
                         subscription=self._subscription,

@@ -1,12 +1,11 @@
-"""Beam, imported without its noise: ``from pipelines.quiet_beam import beam``, before anything else that imports it."""
+"""Imports Beam without its warnings: ``from pipelines.quiet_beam import beam``, before any other import of Beam."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 
-# While it is imported Beam warns about each client of Google's clouds that is not installed, before a pipeline can say
-# that it needs none.
+# On import Beam warns about each of Google's clients that is not installed, also for pipelines that need none.
 _root = logging.getLogger()
 _level = _root.level
 _root.setLevel(logging.ERROR)

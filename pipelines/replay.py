@@ -1,14 +1,15 @@
-"""Merge dead letters again, once the cause is gone.
+"""Merges dead letters again, once their cause is corrected.
 
     python -m pipelines.replay --input dead-letters.jsonl --store sqlite:///counts.db ...
     python -m pipelines.replay --subscription projects/P/subscriptions/DEAD --store bigtable://P/INSTANCE/TABLE ...
 
-Takes the same flags as the pipeline that wrote them, and ``--decode csv`` if that read CSV files. Of a record with
-several keys only those that had failed are merged; what has been merged meanwhile is a duplicate, or recorded once more
-where the table is appended to, and counts once.
+Use the flags of the pipeline that wrote the letters, and ``--decode csv`` if it read CSV files. Of a record with
+several keys only the failed ones are merged. An event that was merged meanwhile is a duplicate, or is recorded once
+more in a table that is appended to, and counts once.
 
-Files stay as they are. Letters from a subscription are acknowledged once they are merged, or safe in the file of
-those that fail again; it ends when no more come. Letters of other pipelines go back to the subscription then.
+Files are not changed. Letters from a subscription are acknowledged once they are merged, or written to the file for
+letters that fail again. The replay ends when no more letters arrive, and then returns letters of other pipelines to the
+subscription.
 """
 
 from __future__ import annotations
@@ -49,16 +50,16 @@ OTHERS = "others"
 
 
 def unreadable(data: bytes, name: str, err: ValueError) -> DeadLetter:
-    """The letter of what is none."""
+    """A new letter for data that is not a dead letter."""
     failure = Failure("decode", InvalidRecord("payload", str(err)), Known(None, None, None))
     return write_letter(data, name, failure, time.time_ns() // 1000)
 
 
 class ParseLetters(beam.DoFn):
-    """Lines to the dead letters of one pipeline.
+    """Parses lines to the dead letters of one pipeline.
 
-    Letters of other pipelines are counted and left alone: they hold other fields, for other keys. A line that is no
-    dead letter comes out as one of its own, tagged ``unreadable``.
+    Letters of other pipelines are counted and skipped: they have other fields and keys. A line that is not a dead
+    letter becomes one, tagged ``unreadable``.
 
     Args:
         name: of the pipeline.
@@ -85,21 +86,21 @@ class ParseLetters(beam.DoFn):
 
 
 class Replayer(Subscriber):
-    """Merges the dead letters of one pipeline that a subscription holds.
+    """Merges the dead letters of one pipeline from a subscription.
 
-    Those of other pipelines are counted and go back to it at the end. A message that is no dead letter becomes one.
+    Letters of other pipelines are counted, and returned at the end. A message that is not a dead letter becomes one.
     """
 
     what = "letters"
     others = 0
-    """Letters of other pipelines."""
+    """Number of letters of other pipelines."""
     others_bytes = 0
-    """Of their messages."""
+    """Bytes of the messages of these letters."""
     unreadable = 0
-    """Messages that are no dead letters."""
+    """Number of messages that are not dead letters."""
 
     def take(self, received: Received) -> bool:
-        """Read a letter; True if the batch is full."""
+        """Read a letter and add it to the batch; return whether the batch is full."""
         data = received.message.data
         try:
             letter = DeadLetter.from_json(data)
@@ -115,7 +116,7 @@ class Replayer(Subscriber):
 
 
 def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
-    """Merge the letters of a subscription and say what became of them."""
+    """Merge the letters of a subscription and report their outcomes."""
     if args.topic is None:
         name = full_name("--subscription", args.subscription, args.project)
     else:
@@ -136,20 +137,20 @@ def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
     ]
     if full:
         print(
-            f"they are as many as {full[0]} lets in, so there may be letters of {spec.name!r} behind them; "
-            f'raise it, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
+            f"these letters reach the limit of {full[0]}, so letters of {spec.name!r} may be left behind them; raise "
+            f'the limit, or read a subscription with the filter attributes.pipeline = "{spec.name}"'
         )
     return replayer.end(endings.Allowance.parse(args.max_dead_letters))
 
 
 def only_subscription(topic: str) -> str:
-    """The subscription of a topic.
+    """The only subscription of a topic.
 
     Args:
         topic: as ``projects/P/topics/T``.
 
     Raises:
-        ConfigurationError: it has none, or several.
+        ConfigurationError: the topic has no subscription, or several.
     """
     names: list[str] = []
     pubsub = client_library()
@@ -160,8 +161,8 @@ def only_subscription(topic: str) -> str:
     if not names:
         raise ConfigurationError(
             "--topic",
-            f"{topic} has no subscription that may be seen, and a topic keeps nothing without one; before letters come:"
-            f" gcloud pubsub subscriptions create NAME --topic={topic}",
+            f"{topic} has no visible subscription, and a topic keeps no messages without one; before letters arrive, "
+            f"run: gcloud pubsub subscriptions create NAME --topic={topic}",
         )
     if len(names) > 1:
         raise ConfigurationError(
@@ -172,7 +173,7 @@ def only_subscription(topic: str) -> str:
 
 
 def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments: Sequence[str]) -> int:
-    """Merge the letters in files and say what became of them."""
+    """Merge the letters in files and report their outcomes."""
     name = args.name or DEFAULT_NAME
     paths = matching(args.input)
     with closing(hold_letters(args.dead_letters)) as file:
@@ -192,23 +193,23 @@ def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments
 
 
 def _report(args: argparse.Namespace, name: str, dead: int, others: int, unreadable: int) -> None:
-    """What there is to say beside the outcomes."""
+    """Print letters that were skipped or failed again."""
     if others:
-        print(f"{others:,} letters of pipelines other than {name!r} were left alone; see --name")
+        print(f"{others:,} letters of pipelines other than {name!r} were skipped; see --name")
     if unreadable:
-        print(f"{unreadable:,} {'lines' if args.input else 'messages'} are no dead letters")
+        print(f"{unreadable:,} {'lines' if args.input else 'messages'} are not dead letters")
     if dead or unreadable:
-        print(f"what could not be merged is in {args.dead_letters}")
+        print(f"letters that could not be merged are in {args.dead_letters}")
 
 
 @one_line_errors("replay")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge the dead letters and say what became of them."""
+    """Merge the dead letters and report their outcomes."""
     arguments = parser("replay", "Merge dead letters again, with the flags of the pipeline that wrote them.")
     source = arguments.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", action="append", metavar="GLOB", help="files; may be repeated")
-    source.add_argument("--subscription", metavar="NAME", help="projects/P/subscriptions/S, which has the letters")
-    source.add_argument("--topic", metavar="NAME", help="projects/P/topics/T: the one subscription that it has")
+    source.add_argument("--subscription", metavar="NAME", help="projects/P/subscriptions/S with the letters")
+    source.add_argument("--topic", metavar="NAME", help="projects/P/topics/T, whose only subscription has the letters")
     add_subscription_flags(arguments.add_argument_group("with --subscription or --topic"), until_idle="30s")
     arguments.add_argument(
         "--dead_letters",
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--unpickle",
         action="store_true",
-        help="load elements that had to be pickled; this runs whatever code the writer of the letters put there",
+        help="load pickled elements; this runs any code that the writer of the letters put there",
     )
     args, others = arguments.parse_known_args(argv)
     quiet()
@@ -230,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.input:
         return replay_files(args, merge, others)
     if others:
-        raise ConfigurationError(others[0].partition("=")[0], "is no option with --subscription; see --help")
+        raise ConfigurationError(
+            others[0].partition("=")[0], "is not an option with --subscription or --topic; see --help"
+        )
     return replay_subscription(args, merge)
 
 

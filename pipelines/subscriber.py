@@ -1,7 +1,7 @@
 """Merges the messages of a Pub/Sub subscription and acknowledges each once it cannot be lost. Needs no Beam.
 
-One loop: take what has arrived, merge it with one write per touched row, hand on the dead letters, acknowledge. What
-arrives meanwhile is the next batch, so batches are small and quick while little comes and large under load.
+One loop: take the messages that have arrived, merge them with one write per row, store the dead letters, acknowledge.
+Messages that arrive meanwhile form the next batch, so batches are small and fast at low load, and large at high load.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _QUIET_S = 5.0
 
 
 class Tally:
-    """Counts by name; what `Merger` reports to."""
+    """Counts by name; the recorder of the `Merger`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -44,10 +44,10 @@ class Tally:
         self.counts[f"{pipeline}:error"] += 1
 
     def record_latency(self, pipeline: str, op: str, seconds: float) -> None:
-        """Nobody asks for it."""
+        """Do nothing."""
 
     def record_batch(self, pipeline: str, mode: str, n: int, seconds: float) -> None:
-        """Nobody asks for it."""
+        """Do nothing."""
 
     def count(self, name: str, n: int) -> None:
         """Count whole records."""
@@ -55,33 +55,33 @@ class Tally:
 
 
 class Subscriber:
-    """Pulls messages, merges them, hands on what cannot be merged, acknowledges.
+    """Pulls messages, merges them, stores dead letters, and acknowledges.
 
-    However it ends, what is not acknowledged is delivered again. So if it is killed
+    However it ends, messages that are not acknowledged are redelivered. So if it is killed
 
-    - before the commit, the messages are merged when they come again;
-    - between commit and acknowledgement, they are duplicates then, or recorded once more, and count once (without dedup
-      they count twice);
-    - between a dead letter and its acknowledgement, the letter is written a second time, and a replay takes that for a
-      duplicate.
+    - before the commit, the messages are merged when they are redelivered;
+    - between commit and acknowledgement, they are then duplicates, or are recorded once more, and count once (without
+      dedup they count twice);
+    - between the write of a dead letter and its acknowledgement, the letter is written a second time, and a replay
+      takes the second one for a duplicate.
 
-    A store that cannot be reached beyond all tries makes dead letters, or with ``on_exhausted="raise"`` the batch goes
-    back to Pub/Sub and the next one waits a little. So does a batch whose dead letters cannot be kept, as to those.
-    With ordering keys Pub/Sub hands over a key's next message after the acknowledgement of the ones before.
+    If the store cannot be reached in any try, the messages become dead letters; with ``on_exhausted="raise"`` the batch
+    is returned to Pub/Sub, and the next one waits a little. Messages whose dead letters cannot be stored are returned
+    too. With ordering keys, Pub/Sub delivers a key's next message after the previous ones are acknowledged.
 
     Args:
-        spec: what to merge.
+        spec: of the merge.
         subscription: as ``projects/P/subscriptions/S``.
-        max_outstanding: messages that may be here without an acknowledgement.
-        who: the program's name, for what it says on stderr.
-        max_outstanding_bytes: of those messages, as far as `Puller` can keep to it.
+        max_outstanding: maximum number of unacknowledged messages.
+        who: the program's name, for messages on stderr.
+        max_outstanding_bytes: maximum bytes of these messages, as far as `Puller` can observe it.
 
     Raises:
-        MurmurError: a store cannot be opened, the subscription does not exist, or Pub/Sub cannot be asked.
+        MurmurError: a store cannot be opened, the subscription does not exist, or Pub/Sub cannot be reached.
     """
 
     what = "messages"
-    """Plural of what is counted on the screen."""
+    """Plural noun of the counted items, for output."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class Subscriber:
         max_outstanding_bytes: int = MAX_BYTES,
     ) -> None:
         self.name = spec.name
-        """Of the pipeline."""
+        """Name of the pipeline."""
         self.returned = 0
-        """Messages that went back to Pub/Sub because of a failure."""
+        """Number of messages returned to Pub/Sub because of a failure."""
         self._config = spec.config
         self._who = who
         self._puller = Puller(subscription, max_outstanding, spec.config, who, max_outstanding_bytes)
@@ -107,7 +107,7 @@ class Subscriber:
             raise
         self._stopping = False
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # Each message is known by what acknowledges this delivery of it.
+        # A message is identified by the ack id of its delivery.
         self._batch: list[str] = []
         self._given_up: list[tuple[str, DeadLetter]] = []
         self._troubles = 0
@@ -117,15 +117,15 @@ class Subscriber:
 
     @property
     def outcomes(self) -> Outcomes:
-        """What became of the messages so far."""
+        """Outcomes of the messages so far."""
         return Outcomes.of(self.name, {**self._tally.counts, f"{self.name}:dead_letter": self._dead_letters})
 
     def end(self, allowance: Allowance) -> int:
-        """Say why there are dead letters, and whether they are too many; the exit code."""
+        """Report the reasons of dead letters, and whether they are too many; return the exit code."""
         return end(self._who, self._dead_letters, self.outcomes.total, self._reasons, allowance)
 
     def stop(self) -> None:
-        """End after the batch at hand, of which nothing is tried again. May be called from a signal handler."""
+        """End after the current batch, without further retries. May be called from a signal handler."""
         self._stopping = True
         self._cancel.set()
         self._stops.put(None)
@@ -135,12 +135,12 @@ class Subscriber:
         """Work until `stop`.
 
         Args:
-            letters: keeps what cannot be merged.
-            until_idle: end as well after so long without a message.
+            letters: stores dead letters.
+            until_idle: time without a message after which to end.
 
         Raises:
             StoreUnavailable, SchemaMismatch: the store cannot be used as configured.
-            MurmurError: Pub/Sub refuses, as when the subscription was deleted.
+            MurmurError: Pub/Sub refuses, such as after the subscription was deleted.
         """
         progress = Progress(self.what)
         patience_s = None if until_idle is None else until_idle.total_seconds()
@@ -156,29 +156,30 @@ class Subscriber:
         progress.end(more=self.outcomes)
 
     def close(self) -> None:
-        """Give back to Pub/Sub what was not acknowledged; close connection and store."""
+        """Return unacknowledged messages to Pub/Sub; close connection and store."""
         self._puller.close()
         self._merger.close()
 
     def take(self, received: Received) -> bool:
-        """Do with a message what there is to do before the batch is merged; True if the batch is full.
+        """Add a message to the batch; return whether the batch is full.
 
-        One that is neither merged nor given up goes back at the end, and not before, or it would come again.
+        A message that is neither merged nor given up is returned at the end, and not earlier, since it would be
+        redelivered.
         """
         return self.merge(received, received.message)
 
     def merge(self, received: Received, element: Any) -> bool:
-        """Merge what a message holds; True if the batch is full."""
+        """Add an element to merge; return whether the batch is full."""
         self._batch.append(received.ack_id)
         return self._merger.add(element, received.publish_time_us, received.ack_id)
 
     def give_up(self, received: Received, letter: DeadLetter) -> None:
-        """Make a dead letter of a message without merging it."""
+        """Make a message a dead letter without merging it."""
         self._batch.append(received.ack_id)
         self._given_up.append((received.ack_id, letter))
 
     def _do_batch(self, received: Received | None, letters: Letters) -> int:
-        """A message and what has arrived behind it; how many these were."""
+        """Process a message and those that have arrived after it; return their number."""
         taken = 0
         while received is not None:
             taken += 1
@@ -192,7 +193,7 @@ class Subscriber:
         return taken
 
     def _settle(self, letters: Letters) -> str:
-        """Merge the batch, hand on its dead letters, then acknowledge; what went wrong, if anything did."""
+        """Merge the batch, store its dead letters, then acknowledge; return the problem, if any."""
         try:
             results = [*self._given_up, *self._merger.flush()]
         except (RetriesExhausted, MergeCancelled) as err:
@@ -211,12 +212,12 @@ class Subscriber:
         return self._return(not_kept, next(filter(None, failures))) if not_kept else ""
 
     def _explain(self, letter: DeadLetter, n: int) -> None:
-        """Say why there are dead letters, but not for each of a flood."""
+        """Report why there are dead letters, at most once in `_QUIET_S`."""
         if time.monotonic() >= self._quiet_until_s:
             self._quiet_until_s = time.monotonic() + _QUIET_S
             reason = one_line(Exception(letter.error_message))
             print(
-                f"{self._who}: {n:,} {self.what} could not be merged and are dead letters, the last one since: "
+                f"{self._who}: {n:,} {self.what} could not be merged and are dead letters, the last one because of "
                 f"{letter.error_type}: {reason}",
                 file=sys.stderr,
             )
@@ -224,10 +225,10 @@ class Subscriber:
     def _return(self, ack_ids: list[str], err: Exception) -> str:
         self._puller.nack(ack_ids)
         self.returned += len(ack_ids)
-        return f"{len(ack_ids):,} {self.what} go back to be delivered again: {one_line(err)}"
+        return f"{len(ack_ids):,} {self.what} are returned to the subscription: {one_line(err)}"
 
     def _back_off(self, trouble: str) -> None:
-        """Wait, unless somebody calls `stop`, as long as between the tries of a record; longer from batch to batch."""
+        """Wait as between the tries of a record, longer from batch to batch; `stop` ends the wait."""
         self._troubles += 1
         longest_s = retry.ceiling_s(self._troubles, self._config.backoff_base, self._config.backoff_max)
         print(f"{self._who}: {trouble}", file=sys.stderr)

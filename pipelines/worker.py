@@ -1,14 +1,14 @@
-"""Fold the messages of a Pub/Sub subscription into state, in one process and without Beam.
+"""Folds the messages of a Pub/Sub subscription into state, in one process and without Beam.
 
     python -m pipelines.worker --subscription projects/P/subscriptions/S --store bigtable://P/INSTANCE/TABLE \\
         --key 'page/{page}' --monoid count --event_id id --window daily --dead_letters dead-letters.jsonl
 
-A message is acknowledged after its commit, and a dead letter's after the letter is safe. So each event counts exactly
-once however often this is killed and started again, on one machine or on several with the same subscription. Without
-dedup it counts at least once. SIGTERM and SIGINT end it after the batch at hand.
+A message is acknowledged after its commit, or after its dead letter is stored durably. So each event counts exactly
+once, however often the worker is killed and restarted, on one machine or on several with the same subscription. Without
+dedup it counts at least once. SIGTERM and SIGINT end the worker after the current batch.
 
-With ``--dead_letter_topic`` a letter that is too large for a message goes to the file of ``--dead_letters``, from where
-`pipelines.replay` merges it as from any. Both flags may be given; the file is made when the first such letter comes.
+With ``--dead_letter_topic``, a letter that is too large for a message is written to the file of ``--dead_letters``,
+from which `pipelines.replay` can merge it. The file is created with the first such letter.
 """
 
 from __future__ import annotations
@@ -39,42 +39,42 @@ DEAD_LETTERS = "dead-letters.jsonl"
 
 
 def add_subscription_flags(parser: argparse._ActionsContainer, until_idle: str | None) -> None:
-    """Flags that say how to pull.
+    """Add the flags that control pulling.
 
     Args:
-        parser: where to add them.
-        until_idle: default of that flag.
+        parser: to add the flags to.
+        until_idle: default of ``--until_idle``.
     """
-    parser.add_argument("--project", help="for names that are not written as projects/P/...")
+    parser.add_argument("--project", help="project of names that are not written as projects/P/...")
     parser.add_argument(
         "--until_idle",
         default=until_idle,
         metavar="DURATION",
-        help=f"end after so long without a message, such as 30s ({until_idle or 'never'})",
+        help=f"end after this time without a message, such as 30s ({until_idle or 'never'})",
     )
     parser.add_argument(
         "--max_outstanding",
         type=int,
         default=5_000,
         metavar="N",
-        help="messages to take before they are acknowledged (%(default)s)",
+        help="maximum number of unacknowledged messages (%(default)s)",
     )
     parser.add_argument(
         "--max_outstanding_bytes",
         type=int,
         default=MAX_BYTES,
         metavar="N",
-        help="bytes of such messages, from which on no more are asked for (%(default)s)",
+        help="bytes of unacknowledged messages at which no more are requested (%(default)s)",
     )
 
 
 class Pulling(NamedTuple):
-    """What the flags of `add_subscription_flags` say.
+    """Values of the flags of `add_subscription_flags`.
 
     Attributes:
-        max_outstanding: messages that may be here without an acknowledgement.
-        max_outstanding_bytes: data and attributes of those.
-        until_idle: end after so long without a message; None for never.
+        max_outstanding: maximum number of unacknowledged messages.
+        max_outstanding_bytes: maximum bytes of their data and attributes.
+        until_idle: time without a message after which to end; None: never.
     """
 
     max_outstanding: int
@@ -83,10 +83,10 @@ class Pulling(NamedTuple):
 
 
 def pulling(args: argparse.Namespace) -> Pulling:
-    """What the flags say.
+    """Read the flags of `add_subscription_flags`.
 
     Raises:
-        ConfigurationError: one is wrong.
+        ConfigurationError: a flag is invalid.
     """
     for name in ("max_outstanding", "max_outstanding_bytes"):
         if getattr(args, name) < 1:
@@ -100,13 +100,13 @@ def pulling(args: argparse.Namespace) -> Pulling:
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call ``stop``; the second one ends the process."""
+    """Let SIGTERM and SIGINT call ``stop``; a second signal ends the process."""
 
     def handle(number: int, frame: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        # Not print: what the signal has interrupted may be printing.
-        os.write(2, b"\nstopping after what is at hand; once more ends it at once\n")
+        # Not print: the signal may have interrupted another print.
+        os.write(2, b"\nstopping after the current batch; a second signal ends it at once\n")
         stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -118,12 +118,12 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def work(subscriber: Subscriber, letters: Letters, until_idle: timedelta | None) -> None:
-    """Run a subscriber until it has ended or a signal ends it, and print what became of the messages.
+    """Run a subscriber until it ends or a signal comes, and print the outcomes of the messages.
 
     Args:
-        subscriber: the caller's to close.
-        letters: is closed here.
-        until_idle: end after so long without a message.
+        subscriber: to run; the caller closes it.
+        letters: for dead letters; closed here.
+        until_idle: time without a message after which to end.
     """
     try:
         with closing(letters), stopping(subscriber.stop):
@@ -131,7 +131,7 @@ def work(subscriber: Subscriber, letters: Letters, until_idle: timedelta | None)
     finally:
         print(subscriber.outcomes)
         if subscriber.returned:
-            print(f"{subscriber.returned:,} times one of the {subscriber.what} went back to be delivered again")
+            print(f"{subscriber.returned:,} {subscriber.what} were returned to the subscription")
 
 
 @one_line_errors("worker")
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipelines.worker",
         description="Fold the messages of a Pub/Sub subscription into state, each event exactly once.",
         epilog="A FIELD is a name, a path such as user.country, attribute:NAME, message:id, message:publish_time, or "
-        "'=TEXT' for a text that is always the same.",
+        "'=TEXT' for a constant text.",
     )
     add_flags(parser.add_argument_group("what to merge"))
     parser.add_argument("--subscription", required=True, metavar="NAME", help="projects/P/subscriptions/S")
@@ -150,10 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dead_letters",
         metavar="FILE",
-        help=f"append what cannot be merged to this file, with --dead_letter_topic what is too large for a message "
+        help="file to which dead letters are appended; with --dead_letter_topic, only those too large for a message "
         f"({DEAD_LETTERS})",
     )
-    parser.add_argument("--dead_letter_topic", metavar="NAME", help="publish it here, as projects/P/topics/T")
+    parser.add_argument(
+        "--dead_letter_topic", metavar="NAME", help="topic to which dead letters are published, projects/P/topics/T"
+    )
     parser.add_argument(endings.FLAG, metavar="N|P%", help=endings.HELP)
     args = parser.parse_args(argv)
     allowance = endings.Allowance.parse(args.max_dead_letters)
@@ -184,25 +186,26 @@ def _letters(topic: str | None, path: str | None) -> Letters:
     if problem := why_not(overflow.path):
         if path is not None:
             raise ConfigurationError("--dead_letters", f"{path} cannot be written to: {problem}")
-        # Not an error: most topics never meet such a letter, and a container may have no place for files at all.
+        # Not an error: most topics never get such a letter, and a container may have no writable folder.
         print(
             f"worker: warning: {overflow.path} cannot be written to: {problem}; a dead letter too large for {topic} "
-            "would come back for ever, so name a file that can be, with --dead_letters",
+            "would be redelivered forever, so name a writable file with --dead_letters",
             file=sys.stderr,
         )
 
-    def told(err: Exception) -> None:
+    def report(err: Exception) -> None:
         print(
-            f"worker: dead letters that {topic} does not take go to {overflow.path}: {one_line(err)}", file=sys.stderr
+            f"worker: dead letters that {topic} refuses are written to {overflow.path}: {one_line(err)}",
+            file=sys.stderr,
         )
 
-    return LetterTopic(topic, overflow, told)
+    return LetterTopic(topic, overflow, report)
 
 
 def _places(letters: Letters, topic: str | None, path: str) -> str:
     if not isinstance(letters, LetterTopic):
         return path
-    return f"{topic}, and {letters.overflowed:,} that it does not take in {path}" if letters.overflowed else f"{topic}"
+    return f"{topic}, and {letters.overflowed:,} that it refused in {path}" if letters.overflowed else f"{topic}"
 
 
 if __name__ == "__main__":

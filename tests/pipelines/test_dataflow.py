@@ -370,7 +370,7 @@ class TestTheJobOfPubsub:
         with dataflow_service.running() as service:
             service.state = "JOB_STATE_RUNNING"
             done = launch(*TO_TOPIC, WHEEL, service=service)
-        assert (done.code, done.err.splitlines()[-1]) == (0, "pubsub: the job goes on; end it where it runs")
+        assert (done.code, done.err.splitlines()[-1]) == (0, "pubsub: the job goes on; stop it where it runs")
         assert len(service.jobs) == 1
 
     def test_an_update_replaces_the_job_of_that_name(self, launch: Launch) -> None:
@@ -431,7 +431,7 @@ class TestTheJobOfMergeFiles:
         """--dry_run=true builds the job, says so, and no job is created."""
         done = launch(*FILES_JOB, "--dry_run=true")
         assert (done.code, done.out) == (0, ""), done.err
-        assert done.err == "the job for Dataflow was built, and not started from here\n"
+        assert done.err == "the job for Dataflow was built, but not started\n"
         assert done.service.jobs == []
 
 
@@ -544,7 +544,7 @@ class TestMistakes:
                 "--store: sqlite:///views.db is on one machine",
                 id="store",
             ),
-            pytest.param((*TO_TOPIC, WHEEL, "--cache=memory://c"), "--cache: memory://c is of use where", id="cache"),
+            pytest.param((*TO_TOPIC, WHEEL, "--cache=memory://c"), "--cache: memory://c is useful only", id="cache"),
             pytest.param(
                 (*TO_FOLDER[:-1], "--dead_letters=dead", WHEEL), "--dead_letters: dead is on one machine", id="folder"
             ),

@@ -136,7 +136,7 @@ class TestCodes:
         write(18, 2)
         assert merge() == 0
         assert capsys.readouterr().err.splitlines() == [
-            "merge_files: 2 dead letters; the commonest reasons:",
+            "merge_files: 2 dead letters; the most common reasons:",
             "  2  key: field 'page' is missing",
         ]
 

@@ -154,7 +154,7 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
     mended.write_bytes(b"".join(lines))
     ran = run(flights, "--input", mended, "--check")
     assert ran.code == 2
-    assert "flights-dead-letters.jsonl holds those of an earlier run" in ran.err
+    assert "flights-dead-letters.jsonl holds dead letters of an earlier run" in ran.err
     Path("flights-dead-letters.jsonl").unlink()
     ran = run(flights, "--input", mended, "--check")
     assert "miles    1 merged / 99 duplicate / 0 dead-lettered\n" in ran.out
@@ -164,16 +164,16 @@ def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--input", "nowhere.csv"], "flights: error: --input: there is no file nowhere.csv"),
+        (["--input", "nowhere.csv"], "flights: error: --input: nowhere.csv does not exist"),
         (
             ["--state", "memory://x"],
             "flights: error: --state: memory://x is lost when the program ends, with everything that was "
             "merged; write sqlite:///counts.db, say",
         ),
-        (["--input", "bad.zip"], "flights: error: --input: bad.zip is no zip archive"),
+        (["--input", "bad.zip"], "flights: error: --input: bad.zip is not a zip archive"),
         (["--input", "few.csv", "--stat=x"], "flights: error: store: unknown store scheme in 'x'"),
         (["--input", "few.csv", "--state", "sqlite:///no/folder.db"], "flights: error: store: "),
-        (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is no option of this pipeline"),
+        (["--input", "few.csv", "--colour=red"], "flights: error: --colour: is neither an option of this pipeline"),
     ],
     ids=["no input", "in memory", "bad archive", "bad state", "no folder", "unknown flag"],
 )
@@ -199,7 +199,7 @@ def test_flights_without_a_distance_do_not_break_the_report(run: Run, twin: Path
     ran = run(flights, "--input", path, "--check")
     assert ran.code == 3
     assert ran.err.splitlines()[:2] == [
-        "flights: 2 dead letters; the commonest reasons:",
+        "flights: 2 dead letters; the most common reasons:",
         "  2  value: ValueError: invalid literal for int() with base ...: 'far'",
     ]
     assert "miles    0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out

@@ -172,7 +172,7 @@ def test_a_letter_is_written_once_however_large(topic: Topic, dead: Topic, run: 
     ran = run(f"--subscription={topic.subscription}", f"--dead_letter_topic={dead.name}")
     assert ran.code == 0
     assert ran.out[0] == "30 merged / 0 duplicate / 1 dead-lettered"
-    assert not any("went back" in line for line in ran.out), "each message must be settled at its first delivery"
+    assert not any("were returned" in line for line in ran.out), "each message must be settled at its first delivery"
     assert topic.left() == []
     published = dead.left(1 if case.fits else 0)
     if case.fits:
@@ -182,8 +182,8 @@ def test_a_letter_is_written_once_however_large(topic: Topic, dead: Topic, run: 
     else:
         assert published == []
         (letter,) = letters_in("dead-letters.jsonl")
-        assert ran.out[1:] == [f"dead letters are in {dead.name}, and 1 that it does not take in dead-letters.jsonl"]
-        assert f"worker: dead letters that {dead.name} does not take go to dead-letters.jsonl: larger than" in ran.err
+        assert ran.out[1:] == [f"dead letters are in {dead.name}, and 1 that it refused in dead-letters.jsonl"]
+        assert f"worker: dead letters that {dead.name} refuses are written to dead-letters.jsonl: larger" in ran.err
     assert (letter.payload, letter.attributes) == (case.data, case.attributes)
 
 
@@ -195,7 +195,7 @@ def test_both_places_at_once_and_a_replay_of_both(topic: Topic, dead: Topic, run
     ran = run(*flags)
     assert ran.out == [
         "5 merged / 0 duplicate / 4 dead-lettered",
-        f"dead letters are in {dead.name}, and 2 that it does not take in large.jsonl",
+        f"dead letters are in {dead.name}, and 2 that it refused in large.jsonl",
     ]
     assert {letter.payload for letter in letters_in("large.jsonl")} == {HUGE, sent[3]}
     assert topic.left() == []
@@ -265,7 +265,7 @@ def test_a_default_file_that_cannot_be_written_is_a_warning(topic: Topic, dead: 
 
 @pytest.mark.parametrize(
     ("path", "problem"),
-    [("folder", "it is a folder"), ("none/x.jsonl", "there is no folder none")],
+    [("folder", "it is a folder"), ("none/x.jsonl", "the folder none does not exist")],
 )
 def test_a_file_that_cannot_be_written_is_reported_at_once(
     topic: Topic, dead: Topic, run: Run, path: str, problem: str
@@ -343,7 +343,8 @@ def test_the_default_place_for_large_letters(
 
 
 @pytest.mark.parametrize(
-    ("argv", "problem"), [(["--runner=DataflowRunner"], "and so is --temp_location"), ([], "and dead-letters here can")]
+    ("argv", "problem"),
+    [(["--runner=DataflowRunner"], "and so is --temp_location"), ([], "and a folder dead-letters, ")],
 )
 def test_no_place_for_large_letters(
     argv: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -94,7 +94,7 @@ class TestHolding:
         before = Path(name).read_bytes()
         assert merge(f"--dead_letters={name}") == 2
         assert Path(name).read_bytes() == before
-        assert "holds those of an earlier run; replay and remove it" in capsys.readouterr().err
+        assert "holds dead letters of an earlier run; replay and remove it" in capsys.readouterr().err
 
     def test_an_empty_file_is_used_and_not_replaced(self) -> None:
         """It keeps its inode, its owner and its mode."""
@@ -220,7 +220,7 @@ class TestNoFile:
         """Without waiting for one."""
         os.mkfifo("pipe")
         for new in (True, False):
-            assert "a pipe that nobody reads" in refusal(lambda new=new: LetterFile("pipe", new=new))
+            assert "a pipe without a reader" in refusal(lambda new=new: LetterFile("pipe", new=new))
 
     @pytest.mark.parametrize(
         ("path", "reason"),

@@ -145,7 +145,7 @@ def test_from_subscription_to_state_and_topic(
     assert Counter(letter.stage for letter in letters) == {"decode": 2, "extract": 3}
     assert lines == [
         "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash loses "
-        "those in between; python -m pipelines.worker does not",
+        "some; python -m pipelines.worker loses none",
         "pubsub: stopped",
     ]
 
@@ -306,11 +306,11 @@ WHOLE = (SUBSCRIPTION, STORE, TOPIC, "--event_id=id", *COUNT)
         ([SUBSCRIPTION, STORE, f"--dead_letters={__file__}/x", *COUNT], "--dead_letters: /"),
         ([SUBSCRIPTION, TOPIC, *COUNT], "store: is missing"),
         ([*WHOLE, "--decode=xml"], "--decode: unknown format 'xml'"),
-        ([*WHOLE, "--subscription=views"], "--subscription: 'views' names no project; write projects/"),
-        ([*WHOLE, "--dead_letter_topic=a/b"], "--dead_letter_topic: 'a/b' is no such name; write projects/"),
+        ([*WHOLE, "--subscription=views"], "--subscription: 'views' lacks a project; write projects/"),
+        ([*WHOLE, "--dead_letter_topic=a/b"], "--dead_letter_topic: 'a/b' is not a valid name; write projects/"),
         ([*WHOLE, "--subscription=projects/p/subscriptions/s"], "--subscription: Invalid PubSub project name: 'p'"),
         ([*WHOLE, "--dead_letter_topic=dead", "--project=p"], "--dead_letter_topic: Invalid PubSub project name: 'p'"),
-        ([*WHOLE, "--subscribtion=x"], "--subscribtion: is no option of this pipeline"),
+        ([*WHOLE, "--subscribtion=x"], "--subscribtion: is neither an option of this pipeline"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv: list[str], complaint: str, mistake: Mistake) -> None:
@@ -339,7 +339,7 @@ def test_missing_topics_and_subscriptions_are_reported_before_any_read(
 def test_a_server_that_does_not_answer_is_reported(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without minutes of retries."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
-    assert mistake(*WHOLE).startswith("--subscription: projects/test-project/subscriptions/sub cannot be asked for: ")
+    assert mistake(*WHOLE).startswith("--subscription: cannot look up projects/test-project/subscriptions/sub: ")
 
 
 def test_a_place_for_dead_letters_is_required() -> None:

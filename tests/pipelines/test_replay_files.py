@@ -62,7 +62,7 @@ def test_an_outage_of_the_store(run: Run, down: Down, tmp_path: Path) -> None:
 
     ran = run(replay, "--input=dead-letters.jsonl", *flags)
     assert (ran.code, ran.outcomes) == (4, "0 merged / 0 duplicate / 3 dead-lettered")
-    assert ran.out.splitlines()[-1] == "what could not be merged is in still-dead-letters.jsonl"
+    assert ran.out.splitlines()[-1] == "letters that could not be merged are in still-dead-letters.jsonl"
     assert len(letters_in("still-dead-letters.jsonl")) == 3
     Path("still-dead-letters.jsonl").unlink()
 
@@ -75,7 +75,7 @@ def test_an_outage_of_the_store(run: Run, down: Down, tmp_path: Path) -> None:
     assert Path("dead-letters.jsonl").read_bytes() == before, "the file stays as it is"
     ran = run(merge_files, "--input=clicks.jsonl", *flags)
     assert (ran.code, ran.out) == (2, ""), "the letters of the first run must not be lost to those of a second"
-    assert "--dead_letters: dead-letters.jsonl holds those of an earlier run" in ran.err
+    assert "--dead_letters: dead-letters.jsonl holds dead letters of an earlier run" in ran.err
     assert Path("dead-letters.jsonl").read_bytes() == before
     others = "--dead_letters=others.jsonl"
     Path("others.jsonl").touch()  # an empty one, such as a worker leaves, holds nothing
@@ -183,7 +183,7 @@ def test_letters_of_other_pipelines_are_left_alone(run: Run, tmp_path: Path) -> 
         0,
         [
             "1 merged / 0 duplicate / 0 dead-lettered",
-            "2 letters of pipelines other than 'murmur' were left alone; see --name",
+            "2 letters of pipelines other than 'murmur' were skipped; see --name",
         ],
     )
     assert state_of(tmp_path / "counts.db") == {("page/a", 0): 1}
@@ -200,8 +200,8 @@ def test_lines_that_are_not_letters(run: Run, tmp_path: Path) -> None:
         3,
         [
             "1 merged / 0 duplicate / 0 dead-lettered",
-            "5 lines are no dead letters",
-            "what could not be merged is in still-dead-letters.jsonl",
+            "5 lines are not dead letters",
+            "letters that could not be merged are in still-dead-letters.jsonl",
         ],
     )
     kept = letters_in("still-dead-letters.jsonl")
@@ -228,7 +228,7 @@ def test_pickled_letters(run: Run, tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--input=nowhere.jsonl"], "--input: no file matches 'nowhere.jsonl'"),
-        (["--input=dead-letters.jsonl", "--colour=red"], "--colour: is no option of this pipeline, nor of Beam"),
+        (["--input=dead-letters.jsonl", "--colour=red"], "--colour: is neither an option of this pipeline nor of Beam"),
     ],
 )
 def test_replay_mistakes(run: Run, argv: Sequence[str], message: str) -> None:

@@ -120,7 +120,7 @@ def test_the_flag_gives_the_same_ids_as_a_lookup(topic: Topic, run: Run) -> None
     assert run(f"--subscription={topic.subscription}-2").out == ["0 merged / 5 duplicate / 0 dead-lettered"]
 
 
-MISSING = "--topic: is missing: a message's id is unique within its topic only, and {} does not say which that is"
+MISSING = "--topic: is missing: a message's id is unique within its topic only, and the topic of {} is unknown"
 
 
 @pytest.mark.usefixtures("forbidden")
@@ -150,7 +150,8 @@ class TestWhereTheSubscriptionMayNotBeLookedAt:
         """As far as the flag shows."""
         ran = run(f"--subscription={topic.subscription}", f"--topic={topic.name}", f"--dead_letter_topic={topic.name}")
         assert ran.err == [
-            "worker: error: --dead_letter_topic: is the topic that is read; each dead letter would come back for ever"
+            "worker: error: --dead_letter_topic: is the topic that is read: each dead letter would be read again, "
+            "forever; name another topic"
         ]
 
     def test_pubsub_requires_it_too(self, topic: Topic, run: Run) -> None:

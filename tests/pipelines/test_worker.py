@@ -283,7 +283,7 @@ def test_messages_wait_for_letters_that_cannot_be_kept(
         assert str(subscriber.outcomes) == "1 merged / 0 duplicate / 3 dead-lettered"
         assert subscriber.returned >= 3
     assert sorted(letters.kept) == sorted(BAD)
-    assert "messages go back to be delivered again: the disk is full" in capsys.readouterr().err
+    assert "messages are returned to the subscription: the disk is full" in capsys.readouterr().err
     assert topic.left() == []
 
 
@@ -315,9 +315,9 @@ def test_an_outage_can_wait_in_the_subscription(topic: Topic, run: Run, tmp_path
     merged, duplicate, dead = map(int, re.findall(r"\d+", outcomes(ran.out)[0]))
     assert (merged + duplicate, dead) == (20, 1)
     assert re.search(
-        r"^worker: \d+ messages go back to be delivered again: murmur: event 'e\d+' failed 3 times", ran.err, re.M
+        r"^worker: \d+ messages are returned to the subscription: murmur: event 'e\d+' failed 3 times", ran.err, re.M
     )
-    assert re.search(r"^[0-9,]+ times one of the messages went back", ran.out, re.M)
+    assert re.search(r"^[0-9,]+ messages were returned to the subscription$", ran.out, re.M)
     with closing(Watch(uri)) as watch:
         assert watch.state() == by_hand(events)
     assert len(letters_in(tmp_path / "dead-letters.jsonl")) == 1
@@ -371,7 +371,7 @@ def test_the_number_of_outstanding_messages_is_limited(topic: Topic) -> None:
             ["--subscription=projects/test-project/subscriptions/none"],
             "--subscription: projects/test-project/subscriptions/none does not exist",
         ),
-        (["--subscription=short"], "--subscription: 'short' names no project"),
+        (["--subscription=short"], "--subscription: 'short' lacks a project"),
         (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is no such name"),
         (
             ["--dead_letter_topic=projects/test-project/topics/none"],
@@ -380,7 +380,7 @@ def test_the_number_of_outstanding_messages_is_limited(topic: Topic) -> None:
         (["--dead_letter_topic={topic}"], "--dead_letter_topic: is the topic that is read"),
         (["--dead_letters={tmp}"], "--dead_letters: {tmp} cannot be written to: "),
         (["--dead_letters={tmp}/none/x"], "--dead_letters: {tmp}/none/x cannot be written to: "),
-        (["--topic=a/b"], "--topic: 'a/b' is no such name; write projects/PROJECT/topics/NAME"),
+        (["--topic=a/b"], "--topic: 'a/b' is not a valid name; write projects/PROJECT/topics/NAME"),
         (["--until_idle=soon"], "--until_idle: 'soon' is not a duration"),
         (["--max_outstanding=0"], "--max_outstanding: must be at least 1"),
         (["--max_outstanding_bytes=0"], "--max_outstanding_bytes: must be at least 1"),
@@ -407,9 +407,7 @@ def test_a_server_that_does_not_answer(run: Run, tmp_path: Path, monkeypatch: py
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", f"127.0.0.1:{taken.getsockname()[1]}")
         ran = run("--subscription=projects/p/subscriptions/sub", f"--store=sqlite:///{tmp_path}/counts.db", *COUNT)
-    assert ran.mistake.startswith(
-        "worker: error: --subscription: projects/p/subscriptions/sub cannot be asked for: 503"
-    )
+    assert ran.mistake.startswith("worker: error: --subscription: cannot look up projects/p/subscriptions/sub: 503")
 
 
 def test_a_worker_that_has_ended_holds_nothing_back(topic: Topic, run: Run, tmp_path: Path) -> None:
@@ -431,7 +429,7 @@ def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Pa
     (line,) = [line for line in lines if line.startswith("worker: ")]
     assert re.fullmatch(r"worker: \d+ messages could not be merged .*: TransientError: the store is on fire", line)
     assert (common, reason) == (
-        "worker: 50 dead letters; the commonest reasons:",
+        "worker: 50 dead letters; the most common reasons:",
         "  50  store: the store is on fire",
     )
     assert failed == "worker: error: 50 of 50 records became dead letters: the store failed"
@@ -472,12 +470,12 @@ def test_pubsub_that_is_unavailable_for_a_while(
         monkeypatch.setattr(puller, "_TELL_S", 0.1)
         deadline = time.monotonic() + TIMEOUT_S
         said = ""
-        while said.count("Pub/Sub has no messages for us, trying again: 503") < 2:
+        while said.count("pull failed, retrying: 503") < 2:
             assert time.monotonic() < deadline
             assert pulled.get(1.0) is None
             said += capsys.readouterr().err
         pulled.ack([received.ack_id])
-        assert "test: 1 messages will come again: " in capsys.readouterr().err
+        assert "test: 1 messages will be redelivered: " in capsys.readouterr().err
 
 
 def test_pubsub_that_restarts(pubsub_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,7 +573,7 @@ def test_a_second_signal_ends_it_at_once(
     with running(log, *argv, f"--dead_letters={tmp_path}/letters.jsonl", f"--decode={__name__}:hang") as process:
         wait_until(hangs.exists, process, log)
         process.send_signal(number)
-        wait_until(lambda: "once more ends it at once" in log.read_text(), process, log)
+        wait_until(lambda: "a second signal ends it at once" in log.read_text(), process, log)
         process.send_signal(number)
         assert process.wait(TIMEOUT_S) == -number, log.read_text()
 

@@ -340,7 +340,7 @@ def test_a_row_that_cannot_be_read_fails_alone(bigtable_host: str, known: int) -
         results = store.merge_updates([Update(key, frozenset({"y"})) for key in keys[known:]])
         assert results[0] is results[2] is Outcome.MERGED
         assert isinstance(results[1], PermanentError)
-        assert f"the value stored for '{keys[-2].entity}' is no set_union" in str(results[1])
+        assert f"the value stored for '{keys[-2].entity}' is not a set_union" in str(results[1])
         assert store.get_many([keys[0], keys[-1]]) == [{"x", "y"}] * 2
 
 

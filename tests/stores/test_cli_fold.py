@@ -298,7 +298,10 @@ class TestForEver:
             assert counts.values(fresh=False)["k0000"] == 8
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=TIMEOUT_S)
-        assert (process.returncode, err) == (0, "murmur: ending after the rows under way; once more ends it at once\n")
+        assert (process.returncode, err) == (
+            0,
+            "murmur: ending after the rows in progress; a second SIGTERM ends it at once\n",
+        )
 
     def test_sigint_interrupts_it(self, counts: Table) -> None:
         """At once, between rounds that are an hour apart; exit code 130."""

@@ -79,7 +79,7 @@ def test_missing_java_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     script(tmp_path, "cloud-pubsub-emulator", "")
-    with pytest.raises(EmulatorMissing, match="no java on the PATH; install Java"):
+    with pytest.raises(EmulatorMissing, match="java is not on the PATH; install Java"):
         PUBSUB.start()
     script(tmp_path, "java", "")
     assert PUBSUB.find() == str(tmp_path / "cloud-pubsub-emulator")

@@ -139,7 +139,7 @@ class TestSqliteStore(StoreContract):
             db.execute("UPDATE murmur SET value = x'7b' WHERE entity = 'a'")
         failed, merged = store.merge_updates([Update(A, 2), Update(Key("b"), 2)])
         assert isinstance(failed, PermanentError)
-        assert "the value stored for 'a' is no max" in str(failed)
+        assert "the value stored for 'a' is not a max" in str(failed)
         assert merged is Outcome.MERGED
         assert store.get(Key("b")) == 2
 
@@ -300,8 +300,8 @@ def test_uris(uri: str, spec: StoreSpec) -> None:
         ("sqlite:///c.db?table=a-b", "letters, digits"),
         ("sqlite:///c.db?table=", "letters, digits"),
         ("sqlite:///c.db?table=x;drop", "letters, digits"),
-        ("sqlite:///c.db?table=murmur_schema", "such names are taken"),
-        ("sqlite:///c.db?table=a_seen", "such names are taken"),
+        ("sqlite:///c.db?table=murmur_schema", "such names are reserved"),
+        ("sqlite:///c.db?table=a_seen", "such names are reserved"),
         ("sqlite:///c.db#x", "sqlite:///counts.db"),
         ("sqlite:///c.db?dedup_retention=soon", "not a duration"),
         ("sqlite:///c.db?dedup_retention=0d", "must be positive"),

@@ -115,8 +115,8 @@ class TestReading:
         refusal(ending, LINES)
         other = ".gz" if ending != ".gz" else ".bz2"
         refusal(ending, COMPRESS[other](LINES))
-        assert "which its name does not say" in refusal("", COMPRESS[ending](LINES))
-        assert "which its name does not say" in refusal(other, COMPRESS[other](COMPRESS[ending](LINES)))
+        assert "but its name lacks that ending" in refusal("", COMPRESS[ending](LINES))
+        assert "but its name lacks that ending" in refusal(other, COMPRESS[other](COMPRESS[ending](LINES)))
 
     def test_a_run_that_meets_a_damaged_file_ends_with_2(self, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
         """With one line of error after the lines that say how far the run came."""

@@ -105,13 +105,13 @@ class TestJsonArrays:
     @pytest.mark.parametrize(
         ("data", "problem"),
         [
-            (b'[{"a":1},{"a"', "cut short"),
-            (b'[{"a":1}', "cut short"),
-            (b'[{"a":"', "cut short"),
-            (b'[{"a":"\\', "cut short"),
-            (b'[{"a":1}]\n{"a":2}', "something follows the end"),
-            (b"[{}] [", "something follows the end"),
-            (b'[{}] "', "something follows the end"),
+            (b'[{"a":1},{"a"', "is truncated"),
+            (b'[{"a":1}', "is truncated"),
+            (b'[{"a":"', "is truncated"),
+            (b'[{"a":"\\', "is truncated"),
+            (b'[{"a":1}]\n{"a":2}', "other data follows the end"),
+            (b"[{}] [", "other data follows the end"),
+            (b'[{}] "', "other data follows the end"),
         ],
     )
     def test_an_incomplete_array_is_an_error(self, data: bytes, problem: str) -> None:

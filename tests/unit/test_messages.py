@@ -57,7 +57,7 @@ def test_missing_parts_are_taken_from_the_message(
     assert out == ""
     if "event_id" in more:
         (line,) = err.splitlines()
-        assert "a publisher that tries again gives it a new one" in line
+        assert "a publisher's retry gets a new message id" in line
         assert "attribute:NAME" in line
     else:
         assert err == ""
