@@ -1,5 +1,6 @@
-"""Two steps of one pipeline that write to one table must mean the same; a table that nobody has written to yet cannot
-tell."""
+"""Checks that two steps of one pipeline that write to one table mean the same aggregate, which an unused table cannot
+show.
+"""
 
 from __future__ import annotations
 

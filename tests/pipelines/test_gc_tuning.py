@@ -22,7 +22,7 @@ def state_after(*lines: str) -> str:
         pytest.param(
             ["gc_tuning.declare_worker_process()", "gc_tuning.freeze_startup_objects()"], True, id="a program"
         ),
-        pytest.param(["gc_tuning.freeze_startup_objects()"], False, id="somebody else's process"),
+        pytest.param(["gc_tuning.freeze_startup_objects()"], False, id="a user's process"),
         pytest.param(["gc_tuning.declare_worker_process()"], False, id="before the first merge"),
         pytest.param(
             [

@@ -341,7 +341,7 @@ def test_reset(murmur: Murmur) -> None:
 
 def test_nothing_to_delete(murmur: Murmur) -> None:
     """Exit code 1, as for the other commands."""
-    assert murmur("delete", "nobody", "--yes") == (1, "", "murmur: nothing found of 'nobody'\n")
+    assert murmur("delete", "x", "--yes") == (1, "", "murmur: nothing found of 'x'\n")
     murmur("reset", "--yes")
     assert murmur("reset", "--yes").code == 1
 

@@ -1,4 +1,4 @@
-"""When the buffer is full, what a flush writes, and that it forgets nothing but what it was told to."""
+"""When the buffer is full, what a flush writes, and what stays in it afterwards."""
 
 from __future__ import annotations
 
@@ -91,39 +91,39 @@ def full_after(pending: Merging, records: Iterable[Record]) -> list[bool]:
 
 
 class TestLimits:
-    def test_it_is_full_at_so_many_events(self, clock: FakeClock) -> None:
-        """At the last of them and not one sooner, however few rows they touch."""
+    def test_it_is_full_at_the_limit_of_events(self, clock: FakeClock) -> None:
+        """With the last event and not earlier, even if the events touch few rows."""
         pending = Merging(clock, FlushLimits(3, 10**9, FOREVER))
         assert full_after(pending, [record(), record(), record()]) == [False, False, True]
 
     def test_it_stays_full_until_it_is_flushed(self, clock: FakeClock) -> None:
-        """A driver that cannot flush at once is told again."""
+        """A driver that cannot flush at once gets the same answer at the next record."""
         pending = Merging(clock, FlushLimits(2, 10**9, FOREVER))
         assert full_after(pending, [record()] * 4) == [False, True, True, True]
         pending.flush()
         assert full_after(pending, [record()] * 2) == [False, True]
 
     def test_a_limit_of_one_event_flushes_each(self, clock: FakeClock) -> None:
-        """The least there is."""
+        """The smallest limit."""
         assert full_after(Merging(clock, FlushLimits(1, 10**9, FOREVER)), [record()]) == [True]
 
-    def test_it_is_full_at_so_many_rows(self, clock: FakeClock) -> None:
-        """Rows are entities; an entity that comes again is the same row."""
+    def test_it_is_full_at_the_limit_of_rows(self, clock: FakeClock) -> None:
+        """Without a window each key is a row; a repeated key is the same row."""
         pending = Merging(clock, FlushLimits(10**9, 3, FOREVER))
         records = [record("1", "a"), record("2", "a", "b"), record("3", "b", "a"), record("4", "c"), record("5", "a")]
         assert full_after(pending, records) == [False, False, False, True, True]
 
     def test_one_record_may_fill_it(self, clock: FakeClock) -> None:
-        """With many keys, beyond the limit even."""
+        """A record with many keys may exceed the limit."""
         assert full_after(Merging(clock, FlushLimits(10**9, 3, FOREVER)), [record("1", *"abcde")]) == [True]
 
     def test_a_record_without_keys_touches_no_row(self, clock: FakeClock) -> None:
-        """But it is an event."""
+        """It counts as an event."""
         empty = Record("1", NOW_US, (), 1)
         assert full_after(Merging(clock, FlushLimits(2, 1, FOREVER)), [empty, empty]) == [False, True]
 
-    def test_without_a_window_the_time_makes_no_row(self, clock: FakeClock) -> None:
-        """One aggregate over all time is one row, whenever its events happened."""
+    def test_without_a_window_the_time_does_not_make_rows(self, clock: FakeClock) -> None:
+        """One aggregate over all time is one row."""
         pending = Merging(clock, FlushLimits(10**9, 2, FOREVER))
         records = [record(time_us=day * DAY_US) for day in (-3, 0, 1, 20_000)]
         assert full_after(pending, records) == [False] * 4
@@ -134,8 +134,8 @@ class TestLimits:
         times_us = [0, DAY_US - 1, -1, -DAY_US, DAY_US]
         assert full_after(pending, [record(time_us=t) for t in times_us]) == [False, False, False, False, True]
 
-    def test_it_is_full_when_its_first_record_has_waited_so_long(self, clock: FakeClock) -> None:
-        """The clock starts with the first record, not with the newest, and is looked at when one is added."""
+    def test_it_is_full_when_its_first_record_has_waited_for_the_age(self, clock: FakeClock) -> None:
+        """The age is that of the first record, and is checked when a record is added."""
         pending = Merging(clock, FlushLimits(age=timedelta(seconds=10)))
         clock.time += 1000
         assert not pending.add(record(), None)

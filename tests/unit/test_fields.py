@@ -62,7 +62,7 @@ class TestNames:
         assert find("x", {"x": value}) is value
 
     def test_a_missing_field_is_named_with_those_that_are_there(self) -> None:
-        """A typo shows at once, also in a mapping with keys that are no text."""
+        """A typo shows at once, also in a mapping whose keys are not texts."""
         assert problem("amuont", {"amount": 5, 7: "x"}) == "field 'amuont' is missing; the record has amount, 7"
         assert problem("amount", {}) == "field 'amount' is missing; the record has no fields"
 

@@ -202,7 +202,7 @@ class TestCsv:
 
     def test_an_unclosed_quote_longer_than_a_record_stops_the_run(self) -> None:
         """It cannot be decided whether the lines in it are records."""
-        with pytest.raises(Unframed, match=r"open at the end of line 3 goes on for more than --max_record_bytes 1,000"):
+        with pytest.raises(Unframed, match=r"open at the end of line 3 is longer than --max_record_bytes 1,000"):
             csv_records(b'a,b\n1,2\n3,"' + b"x,phantom,1\n" * 100 + b'"\n5,6\n')
 
     def test_a_line_that_is_too_long_is_skipped(self) -> None:

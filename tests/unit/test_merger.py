@@ -55,7 +55,7 @@ class Shelf:
 
 
 class Recorder:
-    """Keeps what it is told of whole records."""
+    """Keeps the counts of whole records."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -136,7 +136,9 @@ def test_each_element_comes_out_with_its_token() -> None:
 
 
 def test_what_a_store_that_appends_has_is_recorded() -> None:
-    """All keys of a record are told, or those that did not fail; a replay of its letter records those that did."""
+    """The result names all keys of a record; after a failure the dead letter names the failed ones, and a replay records
+    them.
+    """
     shelf, recorder = Shelf(lambda update: TransientError("busy") if update.key.entity == down else None), Recorder()
     shelf.store.store = RecordingStore(shelf.store.store)
     merging = merger(shelf, recorder, key=None, keys=lambda record: record["k"])
