@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from murmur_beam.decode import is_message
 from murmur_beam.errors import InvalidRecord
-from murmur_beam.extract import Known, text_of
+from murmur_beam.extract import RecordHints, text_of
 from murmur_beam.model import DeadLetter, is_representable, rfc3339, to_us
 from murmur_beam.times import event_time_us, parse_rfc3339
 
@@ -21,14 +21,14 @@ class Failure(NamedTuple):
     Attributes:
         stage: "decode", "extract" or "merge".
         error: the last error.
-        known: id, time and keys of the record, as far as they were found.
+        hints: id, time and keys of the record, as far as they were found.
         failed_keys: keys that could not be merged; empty before the merge.
         attempts: number of tries.
     """
 
     stage: str
     error: BaseException
-    known: Known
+    hints: RecordHints
     failed_keys: tuple[str, ...] = ()
     attempts: int = 0
 
@@ -39,16 +39,16 @@ def write_letter(element: Any, pipeline: str, failure: Failure, now_us: int) -> 
     An element that is a replayed dead letter keeps its payload and its keys: the new letter describes what is still
     missing of the same event, not of the letter.
     """
-    known = failure.known
-    time_us = known.event_time_us
+    hints = failure.hints
+    time_us = hints.event_time_us
     letter = element if isinstance(element, DeadLetter) else _envelope(element)
     return letter._replace(
         pipeline=pipeline,
         stage=failure.stage,
-        event_id=known.event_id,
+        event_id=hints.event_id,
         event_time=rfc3339(time_us) if time_us is not None and is_representable(time_us) else None,
         # A letter's keys are complete only after a failed merge; its replay has the failed keys alone.
-        keys=list((letter.failed_keys and letter.keys) or known.keys or letter.keys),
+        keys=list((letter.failed_keys and letter.keys) or hints.keys or letter.keys),
         failed_keys=list(failure.failed_keys or letter.failed_keys),
         error_type=type(failure.error).__name__,
         error_message=_utf8(text_of(failure.error)),
@@ -87,13 +87,13 @@ def read_letter(letter: DeadLetter, message: Callable[[DeadLetter], Any], *, unp
     raise ValueError(f"a payload of type {kind!r} cannot be turned back into an element")
 
 
-def known_of(letter: DeadLetter) -> Known:
+def hints_of(letter: DeadLetter) -> RecordHints:
     """A letter's id, time and failed keys: a replay merges only the keys that failed.
 
     Raises:
         InvalidRecord: the letter's event time is not a time.
     """
-    return Known(
+    return RecordHints(
         letter.event_id,
         None if letter.event_time is None else to_us(parse_rfc3339(letter.event_time)),
         tuple(letter.failed_keys) or None,

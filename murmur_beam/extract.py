@@ -75,7 +75,7 @@ def _optional(argument: str, field: Field | None) -> Getter | None:
     return None if field is None else compile_field(argument, field)
 
 
-class Known(NamedTuple):
+class RecordHints(NamedTuple):
     """Parts of a record that its dead letter holds, so that they are not extracted again; None if not known."""
 
     event_id: str | None
@@ -83,7 +83,7 @@ class Known(NamedTuple):
     keys: tuple[str, ...] | None
 
 
-_NOTHING_KNOWN = Known(None, None, None)
+_NO_HINTS = RecordHints(None, None, None)
 
 
 class Rejected(Exception):
@@ -91,14 +91,14 @@ class Rejected(Exception):
 
     Attributes:
         stage: "decode" or "extract".
-        known: the parts of the record that could be found.
+        hints: the parts of the record that could be found.
         error: the error, which names the argument that failed.
     """
 
-    def __init__(self, stage: str, known: Known, error: Exception) -> None:
-        super().__init__(stage, known, error)
+    def __init__(self, stage: str, hints: RecordHints, error: Exception) -> None:
+        super().__init__(stage, hints, error)
         self.stage = stage
-        self.known = known
+        self.hints = hints
         self.error = error
 
 
@@ -130,13 +130,13 @@ class Extractor:
         self._finer = monoid.needs_event_time and self._event_time is not None
         self._names = None if extraction.decode == "csv" or self._finer else _names(extraction, monoid.needs_value)
 
-    def record(self, element: Any, timestamp_us: int, known: Known = _NOTHING_KNOWN) -> Record:
+    def record(self, element: Any, timestamp_us: int, hints: RecordHints = _NO_HINTS) -> Record:
         """Make the record of an element.
 
         Args:
             element: as it came.
             timestamp_us: the element's own, the event time unless a field holds it; microseconds.
-            known: parts that are not to be extracted.
+            hints: parts that are not to be extracted.
 
         Raises:
             Rejected: the element cannot be decoded, or has no usable key, id, time or value.
@@ -144,16 +144,16 @@ class Extractor:
         part = "decode"
         try:
             decoded = self._decode(element)
-            if self._names is not None and known is _NOTHING_KNOWN and type(decoded) is dict:
+            if self._names is not None and hints is _NO_HINTS and type(decoded) is dict:
                 plain = self._plain(self._names, decoded, element, timestamp_us)
                 if plain is not None:
                     return plain
             part = "event_id"
-            event_id = self._event_id_of(decoded, element, known)
+            event_id = self._event_id_of(decoded, element, hints)
             part = "event_time"
-            event_time_us = self._event_time_of(decoded, element, timestamp_us, known)
+            event_time_us = self._event_time_of(decoded, element, timestamp_us, hints)
             part = self._keys_argument
-            keys = known.keys or self._keys(decoded, element)
+            keys = hints.keys or self._keys(decoded, element)
             part = "value"
             value = None if self._value is None else self._value(decoded, element)
             ns = self._ns_of(decoded, element, event_time_us) if self._finer else 0
@@ -163,7 +163,7 @@ class Extractor:
             # garbage collector runs.
             raise Rejected(
                 "decode" if part == "decode" else "extract",
-                self._find(element, timestamp_us, known),
+                self._find(element, timestamp_us, hints),
                 err if isinstance(err, InvalidRecord) else _explained(part, err),
             ) from err
 
@@ -180,20 +180,20 @@ class Extractor:
             if not (type(event_id) is str and is_plain_id(event_id)):
                 return None
             if self._event_time is not None or self._need_time:
-                timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NOTHING_KNOWN)
+                timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NO_HINTS)
             delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
         except Exception:
             return None
         return event_id, timestamp_us, (entity,), delta
 
-    def _event_id_of(self, decoded: Any, element: Any, known: Known) -> Any:
-        if known.event_id is not None or self._event_id is None:
-            return known.event_id
+    def _event_id_of(self, decoded: Any, element: Any, hints: RecordHints) -> Any:
+        if hints.event_id is not None or self._event_id is None:
+            return hints.event_id
         return self._event_id(decoded, element)
 
-    def _event_time_of(self, decoded: Any, element: Any, timestamp_us: int, known: Known) -> int:
-        if known.event_time_us is not None:
-            return known.event_time_us
+    def _event_time_of(self, decoded: Any, element: Any, timestamp_us: int, hints: RecordHints) -> int:
+        if hints.event_time_us is not None:
+            return hints.event_time_us
         if self._event_time is not None:
             return self._read_time(self._event_time(decoded, element))
         if self._need_time and not is_representable(timestamp_us):
@@ -208,14 +208,14 @@ class Extractor:
         time = self._event_time(decoded, element)
         return self._nanoseconds(time) if self._read_time(time) == event_time_us else 0
 
-    def _find(self, element: Any, timestamp_us: int, known: Known) -> Known:
+    def _find(self, element: Any, timestamp_us: int, hints: RecordHints) -> RecordHints:
         """The parts of the record that can be found, for the dead letter."""
         decoded = _or_none(lambda: self._decode(element))
-        return Known(
-            _or_none(lambda: check_event_id(self._event_id_of(decoded, element, known))),
-            _or_none(lambda: self._event_time_of(decoded, element, timestamp_us, known)),
+        return RecordHints(
+            _or_none(lambda: check_event_id(self._event_id_of(decoded, element, hints))),
+            _or_none(lambda: self._event_time_of(decoded, element, timestamp_us, hints)),
             # Only valid keys: an invalid one made the dead letter, and must not keep it from being written.
-            _or_none(lambda: tuple(e for e in known.keys or self._keys(decoded, element) if _is_entity(e))),
+            _or_none(lambda: tuple(e for e in hints.keys or self._keys(decoded, element) if _is_entity(e))),
         )
 
 

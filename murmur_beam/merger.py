@@ -15,9 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from murmur_beam import forks
 from murmur_beam.buffer import Batch, Buffer
-from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
+from murmur_beam.deadletter import Failure, hints_of, read_letter, write_letter
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
-from murmur_beam.extract import Extractor, Known, Rejected
+from murmur_beam.extract import Extractor, RecordHints, Rejected
 from murmur_beam.gc_tuning import freeze_startup_objects
 from murmur_beam.metrics import Recorder
 from murmur_beam.model import DeadLetter, MergeResult, Message, Outcome, Record
@@ -135,7 +135,7 @@ class Merger(Generic[T]):
             else:
                 record = self._record(element, timestamp_us)
         except Rejected as rejected:
-            letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.known))
+            letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.hints))
             return self._buffer.reject(letter, token, size_of(letter))
         kind = type(element)
         size = 0 if kind is dict else len(element) if kind is bytes else size_of(element)
@@ -235,13 +235,13 @@ class Merger(Generic[T]):
         return chain(batch.rejected, zip(batch.tokens, merged, strict=True))
 
     def _replayed(self, letter: DeadLetter, timestamp_us: int) -> Record:
-        known = Known(letter.event_id, None, None)
+        hints = RecordHints(letter.event_id, None, None)
         try:
-            known = known_of(letter)
+            hints = hints_of(letter)
             element = self._element(letter)
         except Exception as err:
-            raise Rejected("decode", known, err) from err
-        return self._record(element, timestamp_us, known)
+            raise Rejected("decode", hints, err) from err
+        return self._record(element, timestamp_us, hints)
 
     def _element(self, letter: DeadLetter) -> Any:
         return read_letter(letter, self._message, unpickle=self._spec.unpickle)
@@ -268,8 +268,8 @@ class Merger(Generic[T]):
                 merged = () if result is DUPLICATE else result.merged(entities)
             return tuple.__new__(MergeResult, (element, outcome, event_id, entities, merged, bucket))
         assert result.error is not None
-        known = Known(event_id, event_time_us, entities)
-        return self._letter(element, Failure("merge", result.error, known, result.failed, result.attempts))
+        hints = RecordHints(event_id, event_time_us, entities)
+        return self._letter(element, Failure("merge", result.error, hints, result.failed, result.attempts))
 
     def _letter(self, element: Any, failure: Failure) -> DeadLetter:
         name = self._spec.name

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, TransientError
-from murmur_beam.extract import Known
+from murmur_beam.extract import RecordHints
 from murmur_beam.model import DeadLetter
 from murmur_beam.monoids import Overflow
 from pipelines import endings, merge_files
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def letter(error: Exception, stage: str = "extract") -> DeadLetter:
     """A letter with this reason."""
-    return write_letter(b"x", "murmur", Failure(stage, error, Known(None, None, None)), 0)
+    return write_letter(b"x", "murmur", Failure(stage, error, RecordHints(None, None, None)), 0)
 
 
 def write(good: int, bad: int) -> None:

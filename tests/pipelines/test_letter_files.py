@@ -15,7 +15,7 @@ import pytest
 
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.extract import Known
+from murmur_beam.extract import RecordHints
 from murmur_beam.model import DeadLetter
 from pipelines import flights, merge_files, replay
 from pipelines.letter_files import LetterFile, filled
@@ -35,7 +35,7 @@ def folder(own_folder: Path) -> Path:
 def letter(payload: bytes = b"x") -> DeadLetter:
     """A letter."""
     return write_letter(
-        payload, "murmur", Failure("decode", InvalidRecord("payload", "bad"), Known(None, None, None)), 0
+        payload, "murmur", Failure("decode", InvalidRecord("payload", "bad"), RecordHints(None, None, None)), 0
     )
 
 

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from murmur_beam import model
-from murmur_beam.deadletter import Failure, known_of, read_letter, write_letter
+from murmur_beam.deadletter import Failure, hints_of, read_letter, write_letter
 from murmur_beam.errors import InvalidRecord, RetriesExhausted
-from murmur_beam.extract import Extraction, Extractor, Known, Rejected
+from murmur_beam.extract import Extraction, Extractor, RecordHints, Rejected
 from murmur_beam.model import DeadLetter, Outcome
 from murmur_beam.monoids import Sum
 from tests.support.records import Record
@@ -27,7 +27,7 @@ from tests.support.records import Record
 WHEN = datetime(2013, 1, 1, 5, 15, tzinfo=timezone.utc)
 WHEN_US = 1_357_017_300_000_000
 NOW_US = WHEN_US + 3_600_000_001
-NOTHING = Known(None, None, None)
+NOTHING = RecordHints(None, None, None)
 
 
 class Message(model.Message):
@@ -380,7 +380,7 @@ class TestReport:
     def test_a_letter_has_all_that_is_known(self) -> None:
         """Of the failure and of the record."""
         error = RetriesExhausted("orders", "e1", ("b",), 3)
-        failure = Failure("merge", error, Known("e1", WHEN_US, ("a", "b")), ("b",), 3)
+        failure = Failure("merge", error, RecordHints("e1", WHEN_US, ("a", "b")), ("b",), 3)
         assert letter_of({"id": "e1"}, failure) == DeadLetter(
             payload=b'{"id": "e1"}',
             payload_type="json",
@@ -417,7 +417,7 @@ class TestReport:
     )
     def test_a_time_that_means_no_time_in_beam_becomes_none(self, time_us: int, text: str | None) -> None:
         """Users never write the smallest and largest timestamps of Beam; they do write the epoch."""
-        failure = Failure("extract", ValueError(), Known(None, time_us, None))
+        failure = Failure("extract", ValueError(), RecordHints(None, time_us, None))
         assert letter_of(b"", failure).event_time == text
 
     @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ class TestLetterOfALetter:
     FIRST = write_letter(
         Message(b'{"v": 1}', {"id": "e1"}, "m1", WHEN, "c7"),
         "old name",
-        Failure("merge", TimeoutError("late"), Known("e1", WHEN_US, ("a", "b", "c")), ("b", "c"), 3),
+        Failure("merge", TimeoutError("late"), RecordHints("e1", WHEN_US, ("a", "b", "c")), ("b", "c"), 3),
         WHEN_US,
     )
 
@@ -451,14 +451,14 @@ class TestLetterOfALetter:
 
     def test_it_holds_the_first_element_and_not_the_letter(self) -> None:
         """However often it fails, the payload is the element from the source."""
-        second = self.again(self.FIRST, "merge", ValueError("x"), known_of(self.FIRST), ("b", "c"), 5)
-        third = self.again(second, "decode", ValueError("y"), known_of(second))
+        second = self.again(self.FIRST, "merge", ValueError("x"), hints_of(self.FIRST), ("b", "c"), 5)
+        third = self.again(second, "decode", ValueError("y"), hints_of(second))
         assert third[:6] == second[:6] == self.FIRST[:6]
         assert read(third) == read(self.FIRST)
 
     def test_it_reports_the_latest_failure(self) -> None:
         """Where, why and when it failed this time."""
-        second = self.again(self.FIRST, "extract", KeyError("z"), known_of(self.FIRST), (), 0)
+        second = self.again(self.FIRST, "extract", KeyError("z"), hints_of(self.FIRST), (), 0)
         assert (second.pipeline, second.stage, second.error_type, second.error_message, second.attempts) == (
             "orders",
             "extract",
@@ -471,27 +471,27 @@ class TestLetterOfALetter:
 
     def test_failed_keys_are_those_that_failed_again(self) -> None:
         """All keys of the event are still named, though only the failed ones were tried."""
-        second = self.again(self.FIRST, "merge", ValueError("x"), Known("e1", WHEN_US, ("b", "c")), ("c",), 1)
+        second = self.again(self.FIRST, "merge", ValueError("x"), RecordHints("e1", WHEN_US, ("b", "c")), ("c",), 1)
         assert (second.keys, second.failed_keys) == (["a", "b", "c"], ["c"])
-        third = self.again(second, "merge", ValueError("x"), Known("e1", WHEN_US, ("c",)), ("c",), 1)
+        third = self.again(second, "merge", ValueError("x"), RecordHints("e1", WHEN_US, ("c",)), ("c",), 1)
         assert (third.keys, third.failed_keys) == (["a", "b", "c"], ["c"])
 
     def test_a_failure_before_the_merge_keeps_the_failed_keys(self) -> None:
         """A replay with the wrong decoder must not turn the failed keys into all keys."""
         for stage in ("decode", "extract"):
-            second = self.again(self.FIRST, stage, ValueError("x"), known_of(self.FIRST))
+            second = self.again(self.FIRST, stage, ValueError("x"), hints_of(self.FIRST))
             assert (second.keys, second.failed_keys) == (["a", "b", "c"], ["b", "c"])
 
     def test_keys_of_a_record_that_was_never_merged_are_extracted_again(self) -> None:
         """The keys themselves may have been wrong: only the result of the mended function counts."""
-        first = letter_of(b"{}", Failure("extract", ValueError("x"), Known("e1", WHEN_US, ("wrong",))))
-        assert known_of(first).keys is None
-        second = self.again(first, "merge", ValueError("x"), Known("e1", WHEN_US, ("right", "too")), ("too",), 1)
+        first = letter_of(b"{}", Failure("extract", ValueError("x"), RecordHints("e1", WHEN_US, ("wrong",))))
+        assert hints_of(first).keys is None
+        second = self.again(first, "merge", ValueError("x"), RecordHints("e1", WHEN_US, ("right", "too")), ("too",), 1)
         assert (second.keys, second.failed_keys) == (["right", "too"], ["too"])
 
     def test_known_keys_are_kept_if_the_next_failure_comes_earlier(self) -> None:
         """If the next failure comes before keys are extracted, those of the letter remain."""
-        first = letter_of(b"{}", Failure("extract", ValueError("x"), Known("e1", WHEN_US, ("a",))))
+        first = letter_of(b"{}", Failure("extract", ValueError("x"), RecordHints("e1", WHEN_US, ("a",))))
         second = self.again(first, "decode", ValueError("x"), NOTHING)
         assert (second.keys, second.failed_keys) == (["a"], [])
 
@@ -499,31 +499,31 @@ class TestLetterOfALetter:
 class TestKnownOf:
     def test_a_failed_merge_is_retried_for_the_failed_keys(self) -> None:
         """Under the same id and at the same time, to the microsecond."""
-        letter = letter_of(b"", Failure("merge", ValueError(), Known("e1", WHEN_US + 1, ("a", "b")), ("b",), 3))
-        assert known_of(letter) == Known("e1", WHEN_US + 1, ("b",))
+        letter = letter_of(b"", Failure("merge", ValueError(), RecordHints("e1", WHEN_US + 1, ("a", "b")), ("b",), 3))
+        assert hints_of(letter) == RecordHints("e1", WHEN_US + 1, ("b",))
 
     def test_without_failed_keys_the_keys_are_extracted_again(self) -> None:
         """So is everything else that the letter does not hold."""
-        letter = letter_of(b"", Failure("extract", ValueError(), Known("e1", None, ("a",))))
-        assert known_of(letter) == Known("e1", None, None)
-        assert known_of(letter_of(b"")) == NOTHING
+        letter = letter_of(b"", Failure("extract", ValueError(), RecordHints("e1", None, ("a",))))
+        assert hints_of(letter) == RecordHints("e1", None, None)
+        assert hints_of(letter_of(b"")) == NOTHING
 
     def test_a_letter_read_from_json_gives_the_same(self) -> None:
         """Lists instead of tuples make no difference."""
-        letter = letter_of(b"", Failure("merge", ValueError(), Known("e1", WHEN_US, ("a", "b")), ("b",), 3))
-        assert known_of(DeadLetter.from_json(letter.to_json())) == known_of(letter)
+        letter = letter_of(b"", Failure("merge", ValueError(), RecordHints("e1", WHEN_US, ("a", "b")), ("b",), 3))
+        assert hints_of(DeadLetter.from_json(letter.to_json())) == hints_of(letter)
 
     def test_an_invalid_time_is_refused(self) -> None:
         """A letter may have been edited by hand."""
         with pytest.raises(InvalidRecord, match="event_time: 'yesterday' is not an RFC 3339 time"):
-            known_of(letter_of(b"")._replace(event_time="yesterday"))
+            hints_of(letter_of(b"")._replace(event_time="yesterday"))
 
     @settings(deadline=None)
     @given(st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999))
     def test_any_time_is_read_back(self, time_us: int) -> None:
         """Over the whole calendar."""
-        letter = letter_of(b"", Failure("merge", ValueError(), Known(None, time_us, None)))
-        assert known_of(letter).event_time_us == time_us
+        letter = letter_of(b"", Failure("merge", ValueError(), RecordHints(None, time_us, None)))
+        assert hints_of(letter).event_time_us == time_us
 
 
 class TestReplay:
@@ -545,9 +545,11 @@ class TestReplay:
         )
         extractor = Extractor(extraction, Sum(), need_id=True, need_time=False)
         record = Record(*extractor.record(element, WHEN_US))
-        failure = Failure("merge", TimeoutError(), Known(record.event_id, record.event_time_us, ("a", "b")), ("b",), 3)
+        failure = Failure(
+            "merge", TimeoutError(), RecordHints(record.event_id, record.event_time_us, ("a", "b")), ("b",), 3
+        )
         letter = DeadLetter.from_json(letter_of(element, failure).to_json())
-        replayed = extractor.record(read(letter, unpickle=True), 0, known_of(letter))
+        replayed = extractor.record(read(letter, unpickle=True), 0, hints_of(letter))
         assert record == Record("e1", WHEN_US, ("a", "b"), 5)
         assert replayed == Record("e1", WHEN_US, ("b",), 5)
 
@@ -565,7 +567,7 @@ class TestReplay:
         with pytest.raises(Rejected) as caught:
             extractor.record(b'{"id": "e1", "v": "five", "k": "a"}', WHEN_US)
         rejection = caught.value
-        letter = letter_of(b"...", Failure(rejection.stage, rejection.error, rejection.known))
+        letter = letter_of(b"...", Failure(rejection.stage, rejection.error, rejection.hints))
         assert (letter.stage, letter.event_id, letter.keys) == ("extract", "e1", ["a"])
         assert letter.event_time == "2013-01-01T05:15:00.000000Z"
         assert letter.error_message == "value: 'five' is not an integer"

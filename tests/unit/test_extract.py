@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from murmur_beam.decode import decode_bytes, decode_csv
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
-from murmur_beam.extract import Extraction, Extractor, Known, Rejected, text_of
+from murmur_beam.extract import Extraction, Extractor, RecordHints, Rejected, text_of
 from murmur_beam.model import MAX_ENTITY_BYTES
 from murmur_beam.monoids import Count, First, Last, Max, Monoid, SetUnion, Sum, Timed
 from tests.support.records import BEAM_MAX_US, BEAM_MIN_US, UNTIMED, WHEN_US, Record, attempt, message
@@ -55,7 +55,7 @@ def extractor(
 ORDER = {"id": "e1", "amount": 5, "customer": "c7", "at": "2013-01-01T05:15:00Z"}
 
 
-def rejected(by: Extractor, element: Any = ORDER, timestamp_us: int = 0, *known: Known) -> Rejected:
+def rejected(by: Extractor, element: Any = ORDER, timestamp_us: int = 0, *known: RecordHints) -> Rejected:
     """The rejection of an element."""
     with pytest.raises(Rejected) as caught:
         by.record(element, timestamp_us, *known)
@@ -148,7 +148,7 @@ def test_the_fast_path_for_plain_dicts_gives_the_same_as_the_slow_one(
 
     def outcome(element: dict[str, Any]) -> Any:
         found = attempt(by.record, Rejected, element, timestamp_us)
-        return (found.stage, found.known, str(found.error)) if isinstance(found, Rejected) else found
+        return (found.stage, found.hints, str(found.error)) if isinstance(found, Rejected) else found
 
     element = {**ORDER, **spoilt}
     element.pop(missing, None)
@@ -250,7 +250,7 @@ class TestRecord:
         """The dead letter keeps the other keys; the invalid one could not be written into it."""
         rejection = rejected(extractor(keys=lambda record: ["good", bad]))
         assert str(rejection.error).startswith(reason)
-        assert rejection.known.keys == ("good",)
+        assert rejection.hints.keys == ("good",)
 
     def test_a_value_of_the_wrong_type_is_refused_by_the_monoid(self) -> None:
         """The monoid's own message is reported."""
@@ -270,8 +270,8 @@ class TestRecord:
         by = extractor(Last(), event_time="at")
         element = {**ORDER, "at": "2013-01-01T05:15:00.000000123Z"}
         assert by.record(element, 0).delta == Timed(WHEN_US, 5, 123)
-        assert by.record(element, 0, Known("e1", WHEN_US, ("c7",))).delta == Timed(WHEN_US, 5, 123)
-        assert by.record(element, 0, Known("e1", WHEN_US - 1, ("c7",))).delta == Timed(WHEN_US - 1, 5)
+        assert by.record(element, 0, RecordHints("e1", WHEN_US, ("c7",))).delta == Timed(WHEN_US, 5, 123)
+        assert by.record(element, 0, RecordHints("e1", WHEN_US - 1, ("c7",))).delta == Timed(WHEN_US - 1, 5)
         assert extractor(Last()).record(element, 7).delta == Timed(7, 5)
 
     def test_a_decode_function_gets_the_element_itself(self) -> None:
@@ -336,7 +336,7 @@ class TestIds:
         for monoid in (Sum(), Last()):
             rejection = rejected(extractor(monoid, event_id=event_id), {**ORDER, "id": bad})
             assert rejection.error.field == "event_id"
-            assert rejection.known.event_id is None
+            assert rejection.hints.event_id is None
 
     @pytest.mark.parametrize("text", [b'{"id": NaN', b'{"id": Infinity', b'{"id": -Infinity', b'{"id": 1e400'])
     def test_nan_in_json_is_not_an_event_id(self, text: bytes) -> None:
@@ -387,34 +387,34 @@ class TestRejected:
         rejection = rejected(by, message(b"{", {"id": "e1", "user": "c7"}), 7)
         assert rejection.stage == "decode"
         assert str(rejection.error).startswith("payload: malformed JSON")
-        assert rejection.known == Known("e1", 7, ("c7", "all"))
+        assert rejection.hints == RecordHints("e1", 7, ("c7", "all"))
         assert rejection.__cause__ is rejection.error
 
     def test_nothing_is_invented_for_what_is_in_the_payload(self) -> None:
         """An unreadable element has no id, time or keys."""
-        assert rejected(extractor(event_time="at"), b"{", 7).known == Known(None, None, None)
+        assert rejected(extractor(event_time="at"), b"{", 7).hints == RecordHints(None, None, None)
 
     @pytest.mark.parametrize(
         ("changes", "error", "known"),
         [
-            ({"id": None}, "event_id: is missing", Known(None, WHEN_US, ("c7",))),
-            ({"id": "\ud800"}, "event_id: has no UTF-8 form", Known(None, WHEN_US, ("c7",))),
-            ({"at": {}}, "event_time: expected a datetime", Known("e1", None, ("c7",))),
-            ({"at": "yesterday"}, "event_time: 'yesterday' is not", Known("e1", None, ("c7",))),
-            ({"customer": ""}, "key: is empty", Known("e1", WHEN_US, ())),
-            ({"customer": None}, "key: field 'customer'", Known("e1", WHEN_US, None)),
-            ({"amount": 0.5}, "value: expected an integer", Known("e1", WHEN_US, ("c7",))),
-            ({"amount": 2**63}, "value: ", Known("e1", WHEN_US, ("c7",))),
+            ({"id": None}, "event_id: is missing", RecordHints(None, WHEN_US, ("c7",))),
+            ({"id": "\ud800"}, "event_id: has no UTF-8 form", RecordHints(None, WHEN_US, ("c7",))),
+            ({"at": {}}, "event_time: expected a datetime", RecordHints("e1", None, ("c7",))),
+            ({"at": "yesterday"}, "event_time: 'yesterday' is not", RecordHints("e1", None, ("c7",))),
+            ({"customer": ""}, "key: is empty", RecordHints("e1", WHEN_US, ())),
+            ({"customer": None}, "key: field 'customer'", RecordHints("e1", WHEN_US, None)),
+            ({"amount": 0.5}, "value: expected an integer", RecordHints("e1", WHEN_US, ("c7",))),
+            ({"amount": 2**63}, "value: ", RecordHints("e1", WHEN_US, ("c7",))),
         ],
     )
     def test_the_other_parts_of_a_bad_record_are_extracted(
-        self, changes: dict[str, Any], error: str, known: Known
+        self, changes: dict[str, Any], error: str, known: RecordHints
     ) -> None:
         """One bad part does not hide the others, whichever came first."""
         rejection = rejected(extractor(event_time="at"), {**ORDER, **changes}, 7)
         assert rejection.stage == "extract"
         assert str(rejection.error).startswith(error)
-        assert rejection.known == known
+        assert rejection.hints == known
 
     @pytest.mark.parametrize(
         ("name", "argument"), [("id", "event_id"), ("at", "event_time"), ("customer", "key"), ("amount", "value")]
@@ -429,7 +429,7 @@ class TestRejected:
         """Nothing is known of it."""
         rejection = rejected(extractor(event_time="at"), {}, 7)
         assert str(rejection.error) == "event_id: field 'id' is missing; the record has no fields"
-        assert rejection.known == Known(None, None, None)
+        assert rejection.hints == RecordHints(None, None, None)
 
     ERRORS = (
         KeyError("amount"),
@@ -489,7 +489,7 @@ class TestRejected:
 
         rejection = rejected(extractor(keys=keys))
         assert str(rejection.error) == "keys: KeyError: 'tags'"
-        assert rejection.known == Known("e1", 0, None)
+        assert rejection.hints == RecordHints("e1", 0, None)
 
     def test_a_user_s_monoid_that_fails_is_reported_as_the_value(self) -> None:
         """Even if it breaks the rule to raise nothing but InvalidRecord."""
@@ -510,7 +510,7 @@ class TestRejected:
         """A runner may send it to another process."""
         rejection = rejected(extractor(), {**ORDER, "id": None}, 7)
         copy = pickle.loads(pickle.dumps(rejection))
-        assert (copy.stage, copy.known, str(copy.error)) == ("extract", rejection.known, str(rejection.error))
+        assert (copy.stage, copy.hints, str(copy.error)) == ("extract", rejection.hints, str(rejection.error))
 
     @UNTIMED
     @given(
@@ -535,7 +535,7 @@ class TestRejected:
         record = attempt(extractor(event_time="at", decode=decode).record, Rejected, element, 0)
         if isinstance(record, Rejected):
             assert record.stage in ("decode", "extract")
-            known = record.known
+            known = record.hints
             assert "".join([known.event_id or "", *(known.keys or ())]).encode("utf-8") is not None
         else:
             assert isinstance(record, Record)
@@ -575,28 +575,28 @@ class TestKnown:
     def test_known_parts_are_not_extracted_again(self) -> None:
         """A dead letter's id, time and keys override the record's; only the value is read."""
         by = extractor(event_id=raiser(KeyError()), event_time=raiser(KeyError()), keys=raiser(KeyError()))
-        assert by.record(ORDER, 7, Known("e9", 11, ("a", "b"))) == Record("e9", 11, ("a", "b"), 5)
+        assert by.record(ORDER, 7, RecordHints("e9", 11, ("a", "b"))) == Record("e9", 11, ("a", "b"), 5)
 
     def test_the_epoch_is_a_known_time(self) -> None:
         """Zero microseconds do not mean "unknown"."""
-        assert extractor(event_time="at").record(ORDER, 7, Known(None, 0, None)).event_time_us == 0
+        assert extractor(event_time="at").record(ORDER, 7, RecordHints(None, 0, None)).event_time_us == 0
 
     def test_unknown_parts_are_extracted(self) -> None:
         """Each part by itself; an empty list of keys counts as unknown."""
         by = extractor(event_time="at")
-        assert by.record(ORDER, 7, Known(None, None, None)) == Record("e1", WHEN_US, ("c7",), 5)
-        assert by.record(ORDER, 7, Known("e9", None, ())) == Record("e9", WHEN_US, ("c7",), 5)
+        assert by.record(ORDER, 7, RecordHints(None, None, None)) == Record("e1", WHEN_US, ("c7",), 5)
+        assert by.record(ORDER, 7, RecordHints("e9", None, ())) == Record("e9", WHEN_US, ("c7",), 5)
 
     def test_a_known_id_serves_where_no_field_is_given(self) -> None:
         """The letter keeps an id that the pipeline does not look for."""
-        assert extractor(event_id=None, need_id=False).record(ORDER, 7, Known("e9", None, None)).event_id == "e9"
+        assert extractor(event_id=None, need_id=False).record(ORDER, 7, RecordHints("e9", None, None)).event_id == "e9"
 
     def test_a_known_time_serves_an_element_without_a_timestamp(self) -> None:
         """A letter read from a file has no timestamp."""
-        assert extractor(need_time=True).record(ORDER, BEAM_MIN_US, Known(None, 11, None)).event_time_us == 11
+        assert extractor(need_time=True).record(ORDER, BEAM_MIN_US, RecordHints(None, 11, None)).event_time_us == 11
 
     def test_a_rejected_element_keeps_the_known_parts(self) -> None:
         """So that the next letter says no less than the one before."""
-        known = Known("e9", 11, ("a", "b"))
-        assert rejected(extractor(), b"{", 7, known).known == known
-        assert rejected(extractor(), {**ORDER, "amount": "x"}, 7, known).known == known
+        known = RecordHints("e9", 11, ("a", "b"))
+        assert rejected(extractor(), b"{", 7, known).hints == known
+        assert rejected(extractor(), {**ORDER, "amount": "x"}, 7, known).hints == known

@@ -183,7 +183,7 @@ class Appender(Generic[V]):
             while ticket.left:
                 with self._lock:
                     ticket.wake.clear()
-                    parts = self._take() if self._under_way < _REQUESTS else []
+                    parts = self._next_parts() if self._under_way < _REQUESTS else []
                     self._under_way += bool(parts)
                 if parts:
                     self._send(parts)
@@ -194,7 +194,7 @@ class Appender(Generic[V]):
         finally:
             ticket.over = ticket.left > 0
 
-    def _take(self) -> list[_Part]:
+    def _next_parts(self) -> list[_Part]:
         """The entries of the next request."""
         parts: list[_Part] = []
         rows, size = _ROWS_PER_REQUEST, _REQUEST_BYTES
@@ -235,9 +235,9 @@ class Appender(Generic[V]):
             failed = dict.fromkeys(range(len(entries)), TransientError(f"interrupted: {err!r}"))
             raise
         finally:
-            self._sent(parts, failed)
+            self._settle(parts, failed)
 
-    def _sent(self, parts: list[_Part], failed: dict[int, Exception]) -> None:
+    def _settle(self, parts: list[_Part], failed: dict[int, Exception]) -> None:
         with self._lock:
             self._under_way -= 1
             before = 0
