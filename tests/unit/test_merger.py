@@ -136,8 +136,8 @@ def test_each_element_comes_out_with_its_token() -> None:
 
 
 def test_what_a_store_that_appends_has_is_recorded() -> None:
-    """The result names all keys of a record; after a failure the dead letter names the failed ones, which a replay
-    them.
+    """The result names all keys of a record. After a failure the dead letter names the failed keys, which a replay
+    records.
     """
     shelf, recorder = Shelf(lambda update: TransientError("busy") if update.key.entity == down else None), Recorder()
     shelf.store.store = RecordingStore(shelf.store.store)
