@@ -24,7 +24,7 @@ def _family() -> None:
 
 def _claim() -> None:
     """A row without a version is folded at once, and does not get a version first."""
-    real: Any = Folder._begin
+    real: Any = Folder._give_version
 
     async def begin(self: Any, one: Any) -> None:
         if not one.done and one.row.version == 0:
@@ -36,28 +36,28 @@ def _claim() -> None:
         else:
             await real(self, one)
 
-    Folder._begin = begin  # type: ignore[method-assign]
+    Folder._give_version = begin  # type: ignore[method-assign]
 
 
 def _markers() -> None:
     """A reader ignores markers."""
-    real: Any = RowReader._unite
-    RowReader._unite = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
+    real: Any = RowReader._value_of
+    RowReader._value_of = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
 
 
 def _version() -> None:
     """A reader compares pending events with the markers it remembers, even of an old version."""
-    real: Any = RowReader.of
+    real: Any = RowReader.united
 
     async def of(self: Any, rows: Any) -> Any:
         found = {}
         for row in rows:
             content = self._codec.content_of(row)
-            if content.pending and content.column is not None and row.key in self._rows:
-                found[row.key] = self._unite(row.key, content, self._rows[row.key].has)
+            if content.pending and content.stored is not None and row.key in self._rows:
+                found[row.key] = self._value_of(row.key, content, self._rows[row.key].has)
         return found | await real(self, [row for row in rows if row.key not in found])
 
-    RowReader.of = of  # type: ignore[method-assign]
+    RowReader.united = of  # type: ignore[method-assign]
 
 
 def _verify() -> None:
