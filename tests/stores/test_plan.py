@@ -354,11 +354,11 @@ def drawn(keys: int, skew: float) -> Iterator[Update]:
 @pytest.mark.parametrize(
     ("append", "skew", "keys", "writers", "bundle", "flushes"),
     [
-        (False, 0.0, 300, 3, 300, 12),
-        (False, 1.3, 2_000, 4, 400, 24),
-        (False, 1.0, 40, 2, 40, 100),
-        (True, 0.0, 2_000, 3, 500, 12),
-        (True, 1.3, 2_000, 4, 500, 16),
+        (False, 0.0, 180, 3, 180, 9),
+        (False, 1.3, 500, 4, 100, 24),
+        (False, 1.0, 12, 2, 20, 60),
+        (True, 0.0, 400, 3, 100, 12),
+        (True, 1.3, 500, 4, 150, 16),
     ],
 )
 def test_rows_and_requests_are_those_of_a_real_run(
