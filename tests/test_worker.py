@@ -482,7 +482,7 @@ def test_pubsub_that_goes_away_for_a_while(
         received = pulled.get(TIMEOUT_S)
         assert received is not None
     with closing(pulled):
-        monkeypatch.setattr(puller, "_TELL_S", 0.1)
+        monkeypatch.setattr(puller, "_SETTLE_S", 0.1)
         deadline = time.monotonic() + TIMEOUT_S
         said = ""
         while said.count("pull failed, retrying: 503") < 2:
