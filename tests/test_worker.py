@@ -387,7 +387,7 @@ def test_no_more_messages_are_taken_than_may_be_outstanding(topic: Topic) -> Non
             "--subscription: projects/test-project/subscriptions/none does not exist",
         ),
         (["--subscription=short"], "--subscription: 'short' lacks a project"),
-        (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is no such name"),
+        (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is not a valid name"),
         (
             ["--dead_letter_topic=projects/test-project/topics/none"],
             "--dead_letter_topic: projects/test-project/topics/none does not exist",
