@@ -274,9 +274,7 @@ def _work(reader: Reader[int], work: Work) -> int:
                 merged = sum(total for _, total, _ in reader.list(ALL, fresh=True))
                 work.progress.add(merged - seen)
                 if seen < merged == work.flights:
-                    work.say(
-                        f"all flights are counted; the worker ends {UNTIL_IDLE_S} s after the last redelivered copy"
-                    )
+                    work.say(f"all flights are counted; the worker ends {UNTIL_IDLE_S} s after the last other copy")
                 seen = merged
                 if killed < kills and merged >= work.kill_at[killed]:
                     break

@@ -211,7 +211,8 @@ def _csv_records(
         delimiter: between fields.
         delimiters: expected number of delimiters in a record.
     """
-    # Lines that were read into a quoted field by mistake.
+    # Lines that were read into a quoted field by mistake. A quote that one of them leaves open would not close sooner,
+    # so it is not followed.
     behind: deque[tuple[int, bytes | TooLong]] = deque()
     blank = b" \t\r\n".replace(delimiter, b"")
     while (numbered := behind.popleft() if behind else next(lines, None)) is not None:

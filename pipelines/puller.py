@@ -41,7 +41,7 @@ _MOST = 1_000
 _PULL_S = 3.0
 """Deadline of a pull; short, because `Puller.close` waits for the requests in flight: Pub/Sub may have leased messages
 to them already, which other subscribers would not get until the leases expire."""
-_TELL_S = 30.0
+_SETTLE_S = 30.0
 
 
 class Received(NamedTuple):
@@ -123,11 +123,11 @@ class Puller:
 
     def ack(self, ack_ids: Sequence[str]) -> None:
         """Acknowledge messages. A message whose acknowledgement fails is redelivered."""
-        self._tell("acknowledge", ack_ids)
+        self._settle("acknowledge", ack_ids)
 
     def nack(self, ack_ids: Sequence[str]) -> None:
         """Return messages, to be redelivered at once."""
-        self._tell("modify_ack_deadline", ack_ids, ack_deadline_seconds=0)
+        self._settle("modify_ack_deadline", ack_ids, ack_deadline_seconds=0)
 
     def close(self) -> None:
         """Return all unacknowledged messages, and close the connection."""
@@ -188,7 +188,7 @@ class Puller:
             self._not_before_s = time.monotonic() + self._config.clock.uniform(0.0, longest_s)
             print(f"{self._who}: pull failed, retrying: {one_line(error)}", file=sys.stderr)
 
-    def _tell(self, method: str, ack_ids: Sequence[str], **more: Any) -> None:
+    def _settle(self, method: str, ack_ids: Sequence[str], **more: Any) -> None:
         from google.api_core.exceptions import GoogleAPIError
 
         for start in range(0, len(ack_ids), _MOST):
@@ -196,7 +196,7 @@ class Puller:
             try:
                 getattr(self._client, method)(
                     request={"subscription": self._subscription, "ack_ids": some, **more},
-                    retry=retrying(_TELL_S),
+                    retry=retrying(_SETTLE_S),
                     timeout=ANSWER_S,
                 )
             except GoogleAPIError as err:

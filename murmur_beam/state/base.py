@@ -76,8 +76,9 @@ class Store(Protocol[V]):
     last fold. Any other store answers the same either way.
 
     Rules for the life of a row: it ends ``ttl`` after its last update, as that update says (None: never), but an update
-    never shortens it (`later_expiry`). An expired row is hidden at once and collected after `GRACE_S`. An update that
-    fails leaves neither a value nor a marker, and creates no row. The schema is recorded with the first write.
+    never shortens it (`later_expiry`); in a store that appends it ends with its bucket. An expired row is hidden at
+    once and collected after `GRACE_S`. An update that fails leaves neither a value nor a marker, and creates no row.
+    The schema is recorded with the first write at the latest.
     """
 
     @property

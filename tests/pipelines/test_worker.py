@@ -372,7 +372,7 @@ def test_the_number_of_outstanding_messages_is_limited(topic: Topic) -> None:
             "--subscription: projects/test-project/subscriptions/none does not exist",
         ),
         (["--subscription=short"], "--subscription: 'short' lacks a project"),
-        (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is no such name"),
+        (["--subscription=projects/p/topics/t"], "--subscription: 'projects/p/topics/t' is not a valid name"),
         (
             ["--dead_letter_topic=projects/test-project/topics/none"],
             "--dead_letter_topic: projects/test-project/topics/none does not exist",
@@ -467,7 +467,7 @@ def test_pubsub_that_is_unavailable_for_a_while(
         received = pulled.get(TIMEOUT_S)
         assert received is not None
     with closing(pulled):
-        monkeypatch.setattr(puller, "_TELL_S", 0.1)
+        monkeypatch.setattr(puller, "_SETTLE_S", 0.1)
         deadline = time.monotonic() + TIMEOUT_S
         said = ""
         while said.count("pull failed, retrying: 503") < 2:

@@ -181,7 +181,7 @@ def test_a_record_without_a_field_is_refused(missing: bytes) -> None:
     """With a reason: a record is written as a whole, so this one is damaged."""
     cells = cells_of(Meta(DAILY))
     del cells[missing]
-    with pytest.raises(SchemaMismatch, match=f"no field '{missing.decode()}'"):
+    with pytest.raises(SchemaMismatch, match=f"lacks the field '{missing.decode()}'"):
         meta_of(cells, "the table")
 
 

@@ -204,7 +204,7 @@ class TestCreate:
         where = new_where()
         tables.create(where, had)
         before = message(where)
-        with pytest.raises(ConfigurationError, match=r"^yes: is needed.*family dedup") as caught:
+        with pytest.raises(ConfigurationError, match=r"^yes: is required.*family dedup") as caught:
             tables.create(where, gets)
         assert ("family agg" in str(caught.value)) == (gets.bucket_age is not None)
         assert (message(where), recorded(where)) == (before, had)

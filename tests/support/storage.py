@@ -195,9 +195,10 @@ def make_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = 
     """Make tables, as ``murmur create-table`` does."""
     from murmur_beam.state.bigtable import tables
 
+    table_meta = getattr(tables, "table_meta", None) or tables.purpose  # its name in release 0.1.0
     for table in which:
         schema = Schema(table.monoid.name, table.granularity)
-        meta = tables.table_meta(schema, table.retention, table.dedup_retention)
+        meta = table_meta(schema, table.retention, table.dedup_retention)
         tables.create(spec_of(table, place, prefix), meta, **more)
 
 
