@@ -26,7 +26,7 @@ from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.decode import DECODERS, delimiter_of
 from murmur_beam.errors import ConfigurationError, InvalidRecord, MurmurError
-from murmur_beam.extract import Known
+from murmur_beam.extract import RecordHints
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.transforms import MergeRecords
@@ -89,7 +89,7 @@ class ReadRecords(beam.DoFn):
             f"line {record.line:,} of {shown(path)} is a record of {record.size:,} bytes, more than --max_record_bytes "
             f"{self._reading.max_record_bytes:,}; this letter holds its first {len(record.head):,} bytes"
         )
-        failure = Failure("decode", InvalidRecord("payload", problem), Known(None, None, None))
+        failure = Failure("decode", InvalidRecord("payload", problem), RecordHints(None, None, None))
         letter = write_letter(record.head, self._name, failure, time.time_ns() // 1_000)
         return letter._replace(payload_type="repr")  # not to be replayed
 

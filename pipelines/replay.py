@@ -28,7 +28,7 @@ from apache_beam.pvalue import TaggedOutput
 from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.extract import Known
+from murmur_beam.extract import RecordHints
 from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.spec import DEFAULT_NAME, resolve
@@ -51,7 +51,7 @@ OTHERS = "others"
 
 def unreadable(data: bytes, name: str, err: ValueError) -> DeadLetter:
     """A new letter for data that is not a dead letter."""
-    failure = Failure("decode", InvalidRecord("payload", str(err)), Known(None, None, None))
+    failure = Failure("decode", InvalidRecord("payload", str(err)), RecordHints(None, None, None))
     return write_letter(data, name, failure, time.time_ns() // 1000)
 
 

@@ -20,7 +20,7 @@ from apache_beam.transforms import window as beam_window
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from murmur_beam import transforms
+from murmur_beam import beam_metrics
 from murmur_beam.buffer import FlushLimits
 from murmur_beam.errors import (
     StoreUnavailable,
@@ -92,7 +92,7 @@ def test_a_flush_in_progress_is_dropped_with_its_bundle(store: Faulty, monkeypat
         def inc(self, n: int) -> None:
             counts[self._name] += n
 
-    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
+    monkeypatch.setattr(beam_metrics.Metrics, "counter", Reported)
     store.waits_for_network = True
     released = threading.Event()
 
@@ -150,8 +150,8 @@ def test_metrics_are_reported_by_the_thread_of_the_bundle(store: Faulty, monkeyp
     def fault(update: Update) -> None:
         merging.add(threading.current_thread())
 
-    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
-    monkeypatch.setattr(transforms.Metrics, "distribution", Reported)
+    monkeypatch.setattr(beam_metrics.Metrics, "counter", Reported)
+    monkeypatch.setattr(beam_metrics.Metrics, "distribution", Reported)
     store.fault = fault
     store.waits_for_network = True
     worker = Worker(**FIELDS, store=store.spec, flush=FlushLimits(events=2))

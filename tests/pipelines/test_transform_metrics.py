@@ -9,7 +9,7 @@ from typing import ClassVar
 import apache_beam as beam
 import pytest
 
-from murmur_beam import transforms
+from murmur_beam import beam_metrics
 from murmur_beam.buffer import FlushLimits
 from murmur_beam.monoids.sum import INT64_MAX
 from murmur_beam.state.memory import MemorySpec
@@ -98,7 +98,7 @@ def test_each_bundle_is_counted_once(store: Faulty, monkeypatch: pytest.MonkeyPa
         def inc(self, n: int) -> None:
             counts[self._name] += n
 
-    monkeypatch.setattr(transforms.Metrics, "counter", Reported)
+    monkeypatch.setattr(beam_metrics.Metrics, "counter", Reported)
     worker = Worker(**FIELDS, store=store.spec, name="p")
     for i in range(3):
         assert len(list(worker.bundle(event(str(i)), event("again"), event(str(i), value="x")))) == 3

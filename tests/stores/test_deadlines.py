@@ -63,9 +63,9 @@ def merge_all(store: BigtableStore[int], updates: list[Update]) -> None:
 def ping_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detect a dead connection within seconds."""
     pings = {"grpc.keepalive_time_ms": 1_000, "grpc.http2.ping_timeout_ms": 500}
-    options = tuple((name, pings.get(name, value)) for name, value in connection._OPTIONS)
-    assert options != connection._OPTIONS
-    monkeypatch.setattr(connection, "_OPTIONS", options)
+    options = tuple((name, pings.get(name, value)) for name, value in connection.OPTIONS)
+    assert options != connection.OPTIONS
+    monkeypatch.setattr(connection, "OPTIONS", options)
 
 
 # ---- a call ----

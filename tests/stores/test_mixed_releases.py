@@ -187,7 +187,7 @@ def unchanged(uri: str, work: Callable[[], Any]) -> Any:
 
 
 MISMATCH = "holds values of monoid 'sum/2'"
-WRITTEN = "was written with 'sum/2', which is none of"
+WRITTEN = "was written with 'sum/2', which is"
 UNKNOWN = "unknown monoid 'sum/2'"
 
 

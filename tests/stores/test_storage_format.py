@@ -23,7 +23,7 @@ from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.state.base import Schema, fingerprint_of
-from murmur_beam.state.bigtable import committer, encode_row_key, pending, row_cache, scratch, tables
+from murmur_beam.state.bigtable import batch, encode_row_key, pending, row_cache, scratch, tables
 from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
@@ -392,4 +392,4 @@ def test_the_page_s_numbers() -> None:
     """Those of markers are the code's."""
     for number in (row_cache.PACK_AT, row_cache.PACKED, row_cache.SMALL_EVENTS):
         assert re.search(rf"\b{number}\b", section("Markers")), number
-    assert f"{committer.EVENTS_PER_COMMIT:,}" in section("Markers")
+    assert f"{batch.EVENTS_PER_COMMIT:,}" in section("Markers")

@@ -71,7 +71,7 @@ class TestCheck:
             request = wire.bulk(connection, [(encode_row_key(Key("k1")), cells)])
             assert connection.run(connection.mutate(request, 1)) == {}
             # key, version (column and 8 bytes), sum (the same), 24 bytes of a marker's column, and markers
-            sizes = connection.run(sizes_of.look(connection))
+            sizes = connection.run(sizes_of.look_at_sizes(connection))
         assert sizes.whole
         assert sizes.largest.size == len(encode_row_key(Key("home"))) + 9 + 9 + 24 + 16_000
         found = {finding.subject: finding[1:3] for finding in tables.check(where)}
@@ -93,7 +93,7 @@ class TestCheck:
         where = new_where()
         tables.create(where, tables.table_meta(ALL_TIME))
         with closing(where.connect()) as connection:
-            assert connection.run(sizes_of.look(connection, 0.0)).whole is False
+            assert connection.run(sizes_of.look_at_sizes(connection, 0.0)).whole is False
 
     def test_nothing_is_written(self) -> None:
         """Not even a missing purpose."""

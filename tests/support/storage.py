@@ -212,9 +212,10 @@ def write_bigtable(place: tuple[str, str], prefix: str) -> None:
 def opened(table: Table, place: tuple[str, str], prefix: str) -> Any:
     """A store without random numbers: the first version of a row and the writer's id are fixed."""
     store = spec_of(table, place, prefix).open(table.monoid, table.granularity)
-    store._committer._chance = random.Random(table.name)
-    store._committer._writer = b"writer-1"
-    if hasattr(store, "_appends"):  # not in 0.1.0
+    committer = getattr(store, "_committer", None) or store._commits  # its name in release 0.1.0
+    committer._chance = random.Random(table.name)
+    committer._writer = b"writer-1"
+    if hasattr(store, "_appender"):  # not in 0.1.0
         store._appender._names._writer = b"write"
     return store
 
