@@ -197,7 +197,7 @@ class _Folding:
         progress = _Progress(self._clock)
         so_far = None
 
-        def tell(folded: Folded) -> None:
+        def report(folded: Folded) -> None:
             nonlocal so_far
             so_far = folded
             if self.stopped:
@@ -205,7 +205,7 @@ class _Folding:
             progress.show(folded)
 
         try:
-            folded = store.fold(self._args.prefix, least=self._args.min_cells, report=tell)
+            folded = store.fold(self._args.prefix, min_cells=self._args.min_cells, report=report)
             whole = True
         except _Ended:
             assert so_far is not None

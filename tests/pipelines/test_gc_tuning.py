@@ -1,4 +1,4 @@
-"""The garbage collector, in processes that do nothing but run pipelines, and in others."""
+"""The garbage collector in processes that only run pipelines, and in others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ STATE = "print(gc.get_freeze_count() > 0, gc.get_threshold() != default)"
 
 
 def state_after(*lines: str) -> str:
-    """What the collector is like in a new process after these lines."""
-    code = "\n".join(["import gc", "default = gc.get_threshold()", "from murmur_beam import dedicated", *lines, STATE])
+    """The state of the collector in a new process after these lines."""
+    code = "\n".join(["import gc", "default = gc.get_threshold()", "from murmur_beam import gc_tuning", *lines, STATE])
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.mark.parametrize(
-    ("lines", "freeze_startup_objects"),
+    ("lines", "frozen"),
     [
         pytest.param(
             ["gc_tuning.declare_worker_process()", "gc_tuning.freeze_startup_objects()"], True, id="a program"
@@ -36,13 +36,13 @@ def state_after(*lines: str) -> str:
         ),
     ],
 )
-def test_only_a_dedicated_process_is_changed(lines: list[str], freeze_startup_objects: bool) -> None:
-    """What is alive is put aside where the process is a pipeline's own, and nowhere else."""
-    assert state_after(*lines) == ("True True" if freeze_startup_objects else "False False")
+def test_only_a_process_of_pipelines_is_changed(lines: list[str], frozen: bool) -> None:
+    """Objects are frozen in a process that only runs pipelines, and in no other."""
+    assert state_after(*lines) == ("True True" if frozen else "False False")
 
 
 def test_it_is_done_once() -> None:
-    """What comes to life after the first merge stays the collector's."""
+    """Objects that are made after the first merge are not frozen."""
     counts = state_after(
         "gc_tuning.declare_worker_process()",
         "gc_tuning.freeze_startup_objects()",
