@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from google.cloud.bigtable_v2.types import MutateRowsRequest
-from tests.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
+from tests.support.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 from benchmarks.append_base import BURIED, LATE_S
 
