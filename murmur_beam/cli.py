@@ -302,7 +302,8 @@ def _parser() -> Parser:
         sub = add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
         if run is not cli_plan.run:
-            sub.add_argument("uri", metavar="URI", help="the store: sqlite:///counts.db or bigtable://P/INSTANCE/TABLE")
+            uri = "the store, such as sqlite:///counts.db or bigtable://project/instance/table"
+            sub.add_argument("uri", metavar="URI", help=uri)
         return sub
 
     _add_readers(command)

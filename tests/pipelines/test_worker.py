@@ -427,7 +427,9 @@ def test_it_says_why_there_are_dead_letters(topic: Topic, run: Run, tmp_path: Pa
     listening, *lines, common, reason, failed = ran.err.splitlines()
     assert listening.startswith(f"worker: listening to {topic.subscription}, writing to sqlite:///")
     (line,) = [line for line in lines if line.startswith("worker: ")]
-    assert re.fullmatch(r"worker: \d+ messages could not be merged .* because of TransientError: the store is on fire", line)
+    assert re.fullmatch(
+        r"worker: \d+ messages could not be merged .* because of TransientError: the store is on fire", line
+    )
     assert (common, reason) == (
         "worker: 50 dead letters; the most common reasons:",
         "  50  store: the store is on fire",

@@ -30,7 +30,7 @@ class Line:
         self.refuse: list[grpc.StatusCode | None] = []
         self.lose: list[grpc.StatusCode | None] = []
         self.unread: list[grpc.StatusCode | None] = []
-        for holder in (store._committer, store._adder):
+        for holder in (store._committer, store._committer._refresher, store._adder):
             holder.connection = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:

@@ -48,7 +48,7 @@ class Refresher(Generic[V]):
     ) -> None:
         self.existing_bias = -1
         self._clock = spec.clock
-        self._connection = connection
+        self.connection = connection
         self._codec = codec
         self._rows = rows
         self._refusals = Refusals(spec, connection, dispatcher, read_nothing)
@@ -79,8 +79,8 @@ class Refresher(Generic[V]):
 
     async def read_news(self, attempt: RowAttempt, version: int) -> list[Row]:
         """The row with the markers of all commits after a version."""
-        query = wire.only_news(wire.read_rows(self._connection, [attempt.updates.row_key]), version)
-        read = functools.partial(self._connection.read, query, persist=False)
+        query = wire.only_news(wire.read_rows(self.connection, [attempt.updates.row_key]), version)
+        read = functools.partial(self.connection.read, query, persist=False)
         found = await self._refusals.send(read, attempt.batch.deadline)
         attempt.batch.results.counts["rows_read"] += 1
         return found
@@ -93,8 +93,8 @@ class Refresher(Generic[V]):
         found: list[Row] = []
         try:
             for some in wire.batches(list(unknown), ROWS_PER_READ):
-                query = wire.only_news(wire.read_rows(self._connection, some), 0)
-                found += await self._connection.read(query, persist=False)
+                query = wire.only_news(wire.read_rows(self.connection, some), 0)
+                found += await self.connection.read(query, persist=False)
         except Exception:
             # Each row will be tried, and read, on its own; the error shows there.
             return
