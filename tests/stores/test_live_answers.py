@@ -145,7 +145,7 @@ class TestTheTableIsAtFault:
             pytest.param(
                 ONCE,
                 refusing(PRECONDITION, NO_TRANSACTIONS, CHECK_AND_MUTATE),
-                "by this app profile (counters): a commit takes one that routes to a single cluster",
+                "by this app profile (counters): a commit needs one that routes to a single cluster",
                 id="app-profile",
             ),
             pytest.param(
