@@ -425,7 +425,7 @@ class TestBroken:
             *("first commit", "commit", "stale commit", "one winner", "packing", "made again")
         ]
         for result in report.wrong:
-            assert result.seen.startswith(f"FAILED_PRECONDITION: {NO_TRANSACTIONS} (default): a commit takes one that")
+            assert result.seen.startswith(f"FAILED_PRECONDITION: {NO_TRANSACTIONS} (default): a commit needs one that")
             assert "murmur check" not in result.seen
         assert {status(report)[name] for name in ("sums", "news", "repeated append", "delete by name")} == {"ok"}
 
