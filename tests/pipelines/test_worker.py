@@ -592,8 +592,7 @@ def test_kills_lose_and_double_nothing(topic: Topic, bigtable_host: str, tmp_pat
     chance = random.Random(20_261)
     events = [event(chance.randrange(10**9), pages=50) for _ in range(MESSAGES)]
     topic.publish(*payloads(events))
-    table = emulators.new_table(bigtable_host)
-    uri = f"bigtable://{emulators.PROJECT}/{emulators.INSTANCE}/{table}"
+    uri = emulators.new_uri(bigtable_host)
     log, letters = tmp_path / "log", tmp_path / "letters.jsonl"
     argv = [
         f"--subscription={topic.subscription}",
