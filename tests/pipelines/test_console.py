@@ -31,10 +31,18 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 @pytest.mark.parametrize(
     ("pipeline", "argv", "message"),
     [
-        (merge_files, [], "merge_files: error: the following arguments are required: --input (see --help)"),
+        (
+            merge_files,
+            [],
+            "merge_files: error: the following arguments are required: --input (see python -m pipelines.merge_files --help)",
+        ),
         (merge_files, ["--input=x", "--dedup=bogus"], "merge_files: error: argument --dedup: invalid choice: 'bogus'"),
         (replay, ["--input=x", "--max_attempts=x"], "replay: error: argument --max_attempts: invalid int value: 'x'"),
-        (flights, ["--input"], "flights: error: argument --input: expected one argument (see --help)"),
+        (
+            flights,
+            ["--input"],
+            "flights: error: argument --input: expected one argument (see python -m pipelines.flights --help)",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(run: Run, pipeline: Any, argv: list[str], message: str) -> None:
