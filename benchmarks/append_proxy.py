@@ -7,9 +7,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from google.cloud.bigtable_v2.types import MutateRowsRequest
-from tests.support.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 from benchmarks.append_base import BURIED, LATE_S
+from tests.support.fault_proxy import MUTATE_ROWS, Fault, FaultProxy, Plan
 
 PLAN = {
     Fault.REFUSE: 0.02,

@@ -34,7 +34,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (
             merge_files,
             [],
-            "merge_files: error: the following arguments are required: --input (see python -m pipelines.merge_files --help)",
+            "merge_files: error: the following arguments are required: --input "
+            "(see python -m pipelines.merge_files --help)",
         ),
         (merge_files, ["--input=x", "--dedup=bogus"], "merge_files: error: argument --dedup: invalid choice: 'bogus'"),
         (replay, ["--input=x", "--max_attempts=x"], "replay: error: argument --max_attempts: invalid int value: 'x'"),
