@@ -310,7 +310,8 @@ class RowCommitter(Generic[V]):
                 if self._dispatcher.overdue(batch.deadline):
                     raise TransientError(
                         f"{self._spec}: {_named(updates.row_key)} was written by others for "
-                        f"{self._spec.patience_s:g} s; spread its events with shards=N"
+                        f"{self._spec.patience_s:g} s; append to the table (murmur create-table --write append), "
+                        "or give each row one worker"
                     )
             plan = prepared = None
 
