@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -23,20 +23,6 @@ OPTIONS = (
     # Otherwise all channels of a process to one address share a connection.
     ("grpc.use_local_subchannel_pool", 1),
 )
-
-
-class Metadata(grpc.aio.Metadata):  # type: ignore[misc]
-    """Metadata that is the same for every request, so that gRPC need not convert it for each."""
-
-    def __init__(self, *pairs: tuple[str, str]) -> None:
-        super().__init__(*pairs)
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._pairs)
 
 
 class Call(Protocol):

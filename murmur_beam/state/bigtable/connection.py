@@ -21,7 +21,7 @@ from grpc.experimental import ChannelOptions
 
 from murmur_beam.errors import MurmurError, PermanentError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable import wire
-from murmur_beam.state.bigtable.channels import OPTIONS, Burst, Call, Channels, Metadata
+from murmur_beam.state.bigtable.channels import OPTIONS, Burst, Call, Channels
 from murmur_beam.state.bigtable.grpc_errors import error_of, status_of
 from murmur_beam.state.bigtable.read_rows import Cell, Row, RowAssembler
 
@@ -110,7 +110,7 @@ class Connection:
             ]
         )
         route = f"table_name={self.name}&app_profile_id={self.app_profile}"
-        self._metadata = Metadata(("x-goog-request-params", route))
+        self._metadata = grpc.aio.Metadata(("x-goog-request-params", route))
         self._here_metadata = (("x-goog-request-params", route), ("bigtable-features", _FEATURES))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
