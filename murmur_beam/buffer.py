@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -45,7 +45,7 @@ class FlushLimits:
             raise ConfigurationError("age", f"must be a positive timedelta, got {self.age!r:.80}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch(Generic[T]):
     """What is merged together.
 
@@ -54,10 +54,10 @@ class Batch(Generic[T]):
         rejected: token and dead letter of each element that made none.
     """
 
-    elements: list[Any] = field(default_factory=list)
-    tokens: list[T] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    rejected: list[tuple[T, DeadLetter]] = field(default_factory=list)
+    elements: list[Any]
+    tokens: list[T]
+    records: list[Record]
+    rejected: list[tuple[T, DeadLetter]]
 
 
 class Buffer(Generic[T]):
@@ -77,7 +77,10 @@ class Buffer(Generic[T]):
         self._begin()
 
     def _begin(self) -> None:
-        self._batch: Batch[T] = Batch()
+        self._elements: list[Any] = []
+        self._tokens: list[T] = []
+        self._records: list[Record] = []
+        self._rejected: list[tuple[T, DeadLetter]] = []
         self._rows: set[tuple[str, int]] = set()
         self._rows_of = self._keys = self._bytes = 0
         self._count_rows_at = self._max_rows
@@ -91,13 +94,12 @@ class Buffer(Generic[T]):
             self._bytes += n_bytes
             if self._bytes >= self._max_bytes:
                 self._full_at = 0
-        batch = self._batch
-        records = batch.records
-        if not records and not batch.rejected:
+        records = self._records
+        if not records and not self._rejected:
             self._started_s = self._monotonic()
         records.append(record)
-        batch.elements.append(element)
-        batch.tokens.append(token)
+        self._elements.append(element)
+        self._tokens.append(token)
         self._keys += len(record[2])
         return (
             len(records) >= self._full_at
@@ -107,24 +109,23 @@ class Buffer(Generic[T]):
 
     def reject(self, letter: DeadLetter, token: T, n_bytes: int) -> bool:
         """Add the dead letter of an element of ``n_bytes`` that made no record. Returns whether it is time to flush."""
-        batch = self._batch
-        if not batch.records and not batch.rejected:
+        if not self._records and not self._rejected:
             self._started_s = self._monotonic()
-        batch.rejected.append((token, letter))
+        self._rejected.append((token, letter))
         self._full_at -= 1
         self._bytes += n_bytes
         if self._bytes >= self._max_bytes:
             self._full_at = 0
-        return len(batch.records) >= self._full_at or self._monotonic() - self._started_s >= self._max_age_s
+        return len(self._records) >= self._full_at or self._monotonic() - self._started_s >= self._max_age_s
 
     @property
     def only_rejected(self) -> bool:
         """Whether it holds dead letters, and nothing to merge."""
-        return bool(self._batch.rejected) and not self._batch.records
+        return bool(self._rejected) and not self._records
 
     def take(self) -> Batch[T]:
         """Hand over what is buffered, in the order of its addition, and begin again."""
-        taken = self._batch
+        taken = Batch(self._elements, self._tokens, self._records, self._rejected)
         self._begin()
         return taken
 
@@ -133,10 +134,10 @@ class Buffer(Generic[T]):
         bucket_us = self._bucket_us
         self._rows |= {
             (entity, event_time_us // bucket_us if bucket_us else 0)
-            for _, event_time_us, entities, _ in islice(self._batch.records, self._rows_of, None)
+            for _, event_time_us, entities, _ in islice(self._records, self._rows_of, None)
             for entity in entities
         }
-        self._rows_of = len(self._batch.records)
+        self._rows_of = len(self._records)
         rows = len(self._rows)
         self._count_rows_at = self._keys + self._max_rows - rows
         return rows

@@ -116,6 +116,7 @@ class Merger(Generic[T]):
         self._cache: Any = self._leases[1].store if spec.cache is not None else None
         self._waits = getattr(self._store, "waits_for_network", False)
         self._buffer: Buffer[T] = Buffer(spec.flush, self._bucket_us, config.clock.monotonic)
+        self._add = self._buffer.add
         _mergers.add(self)
         freeze_startup_objects()
 
@@ -138,8 +139,9 @@ class Merger(Generic[T]):
             letter = self._letter(element, Failure(rejected.stage, rejected.error, rejected.hints))
             return self._buffer.reject(letter, token, size_of(letter))
         kind = type(element)
-        size = 0 if kind is dict else len(element) if kind is bytes else size_of(element)
-        return self._buffer.add(element, token, record, size)
+        if kind is dict:
+            return self._add(element, token, record, 0)
+        return self._add(element, token, record, len(element) if kind is bytes else size_of(element))
 
     def flush(self) -> Iterator[tuple[T, MergeResult | DeadLetter]]:
         """Merge what is buffered; token and result of each element, after those of a flush behind.
