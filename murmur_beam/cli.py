@@ -289,7 +289,7 @@ def _is_day(reader: Reader[Any]) -> bool:
 
 
 _AddCommand = Callable[..., Parser]
-"""Adds a command, given its name, its function, its description and the end of its help."""
+"""Adds a command, given its name, function, description and the end of its help; see `_parser`."""
 
 
 def _parser() -> Parser:
@@ -298,10 +298,17 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"murmur {__version__}")
     add_parser = parser.add_commands()
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], description: str, epilog: str = _EPILOG) -> Parser:
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        description: str,
+        epilog: str = _EPILOG,
+        *,
+        on_store: bool = True,
+    ) -> Parser:
         sub = add_parser(name, help=description, description=description, epilog=epilog, formatter_class=as_is)
         sub.set_defaults(run=run)
-        if run is not cli_plan.run:
+        if on_store:
             uri = "the store, such as sqlite:///counts.db or bigtable://project/instance/table"
             sub.add_argument("uri", metavar="URI", help=uri)
         return sub
@@ -382,8 +389,8 @@ def _add_table_commands(command: _AddCommand) -> None:
     fold = command("fold", partial(_on_table, cli_fold.fold), cli_fold.FOLD, cli_fold.EPILOG)
     cli_fold.add_fold(fold, parsed(parse_prefix), parsed(parse_duration), parsed(parse_n))
 
-    plan = command("plan", cli_plan.run, cli_plan.PLAN, cli_plan.EPILOG)
-    cli_plan.add_plan(plan, parsed(parse_duration), parsed(parse_n))
+    plan = command("plan", cli_plan.run, cli_plan.PLAN, cli_plan.EPILOG, on_store=False)
+    cli_plan.add_plan(plan)
 
 
 def _add_purpose(sub: Parser, monoid: str, window: str, retention: str, dedup_retention: str, write: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, TypeVar
 
@@ -178,6 +180,18 @@ def parse_prefix(text: str) -> str:
         ValueError: as `parse_entity`.
     """
     return text and parse_entity(text)
+
+
+def parse_amount(text: str) -> float:
+    """Read a finite number that is not negative.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise ValueError(f"{text!r:.40} is not a number from 0 on")
 
 
 def parse_n(text: str) -> int:

@@ -21,6 +21,7 @@ from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import rfc3339
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.reader import Reader
+from murmur_beam.sizes import size_text
 from murmur_beam.state import StoreSpec
 
 if TYPE_CHECKING:
@@ -226,8 +227,6 @@ class _Folding:
         if not self._has_header:
             self._has_header = True
             print("  ".join(["began".ljust(20)] * bool(lead) + [name.rjust(n) for name, n in _COLUMNS.items()]))
-        from murmur_beam.state.bigtable.sizes import size_text  # not above: the store reports a missing package
-
         oldest = "-" if folded.oldest_us is None else _age(self._clock.now() - folded.oldest_us / 1e6)
         counts = folded.rows, folded.events, folded.duplicates, folded.cells
         texts = *map(human, counts), size_text(folded.n_bytes), oldest, *map(human, folded[6:9])

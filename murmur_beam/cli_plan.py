@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from murmur_beam.cli_arguments import add_json, parse_amount, parse_n, parsed
 from murmur_beam.cli_output import print_json
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.sizes import size_text
+from murmur_beam.windows import parse_duration
 
 PLAN = "Print what a load needs: rows and requests a second, size of rows, Bigtable nodes, workers and cost."
 EPILOG = """\
@@ -22,8 +24,8 @@ storage and workers. Exit codes: 0 the load fits; 1 it does not, and stderr says
 
 # Google's figures of an SSD node a second: https://cloud.google.com/bigtable/docs/performance and /quotas.
 NODE_WRITES, NODE_READS, NODE_SCAN_BYTES, NODE_BYTES = 14_000, 17_000, 220e6, 2.5e12
-ROW_BYTES = 256e6  # a larger row cannot be read
-COLLECT_S = 7 * 86_400.0  # garbage collection needs up to a week: https://cloud.google.com/bigtable/pricing
+# No larger row can be read. Garbage collection needs up to a week: https://cloud.google.com/bigtable/pricing.
+ROW_BYTES, COLLECT_S = 256e6, 7 * 86_400.0
 # The store's own numbers; tests/stores/test_plan.py compares them with the store.
 MARKER_BYTES, PACK_AT, PACKED, SMALL_EVENTS = 16, 48, 40, 256
 ROWS_PER_APPEND, EVENTS_PER_FOLD, GRACE_S = 2_000, 100_000, 3_600
@@ -73,9 +75,7 @@ def touched(share: float, n: float) -> float:
 
 
 class Rates(NamedTuple):
-    """Rows a second, of one row or of all; ``met`` are those that a process has not written before, ``met_there`` those
-    of them that exist, ``news`` the events read with rows, and ``units`` the rows written in units of 1 KB.
-    """
+    """Rows a second; ``met``: first written by a process, ``met_there``: and existing; ``news``: events read."""
 
     written: float
     conflicts: float = 0.0
@@ -106,8 +106,7 @@ def row_rates(load: Load, workers: int, share: float) -> Rates:
     if workers > 1:  # while one reads the row and tries again, others may come first
         stale *= math.exp(min(1.0, written * 2 * REQUEST_S))
     packs = writes > PACK_AT and per_write <= SMALL_EVENTS
-    # A process that lacks markers which were packed reads the row again: of the last 8 to 47 commits one is its own by
-    # chance, or by turns if it always has events for the row.
+    # A process reads a row again if markers that it lacks were packed: none of the last 8 to 47 commits was its own.
     recent = range(PACK_AT - PACKED, PACK_AT)
     by_chance, by_turns = sum((1 - 1 / workers) ** n for n in recent), sum(workers - 1 > n for n in recent)
     behind, visits = packs * (p * by_turns + (1 - p) * by_chance) / PACKED, writes / workers
@@ -131,12 +130,13 @@ def rates(load: Load, workers: int) -> Rates:
 
 def plan(load: Load) -> dict[str, float]:
     """What a load needs, for its workers (``writers``) or the fewest that are enough. More ``workers``: too few."""
-    writers = load.workers or 1
-    needed = _workers(load, rates(load, writers))
+    r = rates(load, writers := load.workers or 1)
+    needed = _workers(load, r)
     most = writers if load.workers else needed * _MOST_TIMES
     while writers < needed <= most:
-        writers, needed = needed, _workers(load, rates(load, needed))
-    r, (share, _) = rates(load, writers), key_shares(load.keys, load.skew)[0]
+        writers, r = needed, rates(load, needed)
+        needed = _workers(load, r)
+    share, _ = key_shares(load.keys, load.skew)[0]
     hot, rate = row_rates(load, writers, share / load.shards), load.events_per_s * share / load.shards
     fold_written, fold_read, fold_workers, requests, pending_s = 0.0, 0.0, 0, r.written + r.conflicts, 0.0
     # A conditional write counts as a write and a read of a node; a fold's delete is a write.
@@ -153,13 +153,25 @@ def plan(load: Load) -> dict[str, float]:
     stored = kept_s * (load.events_per_s * MARKER_BYTES + r.created * BASE_BYTES)
     busy = node_writes / NODE_WRITES + max(node_reads / NODE_READS, scanned * MARKER_BYTES / NODE_SCAN_BYTES)
     nodes = max(1, math.ceil(busy / PLANNED_LOAD), math.ceil(stored / NODE_BYTES))
-    hourly = nodes * NODE_USD + (max(needed, writers) + fold_workers) * WORKER_USD
+    hourly_usd = nodes * NODE_USD + (max(needed, writers) + fold_workers) * WORKER_USD
     hot_bytes = rate * (load.life_s + pending_s) * MARKER_BYTES + hot.written * pending_s * CELL_BYTES + BASE_BYTES
-    names = "rows_written rows_read conflicts write_requests fold_rows_written fold_rows_read hot_row_writes"
-    names += " hot_row_events hot_row_bytes stored_bytes nodes writers workers fold_workers usd_a_month"
-    values = [r.written, r.read, r.conflicts, requests, fold_written, fold_read, hot.written, rate * load.life_s]
-    values += [hot_bytes, stored, nodes, writers, needed, fold_workers, 730 * hourly + stored / 2**30 * STORAGE_USD]
-    return dict(zip(names.split(), values, strict=True))
+    return {
+        "rows_written": r.written,
+        "rows_read": r.read,
+        "conflicts": r.conflicts,
+        "write_requests": requests,
+        "fold_rows_written": fold_written,
+        "fold_rows_read": fold_read,
+        "hot_row_writes": hot.written,
+        "hot_row_events": rate * load.life_s,
+        "hot_row_bytes": hot_bytes,
+        "stored_bytes": stored,
+        "nodes": nodes,
+        "writers": writers,
+        "workers": needed,
+        "fold_workers": fold_workers,
+        "usd_a_month": 730 * hourly_usd + stored / 2**30 * STORAGE_USD,
+    }
 
 
 def _workers(load: Load, r: Rates) -> int:
@@ -168,32 +180,27 @@ def _workers(load: Load, r: Rates) -> int:
     return math.ceil(us / 1e6 / PLANNED_LOAD)
 
 
-def add_plan(sub: argparse.ArgumentParser, duration: Callable[[str], timedelta], number: Callable[[str], int]) -> None:
-    """Add the arguments of ``murmur plan``, given the parsers of a duration and of a positive integer."""
+def add_plan(sub: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``murmur plan``."""
+    amount, number, duration = parsed(parse_amount), parsed(parse_n), parsed(parse_duration)
     kept = "how long a bucket takes events after its end (7d); without --bucket, how long events are kept (3650d)"
     for flag, metavar, kind, default, text in (
-        ("--events-per-s", "N", _amount, ..., "events of all keys a second, more than 0"),
+        ("--events-per-s", "N", amount, ..., "events of all keys a second, more than 0"),
         ("--keys", "N", number, ..., "number of keys"),
-        ("--skew", "S", _amount, 0.0, "Zipf exponent: the key of rank r has the weight r^-S; 0: all alike"),
+        ("--skew", "S", amount, 0.0, "Zipf exponent: the key of rank r has the weight r^-S; 0: all alike"),
         ("--bucket", "DURATION", duration, None, "length of a time bucket, such as 1h; default: all-time counters"),
         ("--retention", "DURATION", duration, None, kept),
-        ("--write", "commit|append", str, "commit", "as of create-table (docs/operations.md)"),
         ("--workers", "N", number, None, "processes that write; default: as many as are needed"),
         ("--bundle", "N", number, 10_000, "events of one flush of a process"),
         ("--shards", "N", number, 1, "rows of each key, 1 to 256"),
         ("--fold-every", "DURATION", duration, "1m", "append: from one fold to the next"),
     ):
-        more: dict[str, Any] = {"choices": ("commit", "append")} if flag == "--write" else {"metavar": metavar}
         text += "" if default in (None, ...) else f"; default: {default}"
-        sub.add_argument(flag, type=kind, default=default, required=default is ..., help=text, **more)
-    sub.add_argument("--json", action="store_true", help="one JSON document")
-
-
-def _amount(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number from 0 on")
+        sub.add_argument(flag, metavar=metavar, type=kind, default=default, required=default is ..., help=text)
+    sub.add_argument(
+        "--write", choices=("commit", "append"), default="commit", help="as of create-table; default: commit"
+    )
+    add_json(sub, "one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -215,7 +222,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         for name, value in figures.items():
             per_s = " a second" if name.endswith(("written", "read", "conflicts", "requests", "writes")) else ""
-            print(f"{name.replace('_', ' ') + per_s:<32}{_spelt(value, 'B' if name.endswith('bytes') else ''):>12}")
+            number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            print(f"{name.replace('_', ' ') + per_s:<32}{size_text(value) if 'bytes' in name else number:>12}")
     sys.stderr.writelines(f"murmur: does not fit: {problem}\n" for problem in problems)
     return int(bool(problems))
 
@@ -225,7 +233,7 @@ def _problems(load: Load, figures: dict[str, float]) -> Iterator[str]:
     if (size := figures["hot_row_bytes"]) > ROW_BYTES:
         full = spell_duration(timedelta(seconds=int(load.life_s * ROW_BYTES / size)))
         yield (
-            f"the hottest row grows to {_spelt(size, 'B')}; a row above {_spelt(ROW_BYTES, 'B')} (16 million events"
+            f"the hottest row grows to {size_text(size)}; a row above {size_text(ROW_BYTES)} (16 million events"
             f"{'' if load.retention_s is not None else ' in all its life'}) cannot be read, and this one is full after "
             f"{full}. Use {'--bucket' if load.retention_s is None else 'shorter buckets'} or more --shards"
         )
@@ -239,11 +247,3 @@ def _problems(load: Load, figures: dict[str, float]) -> Iterator[str]:
     if figures["workers"] > figures["writers"]:
         enough = "no number of workers is enough: each reads what the others commit. Use --write append"
         yield f"--workers {load.workers}: {figures['workers']:,} are needed" if load.workers else enough
-
-
-def _spelt(value: float, unit: str) -> str:
-    for prefix in (" ", " k", " M", " G") if unit else ():
-        if value < 999.5:
-            return f"{value:.3g}{prefix}{unit}"
-        value /= 1_000
-    return f"{value:,.3g} T{unit}" if unit else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

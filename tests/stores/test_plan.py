@@ -163,10 +163,14 @@ def test_workers_are_the_fewest_that_are_enough() -> None:
 def test_numbers_are_the_store_s() -> None:
     """Each constant that the store has as well is the same."""
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
-    from murmur_beam.state.bigtable import fingerprints, row_cache
+    from murmur_beam.state.bigtable import appender, fingerprints, folder, row_cache
 
     assert cli_plan.MARKER_BYTES == fingerprints.FINGERPRINT_BYTES
     assert (cli_plan.PACK_AT, cli_plan.PACKED) == (row_cache.PACK_AT, row_cache.PACKED)
+    assert (cli_plan.ROWS_PER_APPEND, cli_plan.EVENTS_PER_FOLD) == (
+        appender._ROWS_PER_REQUEST,
+        folder._EVENTS_PER_COMMIT,
+    )
     assert cli_plan.SMALL_EVENTS == row_cache.SMALL_EVENTS
     assert cli_plan.GRACE_S == GRACE_S
 

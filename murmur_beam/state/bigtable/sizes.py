@@ -80,15 +80,6 @@ async def look_at_sizes(connection: Connection, seconds: float = LOOK_S) -> Size
     return counter.sizes(whole=True)
 
 
-def size_text(size: float) -> str:
-    """A number of bytes, for people."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1_000:
-            return f"{size:.4g} {unit}"
-        size /= 1_000
-    return f"{size:.4g} GB"
-
-
 class _Counter:
     """Adds up the chunks of a read, without keeping values."""
 

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
 from murmur_beam.errors import PermanentError
+from murmur_beam.sizes import size_text
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin
 from murmur_beam.state.bigtable.meta import APPEND, Meta
 from murmur_beam.state.bigtable.refusals import commit_nothing
-from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, Sizes, look_at_sizes, size_text
+from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, Sizes, look_at_sizes
 from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.table_purpose import (
     changed_rules,
