@@ -411,12 +411,8 @@ class RowCommitter(Generic[V]):
         row.read = True
         if row.contention:
             row.free_commits = row.free_commits - 1 if row.free_commits else _FREE_COMMITS
-        row.version, row.value, row.stored, row.expires_us = (
-            prepared.version,
-            plan.value,
-            plan.stored,
-            plan.expires_us,
-        )
+        row.version, row.stored = prepared.version, plan.stored
+        row.value, row.expires_us = plan.value, plan.expires_us
         if prepared.packed:
             row.pack(*prepared.packed)
         if plan.fingerprints:
