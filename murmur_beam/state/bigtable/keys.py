@@ -34,7 +34,7 @@ def entity_prefix(entity: str) -> bytes:
 
 
 def parse_row_key(encoded: bytes) -> tuple[Key, int]:
-    """Inverse of `row_key`: key and shard."""
+    """Inverse of `encode_row_key`: key and shard."""
     bucket, shard = _END.unpack(encoded[-9:])
     return Key(encoded[:-11].replace(b"\x00\xff", b"\x00").decode("utf-8"), bucket - 2**63), shard
 
