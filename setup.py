@@ -44,7 +44,7 @@ setup(
         "Topic :: System :: Distributed Computing",
         "Typing :: Typed",
     ],
-    packages=find_packages(include=["murmur_beam", "murmur_beam.*", "pipelines", "pipelines.*"]),
+    packages=find_packages(include=["murmur_beam", "murmur_beam.*"]),
     package_data={"murmur_beam": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=["apache-beam>=2.65,<3"],
@@ -56,5 +56,5 @@ setup(
         "test": [*TEST, *DEMO, *GCP],
         "lint": ["mypy>=1.13", "ruff>=0.8"],
     },
-    entry_points={"console_scripts": ["murmur = murmur_beam.cli:main"]},
+    entry_points={"console_scripts": ["murmur = murmur_beam.cli.main:main"]},
 )

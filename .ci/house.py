@@ -89,20 +89,29 @@ MAY_IMPORT = {
     "beam_metrics": BASICS,
     "transforms": f"{LIBRARY} merger beam_metrics",
     "reader": LIBRARY,
-    "command_line": "",
-    "cli": f"{LIBRARY} command_line reader __init__ cli_arguments cli_delete cli_fold cli_output cli_plan cli_tables",
-    "cli_arguments": f"{LIBRARY} command_line",
-    "cli_delete": f"{LIBRARY} reader",
-    "cli_fold": f"{LIBRARY} reader cli_arguments cli_output state.bigtable.*",
-    "cli_output": LIBRARY,
-    "cli_plan": "errors durations sizes windows cli_arguments cli_output",
-    "cli_tables": f"{LIBRARY} __init__ state.bigtable.*",
-    "__main__": "cli",
+    # What runs from a command line. Programs and cli are found by name, and nothing imports them.
+    "quiet_beam": "",
+    "runs": "",
+    "runs.command_line": "",
+    "runs.endings": "errors model",
+    "runs.console": "errors gc_tuning model runs.command_line runs.endings",
+    "runs.beam_runs": "errors model beam_metrics quiet_beam runs.endings runs.console files.*",
+    "files": "",
+    "files.*": "errors model decode quiet_beam files.*",
+    "pubsub": "",
+    "pubsub.*": f"{LIBRARY} merger runs.endings runs.console files.letter_files pubsub.*",
+    "programs": "gc_tuning",
+    "programs.*": f"{LIBRARY} quiet_beam beam_metrics merger transforms reader runs.* files.* pubsub.* programs.*",
+    "programs.end_to_end": f"{LIBRARY} reader state.bigtable.* runs.* pubsub.* programs.* testing.*",
+    "cli": "",
+    "cli.*": f"{LIBRARY} reader runs.command_line state.bigtable.* cli.*",
+    "cli.main": f"{LIBRARY} __init__ runs.command_line programs cli.*",
+    "cli.tables": f"{LIBRARY} __init__ state.bigtable.* cli.*",
+    "__main__": "cli.main",
     "__init__": f"{LIBRARY} reader transforms",
     "pipelines": "",
-    "pipelines.*": f"{LIBRARY} command_line merger reader transforms beam_metrics pipelines.*",
-    "pipelines.end_to_end": f"{LIBRARY} state.bigtable.* reader pipelines.* testing.emulators",
-    # Test helpers: nobody above imports them.
+    "pipelines.*": "runs.console programs.*",
+    # Test helpers: .
     "testing": "testing.*",
     "testing.*": f"{LIBRARY} testing.* testing.stores",
     "testing.stores": f"{LIBRARY} testing.stores.*",
@@ -111,9 +120,9 @@ MAY_IMPORT = {
 
 # Another library -> the modules that may import it.
 FOREIGN = {
-    "apache_beam": "transforms beam_metrics pipelines.*",
-    "google": "state.bigtable.* pipelines.*",
-    "grpc": "state.bigtable.* pipelines.*",
+    "apache_beam": "transforms beam_metrics quiet_beam runs.beam_runs files.matching programs.*",
+    "google": "state.bigtable.* pubsub.* programs.*",
+    "grpc": "state.bigtable.* pubsub.*",
 }
 
 

@@ -131,7 +131,7 @@ class Appender(Actor):
         return merge
 
     def _by_transform(self, stack: ExitStack) -> Callable[[Sequence[Delivery]], Sequence[Any]]:
-        from pipelines.quiet_beam import beam  # isort: split
+        from murmur_beam.quiet_beam import beam  # isort: split
 
         from apache_beam.transforms.window import GlobalWindow
         from apache_beam.utils.timestamp import Timestamp

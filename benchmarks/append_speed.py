@@ -33,7 +33,8 @@ from benchmarks.harness import (
 )
 from benchmarks.workloads import FLUSH
 from murmur_beam.errors import ConfigurationError
-from pipelines.console import Parser, one_line_errors
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 
 GO = 1.8
 """Assumed speed of a client in Go, as a multiple of the bare stubs of Python."""
@@ -315,7 +316,7 @@ def _values(line: Line, costs: Costs) -> Iterator[Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
     names = list(dict.fromkeys(line.name for line in LINES))
-    parser = Parser(prog="python -m benchmarks.append_speed", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.append_speed", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=300_000, metavar="N", help="of a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="to read at once (%(default)s)")

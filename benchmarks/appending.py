@@ -33,8 +33,9 @@ from benchmarks.harness import environment, machine, needing_extra, on_bigtable,
 from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import Key
 from murmur_beam.monoids import Sum
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.state.base import Schema
-from pipelines.console import Parser, one_line_errors
 
 SWITCHED = 0.25, 0.32, 0.6, 0.66
 """Parts of the run after which the table is switched to commits, and back to appends."""
@@ -87,7 +88,7 @@ def shaped(deliveries: int, seed: int, *, large: bool) -> Shape:
 def _context(shape: Shape) -> Any:
     """A context whose processes start quickly: they are forks of a server that has imported what they need."""
     context = multiprocessing.get_context("forkserver")
-    beam = ["pipelines.quiet_beam", "murmur_beam.transforms"] if shape.appenders > 2 else []
+    beam = ["murmur_beam.quiet_beam", "murmur_beam.transforms"] if shape.appenders > 2 else []
     context.set_forkserver_preload([*beam, "benchmarks.append_actors", "benchmarks.append_proxy"])
     return context
 
@@ -377,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 1 if an event is lost or counts twice, or a read was wrong."""
     with needing_extra():
         from benchmarks.append_planted import PLANTED
-    parser = Parser(prog="python -m benchmarks.appending", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.appending", description=__doc__.split("\n")[0])
     parser.add_argument("--deliveries", type=int, default=2_000_000, metavar="N", help="at least (%(default)s)")
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="SIGKILLs (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of all random numbers (%(default)s)")

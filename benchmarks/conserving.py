@@ -16,16 +16,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from pipelines.quiet_beam import beam  # isort: split
+from murmur_beam.quiet_beam import beam  # isort: split
 
 from benchmarks.harness import peak_mb, say
 from benchmarks.malformed import FORMATS, HEADER, Counted, Format, Made, large
 from murmur_beam.model import DeadLetter, MergeResult
+from murmur_beam.programs import merge_files
 from murmur_beam.reader import Reader
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER, quiet
+from murmur_beam.runs.beam_runs import run as run_pipeline
 from murmur_beam.transforms import DEAD_LETTER, MERGED, MergeRecords
-from pipelines import merge_files
-from pipelines.common import IN_PROCESS_RUNNER, quiet
-from pipelines.common import run as run_pipeline
 
 BUNDLE = 100_000
 """Records of one bundle."""

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from pipelines.quiet_beam import beam  # isort: split
+from murmur_beam.quiet_beam import beam  # isort: split
 
 import grpc
 from apache_beam.io.gcp.bigtableio import WriteToBigTable
@@ -39,6 +39,7 @@ from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER, run
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
@@ -49,7 +50,6 @@ from murmur_beam.state.bigtable.meta import APPEND
 from murmur_beam.state.bigtable.meta import COMMIT as COMMITS
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import DEAD_LETTER, MergeDoFn, MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER, run
 
 PROJECT, INSTANCE, TABLE = "benchmark", "instance", "table"
 NAME = "bench"

@@ -44,8 +44,9 @@ from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.state.base import Schema
-from pipelines.console import Parser, one_line_errors
 
 WRITERS = (1, 8, 32)
 STUBS = "bare stubs, 64 in flight"
@@ -322,7 +323,7 @@ def measure(events: int, bundled: int, rounds: int) -> dict[str, list[Contended]
 @one_line_errors("contention")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
-    parser = Parser(prog="python -m benchmarks.contention", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.contention", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=960, metavar="N", help="into the one row (%(default)s)")
     parser.add_argument("--bundled", type=int, default=24_000, metavar="N", help="into the others (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of all runs (%(default)s)")

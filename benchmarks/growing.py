@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from pipelines.quiet_beam import beam  # isort: split
+from murmur_beam.quiet_beam import beam  # isort: split
 
 from benchmarks.harness import Inexact, peak_mb
 from benchmarks.timing import Done, watch
@@ -21,11 +21,11 @@ from murmur_beam.buffer import FlushLimits
 from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
+from murmur_beam.runs.beam_runs import run as run_pipeline
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, tables
 from murmur_beam.transforms import DEAD_LETTER, MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER
-from pipelines.common import run as run_pipeline
 
 TABLE = "growth"
 

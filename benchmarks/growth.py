@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from benchmarks.harness import Bar, bars_table, in_own_process, machine, needing_extra, print_table, say, tidy
 from benchmarks.workloads import COMMIT, EXPONENT, FLUSH
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.testing import emulators
-from pipelines.console import Parser, one_line_errors
 
 if TYPE_CHECKING:
     from benchmarks.growing import Run
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needing_extra():
         from benchmarks import growing  # noqa: F401
 
-    parser = Parser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.growth", description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the rows; runs go once (%(default)s)")
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS, metavar="N", help="events in each row; or none")
     parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS, metavar="N", help="of the runs; or none")

@@ -3,7 +3,7 @@
     python -m benchmarks.hostile [--records 1000000] [--large 100] [--json]
 
 JSON and CSV, with a few good records among the bad ones. `MergeRecords` merges them into a SQLite store, on Beam's own
-runner, in bundles of 100,000; some are merged from a file by `pipelines.merge_files`. The payload of each dead letter
+runner, in bundles of 100,000; some are merged from a file by `murmur merge-files`. The payload of each dead letter
 is compared with the input, also after `to_json` and `from_json`; some letters are replayed. The state is compared with
 a recount. Each part runs in its own process, whose memory has a bound.
 """
@@ -20,7 +20,8 @@ from benchmarks.conserving import Figures
 from benchmarks.harness import in_own_process, machine, print_table, tidy
 from benchmarks.malformed import FORMATS
 from murmur_beam.errors import ConfigurationError
-from pipelines.console import Parser, one_line_errors
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 
 BOUND_MB = 100
 """Memory that the records may need, beyond that of the process before the first one."""
@@ -87,7 +88,7 @@ def measure_all(records: int, large: int) -> list[Figures]:
 @one_line_errors("hostile")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 1 if a record is lost, emitted twice or changed, or a bound is exceeded."""
-    parser = Parser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.hostile", description=__doc__.split("\n")[0])
     parser.add_argument("--records", type=int, default=1_000_000, metavar="N", help="of ordinary sizes (%(default)s)")
     parser.add_argument("--large", type=int, default=100, metavar="N", help="of 10 MB (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -1,4 +1,4 @@
-"""The time from the arrival of a message in `pipelines.worker` until its count can be read, at a steady rate.
+"""The time from the arrival of a message in `murmur worker` until its count can be read, at a steady rate.
 
     python -m benchmarks.latency [--rate 1000] [--seconds 20] [--rounds 5] [--json]
 
@@ -37,9 +37,10 @@ from benchmarks.harness import (
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.state.base import Schema
 from murmur_beam.testing import emulators
-from pipelines.console import Parser, one_line_errors
 
 PROJECT = "benchmark"
 BATCH_S = 0.005
@@ -101,7 +102,7 @@ def publish(topic: str, n: int, rate: float, start_s: float) -> list[float]:
 
 
 def work(arguments: Sequence[str], log: str) -> dict[str, float]:
-    """Run `pipelines.worker`; the arrival time of each message, by key.
+    """Run `murmur worker`; the arrival time of each message, by key.
 
     Args:
         arguments: of its command line.
@@ -110,7 +111,8 @@ def work(arguments: Sequence[str], log: str) -> dict[str, float]:
     Raises:
         MurmurError: the worker failed.
     """
-    from pipelines import puller, worker
+    from murmur_beam.programs import worker
+    from murmur_beam.pubsub import puller
 
     arrived: dict[str, float] = {}
     received = puller._received
@@ -241,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import google.cloud.bigtable
         import google.cloud.pubsub  # noqa: F401
 
-    parser = Parser(prog="python -m benchmarks.latency", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.latency", description=__doc__.split("\n")[0])
     parser.add_argument("--rate", type=float, default=1_000, metavar="N", help="messages a second (%(default)s)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="length of a round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="%(default)s")

@@ -31,8 +31,9 @@ from benchmarks.harness import (
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.state.base import Schema
-from pipelines.console import Parser, one_line_errors
 
 LAYOUTS = 1, 2
 BAR = 1.05
@@ -91,7 +92,7 @@ def merge(layout: int, events: int, work: Work) -> Ran:
 @one_line_errors("layouts")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if a bar is missed."""
-    parser = Parser(prog="python -m benchmarks.layouts", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.layouts", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=20_000, metavar="N", help="a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

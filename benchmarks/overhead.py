@@ -24,9 +24,9 @@ import apache_beam as beam
 from benchmarks.workloads import zipf_events, zipf_pages
 from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.monoids import Sum
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER
 
 
 class Emit(beam.DoFn):

@@ -33,9 +33,10 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Count
 from murmur_beam.reader import Reader
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.state.base import Schema
 from murmur_beam.windows import hourly
-from pipelines.console import Parser, one_line_errors
 
 BAR = 0.2
 START = datetime(2026, 11, 21, tzinfo=timezone.utc)
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needing_extra():
         from murmur_beam.state import bigtable  # noqa: F401
 
-    parser = Parser(prog="python -m benchmarks.reading", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.reading", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=28_576, metavar="N", help="of the table (%(default)s)")
     parser.add_argument("--hours", type=int, default=24, metavar="N", help="that they are spread over (%(default)s)")
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="of all questions (%(default)s)")

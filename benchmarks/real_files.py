@@ -1,4 +1,4 @@
-"""Data files of packages, counted by `pipelines.merge_files` and compared with an independent recount.
+"""Data files of packages, counted by `murmur merge-files` and compared with an independent recount.
 
     python -m benchmarks.real_files [--per_package 15] [--packages DIR]
 
@@ -28,7 +28,8 @@ from benchmarks.datafiles import COMPRESS, Held, LeftOut, Plan, arguments, endin
 from benchmarks.harness import needing_extra, print_table, say
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.reader import Reader
-from pipelines.console import Parser, one_line_errors
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 
 PACKAGES = (
     "airportsdata",
@@ -194,7 +195,7 @@ def different(what: str, wanted: dict[str, int], found: dict[str, int]) -> list[
 
 def merged(name: str, data: bytes, flags: Sequence[str]) -> tuple[dict[str, int], int, list[str]]:
     """Let `merge_files` merge a file; the state, the number of dead letters, and why it was refused."""
-    from pipelines import merge_files
+    from murmur_beam.programs import merge_files
 
     with tempfile.TemporaryDirectory(prefix="murmur-files-") as folder:
         path, letters, uri = (
@@ -249,7 +250,7 @@ def table(compared: Sequence[Compared]) -> list[list[str]]:
 @one_line_errors("real_files")
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print; 1 if a file differs from its recount, or too few files were found."""
-    parser = Parser(prog="python -m benchmarks.real_files", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.real_files", description=__doc__.split("\n")[0])
     parser.add_argument("--per_package", type=int, default=15, metavar="N", help="files, at most (%(default)s)")
     parser.add_argument("--packages", metavar="DIR", help="keep what is downloaded here, and use what is there")
     parser.add_argument("--only", nargs="+", choices=PACKAGES, metavar="NAME", help=f"of {', '.join(PACKAGES)}")

@@ -29,8 +29,9 @@ from benchmarks.harness import (
 )
 from benchmarks.workloads import FLUSH
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.runs.command_line import OneLineErrorParser
+from murmur_beam.runs.console import one_line_errors
 from murmur_beam.testing import emulators
-from pipelines.console import Parser, one_line_errors
 
 RATIOS: list[tuple[str, str, str, float | None]] = [
     ("every event its own row / limit", "own", "limit", 0.8),
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with needing_extra():
         from benchmarks import contenders
 
-    parser = Parser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    parser = OneLineErrorParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=60_000, metavar="N", help="events in each run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed runs of each (%(default)s)")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.quiet_beam import beam  # isort: split
+from murmur_beam.quiet_beam import beam  # isort: split
 
 from collections.abc import Iterator
 from typing import Any

@@ -4,7 +4,7 @@ import sys
 
 from launch import flags
 
-from pipelines.merge_files import main
+from murmur_beam.programs.merge_files import main
 
 if __name__ == "__main__":
     sys.exit(main(flags(sys.argv[1:])))

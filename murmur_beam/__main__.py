@@ -1,5 +1,5 @@
 """``python -m murmur_beam``: the same as the ``murmur`` command."""
 
-from murmur_beam.cli import main
+from murmur_beam.cli.main import main
 
 raise SystemExit(main())

@@ -1,1 +1,1 @@
-"""Runnable pipelines: each module has a ``main(argv)`` and runs as ``python -m pipelines.NAME``."""
+"""For a clone: ``python -m pipelines.NAME`` runs a program of `murmur_beam.programs`."""

@@ -10,10 +10,10 @@ import sys
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.model import Outcome
+from murmur_beam.pubsub import messages
 from murmur_beam.spec import from_flags, resolve
-from pipelines import messages
 from tests.support import ROOT
 from tests.support.dataflow_page import PAGE, commands, launches
 from tests.support.parsing import parse
@@ -42,7 +42,7 @@ def test_pipelines_accept_their_commands(words: list[str], capsys: pytest.Captur
     options = PipelineOptions(parsed.others)
     unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
     assert unknown == set()
-    if words[2] == "pipelines.pubsub":
+    if words[2] == "murmur_beam.programs.pubsub":
         messages.merge_arguments(parsed.flags)
     else:
         resolve(from_flags(parsed.flags))

@@ -15,8 +15,8 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from murmur_beam import Count, MergeRecords
-from pipelines import merge_files
-from pipelines.common import IN_PROCESS_RUNNER
+from murmur_beam.programs import merge_files
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")

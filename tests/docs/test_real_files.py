@@ -18,7 +18,7 @@ pytest.importorskip("pandas", reason="pip install 'murmur-beam[bench]'")
 from benchmarks import datafiles, real_files
 from benchmarks.datafiles import COMPRESS, DECOMPRESS, Held, LeftOut, Plan, arguments, hold, plan, recount
 from benchmarks.real_files import Chosen, choose, compare, copies, different, members
-from pipelines import merge_files
+from murmur_beam.programs import merge_files
 
 FLOWERS = b'no,kind,petal.width,count\n1,rose,0.2,5\n2,rose,0.3,\n3,"lily, white",0.2,7\n'
 

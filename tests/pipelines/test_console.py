@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from murmur_beam.errors import ConfigurationError
-from pipelines import common, console, flights, merge_files, replay
+from murmur_beam.programs import flights, merge_files, replay
+from murmur_beam.runs import beam_runs as common
+from murmur_beam.runs import console
 from tests.support import ROOT, environment
 from tests.support.programs import (
     CLICKS,
@@ -34,15 +36,14 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (
             merge_files,
             [],
-            "merge_files: error: the following arguments are required: --input "
-            "(see python -m pipelines.merge_files --help)",
+            "merge_files: error: the following arguments are required: --input (see murmur merge-files --help)",
         ),
         (merge_files, ["--input=x", "--dedup=bogus"], "merge_files: error: argument --dedup: invalid choice: 'bogus'"),
         (replay, ["--input=x", "--max_attempts=x"], "replay: error: argument --max_attempts: invalid int value: 'x'"),
         (
             flights,
             ["--input"],
-            "flights: error: argument --input: expected one argument (see python -m pipelines.flights --help)",
+            "flights: error: argument --input: expected one argument (see murmur flights --help)",
         ),
     ],
 )
@@ -193,8 +194,8 @@ def test_a_successful_run_in_a_process_is_one_line(tmp_path: Path) -> None:
     assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
 
 
-@pytest.mark.parametrize("module", ["console", "worker"])
+@pytest.mark.parametrize("module", ["runs.console", "programs.worker", "cli.main"])
 def test_modules_that_need_no_beam_do_not_load_it(module: str) -> None:
     """Importing one in a new process must not load Beam: that needs seconds, and a worker does not use it."""
-    program = f"import pipelines.{module}, sys; sys.exit('apache_beam' in sys.modules)"
+    program = f"import murmur_beam.{module}, sys; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0

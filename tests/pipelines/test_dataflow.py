@@ -29,9 +29,9 @@ from apache_beam.portability.api import beam_runner_api_pb2 as proto
 
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids.count import Count
+from murmur_beam.programs import pubsub
 from murmur_beam.testing.emulators import bigtable
 from murmur_beam.transforms import MergeDoFn
-from pipelines import pubsub
 from tests.support import ROOT, emulators
 
 pytest.importorskip(
@@ -60,7 +60,12 @@ WHERE = (
 )
 MERGE = ("--key=page/{page}", "--monoid=count", "--event_id=id", "--window=daily", "--event_time=at")
 TO_TOPIC = ("pipelines.pubsub", f"--subscription={SUBSCRIPTION}", *MERGE, f"--dead_letter_topic={TOPIC}")
-TO_FOLDER = ("pipelines.pubsub", f"--subscription={SUBSCRIPTION}", *MERGE, "--dead_letters=gs://my-bucket/dead")
+TO_FOLDER = (
+    "pipelines.pubsub",
+    f"--subscription={SUBSCRIPTION}",
+    *MERGE,
+    "--dead_letters=gs://my-bucket/dead",
+)
 FILES = (
     "pipelines.merge_files",
     "--input=gs://my-bucket/events/*.jsonl",
@@ -216,19 +221,19 @@ def wait_for_look(service: DataflowService, looks: int, process: subprocess.Pope
 
 @pytest.fixture
 def to_topic(launch: Launch) -> Launched:
-    """`pipelines.pubsub`, dead letters to a topic."""
+    """`murmur pubsub`, dead letters to a topic."""
     return launch(*TOPIC_JOB)
 
 
 @pytest.fixture
 def to_folder(launch: Launch) -> Launched:
-    """`pipelines.pubsub` in at-least-once mode, dead letters to a folder."""
+    """`murmur pubsub` in at-least-once mode, dead letters to a folder."""
     return launch(*FOLDER_JOB)
 
 
 @pytest.fixture
 def from_files(launch: Launch) -> Launched:
-    """`pipelines.merge_files`, the library as a wheel."""
+    """`murmur merge-files`, the library as a wheel."""
     return launch(*FILES_JOB)
 
 
@@ -276,7 +281,7 @@ def only(values: Any) -> Any:
 
 
 class TestTheJobOfPubsub:
-    """`pipelines.pubsub`, read back from Beam's requests to Dataflow."""
+    """`murmur pubsub`, read back from Beam's requests to Dataflow."""
 
     def test_the_launch_says_where_the_job_is(self, to_topic: Launched) -> None:
         """The address of the job's page is on stderr, and nothing else that a user must read."""
@@ -384,7 +389,7 @@ class TestTheJobOfPubsub:
 
 
 class TestTheJobOfMergeFiles:
-    """`pipelines.merge_files`, read back from Beam's requests to Dataflow."""
+    """`murmur merge-files`, read back from Beam's requests to Dataflow."""
 
     def test_it_is_a_batch_job(self, from_files: Launched) -> None:
         """The launch waits for its end and prints its counters."""

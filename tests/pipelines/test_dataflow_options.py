@@ -8,8 +8,8 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from murmur_beam.errors import ConfigurationError
-from pipelines import pubsub
-from pipelines.common import check_dataflow, on_dataflow, only_built
+from murmur_beam.programs import pubsub
+from murmur_beam.runs.beam_runs import check_dataflow, on_dataflow, only_built
 
 APICLIENT = "apache_beam.runners.dataflow.internal.apiclient"
 LOCAL = [("--store", "sqlite:///views.db"), ("--dead_letters", "dead")]

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from murmur_beam.programs import end_to_end, flights
 from murmur_beam.testing.emulators import BIGTABLE, PUBSUB
-from pipelines import end_to_end, flights
 from tests.support import emulators, environment
 from tests.support.emulators import listens
 
@@ -244,7 +244,7 @@ def test_without_google_s_packages(module: str, argv: list[str], tmp_path: Path)
         "        if name.startswith(('google.cloud', 'google.api_core', 'google.auth')):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
         "sys.meta_path.insert(0, No())\n"
-        f"from pipelines.{module} import main\n"
+        f"from murmur_beam.programs.{module} import main\n"
         f"raise SystemExit(main({argv!r}))\n"
     )
     done = subprocess.run(

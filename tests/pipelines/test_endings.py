@@ -21,8 +21,9 @@ from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
 from murmur_beam.extract import RecordHints
 from murmur_beam.model import DeadLetter
 from murmur_beam.monoids import Overflow
-from pipelines import endings, merge_files
-from pipelines.endings import Allowance, Reasons, reason_of
+from murmur_beam.programs import merge_files
+from murmur_beam.runs import endings
+from murmur_beam.runs.endings import Allowance, Reasons, reason_of
 
 COUNT = ("--key=page", "--monoid=count", "--event_id=id")
 
@@ -174,7 +175,7 @@ class TestCodes:
             "import resource, signal, sys\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-            "from pipelines import merge_files\n"
+            "from murmur_beam.programs import merge_files\n"
             "sys.exit(merge_files.main(sys.argv[1:]))\n"
         )
         done = run(code, "--dead_letters=/dev/null")
@@ -189,7 +190,7 @@ class TestCodes:
             "import resource, signal, sys\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-            "from pipelines import merge_files\n"
+            "from murmur_beam.programs import merge_files\n"
             "sys.exit(merge_files.main(sys.argv[1:]))\n"
         )
         done = run(code, "--on_exhausted=raise")

@@ -20,10 +20,10 @@ import pytest
 
 from murmur_beam.errors import StoreUnavailable
 from murmur_beam.model import DeadLetter
+from murmur_beam.programs import flights
 from murmur_beam.reader import Reader
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
 from murmur_beam.testing.emulators import stop
-from pipelines import flights
-from pipelines.common import IN_PROCESS_RUNNER
 from tests.support import emulators, environment
 from tests.support.engines import PRISM, Flink, flink
 from tests.support.programs import first_flights

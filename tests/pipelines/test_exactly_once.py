@@ -29,13 +29,13 @@ from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.sum import INT64_MAX
 from murmur_beam.processor import make_record, merge_records
+from murmur_beam.programs import replay
+from murmur_beam.runs.beam_runs import beam_options, hold_letters, run, write_dead_letters
 from murmur_beam.spec import resolve
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.base import Store
 from murmur_beam.state.pool import Lease
 from murmur_beam.transforms import MergeRecords
-from pipelines import replay
-from pipelines.common import beam_options, hold_letters, run, write_dead_letters
 from tests.support import emulators
 from tests.support.fault_proxy import CHECK_AND_MUTATE, READ_ROWS, Fault, FaultProxy, Plan
 from tests.support.merging import PATIENT, Event, Merge, do_all, several
@@ -162,7 +162,7 @@ def merge(
 
 
 def replayed(letters: Path, uri: str, capsys: pytest.CaptureFixture[str], flags: Sequence[str] = FLAGS) -> str:
-    """Run `pipelines.replay` on a file; the first line of its output."""
+    """Run `murmur replay` on a file; the first line of its output."""
     still_dead = letters.with_suffix(".again")
     capsys.readouterr()
     assert replay.main([f"--input={letters}", f"--store={uri}", f"--dead_letters={still_dead}", *flags]) == 0

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.files import matching as files
+from murmur_beam.files.matching import check_encoding, matching, opened
+from murmur_beam.programs import merge_files, replay
 from murmur_beam.reader import Reader
-from pipelines import files, merge_files, replay
-from pipelines.files import check_encoding, matching, opened
 
 COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db", "--max_dead_letters=100%")
 

@@ -13,8 +13,9 @@ import pytest
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids import names
+from murmur_beam.programs import pubsub
+from murmur_beam.pubsub import messages
 from murmur_beam.spec import from_flags, resolve
-from pipelines import messages, pubsub
 from tests.support import ROOT
 from tests.support.parsing import parse
 from tests.support.templates import FLEX, accepts, metadata, parameters
@@ -70,13 +71,13 @@ def argv_of(values: dict[str, str]) -> list[str]:
 
 def actions(pipeline: str) -> list[argparse.Action]:
     """All flags of a pipeline."""
-    return parse(f"pipelines.{pipeline}", argv_of(required(pipeline))).parser._actions
+    return parse(f"murmur_beam.programs.{pipeline}", argv_of(required(pipeline))).parser._actions
 
 
 def usable(pipeline: str, values: dict[str, str]) -> bool:
     """Whether the pipeline can be built with these flags, as far as that is known without a store."""
     try:
-        flags = parse(f"pipelines.{pipeline}", argv_of(values)).flags
+        flags = parse(f"murmur_beam.programs.{pipeline}", argv_of(values)).flags
         if pipeline == "pubsub":
             pubsub.check_places(flags.dead_letter_topic, flags.dead_letters)
             messages.merge_arguments(flags)

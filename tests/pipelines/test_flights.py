@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from murmur_beam.model import DeadLetter
+from murmur_beam.programs import flights
 from murmur_beam.reader import Reader
-from pipelines import flights
 from tests.support.programs import (
     DAY,
     Run,

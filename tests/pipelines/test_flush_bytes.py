@@ -20,13 +20,13 @@ from murmur_beam.merger import Merger, Message, size_of
 from murmur_beam.model import DeadLetter, MergeResult, Update
 from murmur_beam.monoids import Count
 from murmur_beam.processor import AtomicDedup, Config
+from murmur_beam.pubsub.subscriber import Tally
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
 from murmur_beam.spec import resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemoryStore
 from murmur_beam.testing import FakeClock, FaultyStore
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import IN_PROCESS_RUNNER
-from pipelines.subscriber import Tally
 
 FOREVER = timedelta(days=1)
 MB = 1_000_000

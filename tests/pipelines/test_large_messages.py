@@ -21,12 +21,13 @@ from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
 from murmur_beam.monoids import Count
 from murmur_beam.processor import Config
+from murmur_beam.programs import pubsub, replay, worker
+from murmur_beam.pubsub import letters
+from murmur_beam.pubsub.letters import MAX_MESSAGE_BYTES, LetterTopic, message_of
+from murmur_beam.pubsub.overflow import OverflowFile
+from murmur_beam.pubsub.puller import Puller
+from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
 from murmur_beam.state.sqlite import SqliteSpec
-from pipelines import letters, pubsub, replay, worker
-from pipelines.common import IN_PROCESS_RUNNER
-from pipelines.letters import MAX_MESSAGE_BYTES, LetterTopic, message_of
-from pipelines.overflow import OverflowFile
-from pipelines.puller import Puller
 from tests.support import programs
 from tests.support.programs import letters_in
 from tests.support.topics import Topic, new_topic
@@ -409,7 +410,7 @@ def test_without_an_emulator_google_s_own_channel_is_used(monkeypatch: pytest.Mo
     """Only an emulator needs another one."""
     from google.cloud import pubsub_v1
 
-    from pipelines.google_pubsub import subscriber_client
+    from murmur_beam.pubsub.client import subscriber_client
 
     made: list[dict[str, Any]] = []
     monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)

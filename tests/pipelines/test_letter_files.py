@@ -16,9 +16,9 @@ import pytest
 from murmur_beam.deadletter import Failure, write_letter
 from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.extract import RecordHints
+from murmur_beam.files.letter_files import LetterFile, filled
 from murmur_beam.model import DeadLetter
-from pipelines import flights, merge_files, replay
-from pipelines.letter_files import LetterFile, filled
+from murmur_beam.programs import flights, merge_files, replay
 
 COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db")
 ANY = "--max_dead_letters=100%"
@@ -59,7 +59,7 @@ def merge(*flags: str) -> int:
 
 def process(*flags: str, code: str = "pass") -> subprocess.Popen[str]:
     """The same in a process of its own."""
-    run = f"import sys; {code}; from pipelines import merge_files; sys.exit(merge_files.main(sys.argv[1:]))"
+    run = f"import sys; {code}; from murmur_beam.programs import merge_files; sys.exit(merge_files.main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", run, *COUNT, ANY, *flags],
         stdout=subprocess.PIPE,

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmur_beam.decode import decode_csv
+from murmur_beam.files.framing import frame_csv
 from murmur_beam.model import DeadLetter
-from pipelines import merge_files, replay
-from pipelines.framing import frame_csv
+from murmur_beam.programs import merge_files, replay
 from tests.support.programs import (
     CLICKS,
     DAY,
@@ -108,7 +108,7 @@ def test_dead_letters_of_files(run: Run, tmp_path: Path) -> None:
     Path("clicks.jsonl").write_bytes(b"\r\n".join([*bad[:2], jsonl(*CLICKS).rstrip(), *bad[2:]]))
     ran = run(merge_files, "--input=clicks.jsonl", *FLAGS, "--dead_letters=dead.jsonl", "--name=clicks")
     assert (ran.code, ran.outcomes) == (3, "3 merged / 0 duplicate / 5 dead-lettered")
-    assert ran.out.splitlines()[1] == "dead letters are in dead.jsonl; python -m pipelines.replay merges them again"
+    assert ran.out.splitlines()[1] == "dead letters are in dead.jsonl; murmur replay merges them again"
     letters = letters_in("dead.jsonl")
     assert sorted(letter.payload for letter in letters) == sorted(bad)
     assert {letter.pipeline for letter in letters} == {"clicks"}

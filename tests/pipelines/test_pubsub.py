@@ -20,8 +20,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import DeadLetter
+from murmur_beam.programs import pubsub, replay
 from murmur_beam.reader import Reader
-from pipelines import pubsub, replay
 from tests.support import emulators, environment, topics
 
 Message = tuple[bytes, dict[str, str]]
@@ -145,7 +145,7 @@ def test_from_subscription_to_state_and_topic(
     assert Counter(letter.stage for letter in letters) == {"decode": 2, "extract": 3}
     assert lines == [
         "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash loses "
-        "some; python -m pipelines.worker loses none",
+        "some; murmur worker loses none",
         "pubsub: stopped",
     ]
 
@@ -203,7 +203,7 @@ def test_a_bundle_writes_its_letters_completely_or_not_at_all(tmp_path: Path, mo
     assert sorted(map(len, files)) == [1, 2]
     assert [DeadLetter.from_json(line) for lines in files for line in lines] == [letter] * 3
 
-    monkeypatch.setattr("pipelines.pubsub.FileSystems.rename", lambda source, target: 1 / 0)
+    monkeypatch.setattr("murmur_beam.programs.pubsub.FileSystems.rename", lambda source, target: 1 / 0)
     step.start_bundle()
     step.process(letter)
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""`pipelines.replay` from a subscription on the real Pub/Sub emulator; files are tested in test_replay_files.py."""
+"""`murmur replay` from a subscription on the real Pub/Sub emulator; files are tested in test_replay_files.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from google.cloud import pubsub_v1
 from murmur_beam.errors import TransientError
 from murmur_beam.model import DeadLetter, Update
 from murmur_beam.monoids import Sum
+from murmur_beam.programs import replay, worker
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FaultyStore
-from pipelines import replay, worker
 from tests.support import emulators, programs, recording
 from tests.support.topics import Topic, new_topic
 

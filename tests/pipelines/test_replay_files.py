@@ -12,9 +12,9 @@ import pytest
 from murmur_beam.errors import TransientError
 from murmur_beam.model import DeadLetter, Update
 from murmur_beam.monoids.sum import INT64_MAX
+from murmur_beam.programs import merge_files, replay
 from murmur_beam.state.base import Result
 from murmur_beam.state.sqlite import SqliteStore
-from pipelines import merge_files, replay
 from tests.support import recording
 from tests.support.programs import (
     CLICKS,
@@ -118,7 +118,7 @@ def test_letters_of_csv_files(run: Run, down: Down, tmp_path: Path) -> None:
     Path("clicks.csv").write_bytes(b"id,page,n\r\n1,a,1\r\n")
     down.fails = lambda update: True
     ran = run(merge_files, "--input=clicks.csv", *FLAGS)
-    hint = "dead letters are in dead-letters.jsonl; python -m pipelines.replay --decode csv merges them again"
+    hint = "dead letters are in dead-letters.jsonl; murmur replay --decode csv merges them again"
     assert ran.out.splitlines()[1] == hint
     down.fails = lambda update: False
     ran = run(replay, "--input=dead-letters.jsonl", *FLAGS, "--decode", "csv")

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import pytest
 
-from pipelines import flights
+from murmur_beam.programs import flights
 from tests.support import environment
 from tests.support.programs import State, first_flights, flights_by_hand, rows_of
 
@@ -46,11 +46,11 @@ class Child(Protocol):
 
 
 class Forked:
-    """`pipelines.flights` by its ``main``, in a fork of a process that has already imported Beam: it starts at once."""
+    """`murmur flights` by its ``main``, in a fork of a process that has already imported Beam: it starts at once."""
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipelines.flights"])
+        context.set_forkserver_preload(["murmur_beam.programs.flights"])
         self._process = context.Process(target=_forked, args=(list(argv), str(log)))
         self._process.start()
         self.pid = self._process.pid or 0

@@ -18,12 +18,12 @@ from google.pubsub_v1.services.subscriber import SubscriberClient
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter, Key
 from murmur_beam.monoids import Count
+from murmur_beam.programs import pubsub, replay, worker
+from murmur_beam.pubsub.client import topic_of
+from murmur_beam.pubsub.messages import merge_arguments, needs_source, with_source
 from murmur_beam.spec import add_flags
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import emulators
-from pipelines import pubsub, replay, worker
-from pipelines.google_pubsub import topic_of
-from pipelines.messages import merge_arguments, needs_source, with_source
 from tests.support import programs
 from tests.support.programs import letters_in
 from tests.support.topics import Topic, new_topic
@@ -204,7 +204,7 @@ def test_letters_with_bare_ids_keep_them(run: Run, flags: list[str]) -> None:
 
 
 def test_the_pipeline_is_built_with_the_topic(topic: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pipelines.pubsub` puts it before the id as the worker does, so that both may write to one table."""
+    """`murmur pubsub` puts it before the id as the worker does, so that both may write to one table."""
     built: list[dict[str, Any]] = []
 
     def build(pipeline: Any, subscription: str, merge: dict[str, Any], **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""`pipelines.worker` on the real Pub/Sub emulator: no message is acknowledged before it is merged or its letter is
+"""`murmur worker` on the real Pub/Sub emulator: no message is acknowledged before it is merged or its letter is
 kept."""
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.model import DeadLetter, Key, Update
 from murmur_beam.monoids import Count
 from murmur_beam.processor import Config
+from murmur_beam.programs import worker
+from murmur_beam.pubsub import puller
+from murmur_beam.pubsub.puller import Puller
+from murmur_beam.pubsub.subscriber import Subscriber
 from murmur_beam.reader import Reader
 from murmur_beam.spec import resolve
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FaultyStore
 from murmur_beam.testing import emulators as murmur_emulators
-from pipelines import puller, worker
-from pipelines.puller import Puller
-from pipelines.subscriber import Subscriber
 from tests.support import emulators, environment, programs, recording
 from tests.support.fault_proxy import CHECK_AND_MUTATE, Fault, FaultProxy, Outage, Plan
 from tests.support.programs import letters_in

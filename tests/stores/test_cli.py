@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam import cli
+from murmur_beam.cli import arguments as cli_arguments
+from murmur_beam.cli import main as cli
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Custom, Sum, Timed, by_name, names
 from murmur_beam.monoids.base import Monoid, canonical_json
@@ -700,6 +701,6 @@ def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "spec_from_uri", interrupt)
+    monkeypatch.setattr(cli_arguments, "spec_from_uri", interrupt)
     assert cli.main(["get", "sqlite:///counts.db", "a"]) == 130
     assert capsys.readouterr() == ("", "murmur: interrupted\n")

@@ -19,7 +19,9 @@ from typing import Any
 import grpc
 import pytest
 
-from murmur_beam import cli, cli_fold
+from murmur_beam.cli import arguments as cli_arguments
+from murmur_beam.cli import fold as cli_fold
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import StoreUnavailable, TransientError
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count, Custom, Sum
@@ -190,9 +192,9 @@ class TestOnce:
         counts.append(("a/1", 1, "1"), ("a/2", 1, "1"), ("b/1", 1, "1"))
         counts.append(("a/1", 1, "2"), ("b/1", 1, "2"))
         counts.append(("b/1", 1, "3"))
-        assert counts.folded("--prefix", "a/", "--min-cells", "2")["events"] == 2
-        assert counts.folded("--prefix", "b/", "--min-cells", "4")["rows"] == 0
-        assert counts.folded("--min-cells", "3")["events"] == 3
+        assert counts.folded("--prefix", "a/", "--min_cells", "2")["events"] == 2
+        assert counts.folded("--prefix", "b/", "--min_cells", "4")["rows"] == 0
+        assert counts.folded("--min_cells", "3")["events"] == 3
         assert counts.folded("--prefix", "b/")["rows"] == 0
         assert counts.folded()["events"] == 1
         assert counts.values(fresh=False) == {"a/1": 2, "a/2": 1, "b/1": 3}
@@ -353,7 +355,9 @@ class TestForEver:
             raise end
 
         monkeypatch.setattr(BigtableStore, "fold", fold)
-        monkeypatch.setattr(cli, "spec_from_uri", lambda uri, what: BigtableSpec(*counts.spec.place[1:], clock=clock))
+        monkeypatch.setattr(
+            cli_arguments, "spec_from_uri", lambda uri, what: BigtableSpec(*counts.spec.place[1:], clock=clock)
+        )
         code, out, err = counts.fold("--every", "1m")
         told = "murmur: this round failed: busy; the next one begins 1m after its start"
         assert (code, err.splitlines()) == (2, [told, "murmur: error: gone"])
@@ -507,7 +511,7 @@ class TestWhereThereIsNothingToFold:
     [
         (["--every", "0s"], "--every: must be positive, such as 1m"),
         (["--every", "often"], "'often' is not a duration"),
-        (["--min-cells", "0"], "'0' is not a positive whole number"),
+        (["--min_cells", "0"], "'0' is not a positive whole number"),
         (["--prefix", "k" * 5_000], "argument --prefix: 5000 bytes long"),
         (["--evry", "1m"], "--evry is not a flag of murmur fold; did you mean --every?"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.model import Key
 from murmur_beam.state import spec_from_uri
 from murmur_beam.state.bigtable import encode_row_key, wire
@@ -55,7 +55,7 @@ is known for 91d 1h; layout 2, written by commits
 
     def test_a_dry_run_does_nothing(self, murmur: Command) -> None:
         """It prints the same, as changes that would be made."""
-        dry = murmur("create-table", *PURPOSE, "--dry-run")
+        dry = murmur("create-table", *PURPOSE, "--dry_run")
         assert murmur("check").out.startswith(
             f"{murmur.uri}: not as it should be\n  table        wrong        is missing"
         )
@@ -70,8 +70,8 @@ is known for 91d 1h; layout 2, written by commits
         assert (refused.code, refused.out) == (2, "")
         assert refused.err.startswith("murmur: error: --yes: is required, since garbage collection will take")
         assert refused.err.count("\n") == 1
-        assert murmur("create-table", *shorter, "--dry-run").out.count("deletes data, so it needs --yes") == 4
-        assert "needs --yes" not in murmur("create-table", *shorter, "--dry-run", "--yes").out
+        assert murmur("create-table", *shorter, "--dry_run").out.count("deletes data, so it needs --yes") == 4
+        assert "needs --yes" not in murmur("create-table", *shorter, "--dry_run", "--yes").out
         assert murmur("create-table", *shorter, "--yes").code == 0
         assert murmur("create-table", *shorter).out.endswith("nothing to do\n")
 
@@ -83,7 +83,7 @@ is known for 91d 1h; layout 2, written by commits
         assert "layout 2, written by appending\n" in murmur("check").out
         assert murmur("check", "--write", "commit").out.endswith("--retention 90d --write commit\n")
         assert (
-            murmur("create-table", *PURPOSE, "--write", "commit", "--dry-run").out
+            murmur("create-table", *PURPOSE, "--write", "commit", "--dry_run").out
             == f"""\
 {murmur.uri}: would be done:
   change  way of writing  by commits, instead of by appending; running pipelines go on as before until they are \
@@ -110,7 +110,7 @@ is known for 91d 1h; layout 2, written by commits
 
     def test_json(self, murmur: Command) -> None:
         """The same content, for programs."""
-        steps = murmur.json("create-table", "--dedup-retention", "7d", "--dry-run")
+        steps = murmur.json("create-table", "--dedup_retention", "7d", "--dry_run")
         assert (steps["store"], steps["dry_run"]) == (murmur.uri, True)
         assert steps["steps"][2] == {
             "action": "add",
@@ -118,16 +118,16 @@ is known for 91d 1h; layout 2, written by commits
             "text": "cells; garbage collection takes cells older than 7d or beyond 1 version",
             "deletes": False,
         }
-        assert murmur.json("create-table", "--dedup-retention", "7d") == {**steps, "dry_run": False}
-        assert murmur.json("create-table", "--dedup-retention", "7d")["steps"] == []
+        assert murmur.json("create-table", "--dedup_retention", "7d") == {**steps, "dry_run": False}
+        assert murmur.json("create-table", "--dedup_retention", "7d")["steps"] == []
 
     @pytest.mark.parametrize(
         ("args", "message"),
         [
             pytest.param(("--retention", "90d"), "--retention: needs a window", id="no-window"),
-            pytest.param((*PURPOSE, "--dedup-retention", "7d"), "--dedup-retention: leave it out", id="both"),
+            pytest.param((*PURPOSE, "--dedup_retention", "7d"), "--dedup_retention: leave it out", id="both"),
             pytest.param(
-                ("--dedup-retention", "7d", "--write", "append"), "--dedup-retention: leave it out", id="append"
+                ("--dedup_retention", "7d", "--write", "append"), "--dedup_retention: leave it out", id="append"
             ),
             pytest.param(("--monoid", "product"), "--monoid: unknown monoid 'product'; choose count", id="monoid"),
         ],
@@ -272,7 +272,7 @@ class TestOtherStores:
             "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
             "sys.meta_path.insert(0, No())\n"
             "sys.modules.pop('google', None)\n"
-            "from murmur_beam.cli import main\n"
+            "from murmur_beam.cli.main import main\n"
             f"raise SystemExit(main(['check', {uri!r}]))\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}

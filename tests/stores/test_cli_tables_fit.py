@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam import cli, cli_output
-from murmur_beam.cli_output import _cut, _width
+from murmur_beam.cli import main as cli
+from murmur_beam.cli import output as cli_output
+from murmur_beam.cli.output import _cut, _width
 from murmur_beam.monoids import by_name
 from murmur_beam.windows import daily
 from tests.support.commands import Murmur

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum, by_name
@@ -297,11 +297,11 @@ class TestEndsOfTheCalendar:
     ) -> None:
         """One line names the flag, before the server is asked; up to 10,000 years are a purpose."""
         tables = pytest.importorskip("murmur_beam.state.bigtable.tables")
-        uri = ["create-table", "bigtable://p/i/t", "--dry-run", "--window", granularity]
+        uri = ["create-table", "bigtable://p/i/t", "--dry_run", "--window", granularity]
         assert cli.main([*uri, "--retention", retention]) == 2
         err = capsys.readouterr().err
         assert err.startswith("murmur: error: --retention: ")
         assert err.endswith(" is longer than Bigtable can keep cells; leave it out to keep all\n")
-        assert cli.main([*uri[:3], "--dedup-retention", "999999999d"]) == 2
-        assert capsys.readouterr().err.startswith("murmur: error: --dedup-retention: ")
+        assert cli.main([*uri[:3], "--dedup_retention", "999999999d"]) == 2
+        assert capsys.readouterr().err.startswith("murmur: error: --dedup_retention: ")
         assert tables.table_meta(Schema("sum", HOUR), timedelta(days=3_652_000)).bucket_age is not None

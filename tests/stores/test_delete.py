@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count, Max, SetUnion, Sum
 from murmur_beam.reader import Reader

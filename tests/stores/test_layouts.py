@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import SchemaMismatch
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum

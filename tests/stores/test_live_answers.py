@@ -31,11 +31,11 @@ from murmur_beam.errors import PermanentError, StoreUnavailable, TransientError
 from murmur_beam.model import DeadLetter, Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
+from murmur_beam.runs.beam_runs import beam_options, run
 from murmur_beam.state.bigtable import BigtableSpec, encode_row_key, wire
 from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.testing import FakeClock
 from murmur_beam.transforms import MergeRecords
-from pipelines.common import beam_options, run
 from tests.support import emulators
 from tests.support.fault_proxy import CHECK_AND_MUTATE, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan, Refusal
 

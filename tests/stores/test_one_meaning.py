@@ -21,6 +21,7 @@ from murmur_beam.errors import ConfigurationError, SchemaMismatch
 from murmur_beam.model import Key, Outcome
 from murmur_beam.monoids import Count, Max, Monoid, Sum
 from murmur_beam.processor import AtomicDedup, Config, merge_many
+from murmur_beam.programs import merge_files
 from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec
 from murmur_beam.state.base import Schema
@@ -29,7 +30,6 @@ from murmur_beam.state.bigtable.keys import SCHEMA_ROW
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.windows import WindowConfig, daily, hourly
-from pipelines import merge_files
 from tests.support import emulators
 
 A = Key("a")

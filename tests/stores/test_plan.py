@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from murmur_beam import cli, cli_plan
-from murmur_beam.cli_plan import Load, key_shares, rates, row_rates, touched
+from murmur_beam.cli import main as cli
+from murmur_beam.cli import plan as cli_plan
+from murmur_beam.cli.plan import Load, key_shares, rates, row_rates, touched
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
 from murmur_beam.state.base import GRACE_S
@@ -246,8 +247,8 @@ def test_a_counter_of_few_events_fits_for_all_time(capsys: pytest.CaptureFixture
     [
         ("--shards 257", "--shards: must be from 1 to 256, got 257"),
         ("--bucket 0s", "--bucket: must be more than 0"),
-        ("--fold_every 0s", "--fold-every: must be more than 0"),
-        ("--events_per_s 0", "--events-per-s: must be more than 0"),
+        ("--fold_every 0s", "--fold_every: must be more than 0"),
+        ("--events_per_s 0", "--events_per_s: must be more than 0"),
         ("--skew nan", "argument --skew: 'nan' is not a number from 0 on"),
         ("--write both", "argument --write: invalid choice: 'both'"),
     ],
@@ -265,7 +266,7 @@ def test_arguments_out_of_their_range(capsys: pytest.CaptureFixture[str], argume
 def test_it_imports_neither_beam_nor_a_client() -> None:
     """In a process of its own."""
     code = (
-        "import sys; from murmur_beam import cli; cli.main(sys.argv[1:])\n"
+        "import sys; from murmur_beam.cli import main; main.main(sys.argv[1:])\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('apache_beam', 'grpc', 'google')])"
     )
     command = [sys.executable, "-c", code, "plan", "--keys", "1", "--events_per_s", "1", "--write", "append"]
@@ -297,9 +298,9 @@ def test_the_recipe_of_the_page_counts_right_and_groups_by_row(
     """It prints what stands under it; each row of the store is in one group."""
     options = pytest.importorskip("apache_beam.options.pipeline_options")
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
+    from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
     from murmur_beam.state.bigtable.batch import batch_of
     from murmur_beam.state.bigtable.keys import parse_row_key
-    from pipelines.common import IN_PROCESS_RUNNER
 
     ((code, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
     # The example names no runner, and Beam's default would look for a binary on the network.

@@ -24,7 +24,7 @@ from google.cloud.bigtable_v2.types import (
     ReadRowsRequest,
 )
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import StoreUnavailable, TransientError
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count

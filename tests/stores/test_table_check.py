@@ -148,7 +148,7 @@ class TestCheck:
         where, meta = new_where(), tables.table_meta(ALL_TIME, None, 7 * DAY)
         tables.create(where, meta)
         modify(where, id="dedup", update=ColumnFamily(gc_rule=GcRule()))
-        assert remedies(tables.check(where)) == {f"murmur create-table {where} --monoid sum --dedup-retention 1w"}
+        assert remedies(tables.check(where)) == {f"murmur create-table {where} --monoid sum --dedup_retention 1w"}
 
     @pytest.mark.parametrize(
         ("wanted", "text"),

@@ -15,7 +15,7 @@ from google.cloud.bigtable_admin_v2.types import (
     Type,
 )
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import ConfigurationError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.monoids import Sum
 from murmur_beam.state.base import Schema

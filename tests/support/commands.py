@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from murmur_beam import cli
+from murmur_beam.cli import main as cli
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.processor import defaults, merge_many

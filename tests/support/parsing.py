@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.console import Parser
+from murmur_beam.runs.console import Parser
 
 
 class Parsed(Exception):
@@ -29,7 +29,7 @@ class Parsed(Exception):
 
 
 def parse(module: str, argv: Sequence[str]) -> Parsed:
-    """Let the ``main`` of a module, such as ``pipelines.pubsub``, parse a command line, and no more.
+    """Let the ``main`` of a module, such as ``murmur pubsub``, parse a command line, and no more.
 
     Raises:
         SystemExit: it refuses the command line.

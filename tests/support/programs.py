@@ -69,7 +69,7 @@ FLAGS = ["--store=sqlite:///counts.db", "--key=page/{page}", "--key==all", "--va
 
 def first_flights(path: Path, n: int) -> Path:
     """Write the header and the first rows of the shipped file of flights."""
-    from pipelines import flights  # loads Beam
+    from murmur_beam.programs import flights  # loads Beam
 
     with zipfile.ZipFile(flights.shipped_data()) as archive, archive.open(archive.namelist()[0]) as member:
         path.write_bytes(b"".join(itertools.islice(member, n + 1)))

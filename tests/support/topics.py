@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from google.cloud import pubsub_v1
 
-from pipelines.google_pubsub import subscriber_client
+from murmur_beam.pubsub.client import subscriber_client
 from tests.support import emulators
 
 TIMEOUT_S = 60.0

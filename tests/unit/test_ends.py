@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmur_beam.errors import MurmurError
-from pipelines import merge_files, replay
-from pipelines.compressed import CODECS, Damaged, inflate, kind_of, split_name
-from pipelines.files import opened
+from murmur_beam.files.compressed import CODECS, Damaged, inflate, kind_of, split_name
+from murmur_beam.files.matching import opened
+from murmur_beam.programs import merge_files, replay
 
 COUNT = ("--key=page", "--monoid=count", "--event_id=id", "--store=sqlite:///c.db", "--max_dead_letters=100%")
 LINES = b"".join(json.dumps({"id": f"e{i}", "page": "p"}).encode() + b"\n" for i in range(3_000))
@@ -180,7 +180,7 @@ def test_one_line_of_600_mb_in_a_small_file_needs_little_memory(tmp_path: Path) 
         file.write(b'\n{"id":"2","page":"p"}\n')
     code = (
         "import resource, sys\n"
-        "from pipelines import merge_files\n"
+        "from murmur_beam.programs import merge_files\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert merge_files.main(sys.argv[1:]) == 0\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"

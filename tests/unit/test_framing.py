@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmur_beam.decode import decode_csv
-from pipelines import framing
-from pipelines.framing import TooLong, Unframed, frame_csv, frame_json
+from murmur_beam.files import framing
+from murmur_beam.files.framing import TooLong, Unframed, frame_csv, frame_json
 
 LIMIT = 1_000
 

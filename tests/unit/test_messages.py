@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.pubsub.messages import merge_arguments
 from murmur_beam.spec import add_flags, resolve
-from pipelines.messages import merge_arguments
 
 BASE = ("--store=sqlite:///test_messages.db", "--key=page")
 ID = {"event_id": "message:id"}
@@ -72,5 +72,5 @@ def test_wrong_flags_are_reported_first(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_it_does_not_import_beam() -> None:
     """A subscriber without Beam uses it too."""
-    code = "import sys, pipelines.messages; sys.exit('apache_beam' in sys.modules)"
+    code = "import sys, murmur_beam.pubsub.messages; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.outstanding import Outstanding
+from murmur_beam.pubsub.outstanding import Outstanding
 
 
 def holding(max_messages: int, max_bytes: int, *sizes: int) -> Outstanding:

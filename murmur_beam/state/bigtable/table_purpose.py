@@ -84,7 +84,7 @@ def create_command(where: BigtableSpec, meta: Meta, recorded: Meta | None = None
             retention = meta.bucket_age - bucket_lifetime(meta.schema.granularity, timedelta(0))
             words += ["--retention", format_duration(retention)]
     if meta.dedup_retention is not None:
-        words += ["--dedup-retention", format_duration(meta.dedup_retention)]
+        words += ["--dedup_retention", format_duration(meta.dedup_retention)]
     if meta.write != COMMIT or (recorded is not None and recorded.write != COMMIT):
         words += ["--write", meta.write]
     return shlex.join(words)

@@ -182,7 +182,7 @@ def _require_no_deletion(steps: list[Step]) -> None:
     if changed := ", ".join(step.subject for step in steps if step.deletes):
         raise ConfigurationError(
             "yes",
-            f"is required, since garbage collection will take cells that it keeps now ({changed}; --dry-run shows "
+            f"is required, since garbage collection will take cells that it keeps now ({changed}; --dry_run shows "
             "more); first stop the pipelines with a longer retention: they would merge into deleted buckets",
         )
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.quiet_beam import beam  # isort: split
+from murmur_beam.quiet_beam import beam  # isort: split
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -25,12 +25,13 @@ from apache_beam.options.pipeline_options import (
 
 from murmur_beam.beam_metrics import METRICS_NAMESPACE
 from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.files.compressed import split_name
+from murmur_beam.files.letter_files import FLAG, Identity, LetterFile
+from murmur_beam.files.matching import is_remote
+from murmur_beam.files.names import shown
 from murmur_beam.model import DeadLetter
-from pipelines.compressed import split_name
-from pipelines.console import Progress, shown
-from pipelines.endings import Reasons
-from pipelines.files import is_remote
-from pipelines.letter_files import FLAG, Identity, LetterFile
+from murmur_beam.runs.console import Progress
+from murmur_beam.runs.endings import Reasons
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's runner inside this process: it downloads nothing, unlike the ``DirectRunner`` of newer versions."""
@@ -226,7 +227,7 @@ def hold_letters(path: str, *, tried: bool = True) -> LetterFile | RemoteLetters
 
 
 def write_dead_letters(letters: Sequence[beam.PCollection], file: LetterFile | RemoteLetters) -> None:
-    """Write dead letters to one JSON Lines file, which `pipelines.replay` reads.
+    """Write dead letters to one JSON Lines file, which `murmur replay` reads.
 
     A local file is appended to while the pipeline runs. If a bundle is retried, its letters are in the file twice; a
     replay takes the second ones for duplicates. A remote file is written as a whole or not at all.

@@ -7,9 +7,9 @@ from concurrent import futures
 from typing import Any, Protocol
 
 from murmur_beam.errors import MurmurError
+from murmur_beam.files.letter_files import LetterFile
 from murmur_beam.model import DeadLetter
-from pipelines.google_pubsub import ANSWER_S, asking, client_library, retrying
-from pipelines.letter_files import LetterFile
+from murmur_beam.pubsub.client import ANSWER_S, asking, client_library, retrying
 
 __all__ = ["LetterFile", "LetterTopic", "Letters", "attributes_of"]
 

@@ -31,9 +31,17 @@ class Damaged(Exception):
 class _Member(Protocol):
     """Decompresses one member of a stream."""
 
-    eof: bool
-    unused_data: bytes
-    needs_input: bool
+    @property
+    def eof(self) -> bool:
+        """Whether the member has ended."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Data after the end of the member."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether more data must be given to go on."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         """Decompress at most ``max_length`` further bytes."""
@@ -181,7 +189,7 @@ def inflate(source: BinaryIO, codecs: list[Codec]) -> BinaryIO:
     Reading from the result may raise `Damaged`; memory is bounded by some 64 MB, and 256 MB for the dictionary of xz.
     """
     for codec in codecs:
-        source = io.BufferedReader(_Inflated(source, codec), _BUFFER_BYTES)  # type: ignore[assignment]
+        source = io.BufferedReader(_Inflated(source, codec), _BUFFER_BYTES)
     return source
 
 

@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.files.compressed import Codec, split_name
+from murmur_beam.files.names import shown
 from murmur_beam.model import DeadLetter
-from pipelines.compressed import Codec, split_name
-from pipelines.console import shown
 
 FLAG = "--dead_letters"
 _READER_S = 30.0

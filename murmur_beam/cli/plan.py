@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import NamedTuple
 
-from murmur_beam.cli_arguments import add_json, parse_amount, parse_n, parsed
-from murmur_beam.cli_output import print_json
+from murmur_beam.cli.arguments import add_json, parse_amount, parse_n
+from murmur_beam.cli.output import print_json
 from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.runs.command_line import parsed
 from murmur_beam.sizes import size_text
 from murmur_beam.windows import parse_duration
 
@@ -185,7 +186,7 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
     amount, number, duration = parsed(parse_amount), parsed(parse_n), parsed(parse_duration)
     kept = "how long a bucket takes events after its end (7d); without --bucket, how long events are kept (3650d)"
     for flag, metavar, kind, default, text in (
-        ("--events-per-s", "N", amount, ..., "events of all keys a second, more than 0"),
+        ("--events_per_s", "N", amount, ..., "events of all keys a second, more than 0"),
         ("--keys", "N", number, ..., "number of keys"),
         ("--skew", "S", amount, 0.0, "Zipf exponent: the key of rank r has the weight r^-S; 0: all alike"),
         ("--bucket", "DURATION", duration, None, "length of a time bucket, such as 1h; default: all-time counters"),
@@ -193,7 +194,7 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
         ("--workers", "N", number, None, "processes that write; default: as many as are needed"),
         ("--bundle", "N", number, 10_000, "events of one flush of a process"),
         ("--shards", "N", number, 1, "rows of each key, 1 to 256"),
-        ("--fold-every", "DURATION", duration, "1m", "append: from one fold to the next"),
+        ("--fold_every", "DURATION", duration, "1m", "append: from one fold to the next"),
     ):
         text += "" if default in (None, ...) else f"; default: {default}"
         sub.add_argument(flag, metavar=metavar, type=kind, default=default, required=default is ..., help=text)

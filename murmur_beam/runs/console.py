@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from murmur_beam.command_line import OneLineErrorParser, discard_output
 from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Outcome
-from pipelines.endings import INTERRUPTED, MISTAKE, STORE_FAILED
+from murmur_beam.runs.command_line import OneLineErrorParser, discard_output
+from murmur_beam.runs.endings import INTERRUPTED, MISTAKE, STORE_FAILED
 
 DEAD_LETTERS_HELP = (
     "file for elements that cannot be merged; must be new or empty; {date} and {time} in its name are filled in "
     "(%(default)s)"
 )
 
-Parser = OneLineErrorParser
-"""The parser of the pipelines' arguments."""
+
+class Parser(OneLineErrorParser):
+    """The parser of a program's arguments.
+
+    Args:
+        program: name of its module.
+        arguments: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, program: str, **arguments: Any) -> None:
+        super().__init__(name=program, prog=command_of(program), **arguments)
+
+
+def command_of(program: str) -> str:
+    """The command that runs a program, as this process was started."""
+    spec = sys.modules["__main__"].__spec__
+    in_clone = spec is not None and spec.name.startswith("pipelines.")
+    return f"python -m pipelines.{program}" if in_clone else f"murmur {program.replace('_', '-')}"
+
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -36,12 +52,6 @@ _WRAPPED = re.compile(rf"(?:[\w.]*\.)?({'|'.join(kind.__name__ for kind in _OF_T
 
 _IN_PLACE_EVERY_S = 0.2
 _LINE_EVERY_S = 5.0
-
-
-def shown(name: str) -> str:
-    """A printable form of a file's name: bytes that are not UTF-8, and control characters, are escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def one_line_errors(name: str) -> Callable[[Main], Main]:

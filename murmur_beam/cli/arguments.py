@@ -10,17 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from murmur_beam.command_line import USAGE_ERROR, OneLineErrorParser
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import check_entity, to_us
-from murmur_beam.monoids import names
+from murmur_beam.monoids import by_name, names
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.reader import Reader
+from murmur_beam.runs.command_line import USAGE_ERROR, OneLineErrorParser, parsed, with_underscores
+from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import parse_window
 
-T = TypeVar("T")
-
+_RECORDED = "what the store recorded"
+"""Default of --monoid and --window for commands that read a store."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -35,7 +38,6 @@ class Parser(OneLineErrorParser):
     def add_argument(self, *names: Any, **arguments: Any) -> Any:
         """Add an argument, as argparse does, and remember its flags."""
         action = super().add_argument(*names, **arguments)
-        # A flag that can be turned off has two names.
         self._flags += [name for name in action.option_strings if name.startswith("--")]
         return action
 
@@ -55,7 +57,7 @@ class Parser(OneLineErrorParser):
             self.print_help(sys.stderr)
             self.exit(USAGE_ERROR)
         end = argv.index("--") if "--" in argv else len(argv)
-        words = [_with_hyphens(word) for word in argv[:end]]
+        words = [*argv[:end]]
         parser = self
         if words and not words[0].startswith("-"):
             words[0] = words[0].replace("_", "-")
@@ -63,16 +65,49 @@ class Parser(OneLineErrorParser):
                 self.error(f"{argv[0]!r} is not a command; {_near(words[0], [*self._commands])}")
             parser = self._commands[words[0]]
         for word in words:
-            flag = word.partition("=")[0]
+            flag = with_underscores(word.partition("=")[0])
             # As argparse, take an abbreviation for a flag, but not a word that contains a blank.
             if flag.startswith("--") and " " not in word and not any(known.startswith(flag) for known in parser._flags):
                 after = parser is self and self._of_a_command(flag)
                 hint = "write it after the command" if after else _near(flag, parser._flags)
-                parser.error(f"{flag} is not a flag of {parser.prog}; {hint}")
+                parser.error(f"{word.partition('=')[0]} is not a flag of {parser.prog}; {hint}")
         return self.parse_args([*words, *argv[end:]])
 
     def _of_a_command(self, flag: str) -> bool:
         return any(flag in command._flags for command in self._commands.values())
+
+
+AddCommand = Callable[..., Parser]
+"""Adds a command, given its name, function, description and the end of its help."""
+
+
+def on_reader(run: Callable[[Reader[Any], argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The function of a command that reads the store of its URI."""
+
+    def opened(args: argparse.Namespace) -> int:
+        spec = spec_from_uri(args.uri, "URI")
+        with Reader.open(spec, _monoid(args), args.window) as reader:
+            return run(reader, args)
+
+    return opened
+
+
+def on_table(
+    run: Callable[[StoreSpec, Monoid[Any] | None, argparse.Namespace], int],
+) -> Callable[[argparse.Namespace], int]:
+    """The function of a command about the table of its URI."""
+    return lambda args: run(spec_from_uri(args.uri, "URI"), _monoid(args), args)
+
+
+def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:
+    return by_name(args.monoid, "--monoid") if args.monoid else None
+
+
+def add_reading(sub: Parser) -> None:
+    """Add the flags that say how a store's values are read."""
+    add_json(sub, "one JSON document; list: one a line")
+    add_monoid(sub, _RECORDED)
+    add_window(sub, _RECORDED)
 
 
 def add_json(sub: argparse.ArgumentParser, text: str) -> None:
@@ -97,12 +132,6 @@ def add_window(sub: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _with_hyphens(word: str) -> str:
-    """Return a flag in our spelling; underscores, as in Beam's flags, are accepted."""
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if flag.startswith("--") and " " not in flag else word
-
-
 def _near(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
@@ -118,18 +147,6 @@ class Span(NamedTuple):
     def is_day(self) -> bool:
         """Whether the time was a plain date."""
         return self.start < self.end
-
-
-def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Wrap a parser so that argparse shows its message; of a plain ValueError it shows only the function's name."""
-
-    def convert(text: str) -> T:
-        try:
-            return parse(text)
-        except ValueError as err:
-            raise argparse.ArgumentTypeError(str(err)) from None
-
-    return convert
 
 
 def parse_span(text: str) -> Span:

@@ -19,12 +19,12 @@ from murmur_beam import retry
 from murmur_beam.errors import MergeCancelled, RetriesExhausted
 from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter
+from murmur_beam.pubsub.client import one_line
+from murmur_beam.pubsub.letters import Letters
+from murmur_beam.pubsub.puller import MAX_BYTES, Puller, Received
+from murmur_beam.runs.console import Outcomes, Progress
+from murmur_beam.runs.endings import Allowance, Reasons, end
 from murmur_beam.spec import MergeSpec
-from pipelines.console import Outcomes, Progress
-from pipelines.endings import Allowance, Reasons, end
-from pipelines.google_pubsub import one_line
-from pipelines.letters import Letters
-from pipelines.puller import MAX_BYTES, Puller, Received
 
 _QUIET_S = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -25,10 +26,9 @@ def client_library() -> Any:
         MurmurError: google-cloud-pubsub is not installed.
     """
     try:
-        from google.cloud import pubsub_v1
+        return importlib.import_module("google.cloud.pubsub_v1")
     except ImportError as err:
         raise MurmurError("google-cloud-pubsub is not installed; run: pip install 'murmur-beam[gcp]'") from err
-    return pubsub_v1
 
 
 def subscriber_client() -> Any:

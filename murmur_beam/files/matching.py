@@ -21,9 +21,9 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from murmur_beam.errors import ConfigurationError, MurmurError
-from pipelines.compressed import Damaged, inflate, kind_of, split_name
-from pipelines.console import shown
-from pipelines.quiet_beam import beam  # noqa: F401 - before anything else that imports it
+from murmur_beam.files.compressed import Damaged, inflate, kind_of, split_name
+from murmur_beam.files.names import shown
+from murmur_beam.quiet_beam import beam  # noqa: F401 - before anything else that imports it
 
 _BUFFER_BYTES = 1 << 18
 _WRITER_S = 10.0

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.files.letter_files import LetterFile
 from murmur_beam.model import DeadLetter
-from pipelines.letter_files import LetterFile
 
 
 class OverflowFile:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from murmur_beam import retry
 from murmur_beam.errors import MurmurError
-from murmur_beam.merger import Message, size_of
-from murmur_beam.model import from_us
+from murmur_beam.merger import size_of
+from murmur_beam.model import Message, from_us
 from murmur_beam.processor import Config
-from pipelines.google_pubsub import (
+from murmur_beam.pubsub.client import (
     ANSWER_S,
     asking,
     client_library,
@@ -29,7 +29,7 @@ from pipelines.google_pubsub import (
     retrying,
     subscriber_client,
 )
-from pipelines.outstanding import Outstanding
+from murmur_beam.pubsub.outstanding import Outstanding
 
 MAX_BYTES = 100_000_000
 """Default limit for the bytes of unacknowledged messages."""
@@ -177,7 +177,9 @@ class Puller:
             return
         from google.api_core import exceptions
 
-        error = exceptions.from_grpc_error(err) if hasattr(err, "code") else err
+        error: Exception = err
+        if hasattr(err, "code"):
+            error = exceptions.from_grpc_error(err)  # type: ignore[no-untyped-call]
         if isinstance(error, exceptions.DeadlineExceeded):
             return  # no messages arrived for a while
         if not isinstance(error, cured_by_waiting()):

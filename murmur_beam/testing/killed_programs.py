@@ -1,4 +1,4 @@
-"""Programs that `pipelines.end_to_end` starts and kills: the worker, and the folder beside it."""
+"""Programs that `murmur end-to-end` starts and kills: the worker, and the folder beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from murmur_beam.errors import MurmurError
-from pipelines.flights import KEYS
 
 PROJECT = "end-to-end"
 SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/flights"
@@ -83,18 +82,19 @@ class _Program:
 
 
 class Worker(_Program):
-    """`pipelines.worker`.
+    """`murmur worker`.
 
     Args:
         store: URI of the store to count in.
+        keys: what to count by.
         log: gets the worker's output.
     """
 
-    def __init__(self, store: str, log: IO[bytes]) -> None:
-        keys = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in KEYS]
+    def __init__(self, store: str, keys: Sequence[str], log: IO[bytes]) -> None:
+        flags = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in keys]
         argv = [
-            *("pipelines.worker", "--name=flights", f"--store={store}"),
-            *(f"--subscription={SUBSCRIPTION}", f"--dead_letter_topic={DEAD_TOPIC}", *keys),
+            *("murmur_beam", "worker", "--name=flights", f"--store={store}"),
+            *(f"--subscription={SUBSCRIPTION}", f"--dead_letter_topic={DEAD_TOPIC}", *flags),
             *("--monoid=count", "--window=daily", "--event_id=attribute:id", "--event_time=departure"),
             *(f"--until_idle={UNTIL_IDLE_S}s", f"--max_outstanding={_MAX_OUTSTANDING}"),
         ]

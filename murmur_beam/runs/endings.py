@@ -94,7 +94,7 @@ def _is_the_store_s(letter: DeadLetter) -> bool:
     return letter.stage == "merge" and letter.error_type not in _permanent()
 
 
-def _permanent(base: type = PermanentError) -> Iterator[str]:
+def _permanent(base: type[Exception] = PermanentError) -> Iterator[str]:
     yield base.__name__
     for kind in base.__subclasses__():
         yield from _permanent(kind)

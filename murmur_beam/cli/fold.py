@@ -13,8 +13,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from murmur_beam.cli_arguments import add_json, add_monoid
-from murmur_beam.cli_output import human, print_json
+from murmur_beam.cli.arguments import add_json, add_monoid
+from murmur_beam.cli.output import human, print_json
 from murmur_beam.clock import Clock
 from murmur_beam.durations import format_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, TransientError
@@ -82,7 +82,7 @@ def add_fold(
         help="fold periodically: time from the start of one round to the next, such as 1m; default: fold once",
     )
     sub.add_argument(
-        "--min-cells",
+        "--min_cells",
         metavar="N",
         type=number,
         default=1,

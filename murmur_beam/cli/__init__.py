@@ -1,0 +1,1 @@
+"""The command ``murmur``: `main` finds a command by its name; the other modules hold commands, or what they share."""

@@ -1,0 +1,1 @@
+"""Files of records and of dead letters: finding, decompressing and splitting them."""
