@@ -39,9 +39,9 @@ PHRASES = {
 
 # A row: a module (below murmur_beam, or in pipelines), and the modules that it may import, from the bottom up. "x.*"
 # are the modules in package x, unless a row of their own says otherwise; "x" is the package's own __init__.
-BASICS = "errors forks model clock durations sizes import_path windows metrics monoids.base state.base"
+BASICS = "option errors forks model clock durations sizes import_path windows metrics monoids.base state.base"
 CORE = f"{BASICS} retry config processor"
-LIBRARY = f"{CORE} gc_tuning buffer decode fields times extract deadletter spec monoids monoids.* state state.*"
+LIBRARY = f"{CORE} gc_tuning buffer decode fields times extract deadletter options spec monoids monoids.* state state.*"
 
 MAY_IMPORT = {
     "errors": "",
@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "import_path": "errors",
     "durations": "",
     "sizes": "",
+    "option": "errors durations",
     "model": "errors",
     # Monoids know nothing but the contract. Those that share code say so in a row.
     "monoids.base": "errors model",
@@ -64,11 +65,12 @@ MAY_IMPORT = {
     "monoids": "errors import_path monoids.*",
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
-    "state.*": "errors forks model clock durations monoids.base state.base",
-    "state.sqlite": "errors durations state.sqlite.*",
-    "state.sqlite.*": "errors forks model clock durations monoids.base state.base state.sqlite.*",
-    "state.bigtable": "errors state.bigtable.*",
-    "state.bigtable.*": "errors model clock durations sizes monoids.base state.base retry windows state.bigtable.*",
+    "state.*": "errors forks model clock durations option monoids.base state.base",
+    "state.sqlite": "errors option state.sqlite.*",
+    "state.sqlite.*": "errors forks model clock durations option monoids.base state.base state.sqlite.*",
+    "state.bigtable": "errors option state.bigtable.*",
+    "state.bigtable.*": "errors model clock durations sizes option monoids.base state.base retry windows "
+    "state.bigtable.*",
     "state": "errors model state.base",
     # The core runs without Beam.
     "retry": "errors clock",
@@ -76,14 +78,15 @@ MAY_IMPORT = {
     "metrics": "errors forks model",
     "config": f"{BASICS} retry",
     "processor": f"{BASICS} retry config",
-    "buffer": "errors model",
+    "buffer": "errors model durations option",
     # From an element to a record.
     "decode": "errors",
     "fields": "errors model decode",
     "times": "errors model",
     "extract": f"{CORE} decode fields times",
     "deadletter": f"{CORE} decode extract times",
-    "spec": f"{CORE} buffer decode extract fields times monoids state state.one_meaning",
+    "options": f"{CORE} buffer decode fields times monoids state",
+    "spec": f"{CORE} options buffer extract fields times monoids state state.one_meaning",
     "merger": LIBRARY,
     # What users hold in their hands.
     "beam_metrics": BASICS,
@@ -95,7 +98,7 @@ MAY_IMPORT = {
     "runs.command_line": "",
     "runs.endings": "errors model",
     "runs.console": "errors gc_tuning model runs.command_line runs.endings",
-    "runs.beam_runs": "errors model beam_metrics quiet_beam runs.endings runs.console files.*",
+    "runs.beam_runs": "errors model beam_metrics quiet_beam runs.* files.*",
     "files": "",
     "files.*": "errors model decode quiet_beam files.*",
     "pubsub": "",

@@ -137,12 +137,13 @@ class Appender(Actor):
         from apache_beam.utils.timestamp import Timestamp
         from apache_beam.utils.windowed_value import WindowedValue
 
+        from murmur_beam.options import MergeOptions
         from murmur_beam.spec import resolve
         from murmur_beam.transforms import MergeDoFn
 
         arguments: dict[str, Any] = {"name": "p", "key": "k", "value": "v", "event_id": "id", "monoid": "sum"}
         limits = FlushLimits(events=self.chance.choice((50, 300, 5_000)))
-        fn = MergeDoFn(resolve({**arguments, "store": self.place.spec(), "config": PATIENT, "flush": limits}))
+        fn = MergeDoFn(resolve(MergeOptions(**arguments, store=self.place.spec(), config=PATIENT, flush=limits)))
         fn.setup()
         stack.callback(fn.teardown)
 

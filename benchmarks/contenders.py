@@ -38,6 +38,7 @@ from murmur_beam.buffer import FlushLimits
 from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER, run
 from murmur_beam.spec import resolve
@@ -267,7 +268,7 @@ def bundles(
     def contender(job: Job) -> list[Pass]:
         where = _table(job, write=write)
         n = max(size or 1, job.events // part)
-        fn = MergeDoFn(resolve(_arguments("sum", where, job.flush, dedup=True)))
+        fn = MergeDoFn(resolve(MergeOptions(**_arguments("sum", where, job.flush, dedup=True))))
         fn.setup()
         taken = 0
         pages(kind, n)

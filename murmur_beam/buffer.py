@@ -6,43 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.durations import parse_duration
 from murmur_beam.model import DeadLetter, Record
+from murmur_beam.option import Option, at_least, check_options, documented, number, positive_duration
 
 T = TypeVar("T")
 
 
+@documented
 @dataclass(frozen=True)
 class FlushLimits:
     """When the buffer is written: when the first limit is reached, and at the end of a bundle.
 
-    Args:
-        events: buffered elements, at least 1: records, and elements that become dead letters.
-        rows: touched rows, at least 1.
-        age: time since the first element was buffered; it is checked when an element is added.
-        bytes: size of the buffered elements, at least 1: the length of bytes and text, data and attributes of messages
-            and dead letters. Dicts and other objects count as 0, since measuring them costs as much as merging them; if
-            they make no record, their dead letters count. So a buffer holds at most this size and one element more; if
-            the store waits for a network, as much again is being merged meanwhile.
+    An element that becomes a dead letter counts as a record. The age is checked when an element is added. The size is
+    the length of bytes and text, and of data and attributes of messages and dead letters. Dicts and other objects count
+    as 0, since measuring them costs as much as merging them; if they make no record, their dead letters count. So a
+    buffer holds at most this size and one element more; if the store waits for a network, as much again is being merged
+    meanwhile.
 
     Raises:
         ConfigurationError: a limit that is not positive, or of another type.
     """
 
-    events: int = 10_000
-    rows: int = 10_000
-    age: timedelta = timedelta(seconds=1)
-    bytes: int = 64 * 1024 * 1024
+    events: Annotated[int, Option("write after this number of records", "N", number, at_least(1))] = 10_000
+    rows: Annotated[int, Option("write after this number of touched rows", "N", number, at_least(1))] = 10_000
+    age: Annotated[
+        timedelta, Option("write this long after the first record", "DURATION", parse_duration, positive_duration)
+    ] = timedelta(seconds=1)
+    bytes: Annotated[
+        int, Option("write after this number of bytes of bytes, text and messages", "N", number, at_least(1))
+    ] = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        for name in ("events", "rows", "bytes"):
-            limit = getattr(self, name)
-            if type(limit) is not int or limit < 1:
-                raise ConfigurationError(name, f"must be an integer of at least 1, got {limit!r:.80}")
-        if not isinstance(self.age, timedelta) or self.age <= timedelta(0):
-            raise ConfigurationError("age", f"must be a positive timedelta, got {self.age!r:.80}")
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from murmur_beam.clock import Clock
+from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.metrics import Noop, Recorder
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import Option, at_least, check_options, documented, number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +36,36 @@ class Deduper(Protocol):
         """Remember an id; True the first time, False if it was seen before. An exception counts as a failed try."""
 
 
+_DEDUP = {"exact": AtomicDedup(), "none": NoDedup()}
+"""The ways of dropping duplicates that a flag can name."""
+
+
+def _dedup(dedup: object) -> None:
+    claims = callable(getattr(dedup, "mark_seen", None)) and not isinstance(dedup, type)
+    if not (isinstance(dedup, (AtomicDedup, NoDedup)) or claims):
+        raise ValueError(
+            f"must be None, AtomicDedup(), NoDedup() or an object with mark_seen(event_id), got {dedup!r:.80}"
+        )
+
+
+def _not_negative(wait: object) -> None:
+    if not isinstance(wait, timedelta):
+        raise ValueError(f"must be a timedelta, got {wait!r:.80}")
+    if wait < timedelta(0):
+        raise ValueError(f"must not be negative, got {wait}")
+
+
+@documented
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Retries, dedup and metrics of a merge.
 
+    The wait after failed try ``n`` of a key is ``uniform(0, min(backoff_max, backoff_base * 2 ** (n - 1)))``. No dedup
+    (None) means `AtomicDedup` in `MergeRecords` and the programs, which are exactly once unless `NoDedup` is named, and
+    `NoDedup` in `merge_one` and `merge_many`, as in Murmur.
+
     Args:
         recorder: gets events, errors and latencies.
-        max_attempts: number of tries for each key, at least 1.
-        backoff_base, backoff_max: the wait after failed try ``n`` is
-            ``uniform(0, min(backoff_max, backoff_base * 2 ** (n - 1)))``.
-        dedup: `AtomicDedup` (exactly once), `NoDedup` (each delivery counts: at least once) or a `Deduper`. None means
-            `AtomicDedup` in `MergeRecords` and the programs, which are exactly once unless `NoDedup` is named, and
-            `NoDedup` in `merge_one` and `merge_many`, as in Murmur.
         clock: time, sleep and randomness.
 
     Raises:
@@ -53,26 +73,28 @@ class Config:
     """
 
     recorder: Recorder = dataclasses.field(default_factory=Noop)
-    max_attempts: int = 3
-    backoff_base: timedelta = timedelta(milliseconds=50)
-    backoff_max: timedelta = timedelta(seconds=5)
-    dedup: AtomicDedup | NoDedup | Deduper | None = None
+    max_attempts: Annotated[int, Option("tries for each key", "N", number, at_least(1))] = 3
+    backoff_base: Annotated[
+        timedelta, Option("longest first wait between tries", "DURATION", parse_duration, _not_negative)
+    ] = timedelta(milliseconds=50)
+    backoff_max: Annotated[
+        timedelta, Option("longest wait between tries", "DURATION", parse_duration, _not_negative)
+    ] = timedelta(seconds=5)
+    dedup: Annotated[
+        AtomicDedup | NoDedup | Deduper | None,
+        Option(
+            "exact: each event once; none: each delivery counts",
+            default="exact",
+            parse=_DEDUP.__getitem__,
+            check=_dedup,
+            choices=(*_DEDUP,),
+            more="In Python `AtomicDedup()`, `NoDedup()` (at least once) or a `Deduper`.",
+        ),
+    ] = None
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        if type(self.max_attempts) is not int or self.max_attempts < 1:
-            raise ConfigurationError("max_attempts", f"must be an integer of at least 1, got {self.max_attempts!r}")
-        for name in ("backoff_base", "backoff_max"):
-            if not isinstance(getattr(self, name), timedelta):
-                raise ConfigurationError(name, f"must be a timedelta, got {getattr(self, name)!r:.80}")
-        claims = callable(getattr(self.dedup, "mark_seen", None)) and not isinstance(self.dedup, type)
-        if not (self.dedup is None or isinstance(self.dedup, (AtomicDedup, NoDedup)) or claims):
-            raise ConfigurationError(
-                "dedup",
-                f"must be None, AtomicDedup(), NoDedup() or an object with mark_seen(event_id), got {self.dedup!r:.80}",
-            )
-        if self.backoff_base < timedelta(0):
-            raise ConfigurationError("backoff_base", f"must not be negative, got {self.backoff_base}")
+        check_options(self)
         if self.backoff_max < self.backoff_base:
             raise ConfigurationError(
                 "backoff_max", f"must not be less than backoff_base ({self.backoff_base}), got {self.backoff_max}"

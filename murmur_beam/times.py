@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from decimal import ROUND_FLOOR, Context, Decimal
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.model import from_us, is_representable, plain, to_us
 
-UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+Unit = Literal["s", "ms", "us", "ns"]
+UNITS: dict[str, int] = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 """Nanoseconds in each unit of Unix time."""
 
 # By the digits before the point. Each entry covers the years 1973 (or 2001) to 2286. A number of any other length could

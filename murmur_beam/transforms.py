@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, Union, get_args, get_type_hints
 from uuid import NAMESPACE_DNS, uuid5
@@ -17,17 +17,15 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.beam_metrics import BeamRecorder
-from murmur_beam.buffer import FlushLimits
-from murmur_beam.config import Config, needs_event_id
+from murmur_beam.config import needs_event_id
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.fields import MESSAGE_ID, Field
+from murmur_beam.fields import MESSAGE_ID
 from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter, MergeResult
-from murmur_beam.monoids import Monoid
-from murmur_beam.spec import MergeSpec, add_flags, from_flags, resolve
-from murmur_beam.state import StoreSpec
+from murmur_beam.option import documented
+from murmur_beam.options import MergeOptions, add_flags, from_flags
+from murmur_beam.spec import MergeSpec, resolve
 from murmur_beam.times import parse_rfc3339
-from murmur_beam.windows import WindowConfig
 
 MERGED = "merged"
 DEAD_LETTER = "dead_letter"
@@ -66,10 +64,12 @@ class MurmurOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:
-        add_flags(parser, _OPTIONS_PREFIX)
+        add_flags(parser, _OPTIONS_PREFIX, spelt_twice=True)
 
 
-class MergeRecords(beam.PTransform):
+@documented
+@dataclass(eq=False, repr=False)
+class MergeRecords(MergeOptions, beam.PTransform):
     """Fold each element into keyed aggregates, exactly once per (key, event id).
 
     Elements may be bytes or Pub/Sub messages (JSON unless ``decode`` says otherwise), dicts, objects, or the dead
@@ -81,106 +81,20 @@ class MergeRecords(beam.PTransform):
     of `DeadLetter`. Nothing is emitted before it is committed to the store. A store that appends reports recorded in
     place of merged and duplicate.
 
-    The guarantee holds for as long as the store keeps its markers, per key and event id; it does not cover a
-    ``cache``. An event that is delivered again with another id is another event.
-
-    Args:
-        name: of the metrics, and in dead letters.
-        key: what to count by: a function of the record, or the name of a field, or a template of fields
-            (see `murmur_beam.fields`).
-        keys: several at once: a function that returns a list, or a list of the above.
-        value: what to fold, a function or a field; `Count` needs none.
-        monoid: how to fold, an instance or a name; a sum by default.
-        window: time buckets, a `WindowConfig` or ``daily``, ``hourly``, ``minute``, ``15m``; none by default.
-        retention: skip events older than this, such as ``90d``; for a window given as text.
-        store: where the aggregates live, a spec or a URI.
-        cache: a copy to keep up to date, a spec or a URI. It gets the deltas that were merged, and nothing else: fill
-            it with `Cache.repopulate` first if the store is not empty. Its failures are counted and change nothing.
-            A table that is appended to has no cache, since a recorded event may have been counted before.
-        event_id: what stays the same when an event is delivered again, a function or a field. It is required, except
-            for monoids to which a redelivery makes no difference, and for messages that `ReadFromPubSub` reads
-            ``with_attributes``: these have Pub/Sub's own id, which does not cover a publisher that retries.
-        event_time: when the event happened, a function or a field; the element's timestamp by default.
-        time_unit: of Unix times, ``s``, ``ms``, ``us`` or ``ns``; by default the number of digits decides.
-        assume_zone: of times without a zone: ``UTC``, ``+01:00``, ``Europe/Paris``; by default days begin in UTC, and
-            other times without a zone are refused (see `murmur_beam.times`).
-        decode: ``json``, ``csv``, or a function of the element; by default bytes and messages are JSON, and other
-            elements are records already.
-        delimiter: between the fields of CSV, one character or ``tab``; a comma by default.
-        source: where messages come from, such as ``projects/P/topics/T``. It is put before Pub/Sub's own ids
-            (``message:id``), which are unique within one topic only.
-        id_format: ``escaped`` keeps the parts of a template of ids apart, so that ``{a}-{b}`` of "x-y" and "z" is
-            another id than that of "x" and "y-z". ``plain``, for tables that hold such ids already, joins the parts as
-            0.1.0 did, without the ``source``.
-        config: retries, dedup and recorder; three tries by default, and exactly once unless it says `NoDedup`. The
-            recorder gets what Beam's metrics get, on the worker, as a pickled copy: an `InMemory` of the launching
-            program stays empty.
-        flush: how much to buffer before writing.
-        on_exhausted: ``dead_letter``, or ``raise`` to fail the bundle so that the runner delivers it again. In both
-            cases bad records become dead letters, and a store that cannot be used as configured (missing table or
-            permission, another schema) fails the bundle.
-        unpickle: replay dead letters whose element was pickled, too. Loading a pickle runs the code that its writer put
-            there.
+    The guarantee holds for as long as the store keeps its markers, per key and event id. An event that is delivered
+    again with another id is another event.
 
     Raises:
         ConfigurationError: when the transform is applied; names the argument that is wrong. Also if the store cannot be
             opened.
     """
 
-    def __init__(
-        self,
-        name: str | None = None,
-        *,
-        key: Field | None = None,
-        keys: Any = None,
-        value: Field | None = None,
-        monoid: Monoid[Any] | str | None = None,
-        window: WindowConfig | str | None = None,
-        retention: timedelta | str | None = None,
-        store: StoreSpec | str | None = None,
-        cache: StoreSpec | str | None = None,
-        event_id: Field | None = None,
-        event_time: Field | None = None,
-        time_unit: str | None = None,
-        assume_zone: str | None = None,
-        decode: Any = None,
-        delimiter: str | None = None,
-        source: str | None = None,
-        id_format: str | None = None,
-        config: Config | None = None,
-        flush: FlushLimits | None = None,
-        on_exhausted: str | None = None,
-        unpickle: bool = False,
-    ) -> None:
-        super().__init__()
-        self._name = name
-        self._arguments = {
-            "name": name,
-            "key": key,
-            "keys": keys,
-            "value": value,
-            "monoid": monoid,
-            "window": window,
-            "retention": retention,
-            "store": store,
-            "cache": cache,
-            "event_id": event_id,
-            "event_time": event_time,
-            "time_unit": time_unit,
-            "assume_zone": assume_zone,
-            "decode": decode,
-            "delimiter": delimiter,
-            "source": source,
-            "id_format": id_format,
-            "config": config,
-            "flush": flush,
-            "on_exhausted": on_exhausted,
-            "unpickle": unpickle,
-        }
+    def __post_init__(self) -> None:
+        beam.PTransform.__init__(self)
 
     def default_label(self) -> str:
         """``MergeRecords(NAME)``, so that one pipeline may have several."""
-        return "MergeRecords" if self._name is None else f"MergeRecords({self._name})"
+        return "MergeRecords" if self.name is None else f"MergeRecords({self.name})"
 
     def expand(self, elements: beam.PCollection) -> DoOutputsTuple:
         """Apply to a PCollection; the outputs are ``merged`` and ``dead_letter``."""
@@ -198,19 +112,18 @@ class MergeRecords(beam.PTransform):
 
     def _resolve(self, elements: beam.PCollection) -> MergeSpec:
         options: PipelineOptions = elements.pipeline.options
-        given = {name: value for name, value in self._arguments.items() if value is not None}
         for name in options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys():
             if name.startswith(_OPTIONS_PREFIX):
                 raise ConfigurationError(f"--{name}", "is not an option of murmur_beam; see --help")
         fallback = from_flags(options.view_as(MurmurOptions), _OPTIONS_PREFIX)
-        if "key" in given:
-            fallback.pop("keys", None)
-        arguments = {**fallback, **given}
-        if elements.element_type in _message_classes() and "event_id" not in arguments:
-            spec = resolve({**arguments, "event_id": MESSAGE_ID})
+        if self.key is not None:
+            fallback.keys = None
+        merged = MergeOptions(**{**fallback.given(), **self.given()})
+        if elements.element_type in _message_classes() and merged.event_id is None:
+            spec = resolve(replace(merged, event_id=MESSAGE_ID))
             if needs_event_id(spec.config, spec.monoid):
                 return spec
-        return resolve(arguments)
+        return resolve(merged)
 
 
 class MergeDoFn(beam.DoFn):

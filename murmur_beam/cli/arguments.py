@@ -14,13 +14,18 @@ from typing import Any, NamedTuple
 
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import check_entity, to_us
-from murmur_beam.monoids import by_name, names
+from murmur_beam.monoids import by_name
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import add_flag, described
+from murmur_beam.options import MergeOptions
 from murmur_beam.reader import Reader
 from murmur_beam.runs.command_line import USAGE_ERROR, OneLineErrorParser, parsed, with_underscores
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import parse_window
+
+MERGE = {each.name: each for each in described(MergeOptions)}
+"""The options of a merge, some of which commands have too."""
 
 _RECORDED = "what the store recorded"
 """Default of --monoid and --window for commands that read a store."""
@@ -117,19 +122,12 @@ def add_json(sub: argparse.ArgumentParser, text: str) -> None:
 
 def add_monoid(sub: argparse.ArgumentParser, default: str) -> None:
     """Add --monoid; ``default`` is how the help shows the default."""
-    sub.add_argument(
-        "--monoid", metavar="NAME", help=f"{', '.join(names())} or package.module:attribute; default: {default}"
-    )
+    add_flag(sub, MERGE["monoid"], default=default)
 
 
 def add_window(sub: argparse.ArgumentParser, default: str) -> None:
     """Add --window; ``default`` is how the help shows the default."""
-    sub.add_argument(
-        "--window",
-        metavar="WINDOW",
-        type=parsed(parse_window),
-        help=f"daily, hourly, minute or a duration such as 15m; default: {default}",
-    )
+    add_flag(sub, MERGE["window"], default=default, type=parsed(parse_window))
 
 
 def _near(word: str, known: Sequence[str]) -> str:

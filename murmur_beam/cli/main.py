@@ -11,6 +11,7 @@ from contextlib import suppress
 from murmur_beam import __version__, programs
 from murmur_beam.cli import delete, fold, plan, tables
 from murmur_beam.cli.arguments import (
+    MERGE,
     AddCommand,
     Parser,
     add_json,
@@ -27,6 +28,7 @@ from murmur_beam.cli.arguments import (
 )
 from murmur_beam.cli.readers import ERROR, FOUND, add_readers
 from murmur_beam.errors import ConfigurationError, MurmurError
+from murmur_beam.option import add_flag
 from murmur_beam.runs.command_line import complain, discard_output, parsed
 from murmur_beam.windows import parse_duration
 
@@ -39,7 +41,9 @@ _DESCRIPTION = """\
 Read the aggregates in a store, such as sqlite:///counts.db; create and check its table if the store is in Bigtable.
 Only create-table changes a table and the record of its purpose. Only delete and reset remove aggregates. Only fold
 writes aggregates: it folds the events that pipelines have appended."""
-_CREATE_TABLE = "Create a Bigtable table, or bring an existing one up to date. A second run changes nothing."
+_CREATE_TABLE = """\
+Create a Bigtable table, or bring an existing one up to date. A second run changes nothing. With a retention Bigtable
+deletes each bucket that long after its end."""
 _CHECK = """\
 Check a Bigtable table and print the commands that repair it. Writes nothing, except with --probe: scratch rows, which
 are removed."""
@@ -168,12 +172,7 @@ def _add_purpose(sub: Parser, monoid: str, window: str, retention: str, dedup_re
     add_json(sub, "one JSON document")
     add_monoid(sub, monoid)
     add_window(sub, window)
-    sub.add_argument(
-        "--retention",
-        metavar="DURATION",
-        type=parsed(parse_duration),
-        help=f"delete a bucket this long after it ends; it then takes no more events; default: {retention}",
-    )
+    add_flag(sub, MERGE["retention"], default=retention, type=parsed(parse_duration))
     sub.add_argument(
         "--dedup_retention",
         metavar="DURATION",

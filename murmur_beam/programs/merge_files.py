@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from murmur_beam.quiet_beam import beam  # isort: split
 
@@ -33,6 +33,7 @@ from murmur_beam.files.letter_files import filled
 from murmur_beam.files.matching import check_encoding, matching, opened
 from murmur_beam.files.names import shown
 from murmur_beam.model import DeadLetter
+from murmur_beam.options import add_flags, from_flags
 from murmur_beam.runs import endings
 from murmur_beam.runs.beam_runs import (
     ShowProgress,
@@ -48,7 +49,7 @@ from murmur_beam.runs.beam_runs import (
     write_dead_letters,
 )
 from murmur_beam.runs.console import DEAD_LETTERS_HELP, Outcomes, Parser, command_of, one_line_errors
-from murmur_beam.spec import DEFAULT_NAME, add_flags, from_flags
+from murmur_beam.spec import DEFAULT_NAME
 from murmur_beam.transforms import MergeRecords
 
 TOO_LONG = "too_long"
@@ -179,15 +180,20 @@ def parser(module: str, description: str) -> Parser:
     return made
 
 
-@one_line_errors("merge_files")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge the files and report the outcomes of their records."""
+def command_line() -> Parser:
+    """The program's parser."""
     arguments = parser("merge_files", "Fold JSON Lines or CSV files into state, each event exactly once.")
     arguments.add_argument("--input", action="append", required=True, metavar="GLOB", help="files; may be repeated")
     arguments.add_argument("--dead_letters", default="dead-letters.jsonl", help=DEAD_LETTERS_HELP)
     arguments.add_argument(endings.FLAG, metavar="N|P%", help=endings.HELP)
     add_reading_flags(arguments)
-    args, beam_arguments = arguments.parse_known_args(argv)
+    return arguments
+
+
+@one_line_errors("merge_files")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge the files and report the outcomes of their records."""
+    args, beam_arguments = command_line().parse_known_args(argv)
     quiet()
     allowance = endings.Allowance.parse(args.max_dead_letters)
     options = beam_options(beam_arguments)
@@ -200,12 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.delimiter = "tab"
     if args.window and not args.event_time:
         raise ConfigurationError("--event_time", "is required with a window: records in files have no other time")
-    merge: dict[str, Any] = from_flags(args)
+    merge = from_flags(args)
     name = args.name or DEFAULT_NAME
     with closing(hold_letters(args.dead_letters, tried=not on_dataflow(options))) as letters:
         pipeline = new_pipeline(options)
         records = read(pipeline, paths, reading_of(args, args.decode), name)
-        merged = records.read | "MergeRecords" >> MergeRecords(**merge)
+        merged = records.read | "MergeRecords" >> MergeRecords(**merge.given())
         write_dead_letters([merged.dead_letter, records[TOO_LONG]], letters)
         if not on_dataflow(options):
             _ = records.read | beam.ParDo(ShowProgress("records"))

@@ -34,10 +34,11 @@ from apache_beam.pvalue import TaggedOutput
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
+from murmur_beam.options import MergeOptions
 from murmur_beam.programs.merge_files import parser
 from murmur_beam.pubsub.client import ANSWER_S, asking, client_library, full_name, topic_of
 from murmur_beam.pubsub.letters import message_of
-from murmur_beam.pubsub.messages import TOPIC_HELP, check_not_read, merge_arguments, needs_source, with_source
+from murmur_beam.pubsub.messages import TOPIC_HELP, check_not_read, merge_options, needs_source, with_source
 from murmur_beam.runs.beam_runs import (
     IN_PROCESS_RUNNER,
     beam_options,
@@ -47,7 +48,7 @@ from murmur_beam.runs.beam_runs import (
     quiet,
     tell_job,
 )
-from murmur_beam.runs.console import command_of, one_line_errors
+from murmur_beam.runs.console import Parser, command_of, one_line_errors
 from murmur_beam.transforms import MergeRecords
 
 LOCAL_RUNNER = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
@@ -119,7 +120,7 @@ class SplitLetters(beam.DoFn):
 def build(
     pipeline: beam.Pipeline,
     subscription: str,
-    merge: dict[str, Any],
+    merge: MergeOptions,
     *,
     dead_letter_topic: str | None = None,
     dead_letters: str | None = None,
@@ -129,7 +130,7 @@ def build(
     Args:
         pipeline: to add the steps to.
         subscription: as ``projects/P/subscriptions/S``.
-        merge: arguments of `MergeRecords`.
+        merge: options of `MergeRecords`.
         dead_letter_topic: as ``projects/P/topics/T``.
         dead_letters: a folder; with a topic, for letters larger than `MAX_SINK_BYTES` (default: `overflow_folder`).
 
@@ -143,7 +144,7 @@ def build(
     folder = dead_letters or overflow_folder(pipeline.options)
     with _naming("--subscription"):
         read = ReadFromPubSub(subscription=subscription, with_attributes=True)
-    merged = pipeline | "ReadFromPubSub" >> read | "MergeRecords" >> MergeRecords(**merge)
+    merged = pipeline | "ReadFromPubSub" >> read | "MergeRecords" >> MergeRecords(**merge.given())
     if dead_letter_topic is None:
         _ = merged.dead_letter | "WriteDeadLetters" >> beam.ParDo(WriteLetters(folder))
     else:
@@ -284,20 +285,25 @@ def run_until_stopped(pipeline: beam.Pipeline, launched: Callable[[Any], None] =
     return bool(signalled)
 
 
-@one_line_errors("pubsub")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Merge messages until a signal comes."""
+def command_line() -> Parser:
+    """The program's parser."""
     arguments = parser("pubsub", "Fold the messages of a Pub/Sub subscription into state, each event exactly once.")
-    arguments.add_argument("--subscription", required=True, metavar="NAME", help="projects/P/subscriptions/S")
+    arguments.add_argument("--subscription", required=True, metavar="NAME", help="as projects/P/subscriptions/S")
     arguments.add_argument("--topic", metavar="NAME", help=TOPIC_HELP)
-    arguments.add_argument("--dead_letter_topic", metavar="NAME", help="projects/P/topics/T for dead letters")
+    arguments.add_argument("--dead_letter_topic", metavar="NAME", help="topic for dead letters: projects/P/topics/T")
     arguments.add_argument(
         "--dead_letters",
         metavar="FOLDER",
         help="folder for dead letters, in JSON Lines files; with --dead_letter_topic, for letters too large for a "
         f"message (default then: {DEAD_LETTERS}, on Dataflow below --temp_location)",
     )
-    args, beam_arguments = arguments.parse_known_args(argv)
+    return arguments
+
+
+@one_line_errors("pubsub")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge messages until a signal comes."""
+    args, beam_arguments = command_line().parse_known_args(argv)
     quiet()
     # It logs the error of a bundle at each try.
     logging.getLogger("apache_beam.runners.direct").setLevel(logging.CRITICAL)
@@ -308,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     local = standard.runner in (IN_PROCESS_RUNNER, "DirectRunner", LOCAL_RUNNER)
     check_dataflow(options, [("--store", args.store), ("--dead_letters", args.dead_letters)], args.cache)
     check_places(args.dead_letter_topic, args.dead_letters)
-    merge = merge_arguments(args)
+    merge = merge_options(args)
     if args.dead_letters and os.path.isfile(args.dead_letters):
         raise ConfigurationError("--dead_letters", f"{args.dead_letters} is a file; name a folder")
     if args.dead_letters and "://" not in args.dead_letters:

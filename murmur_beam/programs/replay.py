@@ -18,7 +18,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import replace
 
 from murmur_beam.quiet_beam import beam  # isort: split
 
@@ -33,10 +33,11 @@ from murmur_beam.files.letter_files import LetterFile, filled
 from murmur_beam.files.matching import matching
 from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
+from murmur_beam.options import MergeOptions
 from murmur_beam.programs.merge_files import TOO_LONG, add_reading_flags, parser, read, reading_of
 from murmur_beam.programs.worker import add_subscription_flags, pulling, work
 from murmur_beam.pubsub.client import ANSWER_S, asking, client_library, full_name
-from murmur_beam.pubsub.messages import merge_arguments
+from murmur_beam.pubsub.messages import merge_options
 from murmur_beam.pubsub.puller import Received
 from murmur_beam.pubsub.subscriber import Subscriber
 from murmur_beam.runs import endings
@@ -123,7 +124,7 @@ class Replayer(Subscriber):
         return self.merge(received, letter)
 
 
-def replay_subscription(args: argparse.Namespace, merge: dict[str, Any]) -> int:
+def replay_subscription(args: argparse.Namespace, merge: MergeOptions) -> int:
     """Merge the letters of a subscription and report their outcomes."""
     if args.topic is None:
         name = full_name("--subscription", args.subscription, args.project)
@@ -180,7 +181,7 @@ def only_subscription(topic: str) -> str:
     return names[0]
 
 
-def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments: Sequence[str]) -> int:
+def replay_files(args: argparse.Namespace, merge: MergeOptions, beam_arguments: Sequence[str]) -> int:
     """Merge the letters in files and report their outcomes."""
     name = args.name or DEFAULT_NAME
     paths = matching(args.input)
@@ -188,7 +189,7 @@ def replay_files(args: argparse.Namespace, merge: dict[str, Any], beam_arguments
         pipeline = beam.Pipeline(options=beam_options(beam_arguments))
         lines = read(pipeline, paths, reading_of(args, "json"), name)
         letters = lines.read | beam.ParDo(ParseLetters(name)).with_outputs(UNREADABLE, main="read")
-        merged = letters.read | "MergeRecords" >> MergeRecords(**merge)
+        merged = letters.read | "MergeRecords" >> MergeRecords(**merge.given())
         write_dead_letters([merged.dead_letter, letters[UNREADABLE], lines[TOO_LONG]], file)
         _ = lines.read | beam.ParDo(ShowProgress("letters"))
         counters = run(pipeline)
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet()
     endings.Allowance.parse(args.max_dead_letters)
     args.dead_letters = filled(args.dead_letters)
-    merge = {**merge_arguments(args), "unpickle": args.unpickle}
+    merge = replace(merge_options(args), unpickle=args.unpickle)
     if args.input:
         return replay_files(args, merge, others)
     if others:

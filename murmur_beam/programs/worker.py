@@ -25,15 +25,16 @@ from typing import NamedTuple
 from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.files.letter_files import LetterFile, filled
+from murmur_beam.options import add_flags
 from murmur_beam.pubsub.client import full_name, one_line, topic_of
 from murmur_beam.pubsub.letters import Letters, LetterTopic
-from murmur_beam.pubsub.messages import TOPIC_HELP, check_not_read, merge_arguments, with_source
+from murmur_beam.pubsub.messages import TOPIC_HELP, check_not_read, merge_options, with_source
 from murmur_beam.pubsub.overflow import OverflowFile, why_not
 from murmur_beam.pubsub.puller import MAX_BYTES
 from murmur_beam.pubsub.subscriber import Subscriber
 from murmur_beam.runs import endings
 from murmur_beam.runs.console import Parser, one_line_errors
-from murmur_beam.spec import add_flags, resolve
+from murmur_beam.spec import resolve
 
 DEAD_LETTERS = "dead-letters.jsonl"
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.dead_letters = args.dead_letters and filled(args.dead_letters)
     subscription = full_name("--subscription", args.subscription, args.project)
     how = pulling(args)
-    merge = merge_arguments(args)
+    merge = merge_options(args)
     resolve(merge).check_stores()
     topic = args.topic and full_name("--topic", args.topic, args.project)
     dead_topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, args.project)

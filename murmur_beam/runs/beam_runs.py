@@ -30,11 +30,21 @@ from murmur_beam.files.letter_files import FLAG, Identity, LetterFile
 from murmur_beam.files.matching import is_remote
 from murmur_beam.files.names import shown
 from murmur_beam.model import DeadLetter
+from murmur_beam.runs.command_line import with_underscores
 from murmur_beam.runs.console import Progress
 from murmur_beam.runs.endings import Reasons
 
 IN_PROCESS_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 """Beam's runner inside this process: it downloads nothing, unlike the ``DirectRunner`` of newer versions."""
+
+
+_HYPHENATED = "--job-server-timeout"
+"""The only flag of Beam that is spelt with hyphens."""
+
+
+def _spelt(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return with_underscores(flag) + equals + value if flag.startswith("--") else word
 
 
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -44,7 +54,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         ConfigurationError: a flag is unknown. Other runners add flags, and check them.
     """
-    options = PipelineOptions(list(arguments))
+    options = PipelineOptions([word if word.startswith(_HYPHENATED) else _spelt(word) for word in arguments])
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = IN_PROCESS_RUNNER

@@ -19,6 +19,7 @@ __all__ = [
     "StoreSpec",
     "Update",
     "require_lasting",
+    "schemes",
     "spec_from_uri",
 ]
 
@@ -28,6 +29,11 @@ _SCHEMES = {
     "memory": "murmur_beam.state.memory",
     "sqlite": "murmur_beam.state.sqlite",
 }
+
+
+def schemes() -> list[str]:
+    """Schemes of the stores of this package."""
+    return [*_SCHEMES]
 
 
 def spec_from_uri(uri: str, argument: str = "store") -> StoreSpec:

@@ -21,6 +21,7 @@ from murmur_beam.clock import Clock, SteadyClock
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import read_query
 from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later_expiry, single_outcome
 
 V = TypeVar("V")
@@ -274,6 +275,6 @@ def from_uri(uri: SplitResult) -> MemorySpec:
     Raises:
         ConfigurationError: the URI has more parts than a name.
     """
-    if uri.path or uri.query or uri.fragment:
+    if uri.path or uri.fragment:
         raise ConfigurationError("store", f"{uri.geturl()!r} has more than a name; write memory://NAME")
-    return MemorySpec(uri.netloc or "default")
+    return MemorySpec(uri.netloc or "default", **read_query(uri, MemorySpec))

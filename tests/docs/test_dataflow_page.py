@@ -12,8 +12,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from murmur_beam.cli import main as cli
 from murmur_beam.model import Outcome
+from murmur_beam.options import from_flags
 from murmur_beam.pubsub import messages
-from murmur_beam.spec import from_flags, resolve
+from murmur_beam.spec import resolve
 from tests.support import ROOT
 from tests.support.dataflow_page import PAGE, commands, launches
 from tests.support.parsing import parse
@@ -43,7 +44,7 @@ def test_pipelines_accept_their_commands(words: list[str], capsys: pytest.Captur
     unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
     assert unknown == set()
     if words[2] == "murmur_beam.programs.pubsub":
-        messages.merge_arguments(parsed.flags)
+        messages.merge_options(parsed.flags)
     else:
         resolve(from_flags(parsed.flags))
     assert capsys.readouterr().err == ""

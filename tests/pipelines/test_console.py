@@ -15,8 +15,7 @@ import pytest
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.programs import flights, merge_files, replay
-from murmur_beam.runs import beam_runs as common
-from murmur_beam.runs import console
+from murmur_beam.runs import beam_runs, console
 from tests.support import ROOT, environment
 from tests.support.programs import (
     CLICKS,
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
             "merge_files: error: the following arguments are required: --input (see murmur merge-files --help)",
         ),
         (merge_files, ["--input=x", "--dedup=bogus"], "merge_files: error: argument --dedup: invalid choice: 'bogus'"),
-        (replay, ["--input=x", "--max_attempts=x"], "replay: error: argument --max_attempts: invalid int value: 'x'"),
+        (replay, ["--input=x", "--max_attempts=x"], "replay: error: --max_attempts: 'x' is not a whole number"),
         (
             flights,
             ["--input"],
@@ -100,11 +99,11 @@ def test_the_summary(counters: dict[str, int], total: int, text: str) -> None:
 
 def test_options_of_other_runners_are_not_checked() -> None:
     """A runner's own flags are unknown here; without a runner an unknown flag must be refused."""
-    options = common.beam_options(["--runner=OtherRunner", "--colour=red"])
+    options = beam_runs.beam_options(["--runner=OtherRunner", "--colour=red"])
     assert options.get_all_options(retain_unknown_options=True)["colour"] == "red"
-    assert common.beam_options([]).get_all_options()["runner"] == common.IN_PROCESS_RUNNER
+    assert beam_runs.beam_options([]).get_all_options()["runner"] == beam_runs.IN_PROCESS_RUNNER
     with pytest.raises(ConfigurationError, match="--colour"):
-        common.beam_options(["--colour=red"])
+        beam_runs.beam_options(["--colour=red"])
 
 
 @pytest.mark.parametrize("mistake", [FileNotFoundError("no such file: x"), ConfigurationError("--x", "is wrong")])
@@ -145,7 +144,7 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, total: int
     """On a terminal one line must be updated and end with the total; in a file separate lines must be written."""
     screen = Terminal(is_terminal)
     monkeypatch.setattr(sys, "stderr", screen)
-    progress = common.ShowProgress("flights", total)
+    progress = beam_runs.ShowProgress("flights", total)
     progress.setup()
     for element in range(600):
         progress.process(element)
@@ -199,3 +198,24 @@ def test_modules_that_need_no_beam_do_not_load_it(module: str) -> None:
     """Importing one in a new process must not load Beam: that needs seconds, and a worker does not use it."""
     program = f"import murmur_beam.{module}, sys; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+def test_flags_may_be_spelt_with_hyphens(run: Run, tmp_path: Path) -> None:
+    """The program's own and Beam's; an abbreviation is one too, and a value is never changed."""
+    Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
+    hyphens = [f"{flag.partition('=')[0].replace('_', '-')}={flag.partition('=')[2]}" for flag in FLAGS]
+    assert any("-" in flag[2:].partition("=")[0] for flag in hyphens)
+    ran = run(merge_files, "--input=clicks.jsonl", *hyphens, "--dead-let=dead_1-2.jsonl", "--temp-location=x")
+    assert ran.outcomes == "3 merged / 0 duplicate / 0 dead-lettered"
+    assert state_of(tmp_path / "counts.db") == by_hand(CLICKS)
+
+
+@pytest.mark.parametrize("flag", ["--temp-location", "--temp_location", "--job-server-timeout", "--flush-size"])
+def test_beam_s_flags_may_be_spelt_with_hyphens(flag: str) -> None:
+    """Whatever spelling Beam itself knows."""
+    if flag == "--flush-size":
+        with pytest.raises(ConfigurationError, match="--flush_size"):
+            beam_runs.beam_options([flag + "=1"])
+    else:
+        shown = beam_runs.beam_options([f"{flag}=30"]).get_all_options(drop_default=True)
+        assert shown[flag[2:].replace("-", "_")] in (30, "30")

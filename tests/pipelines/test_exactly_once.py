@@ -28,6 +28,7 @@ from murmur_beam.errors import TransientError
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.sum import INT64_MAX
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import make_record, merge_records
 from murmur_beam.programs import replay
 from murmur_beam.runs.beam_runs import beam_options, hold_letters, run, write_dead_letters
@@ -391,7 +392,7 @@ def test_a_key_that_overflows_fails_alone(
 
     bad = {key: total for key, total in expected.items() if "bad" in key}
     add(dict.fromkeys(bad, INT64_MAX), "fill")
-    spec = resolve({**ROLLUP, "store": uri})
+    spec = resolve(MergeOptions(**{**ROLLUP, "store": uri}))
     # The process keeps its cached rows as long as the store is in use.
     lease = Lease(spec.store, spec.monoid, spec.granularity)
     try:

@@ -19,6 +19,7 @@ from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.merger import Merger, Message, size_of
 from murmur_beam.model import DeadLetter, MergeResult, Update
 from murmur_beam.monoids import Count
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config
 from murmur_beam.pubsub.subscriber import Tally
 from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
@@ -64,7 +65,7 @@ def merger(
         "flush": limits,
         **more,
     }
-    return Merger(resolve(arguments), Tally())
+    return Merger(resolve(MergeOptions(**arguments)), Tally())
 
 
 def event(n: int, size: int = 0) -> bytes:

@@ -18,10 +18,10 @@ from google.pubsub_v1.services.subscriber import SubscriberClient
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter, Key
 from murmur_beam.monoids import Count
+from murmur_beam.options import MergeOptions, add_flags
 from murmur_beam.programs import pubsub, replay, worker
 from murmur_beam.pubsub.client import topic_of
-from murmur_beam.pubsub.messages import merge_arguments, needs_source, with_source
-from murmur_beam.spec import add_flags
+from murmur_beam.pubsub.messages import merge_options, needs_source, with_source
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import emulators
 from tests.support import programs
@@ -205,9 +205,9 @@ def test_letters_with_bare_ids_keep_them(run: Run, flags: list[str]) -> None:
 
 def test_the_pipeline_is_built_with_the_topic(topic: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`murmur pubsub` puts it before the id as the worker does, so that both may write to one table."""
-    built: list[dict[str, Any]] = []
+    built: list[MergeOptions] = []
 
-    def build(pipeline: Any, subscription: str, merge: dict[str, Any], **more: Any) -> None:
+    def build(pipeline: Any, subscription: str, merge: MergeOptions, **more: Any) -> None:
         built.append(merge)
         raise ConfigurationError("--stop", "here")
 
@@ -215,14 +215,14 @@ def test_the_pipeline_is_built_with_the_topic(topic: Topic, run: Run, monkeypatc
     flags = [f"--subscription={topic.subscription}", "--dead_letters=d", *COUNT]
     for more in ([], [f"--topic={OTHER}"], ["--id_format=plain"], ["--event_id=n"], ["--source=eu"]):
         run(program=pubsub, flags=[*flags, *more])
-    assert [merge.get("source") for merge in built] == [topic.name, OTHER, None, None, "eu"]
+    assert [merge.source for merge in built] == [topic.name, OTHER, None, None, "eu"]
 
 
-def arguments(*flags: str) -> dict[str, Any]:
-    """The arguments of the merge, from flags."""
+def options(*flags: str) -> MergeOptions:
+    """The options of the merge, from flags."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return merge_arguments(parser.parse_args([*COUNT, *flags]))
+    return merge_options(parser.parse_args([*COUNT, *flags]))
 
 
 @pytest.mark.parametrize(
@@ -241,11 +241,12 @@ def arguments(*flags: str) -> dict[str, Any]:
 )
 def test_the_topic_is_needed_for_ids_of_messages(flags: list[str], needed: bool) -> None:
     """Where events have their messages' ids and no other flag decides; otherwise nothing is added."""
-    given = arguments(*flags)
+    given = options(*flags)
     assert needs_source(given) is needed
-    assert with_source(given, OTHER, "s") == ({**given, "source": OTHER} if needed else given)
+    sourced = {**given.given(), "source": OTHER} if needed else given.given()
+    assert with_source(given, OTHER, "s").given() == sourced
     if needed:
         with pytest.raises(ConfigurationError, match=r"^--topic: is missing"):
             with_source(given, None, "s")
     else:
-        assert with_source(given, None, "s") == given
+        assert with_source(given, None, "s") is given

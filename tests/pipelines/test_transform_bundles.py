@@ -26,6 +26,7 @@ from murmur_beam.errors import (
     StoreUnavailable,
 )
 from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.options import MergeOptions
 from murmur_beam.spec import resolve
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FakeClock
@@ -301,7 +302,7 @@ def test_cycles_of_setup_and_teardown_leak_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dumps", [pickle.dumps, pickler.dumps], ids=["pickle", "beam"])
 def test_the_dofn_can_be_pickled(tmp_path: Path, dumps: Callable[[Any], bytes]) -> None:
     """Only its configuration is sent to the workers."""
-    spec = resolve({**FIELDS, "store": f"sqlite:///{tmp_path}/counts.db", "window": "daily", "config": config()})
+    spec = resolve(MergeOptions(**FIELDS, store=f"sqlite:///{tmp_path}/counts.db", window="daily", config=config()))
     loads = pickle.loads if dumps is pickle.dumps else pickler.loads
     fn = loads(dumps(MergeDoFn(spec)))
     fn.setup()

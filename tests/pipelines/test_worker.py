@@ -27,6 +27,7 @@ from google.cloud import pubsub_v1
 from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.model import DeadLetter, Key, Update
 from murmur_beam.monoids import Count
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import Config
 from murmur_beam.programs import worker
 from murmur_beam.pubsub import puller
@@ -279,7 +280,7 @@ def test_messages_wait_for_letters_that_cannot_be_kept(
     topic.publish(*BAD, *payloads([event(1)]))
     arguments = {"key": "page", "monoid": "count", "event_id": "id", "store": f"sqlite:///{tmp_path}/counts.db"}
     letters = FullDisk()
-    with closing(Subscriber(resolve(arguments), topic.subscription, 100, "worker")) as subscriber:
+    with closing(Subscriber(resolve(MergeOptions(**arguments)), topic.subscription, 100, "worker")) as subscriber:
         subscriber.run(letters, timedelta(seconds=1))
         assert str(subscriber.outcomes) == "1 merged / 0 duplicate / 3 dead-lettered"
         assert subscriber.returned >= 3

@@ -20,6 +20,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
+from murmur_beam.options import MergeOptions
 from murmur_beam.spec import resolve
 from murmur_beam.state import spec_from_uri
 from murmur_beam.transforms import MergeDoFn
@@ -60,7 +61,7 @@ def test_an_event_costs_the_same_on_a_full_row_as_on_a_fresh_one(bigtable_host: 
 def test_two_hundred_bundles_leave_nothing_behind(bigtable_host: str, uri: str) -> None:
     """A DoFn that is set up and torn down 20 times, with 10 bundles each time, must end with the threads and files that
     it began with, and hardly more memory than after the first times."""
-    fn = MergeDoFn(resolve({"name": "test", "key": "k", "value": "v", "event_id": "id", "store": uri}))
+    fn = MergeDoFn(resolve(MergeOptions(name="test", key="k", value="v", event_id="id", store=uri)))
 
     def rounds(of: range) -> None:
         for i in of:

@@ -370,13 +370,14 @@ if __name__ == "__main__":
 MERGER = """
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import InMemory
+from murmur_beam.options import MergeOptions
 from murmur_beam.spec import resolve
 
 class Counts(InMemory):
     def count(self, name, n):
         self.record_events(name, n)
 
-merger = Merger(resolve(dict(name="test", key="k", event_id="i", monoid="count", store=uri)), Counts())
+merger = Merger(resolve(MergeOptions(name="test", key="k", event_id="i", monoid="count", store=uri)), Counts())
 def add(i):
     merger.add({"k": "a", "i": str(i)}, 0, i)
 def entities(results):

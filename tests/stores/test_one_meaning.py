@@ -20,6 +20,7 @@ from murmur_beam import MergeRecords, Reader
 from murmur_beam.errors import ConfigurationError, SchemaMismatch
 from murmur_beam.model import Key, Outcome
 from murmur_beam.monoids import Count, Max, Monoid, Sum
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config, merge_many
 from murmur_beam.programs import merge_files
 from murmur_beam.spec import resolve
@@ -90,7 +91,7 @@ class TestPipelines:
         with pytest.raises(ConfigurationError) as caught:
             events | MergeRecords("two", store=spec, **FIELDS, **second)
         assert caught.value.argument == "store"
-        for part in (spec, resolve({"store": spec, **FIELDS, **first}).monoid.name, "another table"):
+        for part in (spec, resolve(MergeOptions(**{"store": spec, **FIELDS, **first})).monoid.name, "another table"):
             assert str(part) in caught.value.problem
 
     @pytest.mark.parametrize(("first", "second"), SAME)

@@ -23,6 +23,7 @@ from murmur_beam.durations import spell_duration
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key
 from murmur_beam.monoids import Max, Sum
+from murmur_beam.options import MergeOptions
 from murmur_beam.spec import resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import BigtableSpec, tables
@@ -44,7 +45,9 @@ pytestmark = pytest.mark.usefixtures("bigtable_host")
 
 def merge_spec(where: BigtableSpec, window: WindowConfig | None, **arguments: Any) -> Any:
     """All arguments of a merge into the table."""
-    return resolve({"store": where, "key": "k", "event_id": "id", "value": "n", "window": window, **arguments})
+    return resolve(
+        MergeOptions(**{"store": where, "key": "k", "event_id": "id", "value": "n", "window": window, **arguments})
+    )
 
 
 class TestPipelines:

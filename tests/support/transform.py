@@ -24,6 +24,7 @@ from murmur_beam.errors import (
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config
 from murmur_beam.reader import Reader
 from murmur_beam.spec import resolve
@@ -292,7 +293,7 @@ class Worker:
     """
 
     def __init__(self, windows: int = 1, **arguments: Any) -> None:
-        self.fn = MergeDoFn(resolve(arguments))
+        self.fn = MergeDoFn(resolve(MergeOptions(**arguments)))
         self._windows = _INTERVALS[:windows]
         self.fn.setup()
 

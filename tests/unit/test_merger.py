@@ -22,6 +22,7 @@ from murmur_beam.merger import Merger, message_of
 from murmur_beam.model import DeadLetter, MergeResult, Message, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config
 from murmur_beam.spec import resolve
 from murmur_beam.state.base import Schema
@@ -98,7 +99,7 @@ def merger(shelf: Shelf, recorder: Recorder | None = None, **more: Any) -> Merge
         "store": shelf,
         **more,
     }
-    return Merger(resolve(arguments), recorder or Recorder())
+    return Merger(resolve(MergeOptions(**arguments)), recorder or Recorder())
 
 
 def test_a_flush_is_recorded_with_its_size_and_time() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.pubsub.messages import merge_arguments
-from murmur_beam.spec import add_flags, resolve
+from murmur_beam.options import add_flags
+from murmur_beam.pubsub.messages import merge_options
+from murmur_beam.spec import resolve
 
 BASE = ("--store=sqlite:///test_messages.db", "--key=page")
 ID = {"event_id": "message:id"}
@@ -22,10 +23,10 @@ def added(*flags: str) -> dict[str, Any]:
     """What the arguments have beyond the flags, after a check of all of them."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    arguments = merge_arguments(parser.parse_args([*BASE, *flags]))
-    resolve(arguments)
+    options = merge_options(parser.parse_args([*BASE, *flags]))
+    resolve(options)
     given = dict(flag[2:].split("=", 1) for flag in flags)
-    found = {name: arguments[name] for name in ("event_id", "event_time") if name in arguments}
+    found = {name: value for name, value in options.given().items() if name in ("event_id", "event_time")}
     assert all(found[name] == given[name] for name in found.keys() & given.keys())
     return {name: value for name, value in found.items() if name not in given}
 
@@ -65,7 +66,7 @@ def test_missing_parts_are_taken_from_the_message(
 
 def test_wrong_flags_are_reported_first(capsys: pytest.CaptureFixture[str]) -> None:
     """Before any warning about an id."""
-    with pytest.raises(ConfigurationError, match=r"^monoid: unknown monoid 'average'"):
+    with pytest.raises(ConfigurationError, match=r"^--monoid: unknown monoid 'average'"):
         added("--monoid=average")
     assert capsys.readouterr().err == ""
 

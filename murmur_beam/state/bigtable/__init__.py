@@ -15,9 +15,10 @@ modules of this package.
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl
+from urllib.parse import SplitResult
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.option import read_query
 from murmur_beam.state.bigtable.keys import encode_row_key, entity_prefix, parse_row_key
 from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.store import BigtableStore
@@ -26,17 +27,12 @@ __all__ = ["BigtableSpec", "BigtableStore", "encode_row_key", "entity_prefix", "
 
 
 def from_uri(uri: SplitResult) -> BigtableSpec:
-    """Read ``bigtable://PROJECT/INSTANCE/TABLE``, with ``?app_profile=NAME&shards=N``.
+    """Read ``bigtable://PROJECT/INSTANCE/TABLE``, with options of `BigtableSpec` such as ``?app_profile=NAME``.
 
     Raises:
         ConfigurationError: a part that is not understood.
     """
     parts = uri.path.strip("/").split("/")
-    options = dict(parse_qsl(uri.query, keep_blank_values=True))
-    app_profile = options.pop("app_profile", None) or None
-    shards = options.pop("shards", None)
-    if len(parts) != 2 or options or (shards is not None and not shards.isdecimal()):
-        raise ConfigurationError(
-            "store", f"{uri.geturl()!r}: write bigtable://PROJECT/INSTANCE/TABLE?app_profile=NAME&shards=N"
-        )
-    return BigtableSpec(uri.netloc, parts[0], parts[1], app_profile, None if shards is None else int(shards))
+    if len(parts) != 2:
+        raise ConfigurationError("store", f"{uri.geturl()!r}: write bigtable://PROJECT/INSTANCE/TABLE")
+    return BigtableSpec(uri.netloc, parts[0], parts[1], **read_query(uri, BigtableSpec))

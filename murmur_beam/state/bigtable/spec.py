@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from murmur_beam.clock import Clock
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import (
+    Option,
+    at_least,
+    check_options,
+    decimal,
+    documented,
+    number,
+    positive_seconds,
+    write_query,
+)
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.meta import read_meta
@@ -23,23 +32,13 @@ _REQUESTS_PER_CHANNEL = 64
 """A connection carries 100 requests at a time, and works best with fewer; further ones would wait in the client."""
 
 
+@documented
 @dataclass(frozen=True)
 class BigtableSpec:
     """One table of an instance. `BIGTABLE_EMULATOR_HOST` in the environment leads to an emulator.
 
     Args:
         project, instance, table: where it is.
-        app_profile: one with single-cluster routing and single-row transactions; None for the instance's default.
-        shards: rows that each key is spread over, 1 to 256; more than one for keys whose row would get too large. For
-            keys that many workers write at once, use one worker a row or a table that is appended to
-            (docs/scaling.md). The number of a table never changes, and need not be given again; None: the table's
-            number, or 1 for a new table.
-        max_in_flight: number of requests under way at once.
-        timeout_s: deadline of one request, seconds.
-        patience_s: deadline of a flush, or of a read of many keys, with all of its requests and their retries, seconds.
-            What is not done by then is a failed try, and is tried again as `Config` says.
-        max_cached_events: number of events whose fingerprints are remembered, so that their rows need no reading; about
-            15 bytes each. A row counts as 60 more.
         clock: decides what has expired, and waits.
 
     Raises:
@@ -49,24 +48,56 @@ class BigtableSpec:
     project: str
     instance: str
     table: str
-    app_profile: str | None = None
-    shards: int | None = None
-    max_in_flight: int = 64
-    timeout_s: float = 10.0
-    patience_s: float = 15.0
-    max_cached_events: int = 2_000_000
+    app_profile: Annotated[
+        str | None,
+        Option("app profile with single-cluster routing and single-row transactions", "NAME", default="the instance's"),
+    ] = None
+    shards: Annotated[
+        int | None,
+        Option(
+            "rows that each key is spread over, 1 to 256",
+            "N",
+            number,
+            at_least(1, 256),
+            default="the table's number, or 1 for a new table",
+            more="More than one is for keys whose row would get too large. For keys that many workers write at once, "
+            "use one worker a row or a table that is appended to (docs/scaling.md). The number of a table never "
+            "changes.",
+        ),
+    ] = None
+    max_in_flight: Annotated[int, Option("number of requests under way at once", "N", number, at_least(1))] = 64
+    timeout_s: Annotated[float, Option("deadline of one request, in seconds", "SECONDS", decimal, positive_seconds)] = (
+        10.0
+    )
+    patience_s: Annotated[
+        float,
+        Option(
+            "deadline of a flush, or of a read of many keys, with all retries of its requests, in seconds",
+            "SECONDS",
+            decimal,
+            positive_seconds,
+            more="What is not done by then is a failed try, and is tried again as `Config` says.",
+        ),
+    ] = 15.0
+    max_cached_events: Annotated[
+        int,
+        Option(
+            "number of events whose fingerprints are remembered, so that their rows need no reading",
+            "N",
+            number,
+            at_least(0),
+            more="Each takes about 15 bytes; a row counts as 60 more.",
+        ),
+    ] = 2_000_000
     clock: Clock = field(default_factory=Clock, compare=False)
 
     def __post_init__(self) -> None:
         if not (self.project and self.instance and self.table):
             raise ConfigurationError("store", "write bigtable://PROJECT/INSTANCE/TABLE")
-        if self.shards is not None and not 1 <= self.shards <= 256:
-            raise ConfigurationError("store", f"shards must be from 1 to 256, got {self.shards}")
+        check_options(self, "store")
 
     def __str__(self) -> str:
-        options = {"app_profile": self.app_profile, "shards": self.shards}
-        query = urlencode({name: value for name, value in options.items() if value is not None})
-        return f"bigtable://{self.project}/{self.instance}/{self.table}" + (f"?{query}" if query else "")
+        return f"bigtable://{self.project}/{self.instance}/{self.table}{write_query(self)}"
 
     @property
     def place(self) -> tuple[str, ...]:

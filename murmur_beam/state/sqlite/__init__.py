@@ -13,10 +13,10 @@ tables hold. The module `store` merges and reads, `records` keeps these records,
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl, unquote
+from urllib.parse import SplitResult, unquote
 
-from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.option import read_query
 from murmur_beam.state.sqlite.spec import SqliteSpec
 from murmur_beam.state.sqlite.store import SqliteStore
 
@@ -24,7 +24,8 @@ __all__ = ["SqliteSpec", "SqliteStore", "from_uri"]
 
 
 def from_uri(uri: SplitResult) -> SqliteSpec:
-    """Read ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with ``?table=NAME&dedup_retention=90d``.
+    """Read ``sqlite:///relative.db`` or ``sqlite:////absolute.db``, with options of `SqliteSpec` such as
+    ``?table=NAME``.
 
     Raises:
         ConfigurationError: a part of the URI is invalid.
@@ -33,14 +34,4 @@ def from_uri(uri: SplitResult) -> SqliteSpec:
         raise ConfigurationError(
             "store", f"{uri.geturl()!r}: write sqlite:///counts.db (relative) or sqlite:////data/counts.db (absolute)"
         )
-    options = dict(parse_qsl(uri.query, keep_blank_values=True))
-    table = options.pop("table", "murmur")
-    try:
-        retention = parse_duration(options.pop("dedup_retention")) if "dedup_retention" in options else None
-    except ValueError as err:
-        raise ConfigurationError("store", f"dedup_retention: {err}") from None
-    if options:
-        raise ConfigurationError(
-            "store", f"unknown option {', '.join(options)} in {uri.geturl()!r}; the options are table, dedup_retention"
-        )
-    return SqliteSpec(unquote(uri.path.removeprefix("/")), table, retention)
+    return SqliteSpec(unquote(uri.path.removeprefix("/")), **read_query(uri, SqliteSpec))

@@ -9,11 +9,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from murmur_beam.clock import Clock
+from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import Option, check_options, documented, positive_duration, write_query
 from murmur_beam.state.base import Schema
 from murmur_beam.state.sqlite import file, records
 from murmur_beam.state.sqlite.store import SqliteStore
@@ -21,15 +23,21 @@ from murmur_beam.state.sqlite.store import SqliteStore
 V = TypeVar("V")
 
 
+def _table_name(table: str) -> None:
+    name = table.lower()
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        raise ValueError(f"{table!r}: use letters, digits and underscores")
+    if name.startswith(("sqlite_", "murmur_")) or name.endswith(("_seen", "_expires", "_at")):
+        raise ValueError(f"{table!r}: such names are reserved; choose another")
+
+
+@documented
 @dataclass(frozen=True)
 class SqliteSpec:
     """One table of a SQLite file.
 
     Args:
         path: the file. A relative path is resolved where the spec is made, not where it is opened.
-        table: letters, digits and underscores, not starting with a digit; case does not matter.
-        dedup_retention: how long a redelivered event is recognised in rows that never expire; None: forever.
-            The rows of a window with a retention keep their markers as long as they take events.
         clock: decides about expiry.
 
     Raises:
@@ -37,8 +45,25 @@ class SqliteSpec:
     """
 
     path: str
-    table: str = field(default="murmur", compare=False)
-    dedup_retention: timedelta | None = None
+    table: Annotated[
+        str,
+        Option(
+            "the table; letters, digits and underscores, not starting with a digit; case does not matter",
+            "NAME",
+            check=_table_name,
+        ),
+    ] = field(default="murmur", compare=False)
+    dedup_retention: Annotated[
+        timedelta | None,
+        Option(
+            "how long a redelivered event is recognised in rows that never expire",
+            "DURATION",
+            parse_duration,
+            positive_duration,
+            default="forever",
+            more="The rows of a window with a retention keep their markers as long as they take events.",
+        ),
+    ] = None
     clock: Clock = field(default_factory=Clock, compare=False)
     _name: str = field(init=False, repr=False, default="")
 
@@ -51,18 +76,12 @@ class SqliteSpec:
             raise ConfigurationError(
                 "store", f"{self.path!r} is lost when the program ends; name a file (in a test, write memory://NAME)"
             )
-        name = self.table.lower()
-        if not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
-            raise ConfigurationError("store", f"table {self.table!r}: use letters, digits and underscores")
-        if name.startswith(("sqlite_", "murmur_")) or name.endswith(("_seen", "_expires", "_at")):
-            raise ConfigurationError("store", f"table {self.table!r}: such names are reserved; choose another")
-        if self.dedup_retention is not None and self.dedup_retention <= timedelta(0):
-            raise ConfigurationError("store", f"dedup_retention must be positive, got {self.dedup_retention}")
+        check_options(self, "store")
         object.__setattr__(self, "path", str(Path(self.path).absolute()))
-        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_name", self.table.lower())
 
     def __str__(self) -> str:
-        return f"sqlite:///{self.path}?table={self.table}"
+        return f"sqlite:///{self.path}{write_query(self)}"
 
     @property
     def place(self) -> tuple[str, ...]:
