@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-STEPS = re.findall(r"^\| \d+ \| `([^`]+)` \| (.+?) \|", (ROOT / "docs/design.md").read_text("utf-8"), re.MULTILINE)
+from tests.support import ROOT
+
+PAGE = (ROOT / "docs/design.md").read_text("utf-8")
+STEPS = re.findall(r"^\| \d+ \| `([^`]+)` \| (.+?) \|", PAGE, re.MULTILINE)
 
 
 def definitions(path: Path) -> set[str]:
@@ -39,3 +41,24 @@ def test_each_step_exists(file: str, functions: str) -> None:
     names = re.findall(r"`([A-Za-z_.]+)", functions)
     assert names
     assert [name for name in names if name not in definitions(path)] == []
+
+
+def test_the_parts_are_all_modules() -> None:
+    """The list of parts names each module and package of the library, and no other."""
+    (parts,) = re.findall(r"^```text\nmurmur_beam/\n(.*?)^pipelines/ ", PAGE, re.DOTALL | re.MULTILINE)
+    # Names come first in a line, and end at its description.
+    named = {name for line in parts.splitlines() for name in re.match(r"  ((?:[\w/.]+ ?)+)", line)[1].split()}
+    there = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "murmur_beam").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert named == there - {"__init__.py", "__main__.py"}
+
+
+def test_files_of_the_worker_exist() -> None:
+    """Each file that the page names in the section on the worker is in its package."""
+    (section,) = re.findall(r"^## The worker\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"`(\w+\.py)`", section))
+    assert named
+    assert named <= {path.name for path in (ROOT / "murmur_beam/pubsub").iterdir()}

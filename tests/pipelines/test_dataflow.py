@@ -59,19 +59,20 @@ WHERE = (
     f"--dataflow_endpoint={dataflow_service.ENDPOINT}",
 )
 MERGE = ("--key=page/{page}", "--monoid=count", "--event_id=id", "--window=daily", "--event_time=at")
-TO_TOPIC = ("pipelines.pubsub", f"--subscription={SUBSCRIPTION}", *MERGE, f"--dead_letter_topic={TOPIC}")
+TO_TOPIC = ("pubsub", f"--subscription={SUBSCRIPTION}", *MERGE, f"--dead_letter_topic={TOPIC}")
 TO_FOLDER = (
-    "pipelines.pubsub",
+    "pubsub",
     f"--subscription={SUBSCRIPTION}",
     *MERGE,
     "--dead_letters=gs://my-bucket/dead",
 )
 FILES = (
-    "pipelines.merge_files",
+    "merge-files",
     "--input=gs://my-bucket/events/*.jsonl",
     *MERGE,
     "--dead_letters=gs://my-bucket/dead.jsonl",
 )
+MURMUR = ("-m", "murmur_beam")
 SETUP = "--setup_file=./setup.py"
 WHEEL = "--extra_package=WHEEL"
 """The library's wheel, wherever it is; faster than `SETUP`, which builds a package each time."""
@@ -168,7 +169,7 @@ def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtab
     made: dict[object, Launched] = {}
     store = f"--store={emulators.new_uri(bigtable_host)}"
 
-    def run(*argv: str, service: DataflowService | None = None, program: tuple[str, ...] = ("-m",)) -> Launched:
+    def run(*argv: str, service: DataflowService | None = None, program: tuple[str, ...] = MURMUR) -> Launched:
         if service is not None:
             return launched(service, argv, program)
         if (argv, program) not in made:
@@ -179,7 +180,7 @@ def launch(source: Path, wheel: Path, credentials: Callable[[str], Path], bigtab
     def launched(service: DataflowService, argv: tuple[str, ...], program: tuple[str, ...]) -> Launched:
         argv = tuple(argument.replace("WHEEL", str(wheel)) for argument in argv)
         service.files["gs://my-bucket/events/one.jsonl"] = b'{"id": "1", "page": "home"}\n'
-        command = [*program, argv[0], *WHERE, *argv[1:]] if program == ("-m",) else [*program, *WHERE, *argv]
+        command = [*program, argv[0], *WHERE, *argv[1:]] if program == MURMUR else [*program, *WHERE, *argv]
         if not any(argument.startswith("--store=") for argument in argv):
             command.append(store)
         environment = {
@@ -527,7 +528,7 @@ class TestThePage:
             # Files that the page reads, and the job that it updates.
             service.files["gs://my-project-dataflow/events/2026-11-23.jsonl.gz"] = b""
             for words in launches:
-                service.state = "JOB_STATE_DONE" if "merge_files" in words[0] else "JOB_STATE_RUNNING"
+                service.state = "JOB_STATE_DONE" if words[0] == "merge-files" else "JOB_STATE_RUNNING"
                 done = launch(*words, service=service)
                 assert done.code == 0, done.err
         assert [job["type"] for job in service.jobs] == [

@@ -34,5 +34,5 @@ def commands() -> list[list[str]]:
 
 
 def launches() -> list[list[str]]:
-    """The commands that launch a job on Dataflow, without ``python -m``."""
-    return [words[2:] for words in commands() if words[:2] == ["python", "-m"] and "--runner=DataflowRunner" in words]
+    """The commands that launch a job on Dataflow, without ``murmur``."""
+    return [words[1:] for words in commands() if words[0] == "murmur" and "--runner=DataflowRunner" in words]
