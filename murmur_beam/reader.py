@@ -180,7 +180,8 @@ class Reader(Generic[V]):
         Args:
             n: maximum number of entities.
             prefix: only entities that start with it.
-            start, end: combine only the buckets from start's to end's; None: open.
+            start: combine only the buckets from this time's on; None: from the first.
+            end: combine only the buckets up to this time's; None: to the last.
             fresh: include pending events.
 
         Raises:
@@ -201,7 +202,8 @@ class Reader(Generic[V]):
 
         Args:
             prefix: only entities that start with it.
-            start, end: combine only the buckets from start's to end's; None: open.
+            start: combine only the buckets from this time's on; None: from the first.
+            end: combine only the buckets up to this time's; None: to the last.
             fresh: include pending events.
 
         Raises:

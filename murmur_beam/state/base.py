@@ -124,7 +124,8 @@ class Store(Protocol[V]):
 
         Args:
             entity: of the aggregates.
-            first, last: first and last bucket to delete, both included; None: open.
+            first: first bucket to delete; None: from the first there is.
+            last: last bucket to delete; None: to the last there is.
             prefix: delete the aggregates of all entities that start with ``entity``.
 
         Returns:

@@ -4,65 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from murmur_beam.cli import main as cli
 from murmur_beam.model import Outcome
-from murmur_beam.options import from_flags
-from murmur_beam.pubsub import messages
-from murmur_beam.spec import resolve
 from tests.support import ROOT
 from tests.support.dataflow_page import PAGE, commands, launches
-from tests.support.parsing import parse
 from tests.support.templates import accepts, parameters
 
 TEXT = PAGE.read_text("utf-8")
 COMMANDS = commands()
-OURS = [words for words in COMMANDS if words[:2] == ["python", "-m"]]
 MURMUR = [words for words in COMMANDS if words[0] == "murmur"]
 FLEX_RUNS = [words for words in COMMANDS if words[:4] == ["gcloud", "dataflow", "flex-template", "run"]]
 
 
 def test_the_page_has_commands() -> None:
     """So that the tests below test something."""
-    assert [words[2] for words in OURS] == [
-        f"pipelines.{name}" for name in ("pubsub", "merge_files", "pubsub", "replay")
+    assert [words[1] for words in MURMUR] == [
+        "create-table",
+        "check",
+        "pubsub",
+        "get",
+        "merge-files",
+        "pubsub",
+        "replay",
     ]
-    assert [words[1] for words in MURMUR] == ["create-table", "check", "get"]
     assert len(FLEX_RUNS) == 2
-
-
-@pytest.mark.parametrize("words", OURS, ids=[f"{words[2]}-{number}" for number, words in enumerate(OURS)])
-def test_pipelines_accept_their_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each flag is the pipeline's or Beam's, and together they describe a merge."""
-    parsed = parse(words[2], words[3:])
-    options = PipelineOptions(parsed.others)
-    unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
-    assert unknown == set()
-    if words[2] == "murmur_beam.programs.pubsub":
-        messages.merge_options(parsed.flags)
-    else:
-        resolve(from_flags(parsed.flags))
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("words", MURMUR, ids=[words[1] for words in MURMUR])
-def test_murmur_accepts_its_commands(words: list[str]) -> None:
-    """The command line parses each of them."""
-    assert cli._parser().parse_args(words[1:]).uri.startswith("bigtable://my-project/counters/views")
-
-
-@pytest.mark.parametrize("module", sorted({words[2] for words in OURS}))
-def test_named_programs_exist(module: str) -> None:
-    """Each program that the page names answers --help."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout[:6]) == (0, "usage:"), done.stderr
 
 
 def test_the_update_is_the_launch_with_update() -> None:

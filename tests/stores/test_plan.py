@@ -277,37 +277,27 @@ def test_it_imports_neither_beam_nor_a_client() -> None:
 # ---- the page ----
 
 
-def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example in docs/scaling.md, word for word; by commits, the exit code that the page names."""
-    ((command, output),) = re.findall(r"```console\n\$ murmur plan (.*)\n((?:.*\n)*?)```", PAGE)
-    assert told(capsys, command) == (0, output, "")
+def test_the_example_of_the_page_does_not_fit_by_commits(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example in docs/scaling.md, by commits: the exit code and the reason that the page names."""
+    (command,) = re.findall(r"```console\n\$ murmur plan (.*)\n", PAGE)
     code, _, err = told(capsys, command.replace("--write append", "--write commit"))
     assert code == 1
     assert "no number of workers is enough: each reads what the others commit" in err
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
-    """Each file exists."""
-    links = re.findall(r"\]\((?!http)([^)#]+)", PAGE)
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
-
-
-def test_the_recipe_of_the_page_counts_right_and_groups_by_row(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It prints what stands under it; each row of the store is in one group."""
+def test_the_recipe_of_the_page_groups_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of the store is in one group."""
     options = pytest.importorskip("apache_beam.options.pipeline_options")
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
     from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
     from murmur_beam.state.bigtable.batch import batch_of
     from murmur_beam.state.bigtable.keys import parse_row_key
 
-    ((code, output),) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     # The example names no runner, and Beam's default would look for a binary on the network.
     monkeypatch.setattr(options.StandardOptions, "DEFAULT_RUNNER", IN_PROCESS_RUNNER)
     names: dict[str, Any] = {"__name__": "scaling"}
     exec(compile(code, "docs/scaling.md", "exec"), names)
-    assert capsys.readouterr().out == output
     updates = [Update(Key(event["page"]), 1, event["id"]) for event in names["events"]]
     _, found = batch_of(updates, names["SHARDS"], marks=True)
     assert len(found) > names["SHARDS"]

@@ -368,16 +368,6 @@ def test_the_page_has_the_schema_of_sqlite() -> None:
     assert told == wanted
 
 
-def test_the_page_s_links_have_targets() -> None:
-    """Each leads to a heading of an existing page."""
-    links = re.findall(r"\]\(([\w.]+)#([\w-]+)\)", PAGE)
-    assert len(links) >= 2
-    for name, anchor in links:
-        headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / name).read_text("utf-8"), re.MULTILINE)
-        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    assert "(docs/storage.md)" in (ROOT / "README.md").read_text("utf-8")
-
-
 def test_the_page_has_the_kinds_of_pending_cells() -> None:
     """Each kind that the code writes, and how large cells are."""
     kinds = [int(code(row[0]), 16) for row in table_under("Pending deltas")]

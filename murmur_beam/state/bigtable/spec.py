@@ -38,7 +38,9 @@ class BigtableSpec:
     """One table of an instance. `BIGTABLE_EMULATOR_HOST` in the environment leads to an emulator.
 
     Args:
-        project, instance, table: where it is.
+        project: the project of the instance.
+        instance: the instance of the table.
+        table: its name.
         clock: decides what has expired, and waits.
 
     Raises:
