@@ -42,3 +42,8 @@ def with_links_of_the_site(text: str) -> str:
         return label if page is None else f"[{label}]({page}{anchor or ''})"
 
     return re.sub(r"\[([^\]]*)\]\((?!\w+:|#)([^)#]+)(#[^)]*)?\)", link, text)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short code in sentences and tables; site.css keeps it in one line, where browsers would break ``--yes``."""
+    return re.sub(r"<code>([^<]{1,32})</code>", r'<code class="short">\1</code>', html)

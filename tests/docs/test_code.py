@@ -48,9 +48,8 @@ CLOUD = re.compile(r"bigtable://|projects/|gs://|\bURI\b")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 COMMANDS = [(page, words) for page in PAGES for words in commands_of(page)]
 MURMUR = [(page, words) for page, words in COMMANDS if words[0].rpartition("/")[2] == "murmur"]
-MODULES = sorted(
-    {module for page in PAGES for module in re.findall(r"python -m (\w+\.[a-z]\w*)", (ROOT / page).read_text())}
-)
+TEXTS = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
+MODULES = sorted({module for text in TEXTS.values() for module in re.findall(r"python -m (\w+\.[a-z]\w*)", text)})
 
 
 class Events:

@@ -15,6 +15,7 @@ PAGES = sorted(["README.md", *(path.relative_to(ROOT).as_posix() for path in (RO
 """Paths from the root, of all pages that may hold code."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_PROMPT = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _EXEMPT = re.compile(r"<!-- not run: (\S.*) -->\n\Z")
 
 
@@ -65,7 +66,7 @@ def parsed(page: str, text: str) -> list[Block]:
 
 def prompts(console: str) -> list[tuple[str, str]]:
     """Each command of a ``console`` block, after its ``$``, with the output below it."""
-    return [(command, output) for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", console, re.MULTILINE)]
+    return _PROMPT.findall(console)
 
 
 def commands_of(page: str) -> list[list[str]]:
