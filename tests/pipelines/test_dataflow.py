@@ -129,7 +129,7 @@ Launch = Callable[..., Launched]
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources of the workers' package, since making the package leaves files behind."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("murmur_beam", "pipelines", "flex"):
+    for name in ("murmur_beam", "flex"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -361,14 +361,13 @@ class TestTheJobOfPubsub:
         for name in ("ReadFromPubSub/Read", MERGE_STEP):
             assert step(to_topic.pipeline, name).spec == step(to_folder.pipeline, name).spec
 
-    def test_the_workers_package_has_the_library_and_the_pipelines(self, to_topic: Launched) -> None:
-        """--setup_file sends one source package with both, which is among the job's packages."""
+    def test_the_workers_package_has_the_library(self, to_topic: Launched) -> None:
+        """--setup_file sends a source package of it, with the programs, which is among the job's packages."""
         (pool,) = to_topic.environment["workerPools"]
         assert "workflow.tar.gz" in [package["name"] for package in pool["packages"]]
         with tarfile.open(fileobj=io.BytesIO(to_topic.service.staged("workflow.tar.gz"))) as package:
             held = {name.partition("/")[2] for name in package.getnames()}
-        sources = [path for top in ("murmur_beam", "pipelines") for path in (ROOT / top).rglob("*.py")]
-        wanted = {path.relative_to(ROOT).as_posix() for path in sources}
+        wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "murmur_beam").rglob("*.py")}
         assert wanted | {"setup.py", "README.md", "LICENSE"} <= held
 
     def test_a_signal_ends_the_launch_and_not_the_job(self, launch: Launch) -> None:
@@ -642,10 +641,9 @@ from pathlib import Path
 import apache_beam
 from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
-import murmur_beam, pipelines
+import murmur_beam
 
-for package in (murmur_beam, pipelines):
-    assert package.__file__.startswith(sys.prefix), package.__file__
+assert murmur_beam.__file__.startswith(sys.prefix), murmur_beam.__file__
 if len(sys.argv) > 2:
     pickler.load_session(sys.argv[2])
 pipeline = proto.Pipeline.FromString(Path(sys.argv[1]).read_bytes())
