@@ -54,7 +54,7 @@ setup(
         "dataflow": DATAFLOW,
         "bench": BENCH,
         "test": [*TEST, *DEMO, *GCP],
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "docs": [*GCP, "mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "lint": ["mypy>=1.13", "ruff>=0.8"],
     },
     entry_points={"console_scripts": ["murmur = murmur_beam.cli.main:main"]},

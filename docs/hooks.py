@@ -13,6 +13,7 @@ SHOWN = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
 """Pages of the site, and the files of the project's root that they show."""
 
 PLACE_OF_OPTIONS = "<!-- options -->"
+LONGEST_SHORT = 32
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -45,5 +46,14 @@ def with_links_of_the_site(text: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Mark short code in sentences and tables; site.css keeps it in one line, where browsers would break ``--yes``."""
-    return re.sub(r"<code>([^<]{1,32})</code>", r'<code class="short">\1</code>', html)
+    """Repair code in sentences and tables.
+
+    Short code gets a class that site.css keeps in one line, where browsers would break ``--yes``. In tables, GitHub
+    takes ``\\|`` for a bar also in code; MkDocs would show the backslash.
+    """
+
+    def code(match: re.Match[str]) -> str:
+        text = match[1].replace("\\|", "|")
+        return f'<code class="short">{text}</code>' if len(text) <= LONGEST_SHORT else f"<code>{text}</code>"
+
+    return re.sub(r"<code>([^<]+)</code>", code, html)

@@ -21,9 +21,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from murmur_beam import Count, MergeRecords, programs
 from murmur_beam.cli import main as cli
+from murmur_beam.options import from_flags
 from murmur_beam.pubsub import messages
 from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
-from murmur_beam.spec import from_flags, resolve
+from murmur_beam.spec import resolve
 from tests.support import ROOT, environment
 from tests.support.pages import PAGES, Block, blocks_of, commands_in, commands_of, parsed, prompts
 from tests.support.parsing import parse
@@ -146,7 +147,7 @@ def test_murmur_accepts_a_command(page: str, words: list[str], capsys: pytest.Ca
     options = PipelineOptions(found.others)
     assert options.get_all_options(retain_unknown_options=True).keys() == options.get_all_options().keys()
     if program in ("pubsub", "worker"):
-        messages.merge_arguments(found.flags)
+        messages.merge_options(found.flags)
     elif program in ("merge_files", "replay"):
         resolve(from_flags(found.flags))
     assert capsys.readouterr().err == ""

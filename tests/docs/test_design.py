@@ -46,8 +46,10 @@ def test_each_step_exists(file: str, functions: str) -> None:
 def test_the_parts_are_all_modules() -> None:
     """The list of parts names each module and package of the library, and no other."""
     (parts,) = re.findall(r"^```text\nmurmur_beam/\n(.*?)^pipelines/ ", PAGE, re.DOTALL | re.MULTILINE)
-    # Names come first in a line, and end at its description.
-    named = {name for line in parts.splitlines() for name in re.match(r"  ((?:[\w/.]+ ?)+)", line)[1].split()}
+    # Names come first in a line; two spaces are between them and what they hold.
+    named = {
+        name for line in parts.splitlines() for name in re.match(r"  ((?:[\w/.]+ )*[\w/.]+)(?:  |$)", line)[1].split()
+    }
     there = {
         path.name + "/" * path.is_dir()
         for path in (ROOT / "murmur_beam").iterdir()

@@ -76,7 +76,18 @@ def test_links_of_the_root(hooks: ModuleType, link: str, on_the_site: str) -> No
 
 
 def test_short_code_is_marked(hooks: ModuleType) -> None:
-    """Code in sentences, up to 32 characters; blocks stay."""
+    """Code in sentences, up to 32 characters."""
     assert hooks.on_page_content("<td><code>--yes</code></td>") == '<td><code class="short">--yes</code></td>'
     long = f"<code>{'a' * 33}</code>"
     assert hooks.on_page_content(long) == long
+
+
+def test_bars_in_tables_lose_their_backslash(hooks: ModuleType) -> None:
+    """Also in long code; text stays."""
+    assert hooks.on_page_content(r"\| <code>a\|b</code>") == r'\| <code class="short">a|b</code>'
+
+
+def test_code_in_blocks_stays(hooks: ModuleType) -> None:
+    """A block begins with an anchor of each line."""
+    block = r"<pre><code><span>a\|b</span></code></pre>"
+    assert hooks.on_page_content(block) == block
