@@ -29,6 +29,7 @@ from apache_beam.portability.api import beam_runner_api_pb2 as proto
 
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids.count import Count
+from murmur_beam.options import MergeOptions
 from murmur_beam.programs import pubsub
 from murmur_beam.testing.emulators import bigtable
 from murmur_beam.transforms import MergeDoFn
@@ -719,7 +720,7 @@ class TestOnAWorker:
     def test_a_store_in_memory(self, worker: Path, tmp_path: Path) -> None:
         """The merge step also opens a store in memory, of a pipeline made without a command line."""
         pipeline = beam.Pipeline()
-        merge = {"key": "page", "event_id": "id", "monoid": "count", "store": "memory://worker"}
+        merge = MergeOptions(key="page", event_id="id", monoid="count", store="memory://worker")
         pubsub.build(pipeline, SUBSCRIPTION, merge, dead_letters="gs://my-bucket/dead")
         steps = self.run(worker, pipeline.to_runner_api().SerializeToString(), tmp_path)
         assert steps[MERGE_STEP] == "MergeDoFn"
