@@ -77,9 +77,9 @@ def test_named_files_exist() -> None:
 
 
 def test_the_extra_exists() -> None:
-    """The page installs an extra that setup.py has."""
+    """The page installs an extra that the package has."""
     (extra,) = re.findall(r"-e '\.\[(\w+)\]'", TEXT)
-    assert f'"{extra}": ' in (ROOT / "setup.py").read_text("utf-8")
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text("utf-8")
 
 
 def test_metrics_are_those_of_the_code() -> None:

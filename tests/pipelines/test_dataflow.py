@@ -10,13 +10,11 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from murmur_beam.options import MergeOptions
 from murmur_beam.programs import pubsub
 from murmur_beam.testing.emulators import bigtable
 from murmur_beam.transforms import MergeDoFn
-from tests.support import ROOT, emulators
+from tests.support import ROOT, emulators, installed
 
 pytest.importorskip(
     "apache_beam.runners.dataflow.internal.apiclient",
@@ -129,12 +127,8 @@ Launch = Callable[..., Launched]
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources of the workers' package, since making the package leaves files behind."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in ("murmur_beam", "flex"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+    names = ("murmur_beam", "pipelines", "flex", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    return installed.copy_sources(tmp_path_factory.mktemp("source"), *names)
 
 
 @pytest.fixture(scope="session")
@@ -362,14 +356,17 @@ class TestTheJobOfPubsub:
         for name in ("ReadFromPubSub/Read", MERGE_STEP):
             assert step(to_topic.pipeline, name).spec == step(to_folder.pipeline, name).spec
 
-    def test_the_workers_package_has_the_library(self, to_topic: Launched) -> None:
-        """--setup_file sends a source package of it, with the programs, which is among the job's packages."""
+    def test_the_workers_package_is_the_library(self, to_topic: Launched) -> None:
+        """--setup_file sends the source package, which is among the job's packages and installs murmur_beam alone."""
         (pool,) = to_topic.environment["workerPools"]
         assert "workflow.tar.gz" in [package["name"] for package in pool["packages"]]
         with tarfile.open(fileobj=io.BytesIO(to_topic.service.staged("workflow.tar.gz"))) as package:
-            held = {name.partition("/")[2] for name in package.getnames()}
+            held = {name.partition("/")[2]: name for name in package.getnames()}
+            top_level = package.extractfile(held["murmur_beam.egg-info/top_level.txt"])
+            assert top_level is not None
+            assert top_level.read() == b"murmur_beam\n"
         wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "murmur_beam").rglob("*.py")}
-        assert wanted | {"setup.py", "README.md", "LICENSE"} <= held
+        assert wanted | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= held.keys()
 
     def test_a_signal_ends_the_launch_and_not_the_job(self, launch: Launch) -> None:
         """The launch of a streaming job may end; the job continues."""
@@ -599,7 +596,7 @@ class TestFlexTemplates:
 
 @pytest.fixture(scope="session")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library's wheel, made from setup.py."""
+    """The library's wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [
@@ -623,17 +620,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def worker(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the wheel and all other packages of this one, but without this source."""
-    folder = tmp_path_factory.mktemp("worker")
-    venv.create(folder, symlinks=True)
-    python = folder / "bin/python"
-    # However this project is installed where the tests run, here it is the wheel.
-    command = ["-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", "--ignore-installed"]
-    subprocess.run([sys.executable, *command, str(wheel)], check=True, cwd=folder)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    others = [path for path in sys.path if path.endswith("site-packages")]
-    # Files like the one that makes this project importable here are not read from these folders.
-    (packages / "others.pth").write_text("\n".join(others), "utf-8")
-    return python
+    return installed.environment_with(wheel, tmp_path_factory.mktemp("worker"))
 
 
 ON_A_WORKER = """\

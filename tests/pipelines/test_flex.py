@@ -202,16 +202,12 @@ class TestTheImage:
         assert self.copied()
         assert [source for source in self.copied() if not (ROOT / source).exists()] == []
 
-    def test_setup_py_finds_all_that_it_reads(self) -> None:
-        """The package can be built from the copied files."""
-        read = set(re.findall(r'HERE / "([\w./]+)"', (ROOT / "setup.py").read_text("utf-8")))
-        for name in {
-            *read,
-            "setup.py",
-            "pyproject.toml",
-            "LICENSE",
-            "murmur_beam/__init__.py",
-        }:
+    def test_the_build_finds_all_that_it_reads(self) -> None:
+        """The package can be built from the copied files: its metadata, the files that they name, and its sources."""
+        metadata = (ROOT / "pyproject.toml").read_text("utf-8")
+        named = re.findall(r'^(?:readme|license-files) = \[?"([\w.]+)"', metadata, re.MULTILINE)
+        assert len(named) == 2
+        for name in (*named, "setup.py", "pyproject.toml", "murmur_beam/__init__.py"):
             assert any(name == source or name.startswith(f"{source}/") for source in self.copied()), name
 
     @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -231,10 +227,10 @@ class TestTheImage:
     def test_its_beam_is_supported_by_the_launch(self) -> None:
         """The image's Beam is a release that the extra "dataflow" allows, for a supported Python."""
         ((python, beam),) = re.findall(r"^FROM apache/beam_python([\d.]+)_sdk:([\d.]+)$", DOCKERFILE, re.MULTILINE)
-        setup = (ROOT / "setup.py").read_text("utf-8")
-        (oldest,) = re.findall(r'"apache-beam>=([\d.]+)"', setup)
+        metadata = (ROOT / "pyproject.toml").read_text("utf-8")
+        (oldest,) = re.findall(r'"apache-beam>=([\d.]+)"', metadata)
         assert [int(part) for part in beam.split(".")] >= [int(part) for part in oldest.split(".")]
-        assert f"Python :: {python}" in setup
+        assert f"Python :: {python}" in metadata
         assert f"python{python.replace('.', '')}-template-launcher-base" in DOCKERFILE
 
     def test_the_build_passes_all_arguments(self) -> None:
