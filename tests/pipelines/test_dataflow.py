@@ -126,9 +126,8 @@ Launch = Callable[..., Launched]
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources of the workers' package, since making the package leaves files behind."""
-    names = ("murmur_beam", "pipelines", "flex", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-    return installed.copy_sources(tmp_path_factory.mktemp("source"), *names)
+    """A copy of a clone, since making the workers' package leaves files behind."""
+    return installed.copy_sources(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support import ROOT
 
@@ -23,6 +24,7 @@ def copy_sources(folder: Path, *names: str) -> Path:
     if not names:
         names = tuple(path.name for path in ROOT.iterdir())
     ignore = shutil.ignore_patterns(*_LEFT_OUT)
+    folder.mkdir(exist_ok=True)
     for name in set(names) - ignore(str(ROOT), list(names)):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -48,3 +50,26 @@ def environment_with(wheel: Path, folder: Path) -> Path:
     # Files like the one that makes this project importable here are not read from these folders.
     (packages / "others.pth").write_text("\n".join(others), "utf-8")
     return python
+
+
+class Packages(NamedTuple):
+    """What a release uploads."""
+
+    wheel: Path
+    sdist: Path
+
+
+def build(folder: Path) -> Packages:
+    """Build the source package from a copy of the project, and the wheel from the source package.
+
+    No network is needed: setuptools is the installed one.
+
+    Args:
+        folder: a new one, for the copy and the packages.
+    """
+    source, made = copy_sources(folder / "source"), folder / "made"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(made), str(source)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = made.glob("*.whl"), made.glob("*.tar.gz")
+    return Packages(wheel, sdist)
