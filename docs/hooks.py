@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 SHOWN = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
 """Pages of the site, and the files of the project's root that they show."""
 
+REPOSITORY = "https://github.com/murmur-beam/murmur_beam/blob/main/"
+"""The address of a file in the root: links of README work on the package index, too."""
+
 PLACE_OF_OPTIONS = "<!-- options -->"
 LONGEST_SHORT = 32
 
@@ -42,7 +45,12 @@ def with_links_of_the_site(text: str) -> str:
         page = file.removeprefix("docs/") if file.startswith("docs/") else pages.get(file)
         return label if page is None else f"[{label}]({page}{anchor or ''})"
 
-    return re.sub(r"\[([^\]]*)\]\((?!\w+:|#)([^)#]+)(#[^)]*)?\)", link, text)
+    def address(match: re.Match[str]) -> str:
+        file = match[1]
+        return file.removeprefix("docs/") if file.startswith("docs/") else pages.get(file, match[0])
+
+    text = re.sub(r"\[([^\]]*)\]\((?!\w+:|#)([^)#]+)(#[^)]*)?\)", link, text)
+    return re.sub(rf"{re.escape(REPOSITORY)}([\w./-]+)", address, text)
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support import ROOT
-from tests.support.pages import PAGES, headings, links
+from tests.support.pages import PAGES, REPOSITORY, headings, links
 
 FILES = [*PAGES, *(name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md") if (ROOT / name).exists())]
 INSERTED = {"options.md": "murmur_beam.options"}
@@ -18,6 +18,8 @@ INSERTED = {"options.md": "murmur_beam.options"}
 
 def fault(path: Path, link: str) -> str | None:
     """What is wrong with a link of a page; None for a good one."""
+    if link.startswith(REPOSITORY):
+        path, link = ROOT / "README.md", link.removeprefix(REPOSITORY)
     if re.match(r"[a-z]+:", link):
         parts = urlsplit(link)
         return None if parts.scheme == "https" and "." in parts.netloc else f"{link}: not https://HOST"
@@ -65,14 +67,23 @@ def test_the_readme_and_the_site_name_every_page() -> None:
     """README's list of pages is complete, and so is the navigation of the site."""
     pages = {page for page in PAGES if page.startswith("docs/")}
     plain = {page for page in pages - SHOWN if page.count("/") == 1}
-    assert plain <= set(re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text("utf-8")))
+    assert plain <= {link.removeprefix(REPOSITORY) for link in links(ROOT / "README.md")}
     navigation = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
     assert sorted(f"docs/{name}" for name in navigation) == sorted(pages)
 
 
 @pytest.mark.parametrize(
     "link",
-    ["missing.md", "design.md#no-such-part", "#no-such-part", "http://example.org", "https://", "../../etc/passwd"],
+    [
+        "missing.md",
+        "design.md#no-such-part",
+        "#no-such-part",
+        "http://example.org",
+        "https://",
+        "../../etc/passwd",
+        f"{REPOSITORY}docs/missing.md",
+        f"{REPOSITORY}docs/design.md#no-such-part",
+    ],
 )
 def test_faults_are_found(link: str) -> None:
     """A broken link of each kind."""
@@ -81,5 +92,6 @@ def test_faults_are_found(link: str) -> None:
 
 def test_good_links_are_not_faults() -> None:
     """A file, a heading, a heading of the same page, an address."""
-    for link in ("storage.md", "storage.md#row-keys", "#the-walk", "https://example.org/a#b"):
+    here = ("storage.md", "storage.md#row-keys", "#the-walk")
+    for link in (*here, "https://example.org/a#b", f"{REPOSITORY}docs/design.md#the-walk"):
         assert fault(ROOT / "docs/design.md", link) is None

@@ -20,6 +20,15 @@ def test_the_commands_are_one_line_each_and_make_their_own_environment() -> None
     ]
 
 
+def test_every_label_has_an_address_and_every_address_a_label() -> None:
+    """Labels stand in brackets; their addresses are at the end of the page, where they do not break the lines."""
+    defined = set(re.findall(r"^\[([^\]]+)\]: https://\S+$", README, re.MULTILINE))
+    text = re.sub(r"^(```.*?^```|\[[^\]]+\]: [^\n]*)$", "", README, flags=re.DOTALL | re.MULTILINE)
+    used = re.findall(r"\[([^\]]+)\](?:\[([^\]]+)\])?(?!\()", re.sub(r"`[^`\n]*`", "", text))
+    assert {label or shown for shown, label in used} == defined
+    assert len(defined) > 10
+
+
 def test_the_package_exports_what_it_lists() -> None:
     """Each public name exists; importing the package alone does not load Beam."""
     code = (

@@ -101,8 +101,9 @@ class TestWheel:
 
     def test_the_readme_links_work_on_the_package_index(self) -> None:
         """There is no folder beside the README there, so every link is complete."""
-        links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
-        assert links
+        text = (ROOT / "README.md").read_text("utf-8")
+        links = [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r"^\[[^\]]+\]: (.*)$", text, re.MULTILINE)]
+        assert len(links) > 10
         assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 
@@ -134,7 +135,7 @@ class TestPrograms:
         assert murmur("merge-files", *merge).startswith("3 merged / 0 duplicate / 0 dead-lettered\n")
         assert murmur("merge-files", *merge).startswith("0 merged / 3 duplicate / 0 dead-lettered\n")
         assert json.loads(murmur("get", "sqlite:///pages.db", "a", "--json"))["value"] == 2
-        assert murmur("top", "sqlite:///pages.db").split() == ["a", "2", "b", "1"]
+        assert json.loads(murmur("top", "sqlite:///pages.db", "--json").splitlines()[0])["entity"] == "a"
 
     def test_dead_letters_are_replayed(self, murmur: Murmur, theirs: Path) -> None:
         """``replay`` merges what ``merge-files`` put aside, with the flags of a pipeline that has been corrected."""

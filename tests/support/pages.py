@@ -14,6 +14,9 @@ from tests.support import ROOT
 PAGES = sorted(["README.md", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))])
 """Paths from the root, of all pages that may hold code."""
 
+REPOSITORY = "https://github.com/murmur-beam/murmur_beam/blob/main/"
+"""The address of a file in the root; README's links begin with it, so that they work on the package index."""
+
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PROMPT = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _EXEMPT = re.compile(r"<!-- not run: (\S.*) -->\n\Z")
@@ -115,4 +118,5 @@ def headings(path: Path) -> set[str]:
 def links(path: Path) -> list[str]:
     """Targets of a page's links and pictures, without those in code."""
     text = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", path.read_text("utf-8")))
-    return re.findall(r"\]\(([^)\s]+)\)", text)
+    found = re.findall(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    return [inline or defined for inline, defined in found]
