@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["FakeClock", "FaultyStore", "MonoidLaws", "StoreContract"]
 
 
-def __getattr__(name: str) -> Any:
-    # Only StoreContract needs pytest at import, and its assertions must be registered for pytest to explain them.
-    if name != "StoreContract":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        importlib.import_module("pytest").register_assert_rewrite(f"{__name__}.stores")
-    except ImportError as err:
-        raise ImportError("StoreContract needs pytest: pip install 'murmur-beam[test]'") from err
-    return importlib.import_module(f"{__name__}.stores").StoreContract
+if not TYPE_CHECKING:  # or else a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        # Only StoreContract needs pytest at import, and its assertions must be registered for pytest to explain them.
+        if name != "StoreContract":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            importlib.import_module("pytest").register_assert_rewrite(f"{__name__}.stores")
+        except ImportError as err:
+            raise ImportError("StoreContract needs pytest: pip install 'murmur-beam[test]'") from err
+        return importlib.import_module(f"{__name__}.stores").StoreContract

@@ -1,0 +1,1 @@
+"""A user's program, for type checkers; nothing here is a test."""
