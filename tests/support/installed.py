@@ -24,7 +24,7 @@ def copy_sources(folder: Path, *names: str) -> Path:
     if not names:
         names = tuple(path.name for path in ROOT.iterdir())
     ignore = shutil.ignore_patterns(*_LEFT_OUT)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in set(names) - ignore(str(ROOT), list(names)):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
