@@ -264,8 +264,10 @@ def unclear_words(file: str, source: str) -> Iterator[str]:
 
 def files(arguments: Sequence[str]) -> Iterator[Path]:
     """The files to check: those that are named, or all sources and pages."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/*.md")]
     tops = [Path(argument) for argument in arguments] or [
-        ROOT / top for top in ("README.md", "CHANGELOG.md", "docs", "murmur_beam", "pipelines", "benchmarks", "tests")
+        *pages,
+        *(ROOT / top for top in ("docs", "murmur_beam", "pipelines", "benchmarks", "tests")),
     ]
     for top in tops:
         yield from sorted([*top.rglob("*.py"), *top.rglob("*.md")]) if top.is_dir() else [top]
