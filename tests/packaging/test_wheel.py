@@ -135,7 +135,7 @@ class TestPrograms:
         assert murmur("merge-files", *merge).startswith("3 merged / 0 duplicate / 0 dead-lettered\n")
         assert murmur("merge-files", *merge).startswith("0 merged / 3 duplicate / 0 dead-lettered\n")
         assert json.loads(murmur("get", "sqlite:///pages.db", "a", "--json"))["value"] == 2
-        assert json.loads(murmur("top", "sqlite:///pages.db", "--json").splitlines()[0])["entity"] == "a"
+        assert "a" in murmur("top", "sqlite:///pages.db", "-n", "1").split()
 
     def test_dead_letters_are_replayed(self, murmur: Murmur, theirs: Path) -> None:
         """``replay`` merges what ``merge-files`` put aside, with the flags of a pipeline that has been corrected."""
