@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -127,14 +127,13 @@ def _boolean(value: Any) -> None:
         raise ValueError(f"expected True or False, got {value!r:.80}")
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class MergeOptions:
     """What to merge and how; None: not given. `murmur_beam.spec.resolve` fills in the defaults."""
 
     name: Annotated[
         str | None, Option("name of the metrics, also in dead letters", "NAME", check=a_text, default="murmur")
-    ] = None
-    _: KW_ONLY
+    ] = field(default=None, kw_only=False)
     key: Annotated[
         Field | None,
         Option(
