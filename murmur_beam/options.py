@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Annotated, Any, Literal, get_type_hints
@@ -332,8 +333,9 @@ def described_stores() -> dict[str, type]:
     """The class of each store's specs, by the scheme of its URIs; stores whose packages are missing are left out."""
     found = {}
     for name in state.schemes():
-        from_uri = importlib.import_module(f"{state.__name__}.{name}").from_uri
-        found[name] = get_type_hints(from_uri)["return"]
+        with suppress(ImportError):
+            from_uri = importlib.import_module(f"{state.__name__}.{name}").from_uri
+            found[name] = get_type_hints(from_uri)["return"]
     return found
 
 

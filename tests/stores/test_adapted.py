@@ -11,6 +11,7 @@ import pytest
 from murmur_beam.errors import ConfigurationError, PermanentError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
+from murmur_beam.options import MergeOptions
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many
 from murmur_beam.reader import Reader
 from murmur_beam.spec import resolve
@@ -188,12 +189,12 @@ class TestPlainStores:
         assert faulty.get(A) == 10
         with pytest.raises(TypeError, match="_Adapted is not a Cache"):
             FaultyStore(PlainStore(Sum())).repopulate(source, [A])
-        arguments = {"key": "k", "monoid": "count", "event_id": "id", "store": "memory://test_adapted_1"}
+        arguments: Any = {"key": "k", "monoid": "count", "event_id": "id", "store": "memory://test_adapted_1"}
         with pytest.raises(ConfigurationError, match="cannot serve as a cache"):
-            resolve({**arguments, "cache": PlainSpec(Sum())}).check_stores()
+            resolve(MergeOptions(**arguments, cache=PlainSpec(Sum()))).check_stores()
         spec = PlainSpec(Sum())
         spec.store = cache
-        resolve({**arguments, "cache": spec}).check_stores()
+        resolve(MergeOptions(**arguments, cache=spec)).check_stores()
 
 
 class TestPlainSpecs:

@@ -20,7 +20,8 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import InMemory
 from murmur_beam.monoids import Sum
-from murmur_beam.spec import from_flags, resolve
+from murmur_beam.options import MergeOptions, from_flags
+from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec, require_lasting, schemes, spec_from_uri
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
@@ -80,7 +81,7 @@ class TestNames:
     def test_a_name_makes_a_spec(self, uri: str, spec: StoreSpec) -> None:
         """A spec that a module has made, a function or a class that makes one of the parts of the URI."""
         assert spec_from_uri(uri) == spec
-        assert resolve({"key": "k", "monoid": "count", "event_id": "id", "store": uri}).store == spec
+        assert resolve(MergeOptions(key="k", monoid="count", event_id="id", store=uri)).store == spec
 
     @pytest.mark.parametrize(
         ("uri", "problem"),
@@ -198,8 +199,8 @@ class TestTheWholeWay:
         """A JSON file with the means of two pages; "b" has the larger sum, but the smaller mean."""
         uri = f"{JSON_FILE}:///{tmp_path}/means.json"
         flags = {"store": uri, "monoid": MEAN, "key": ["page"], "value": "ms", "event_id": "id", "window": "daily"}
-        arguments = from_flags(_Flags(flags))
-        spec = pickle.loads(pickle.dumps(resolve({**arguments, "event_time": "at"})))
+        options = from_flags(_Flags({**flags, "event_time": "at"}))
+        spec = pickle.loads(pickle.dumps(resolve(options)))
         spec.check_stores()
         merger: Merger[int] = Merger(spec, _Counter())
         values = [("a", 4, 14), ("a", 5, 14), ("b", 1, 14), ("b", 2, 15), ("b", 0, 15)] + [("b", 2, 16)] * 6
