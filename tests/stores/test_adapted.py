@@ -63,6 +63,9 @@ class Late(PlainStore[int]):
     def get(self, key: Key) -> int:
         return 42
 
+    def get_many(self, keys: Sequence[Key], fresh: bool | None = None) -> list[Any]:
+        return [fresh for _ in keys]
+
     def merge_update(self, key: Key, delta: int, **more: Any) -> Outcome:
         return Outcome.EXPIRED
 
@@ -123,6 +126,8 @@ class TestPlainStores:
         assert Reader(store).get("a", fresh=False) == 6
         assert [*Reader(store).list()] == [("a", 6, 1), ("b", 6, 1)]
         assert Reader(store).top(1, fresh=True) == [("a", 6)]
+        assert merge_many(Config(dedup=NoDedup()), "p", None, WHEN, ["c"], 1, store) is Outcome.MERGED
+        assert merge_many(Config(dedup=AtomicDedup()), "p", "1", WHEN, ["c"], 1, store, None, daily()) is Outcome.MERGED
         adapted = as_store(store)
         assert adapted.get(A) == 6
         assert adapted.merge_update(A, 1) is Outcome.MERGED
@@ -147,6 +152,7 @@ class TestPlainStores:
             timedelta(5),
             True,
         )
+        assert [adapted.get_many([A], fresh=fresh) for fresh in (True, False)] == [[True], [False]]
         assert not adapted.appends
         store.appends, store.bucket_age, store.marker_age = True, timedelta(1), timedelta(2)
         assert adapted.appends
@@ -175,6 +181,12 @@ class TestPlainStores:
             Config(dedup=AtomicDedup()), "p", "1", WHEN - timedelta(2000), ["a"], 1, Late(Sum()), None, daily()
         )
         assert merged is Outcome.EXPIRED
+
+    def test_a_faulty_store_passes_on_what_it_settles(self) -> None:
+        """As all else of the store that it wraps."""
+        faulty = FaultyStore(Late(Sum()))
+        assert faulty.settle_retention(None) == timedelta(5)
+        assert (faulty.monoid.name, faulty.delete("a"), faulty.appends) == ("sum", 7, False)
 
     def test_a_cache_is_one_that_can_repopulate(self) -> None:
         """Any other store is refused as a cache."""

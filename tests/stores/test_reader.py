@@ -156,7 +156,7 @@ class TestFresh:
 class TestPresentation:
     """A mean is stored as a sum and a count: states are combined first, and presented last."""
 
-    STATES = {Key("a", 0): (9, 2), Key("a", 2): (1, 8), Key("b", 0): (5, 5), Key("c", 1): (0, 0)}
+    STATES = {Key("a", 0): (9, 2), Key("a", 2): (1, 8), Key("b", 0): (50, 50), Key("c", 1): (0, 0)}
 
     def test_every_method_presents(self) -> None:
         """Totals are the mean of all events, not a mean of means; what is empty is the mean of nothing."""
@@ -183,7 +183,7 @@ class TestPresentation:
         assert reader.get("a", day(0)) == (9, 2)
         assert reader.range("a", day(0), day(2)) == (10, 10)
         assert reader.top(1, "", day(0), day(0)) == [("a", (9, 2))]
-        assert [*reader.list("b")] == [("b", (5, 5), 1)]
+        assert [*reader.list("b")] == [("b", (50, 50), 1)]
         assert [state for _, state in reader.series("a", day(0), day(2))] == [(9, 2), (0, 0), (1, 8)]
 
 
