@@ -265,6 +265,7 @@ class _Counter(InMemory):
 
 
 def test_the_example_is_a_spec_of_its_own() -> None:
-    """It has what `StoreSpec` gives."""
+    """It has what `StoreSpec` gives, and its text is its name."""
     spec = JsonFileSpec("/x.json")
     assert (spec.place, spec.lasting) == (spec, True)
+    assert spec_from_uri(str(spec)) == spec

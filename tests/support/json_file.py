@@ -149,6 +149,9 @@ class JsonFileSpec(StoreSpec):
     path: str
     clock: Clock = field(default_factory=Clock, compare=False)
 
+    def __str__(self) -> str:
+        return f"{__name__}:from_uri:///{self.path}"
+
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> JsonFileStore[V]:
         """See `StoreSpec.open`."""
         return JsonFileStore(self, monoid, granularity)
