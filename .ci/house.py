@@ -39,7 +39,9 @@ PHRASES = {
 
 # A row: a module (below murmur_beam, or in pipelines), and the modules that it may import, from the bottom up. "x.*"
 # are the modules in package x, unless a row of their own says otherwise; "x" is the package's own __init__.
-BASICS = "option errors forks model clock durations sizes import_path windows metrics monoids.base state.base"
+BASICS = (
+    "option errors forks model clock durations sizes import_path windows metrics monoids.base state.base state.adapted"
+)
 CORE = f"{BASICS} retry config processor"
 LIBRARY = f"{CORE} gc_tuning buffer decode fields times extract deadletter options spec monoids monoids.* state state.*"
 
@@ -65,13 +67,14 @@ MAY_IMPORT = {
     "monoids": "errors import_path monoids.*",
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
-    "state.*": "errors forks model clock durations option monoids.base state.base",
+    "state.adapted": "errors model monoids.base state.base",
+    "state.*": "errors forks model clock durations option monoids.base state.base state.adapted",
     "state.sqlite": "errors option state.sqlite.*",
     "state.sqlite.*": "errors forks model clock durations option monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors option state.bigtable.*",
     "state.bigtable.*": "errors model clock durations sizes option monoids.base state.base retry windows "
     "state.bigtable.*",
-    "state": "errors model state.base",
+    "state": "errors model import_path state.base state.adapted state.*",
     # The core runs without Beam.
     "retry": "errors clock",
     "windows": "errors model durations",

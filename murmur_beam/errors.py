@@ -27,6 +27,21 @@ class ConfigurationError(MurmurError, ValueError):
         return f"{self.argument}: {self.problem}"
 
 
+class MissingExtra(ImportError):
+    """A module needs packages of an optional extra, which are not installed; it raises this when it is imported.
+
+    Args:
+        extra: name of the extra, as in ``pip install 'murmur-beam[extra]'``.
+        cause: the error of the missing package.
+    """
+
+    def __init__(self, extra: str, cause: ImportError) -> None:
+        super().__init__(
+            f"needs a package that is not installed ({cause}); run: pip install 'murmur-beam[{extra}]'",
+            name=cause.name,
+        )
+
+
 class TransientError(MurmurError):
     """A failure that a retry may avoid: a timeout, a lock, an overloaded server."""
 

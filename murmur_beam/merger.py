@@ -112,9 +112,8 @@ class Merger(Generic[T]):
             self.close()
             raise
         self._store = self._leases[0].store
-        # A cache is a store with one more method; `check_stores` has checked that it has it.
-        self._cache: Any = self._leases[1].store if spec.cache is not None else None
-        self._waits = getattr(self._store, "waits_for_network", False)
+        self._cache = self._leases[1].store if spec.cache is not None else None
+        self._waits = self._store.waits_for_network
         self._buffer: Buffer[T] = Buffer(spec.flush, self._bucket_us, config.clock.monotonic)
         self._add = self._buffer.add
         _mergers.add(self)

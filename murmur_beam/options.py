@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated, Any, Literal, get_type_hints
@@ -22,7 +23,8 @@ from murmur_beam.fields import Field
 from murmur_beam.import_path import load_attribute
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.option import Option, a_text, described
-from murmur_beam.state import StoreSpec, require_lasting, spec_from_uri
+from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
+from murmur_beam.state.adapted import as_spec, is_spec
 from murmur_beam.times import TimeFormat, Unit
 from murmur_beam.windows import WindowConfig, parse_window
 
@@ -67,21 +69,21 @@ def as_retention(retention: timedelta | str) -> timedelta:
     return retention
 
 
-def as_store(store: StoreSpec | str) -> StoreSpec:
-    """A store's spec, or that of a URI.
+def as_store(store: SpecLike | str) -> StoreSpec:
+    """A store's spec, or that of a URI or of ``package.module:attribute``.
 
     Raises:
         ConfigurationError: it is neither.
     """
     if isinstance(store, str):
         return spec_from_uri(store)
-    opens = callable(getattr(store, "open", None)) and callable(getattr(store, "recorded_schema", None))
+    opens = is_spec(store)
     if opens and not isinstance(store, type):
         try:
             hash(store)
         except TypeError as err:
             raise ConfigurationError("store", f"{err}; workers find their open stores by their specs") from None
-        return store
+        return as_spec(store)
     hint = "; write its parentheses" if opens else ""
     raise ConfigurationError("store", f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}{hint}")
 
@@ -176,7 +178,7 @@ class MergeOptions:
         ),
     ] = None
     store: Annotated[
-        StoreSpec | str | None,
+        SpecLike | str | None,
         Option(
             "where the aggregates are kept, such as sqlite:///counts.db or bigtable://project/instance/table",
             "URI",
@@ -185,12 +187,12 @@ class MergeOptions:
         ),
     ] = None
     cache: Annotated[
-        StoreSpec | str | None,
+        SpecLike | str | None,
         Option(
             "a copy to keep up to date",
             "URI",
             check=as_store,
-            more="It gets the deltas that were merged, and nothing else: fill it with `Store.repopulate` first if the "
+            more="It gets the deltas that were merged, and nothing else: fill it with `Cache.repopulate` first if the "
             "store is not empty. Its failures are counted and change nothing, and the guarantee does not cover it. A "
             "table that is appended to has no cache, since a recorded event may have been counted before.",
         ),
@@ -330,8 +332,9 @@ def described_stores() -> dict[str, type]:
     """The class of each store's specs, by the scheme of its URIs; stores whose packages are missing are left out."""
     found = {}
     for name in state.schemes():
-        from_uri = importlib.import_module(f"{state.__name__}.{name}").from_uri
-        found[name] = get_type_hints(from_uri)["return"]
+        with suppress(ImportError):
+            from_uri = importlib.import_module(f"{state.__name__}.{name}").from_uri
+            found[name] = get_type_hints(from_uri)["return"]
     return found
 
 

@@ -27,7 +27,8 @@ from murmur_beam.errors import (
 from murmur_beam.metrics import Recorder, SizeRecorder, count_events
 from murmur_beam.model import Key, Outcome, Record, Update, check_record, to_us
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Cache, Result, Store, UpdateResults
+from murmur_beam.state.adapted import as_store
+from murmur_beam.state.base import Result, Store, StoreLike, UpdateResults
 from murmur_beam.windows import WindowConfig
 
 __all__ = [
@@ -91,8 +92,8 @@ def merge_one(
     value: T,
     key_fn: Callable[[T], str],
     value_fn: Callable[[T], Any],
-    store: Store[V],
-    cache: Cache[V] | None = None,
+    store: StoreLike[V],
+    cache: StoreLike[V] | None = None,
     window: WindowConfig | None = None,
     *,
     cancel: threading.Event | None = None,
@@ -119,8 +120,8 @@ def merge_many(
     event_time: datetime,
     keys: Iterable[str],
     delta: Any,
-    store: Store[V],
-    cache: Cache[V] | None = None,
+    store: StoreLike[V],
+    cache: StoreLike[V] | None = None,
     window: WindowConfig | None = None,
     *,
     cancel: threading.Event | None = None,
@@ -205,8 +206,8 @@ def merge_records(
     cfg: Config,
     pipeline_name: str,
     records: Sequence[Record],
-    store: Store[V],
-    cache: Cache[V] | None = None,
+    store: StoreLike[V],
+    cache: StoreLike[V] | None = None,
     window: WindowConfig | None = None,
     *,
     cancel: threading.Event | None = None,
@@ -223,6 +224,7 @@ def merge_records(
     Raises:
         MergeCancelled: ``cancel`` was set during a wait. What was merged before stays merged.
     """
+    store = as_store(store)
     window = _kept_as_the_table(window, store)
     settled = _settle_early(cfg, pipeline_name, records, window)
     if (deduper := deduper_of(cfg)) is not None:
@@ -256,10 +258,9 @@ def merge_records(
 
 def _kept_as_the_table(window: WindowConfig | None, store: Store[Any]) -> WindowConfig | None:
     """The window with the table's retention, if it has none itself and the table records one."""
-    settle = getattr(store, "settle_retention", None)
-    if window is None or settle is None:
-        return window
-    retention = settle(window.retention)
+    if window is None:
+        return None
+    retention = store.settle_retention(window.retention)
     return window if retention == window.retention else dataclasses.replace(window, retention=retention)
 
 
@@ -312,7 +313,7 @@ def _updates(cfg: Config, records: Sequence[Record], window: WindowConfig | None
     """One update for each key of each record, in order."""
     atomic = isinstance(cfg.dedup, AtomicDedup)
     # A retried append is recognized by its event id, so all tries of a flush use the same ids.
-    anonymous = not atomic and not store.monoid.idempotent and getattr(store, "appends", False)
+    anonymous = not atomic and not store.monoid.idempotent and store.appends
     flush_id = uuid.uuid4().hex if anonymous else ""
     now_us = _now_us(cfg)
     granularity_us = window.granularity_us if window else 0
@@ -387,7 +388,7 @@ def _try_again(
 
 
 def _update_cache(
-    cfg: Config, pipeline_name: str, cache: Cache[V], updates: Sequence[Update], written: Sequence[Result]
+    cfg: Config, pipeline_name: str, cache: StoreLike[V], updates: Sequence[Update], written: Sequence[Result]
 ) -> None:
     merged = [
         update._replace(event_id=None)

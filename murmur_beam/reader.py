@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from numbers import Number
@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, by_name, names
-from murmur_beam.state import Store, StoreSpec, spec_from_uri
-from murmur_beam.state.base import freshness
+from murmur_beam.state import SpecLike, Store, StoreLike, spec_from_uri
+from murmur_beam.state.adapted import as_spec, as_store
 from murmur_beam.windows import WindowConfig
 
 V = TypeVar("V")
@@ -32,29 +32,38 @@ class Reader(Generic[V]):
     method includes them; with ``fresh=False`` it returns the state of the last fold, at a lower cost. By default the
     methods for given entities are fresh, `list` and `top` are not. Other stores have no pending events.
 
+    All methods return results as the monoid presents them (`Monoid.present`), such as the mean of a sum and a count.
+    Aggregates of several buckets or shards are combined first, and presented last.
+
     Args:
         store: of the aggregates. `close` closes it.
         window: of the aggregates (only the granularity matters here); None without a window.
+        states: return the aggregates as they are stored, for callers that combine them further with ``monoid``, and
+            present them themselves.
     """
 
-    def __init__(self, store: Store[V], window: WindowConfig | None = None) -> None:
-        self.store = store
+    def __init__(self, store: StoreLike[V], window: WindowConfig | None = None, *, states: bool = False) -> None:
+        self.store: Store[V] = as_store(store)
         self.monoid = store.monoid
         self.window_config = window
+        self._present: Callable[[V], Any] = _unchanged if states else self.monoid.present
 
     @classmethod
     def open(
         cls,
-        store: str | StoreSpec,
+        store: str | SpecLike,
         monoid: Monoid[Any] | None = None,
         window: WindowConfig | None = None,
+        *,
+        states: bool = False,
     ) -> Reader[Any]:
         """Open an existing store with its recorded schema; use the reader in a ``with`` statement.
 
         Args:
-            store: a URI such as ``sqlite:///counts.db``, or a spec.
+            store: a text such as ``sqlite:///counts.db`` (see `murmur_beam.state.spec_from_uri`), or a spec.
             monoid: None for the shipped monoid that the store has recorded.
             window: None for the buckets that the store has recorded.
+            states: as for `Reader`.
 
         Raises:
             StoreUnavailable: the store does not exist, or nothing was ever written to it. (Opening it would record a
@@ -62,7 +71,7 @@ class Reader(Generic[V]):
             ConfigurationError: the URI is invalid, or the recorded monoid is not a shipped one.
             SchemaMismatch: ``monoid`` or ``window`` is not what the store was written with.
         """
-        spec = spec_from_uri(store) if isinstance(store, str) else store
+        spec = spec_from_uri(store) if isinstance(store, str) else as_spec(store)
         schema = spec.recorded_schema()
         if schema is None:
             raise StoreUnavailable(f"{spec}: nothing was written to it yet; check the name, or run its pipeline first")
@@ -77,7 +86,7 @@ class Reader(Generic[V]):
             monoid = by_name(schema.monoid)
         if window is None and schema.granularity is not None:
             window = WindowConfig(schema.granularity)
-        return cls(spec.open(monoid, window.granularity if window else None), window)
+        return cls(spec.open(monoid, window.granularity if window else None), window, states=states)
 
     def __enter__(self) -> Reader[V]:
         return self
@@ -91,8 +100,8 @@ class Reader(Generic[V]):
         """Close the store."""
         self.store.close()
 
-    def get(self, entity: str, at: datetime | None = None, *, fresh: bool = True) -> V | None:
-        """The aggregate of an entity, None if nothing was merged.
+    def get(self, entity: str, at: datetime | None = None, *, fresh: bool = True) -> Any:
+        """The result of an entity, None if nothing was merged.
 
         Args:
             entity: to read.
@@ -104,8 +113,8 @@ class Reader(Generic[V]):
         """
         return self.get_many([entity], at, fresh=fresh)[0]
 
-    def get_many(self, entities: Sequence[str], at: datetime | None = None, *, fresh: bool = True) -> list[V | None]:
-        """The aggregates of many entities, in their order; see `get`."""
+    def get_many(self, entities: Sequence[str], at: datetime | None = None, *, fresh: bool = True) -> list[Any]:
+        """The results of many entities, in their order; see `get`."""
         if self.window_config is None and at is not None:
             raise ConfigurationError("at", "the store has no time buckets; leave it out")
         if self.window_config is not None and at is None:
@@ -113,11 +122,12 @@ class Reader(Generic[V]):
                 "at", "is required: each time bucket has a separate aggregate (window and range combine several)"
             )
         bucket = 0 if at is None else self._bucket("at", at)
-        return _get_many(self.store, [Key(entity, bucket) for entity in entities], fresh)
+        found = self.store.get_many([Key(entity, bucket) for entity in entities], fresh=fresh)
+        return [None if state is None else self._present(state) for state in found]
 
-    def window(self, entity: str, last: timedelta, now: datetime, *, fresh: bool = True) -> V:
-        """The total of the ``ceil(last / granularity)`` buckets that end with now's. The identity if all are empty.
-        ``fresh``: include pending events.
+    def window(self, entity: str, last: timedelta, now: datetime, *, fresh: bool = True) -> Any:
+        """The total of the ``ceil(last / granularity)`` buckets that end with now's. That of the identity if all are
+        empty. ``fresh``: include pending events.
 
         Raises:
             ConfigurationError: ``last`` is not positive or reaches back beyond the year 1; ``now`` has no time zone.
@@ -137,30 +147,36 @@ class Reader(Generic[V]):
             raise ConfigurationError("last", f"{last} back from {now.isoformat()} is before the year 1")
         return self._start(start), self._start(end)
 
-    def range(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> V:
-        """The total of the buckets from start's to end's, both included. The identity if all are empty, or if ``end``
-        is before ``start``. ``fresh``: include pending events.
+    def range(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> Any:
+        """The total of the buckets from start's to end's, both included. That of the identity if all are empty, or if
+        ``end`` is before ``start``. ``fresh``: include pending events.
 
         Raises:
             ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
             SchemaMismatch: the store has no time buckets.
         """
-        return self.monoid.total(value for _, value in self.buckets(entity, start, end, fresh=fresh))
+        found = self._stored(entity, self._bucket("start", start), self._bucket("end", end), fresh)
+        return self._present(self.monoid.total(state for _, state in found))
 
     def buckets(
         self, entity: str, start: datetime, end: datetime, *, fresh: bool = True
-    ) -> Iterator[tuple[datetime, V]]:
-        """The non-empty buckets of `range`, oldest first: the start of each, and its aggregate.
+    ) -> Iterator[tuple[datetime, Any]]:
+        """The non-empty buckets of `range`, oldest first: the start of each, and its result.
 
         A bucket that starts before the year 1 is given the start of that year.
         """
         first, last = self._bucket("start", start), self._bucket("end", end)
-        return ((self._start(bucket), value) for bucket, value in self._stored(entity, first, last, fresh))
+        return (
+            (self._start(bucket), self._present(state)) for bucket, state in self._stored(entity, first, last, fresh)
+        )
 
-    def series(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> list[tuple[datetime, V]]:
-        """All buckets of `range`: those of `buckets`, and the identity for each empty one."""
+    def series(self, entity: str, start: datetime, end: datetime, *, fresh: bool = True) -> list[tuple[datetime, Any]]:
+        """All buckets of `range`: those of `buckets`, and the result of the identity for each empty one."""
         found = dict(self.buckets(entity, start, end, fresh=fresh))
-        return [(time, found.get(time, self.monoid.identity)) for time in self.starts(start, end)]
+        return [
+            (time, found[time] if time in found else self._present(self.monoid.identity))
+            for time in self.starts(start, end)
+        ]
 
     def starts(self, start: datetime, end: datetime) -> Iterator[datetime]:
         """Start of each bucket from start's to end's, in order, as in `buckets`."""
@@ -174,8 +190,11 @@ class Reader(Generic[V]):
         end: datetime | None = None,
         *,
         fresh: bool = False,
-    ) -> list[tuple[str, V]]:
-        """The ``n`` entities with the largest aggregates, largest first; equal ones in the order of their names.
+    ) -> list[tuple[str, Any]]:
+        """The ``n`` entities with the largest results, largest first; equal ones in the order of their names.
+
+        Entities are ranked by what the monoid presents, which must be numbers; None (such as the mean of nothing) is
+        left out.
 
         Args:
             n: maximum number of entities.
@@ -185,19 +204,22 @@ class Reader(Generic[V]):
             fresh: include pending events.
 
         Raises:
-            SchemaMismatch: the aggregates are not numbers, or times are given but the store has no time buckets.
+            SchemaMismatch: the results are not numbers, or times are given but the store has no time buckets.
             ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
         """
-        totals = (
-            (entity, self._number(entity, value)) for entity, value, _ in self.list(prefix, start, end, fresh=fresh)
+        first, last = self._span(start, end)
+        ranked = (
+            (self._number(entity, result), entity, state)
+            for entity, state, _ in self._totals(prefix, first, last, fresh)
+            if (result := self.monoid.present(state)) is not None
         )
-        largest: Any = heapq.nlargest(n, totals, key=lambda item: item[1])
-        return list(largest)
+        largest = heapq.nlargest(n, ranked, key=lambda item: item[0])
+        return [(entity, self._present(state)) for _, entity, state in largest]
 
     # Last in the class: below it, `list` in an annotation would mean this method.
     def list(
         self, prefix: str = "", start: datetime | None = None, end: datetime | None = None, *, fresh: bool = False
-    ) -> Iterator[tuple[str, V, int]]:
+    ) -> Iterator[tuple[str, Any, int]]:
         """Each entity that starts with ``prefix``, in order: its name, its total, and its number of buckets.
 
         Args:
@@ -210,9 +232,14 @@ class Reader(Generic[V]):
             SchemaMismatch: times are given but the store has no time buckets.
             ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
         """
+        found = self._totals(prefix, *self._span(start, end), fresh)
+        return ((entity, self._present(state), n) for entity, state, n in found)
+
+    def _span(self, start: datetime | None, end: datetime | None) -> tuple[int | None, int | None]:
+        """The first and the last bucket; None: open."""
         first = None if start is None else self._bucket("start", start)
         last = None if end is None else self._bucket("end", end)
-        return self._totals(prefix, first, last, fresh)
+        return first, last
 
     def _config(self) -> WindowConfig:
         if self.window_config is None:
@@ -241,16 +268,16 @@ class Reader(Generic[V]):
         if last - first < _MAX_GETS:
             for start in range(first, last + 1, _CHUNK):
                 chunk = range(start, min(start + _CHUNK, last + 1))
-                values = _get_many(self.store, [Key(entity, bucket) for bucket in chunk], fresh)
+                values = self.store.get_many([Key(entity, bucket) for bucket in chunk], fresh=fresh)
                 yield from ((bucket, value) for bucket, value in zip(chunk, values, strict=True) if value is not None)
             return
-        for key, value in _scan(self.store, entity, first, last, fresh):
+        for key, value in self.store.scan(entity, first, last, fresh=fresh):
             if key.entity != entity:  # the entity itself sorts first of all entities with this prefix
                 return
             yield key.bucket, value
 
     def _totals(self, prefix: str, first: int | None, last: int | None, fresh: bool) -> Iterator[tuple[str, V, int]]:
-        for entity, rows in groupby(_scan(self.store, prefix, first, last, fresh), key=lambda row: row[0].entity):
+        for entity, rows in groupby(self.store.scan(prefix, first, last, fresh=fresh), key=lambda row: row[0].entity):
             values = [value for _, value in rows]
             try:
                 total = self.monoid.total(values)
@@ -258,19 +285,15 @@ class Reader(Generic[V]):
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)
 
-    def _number(self, entity: str, value: V) -> V:
+    def _number(self, entity: str, result: Any) -> Any:
         # Sets and tuples compare too, but not by a size that a user would expect.
-        if not isinstance(value, Number):
+        if not isinstance(result, Number):
             raise SchemaMismatch(
-                f"top needs numeric aggregates, but {entity!r} holds a {type(value).__name__} "
+                f"top needs numeric aggregates, but {entity!r} holds a {type(result).__name__} "
                 f"(monoid {self.monoid.name!r})"
             )
-        return value
+        return result
 
 
-def _get_many(store: Store[V], keys: Sequence[Key], fresh: bool) -> list[V | None]:
-    return store.get_many(keys, **freshness(store.get_many, fresh, by_default=True))
-
-
-def _scan(store: Store[V], prefix: str, first: int | None, last: int | None, fresh: bool) -> Iterator[tuple[Key, V]]:
-    return store.scan(prefix, first, last, **freshness(store.scan, fresh, by_default=False))
+def _unchanged(state: Any) -> Any:
+    return state

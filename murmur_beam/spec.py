@@ -18,7 +18,8 @@ from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.monoids import Monoid
 from murmur_beam.option import check_options, naming
 from murmur_beam.options import MergeOptions, as_decoder, as_monoid, as_retention, as_store, as_window
-from murmur_beam.state import Schema, StoreSpec
+from murmur_beam.state import Cache, Schema, Store, StoreSpec
+from murmur_beam.state.adapted import open_store
 from murmur_beam.state.base import bucket_lifetime
 from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import TimeFormat
@@ -76,7 +77,7 @@ class MergeSpec:
         for argument, spec in (("store", self.store), ("cache", self.cache)):
             if spec is not None:
                 try:
-                    store = spec.open(self.aggregate, self.granularity)
+                    store = open_store(spec, self.aggregate, self.granularity)
                 except MurmurError as err:
                     raise ConfigurationError(argument, str(err)) from err
                 except Exception as err:  # a user's own store may raise anything
@@ -85,7 +86,7 @@ class MergeSpec:
                 if argument == "store":
                     self._check_lifetime(store)
                     self._check_appending(store)
-                if argument == "cache" and not hasattr(store, "repopulate"):
+                if argument == "cache" and not isinstance(store, Cache):
                     raise ConfigurationError(argument, f"{spec} cannot serve as a cache; use memory://NAME")
 
     def check_beside(self, pipeline: object) -> None:
@@ -99,7 +100,7 @@ class MergeSpec:
         except SchemaMismatch as err:
             raise ConfigurationError("store", str(err)) from err
 
-    def _check_lifetime(self, store: object) -> None:
+    def _check_lifetime(self, store: Store[Any]) -> None:
         """A table may collect buckets, and what it knows of their events, by a rule of its own."""
         flags = []
         needed = None
@@ -108,14 +109,13 @@ class MergeSpec:
             flags = ["--retention", format_duration(self.window.retention)]
         if self.granularity is not None:
             flags = ["--window", format_duration(self.granularity), *flags]
-        buckets: timedelta | None = getattr(store, "bucket_age", None)
-        events: timedelta | None = getattr(store, "marker_age", None)
+        buckets, events = store.bucket_age, store.marker_age
         # Without a retention here, the one that was chosen for the table holds.
         lost = buckets is not None and needed is not None and needed > buckets
         forgotten = events is not None and needed is not None and needed > events
         for what, kept, too_short in (("its buckets", buckets, lost), ("what it knows of events", events, forgotten)):
             if kept is not None and needed is not None and too_short:
-                if getattr(store, "appends", False):
+                if store.appends:
                     flags = [*flags, "--write", "append"]
                 run = shlex.join(["murmur", "create-table", str(self.store), "--monoid", self.monoid.name, *flags])
                 raise ConfigurationError(
@@ -125,9 +125,9 @@ class MergeSpec:
                     f"was made for, or run: {run}",
                 )
 
-    def _check_appending(self, store: object) -> None:
+    def _check_appending(self, store: Store[Any]) -> None:
         """Refuse what a table that is appended to cannot have: only a fold finds out which events are new."""
-        if not getattr(store, "appends", False):
+        if not store.appends:
             return
         refused = [
             (
@@ -151,7 +151,7 @@ class MergeSpec:
         for argument, is_given, problem in refused:
             if is_given:
                 raise ConfigurationError(argument, f"{self.store} is written by appending: {problem}")
-        if getattr(store, "bucket_age", None) is None:
+        if store.bucket_age is None:
             _log.warning(
                 "%s: %s is written by appending and has no retention; fold it, with: %s --every DURATION, or pending "
                 "deltas grow without end",

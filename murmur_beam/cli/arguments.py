@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import check_entity, to_us
@@ -23,6 +23,9 @@ from murmur_beam.runs.command_line import USAGE_ERROR, OneLineErrorParser, parse
 from murmur_beam.state import StoreSpec, spec_from_uri
 from murmur_beam.times import parse_rfc3339
 from murmur_beam.windows import parse_window
+
+if TYPE_CHECKING:
+    from murmur_beam.state.bigtable.spec import BigtableSpec
 
 MERGE = {each.name: each for each in described(MergeOptions)}
 """The options of a merge, some of which commands have too."""
@@ -87,11 +90,12 @@ AddCommand = Callable[..., Parser]
 
 
 def on_reader(run: Callable[[Reader[Any], argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The function of a command that reads the store of its URI."""
+    """The function of a command that reads the store of its URI. Its reader returns states, which the command combines,
+    and presents last."""
 
     def opened(args: argparse.Namespace) -> int:
         spec = spec_from_uri(args.uri, "URI")
-        with Reader.open(spec, _monoid(args), args.window) as reader:
+        with Reader.open(spec, _monoid(args), args.window, states=True) as reader:
             return run(reader, args)
 
     return opened
@@ -102,6 +106,14 @@ def on_table(
 ) -> Callable[[argparse.Namespace], int]:
     """The function of a command about the table of its URI."""
     return lambda args: run(spec_from_uri(args.uri, "URI"), _monoid(args), args)
+
+
+def bigtable_spec(spec: StoreSpec) -> BigtableSpec | None:
+    """The spec if it is one of Bigtable, whatever its name on the command line; else None. Google's packages are not
+    imported for any other spec, since they may be missing."""
+    module = sys.modules.get("murmur_beam.state.bigtable.spec")
+    found: BigtableSpec | None = spec if module is not None and isinstance(spec, module.BigtableSpec) else None
+    return found
 
 
 def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:

@@ -97,9 +97,6 @@ def _delete(
     last: int | None,
     prefix: bool,
 ) -> int:
-    delete = getattr(reader.store, "delete", None)
-    if delete is None:
-        raise ConfigurationError("URI", f"{args.uri} is a store without a delete method")
     rows = 0
     for key, _ in reader.store.scan(entity, first, last):
         if not prefix and key.entity != entity:  # the entity itself sorts first of all entities with this prefix
@@ -108,7 +105,7 @@ def _delete(
     if not args.yes and not _confirmed(f"{args.uri}: {rows:,} row{'s' * (rows != 1)} {what}, and any expired ones"):
         print("nothing was deleted", file=sys.stderr)
         return NOTHING
-    deleted = delete(entity, first, last, prefix=prefix)
+    deleted = reader.store.delete(entity, first, last, prefix=prefix)
     if args.json:
         print(json.dumps({"store": args.uri, "deleted": deleted}))
     elif deleted:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from murmur_beam.cli.arguments import add_json, add_monoid
+from murmur_beam.cli.arguments import add_json, add_monoid, bigtable_spec
 from murmur_beam.cli.output import human, print_json
 from murmur_beam.clock import Clock
 from murmur_beam.durations import format_duration, spell_duration
@@ -26,6 +25,7 @@ from murmur_beam.state import StoreSpec
 
 if TYPE_CHECKING:
     from murmur_beam.state.bigtable.row_fold import Folded
+    from murmur_beam.state.bigtable.spec import BigtableSpec
 
 FOLD = "Fold the events that pipelines have appended to a Bigtable table (create-table --write append)."
 EPILOG = """\
@@ -109,9 +109,10 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
     """
     if args.every is not None and args.every <= timedelta(0):
         raise ConfigurationError("every", "must be positive, such as 1m")
-    if urlsplit(args.uri).scheme != "bigtable":
+    table = bigtable_spec(spec)
+    if table is None:
         return _needs_none(args, "needs no fold: stores outside Bigtable fold each event when it is merged")
-    folding = _Folding(spec, monoid, args)
+    folding = _Folding(table, monoid, args)
     try:
         if args.every is None:
             return folding.round()
@@ -147,12 +148,12 @@ class _Folding:
         stopped: set to end the rounds after the rows in progress.
     """
 
-    def __init__(self, spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> None:
+    def __init__(self, spec: BigtableSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> None:
         self.stopped = False
         self._spec = spec
         self._monoid = monoid
         self._args = args
-        self._clock: Clock = getattr(spec, "clock", None) or Clock()
+        self._clock = spec.clock
         self._reader: Reader[Any] | None = None
         self._needs_none = False
         self._has_header = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -37,18 +38,41 @@ def print_json(**document: Any) -> None:
     print(json.dumps(document))
 
 
-def json_value(monoid: Monoid[Any], value: Any) -> Any:
-    """A lossless JSON value of an aggregate: its stored bytes as JSON if they are JSON, and as base64 otherwise."""
-    if value is None:
+def json_value(monoid: Monoid[Any], state: Any) -> Any:
+    """A lossless JSON value of what a monoid presents of an aggregate.
+
+    An aggregate that is presented as it is: its stored bytes as JSON if they are JSON, and as base64 otherwise. Any
+    other result: see `json_of`.
+    """
+    if state is None:
         return None
-    if isinstance(value, Timed):
-        return {name: part for name, part in value._asdict().items() if name != "ns" or part}
-    data = monoid.encode(value)
+    result = monoid.present(state)
+    if isinstance(result, Timed):
+        return {name: part for name, part in result._asdict().items() if name != "ns" or part}
+    if result is not state:
+        return json_of(result)
+    data = monoid.encode(state)
     with suppress(ValueError):
         document = json.loads(data)
         if canonical_json(document).encode("utf-8") == data:
             return document
     return {"base64": base64.b64encode(data).decode("ascii")}
+
+
+def json_of(result: Any) -> Any:
+    """A lossless JSON value of a Python value: itself if JSON has it; a list for a tuple or a set, in order; bytes as
+    base64; and for anything else its text, such as ``{"text": "1/3"}`` for a fraction."""
+    if result is None or isinstance(result, (bool, int, str)) or (isinstance(result, float) and math.isfinite(result)):
+        return result
+    if isinstance(result, (list, tuple)):
+        return [json_of(item) for item in result]
+    if isinstance(result, (set, frozenset)):
+        return sorted(map(json_of, result), key=canonical_json)
+    if isinstance(result, dict) and all(isinstance(key, str) for key in result):
+        return {key: json_of(value) for key, value in result.items()}
+    if isinstance(result, bytes):
+        return {"base64": base64.b64encode(result).decode("ascii")}
+    return {"text": str(result)}
 
 
 # ---- for people ----

@@ -82,36 +82,36 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
     if args.at and _count(reader, *args.at) > 1:
         return _get_day(reader, args)
     at = args.at and args.at.start
-    value = reader.get(args.entity, at, fresh=args.fresh)
+    state = reader.get(args.entity, at, fresh=args.fresh)
     if args.json:
-        print_json(entity=args.entity, bucket=at and _json_time(reader, at), value=json_value(reader.monoid, value))
-    elif value is not None:
+        print_json(entity=args.entity, bucket=at and _json_time(reader, at), value=json_value(reader.monoid, state))
+    elif state is not None:
         # A date that is a whole bucket needs no repetition.
         shows_bucket = at is not None and not (args.at.is_day and _is_day(reader))
-        print(human(value) + (f"  ({_buckets(reader, at, at)})" if shows_bucket else ""))
-    return _exit_code(value is not None, f"for {args.entity!r}" + (" in that bucket" if at else ""))
+        print(_shown(reader, state) + (f"  ({_buckets(reader, at, at)})" if shows_bucket else ""))
+    return _exit_code(state is not None, f"for {args.entity!r}" + (" in that bucket" if at else ""))
 
 
 def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
     """Show the total of a date that has several buckets."""
     start, end = args.at
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
-    value = reader.monoid.total(found.values())
+    total = reader.monoid.total(found.values())
     if args.json:
-        _print_json_of_buckets(reader, args, start, end, value if found else None)
+        _print_json_of_buckets(reader, args, start, end, total if found else None)
     elif found:
-        print(f"{human(value)}  ({_count(reader, start, end):,} {_buckets(reader, start, end)})")
+        print(f"{_shown(reader, total)}  ({_count(reader, start, end):,} {_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
 def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
     start, end = reader.span(args.last, args.now or datetime.now(timezone.utc))
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
-    value = reader.monoid.total(found.values())
+    total = reader.monoid.total(found.values())
     if args.json:
-        _print_json_of_buckets(reader, args, start, end, value if found else None)
+        _print_json_of_buckets(reader, args, start, end, total if found else None)
     elif found:
-        print(f"{human(value)}  ({_buckets(reader, start, end)})")
+        print(f"{_shown(reader, total)}  ({_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
@@ -133,9 +133,9 @@ def _print_range(reader: Reader[Any], args: argparse.Namespace, found: dict[date
     n = _count(reader, args.start, args.end)
     if n <= _MAX_EMPTY_ROWS:
         found = {t: found.get(t, reader.monoid.identity) for t in reader.starts(args.start, args.end)}
-    drawn = bars([*found.values()])
-    rows = [(_time(reader, start), value, bar) for (start, value), bar in zip(found.items(), drawn, strict=True)]
-    print_table(("bucket", "value", ""), [*rows, ("total", total, "")])
+    values = [reader.monoid.present(state) for state in found.values()]
+    rows = [(_time(reader, start), value, bar) for start, value, bar in zip(found, values, bars(values), strict=True)]
+    print_table(("bucket", "value", ""), [*rows, ("total", reader.monoid.present(total), "")])
     if len(rows) < n:
         print(f"({n:,} buckets; the {n - len(rows):,} empty ones are left out)")
 
@@ -147,12 +147,14 @@ def _list(reader: Reader[Any], args: argparse.Namespace) -> int:
     first = list(islice(rest, 1))
     rows = chain(first, rest)
     if args.json:
-        for entity, value, buckets in rows:
-            print_json(entity=entity, value=json_value(reader.monoid, value), buckets=buckets)
-    elif reader.window_config:
-        print_table(("entity", "value", "buckets"), rows)
+        for entity, state, buckets in rows:
+            print_json(entity=entity, value=json_value(reader.monoid, state), buckets=buckets)
+        return _exit_code(bool(first), _where(args))
+    shown = ((entity, reader.monoid.present(state), buckets) for entity, state, buckets in rows)
+    if reader.window_config:
+        print_table(("entity", "value", "buckets"), shown)
     else:
-        print_table(("entity", "value"), (row[:2] for row in rows))
+        print_table(("entity", "value"), (row[:2] for row in shown))
     return _exit_code(bool(first), _where(args))
 
 
@@ -161,11 +163,17 @@ def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
         return complain("error: --to lies before --from", ERROR)
     largest = reader.top(args.n, args.prefix, args.start, args.end, fresh=args.fresh)
     if args.json:
-        print(json.dumps([{"entity": entity, "value": json_value(reader.monoid, value)} for entity, value in largest]))
+        print(json.dumps([{"entity": entity, "value": json_value(reader.monoid, state)} for entity, state in largest]))
     else:
-        drawn = bars([value for _, value in largest])
-        print_table(("entity", "value", ""), [(*row, bar) for row, bar in zip(largest, drawn, strict=True)])
+        values = [reader.monoid.present(state) for _, state in largest]
+        rows = [(entity, value, bar) for (entity, _), value, bar in zip(largest, values, bars(values), strict=True)]
+        print_table(("entity", "value", ""), rows)
     return _exit_code(bool(largest), _where(args))
+
+
+def _shown(reader: Reader[Any], state: Any) -> str:
+    """What the monoid presents of an aggregate, on one line."""
+    return human(reader.monoid.present(state))
 
 
 def _is_reversed(args: argparse.Namespace) -> bool:
@@ -191,10 +199,10 @@ def _count(reader: Reader[Any], start: datetime, end: datetime) -> int:
 
 
 def _print_json_of_buckets(
-    reader: Reader[Any], args: argparse.Namespace, start: datetime, end: datetime, value: Any, **more: Any
+    reader: Reader[Any], args: argparse.Namespace, start: datetime, end: datetime, total: Any, **more: Any
 ) -> None:
     first, last = _json_time(reader, start), _json_time(reader, end)
-    print_json(entity=args.entity, first_bucket=first, last_bucket=last, value=json_value(reader.monoid, value), **more)
+    print_json(entity=args.entity, first_bucket=first, last_bucket=last, value=json_value(reader.monoid, total), **more)
 
 
 def _json_time(reader: Reader[Any], time: datetime) -> str | int | None:

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from murmur_beam import __version__
+from murmur_beam.cli.arguments import bigtable_spec
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import rfc3339
 from murmur_beam.monoids.base import Monoid
@@ -45,7 +45,7 @@ def create_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Nam
     Raises:
         MurmurError: the arguments are invalid, or the table cannot be created or changed.
     """
-    where = _settings(spec, args)
+    where = bigtable_spec(spec)
     if where is None:
         return _no_table(spec, args, steps=[])
     from murmur_beam.state.bigtable import tables
@@ -89,7 +89,7 @@ def check(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace)
     Raises:
         MurmurError: the arguments are invalid, or the table cannot be examined.
     """
-    where = _settings(spec, args)
+    where = bigtable_spec(spec)
     if where is None:
         return _no_table(spec, args, ok=True, findings=[])
     from murmur_beam.state.bigtable import probe, tables
@@ -166,15 +166,6 @@ def _print_report(report: Report) -> None:
     for name, status, *texts in report.results:
         rows += [(name, status, texts[0]), *(("", "", text) for text in texts[1:] if text)]
     _print_columns(rows, _ISSUE_COLUMNS)
-
-
-def _settings(spec: StoreSpec, args: argparse.Namespace) -> BigtableSpec | None:
-    if urlsplit(args.uri).scheme != "bigtable":
-        return None
-    from murmur_beam.state.bigtable.spec import BigtableSpec
-
-    assert isinstance(spec, BigtableSpec)
-    return spec
 
 
 def _no_table(spec: StoreSpec, args: argparse.Namespace, **document: Any) -> int:

@@ -57,5 +57,6 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
             argument, f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute"
         )
     if not isinstance(found, Monoid):
-        raise ConfigurationError(argument, f"{name!r} is a {type(found).__name__}, not a Monoid")
+        kind = "class" if isinstance(found, type) else type(found).__name__
+        raise ConfigurationError(argument, f"{name!r} is a {kind}, not a Monoid")
     return found

@@ -1,4 +1,4 @@
-"""The contract of an aggregate: an associative ``combine`` with an ``identity``, and a codec."""
+"""The contract of an aggregate: an associative ``combine`` with an ``identity``, what is shown of it, and a codec."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from functools import reduce
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import plain
@@ -21,15 +21,35 @@ MAX_INT_BITS = 1024
 than 4300 digits; such an integer could never be written."""
 
 
-class Monoid(abc.ABC, Generic[V]):
-    """One way to fold deltas into an aggregate. Instances hold no state and can be pickled.
+class _Complete(abc.ABCMeta):
+    """Checks, when a monoid is made, that it has all it needs, whether its class or its ``__init__`` sets it."""
+
+    if not TYPE_CHECKING:  # a type checker knows calls of a class better without it
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            made = super().__call__(*args, **kwargs)
+            for needed in ("name", "identity"):
+                if not hasattr(made, needed):
+                    raise TypeError(f"{cls.__name__} is a Monoid without {needed}; set it in the class")
+            return made
+
+
+class Monoid(Generic[V], metaclass=_Complete):
+    """One way to fold deltas into an aggregate: `lift` makes a delta of a record, `combine` folds two, `present` makes
+    the result that is shown. Instances hold no state and can be pickled.
 
     A new monoid is a file in this package that defines ``MONOID``, and a test that subclasses
-    `murmur_beam.testing.MonoidLaws`.
+    `murmur_beam.testing.MonoidLaws`. A monoid of your own may be in any module; see `murmur_beam.monoids.by_name`.
+
+    Raises:
+        TypeError: a subclass has no ``name``, no ``identity``, or not all methods.
     """
 
     name: str
     """Recorded by a store about its values: monoids that share a name can read each other's state."""
+    identity: V
+    """The aggregate of nothing: ``combine(identity, v) == combine(v, identity) == v``. It must not be changed: make it
+    of a type that cannot be, such as a tuple."""
     commutative: bool = True
     """True if the order of deltas does not matter. Beam guarantees no order, so other results depend on arrival."""
     idempotent: bool = False
@@ -55,11 +75,6 @@ class Monoid(abc.ABC, Generic[V]):
         named = copy.copy(self)
         object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
         return named
-
-    @property
-    @abc.abstractmethod
-    def identity(self) -> V:
-        """The aggregate of nothing: ``combine(identity, v) == combine(v, identity) == v``."""
 
     @abc.abstractmethod
     def combine(self, a: V, b: V) -> V:
@@ -99,9 +114,20 @@ class Monoid(abc.ABC, Generic[V]):
         return reduce(self.combine, values, self.identity)
 
     def total(self, values: Iterable[V]) -> V:
-        """The result that readers show for several aggregates together. It is never stored, so it may exceed the limits
+        """One aggregate of several, for readers, who `present` it. It is never stored, so it may exceed the limits
         of an aggregate. The default is `fold`; an override must agree with `fold` wherever that has a result."""
         return self.fold(values)
+
+    def present(self, state: V) -> Any:
+        """The result that readers return, and commands show and rank; by default the aggregate itself.
+
+        It is made last: aggregates of several buckets or shards are combined first. For the mean of a sum and a count,
+        that is the difference between the mean and a mean of means.
+
+        Args:
+            state: an aggregate, which must not be changed; also the identity, if there is nothing.
+        """
+        return state
 
     def encode(self, v: V) -> bytes:
         """The aggregate as bytes for a store; equal aggregates have equal bytes. The default is JSON."""

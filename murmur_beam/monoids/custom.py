@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError
 from murmur_beam.monoids.base import Monoid, V
@@ -28,6 +28,7 @@ class Custom(Monoid[V], Generic[V]):
     _encode: Callable[[V], bytes] | None
     _decode: Callable[[bytes], V] | None
     _lift: Callable[[Any, int], V] | None
+    _present: Callable[[V], Any] | None
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Custom(Monoid[V], Generic[V]):
         encode: Callable[[V], bytes] | None = None,
         decode: Callable[[bytes], V] | None = None,
         lift: Callable[[Any, int], V] | None = None,
+        present: Callable[[V], Any] | None = None,
         commutative: bool = True,
         idempotent: bool = False,
     ) -> None:
@@ -52,6 +54,8 @@ class Custom(Monoid[V], Generic[V]):
             decode: inverse of ``encode``; give both or neither.
             lift: makes a delta from a record's value and its event time in microseconds since the epoch; without it
                 the value is the delta.
+            present: makes the result that is shown of an aggregate, as `Monoid.present`; without it the aggregate
+                itself is shown.
             commutative: as in `Monoid`.
             idempotent: as in `Monoid`. If in doubt, leave it False: event ids then prevent double counting.
 
@@ -67,14 +71,18 @@ class Custom(Monoid[V], Generic[V]):
         set_field(self, "_encode", encode)
         set_field(self, "_decode", decode)
         set_field(self, "_lift", lift)
+        set_field(self, "_present", present)
         self._check_types()
         set_field(self, "_identity", self._check_identity(identity))
 
-    @property
-    def identity(self) -> V:
-        """The aggregate of nothing, decoded anew each time: a ``combine`` that changes its arguments then spoils only
-        one aggregate."""
-        return self.decode(self._identity)
+    if not TYPE_CHECKING:  # for a type checker, `Monoid.identity` is an attribute as in any other monoid
+
+        def __getattr__(self, name: str) -> Any:
+            """The ``identity``, decoded anew each time: a ``combine`` that changes its arguments then spoils only one
+            aggregate."""
+            if name != "identity":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self._new_identity()
 
     def combine(self, a: V, b: V) -> V:
         """Call the user's function."""
@@ -90,7 +98,7 @@ class Custom(Monoid[V], Generic[V]):
         """
         try:
             delta: V = value if self._lift is None else self._lift(value, event_time_us)
-            data, combined = self.encode(delta), self.encode(self.combine(self.identity, delta))
+            data, combined = self.encode(delta), self.encode(self.combine(self._new_identity(), delta))
         except PermanentError:
             raise
         except Exception as err:
@@ -101,6 +109,10 @@ class Custom(Monoid[V], Generic[V]):
             )
         return delta
 
+    def present(self, state: V) -> Any:
+        """Call the user's function, or return the aggregate."""
+        return state if self._present is None else self._present(state)
+
     def encode(self, v: V) -> bytes:
         """Call the user's function, or make JSON."""
         return super().encode(v) if self._encode is None else self._encode(v)
@@ -109,12 +121,20 @@ class Custom(Monoid[V], Generic[V]):
         """Call the user's function, or read JSON."""
         return super().decode(data) if self._decode is None else self._decode(data)
 
+    def _new_identity(self) -> V:
+        return self.decode(self._identity)
+
     def _check_types(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError("name", f"expected a non-empty string, got {self.name!r:.80}")
         if not callable(self._combine):
             raise ConfigurationError("combine", f"expected a function of two aggregates, got {self._combine!r:.80}")
-        for argument, function in (("encode", self._encode), ("decode", self._decode), ("lift", self._lift)):
+        for argument, function in (
+            ("encode", self._encode),
+            ("decode", self._decode),
+            ("lift", self._lift),
+            ("present", self._present),
+        ):
             if function is not None and not callable(function):
                 raise ConfigurationError(argument, f"expected a function or None, got {function!r:.80}")
         if (self._encode is None) != (self._decode is None):

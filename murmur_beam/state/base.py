@@ -1,16 +1,17 @@
-"""The contract of stores (the `Store` protocol), and `fold_row`, which decides what an event adds to a row."""
+"""The contract of stores: the base classes `Store` and `StoreSpec`, and `fold_row`, which decides what an event adds to
+a row."""
 
 from __future__ import annotations
 
-import inspect
+import abc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import timedelta
 from hashlib import blake2b as _blake2b
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from murmur_beam.durations import format_duration
-from murmur_beam.errors import PermanentError, SchemaMismatch
+from murmur_beam.errors import PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 
@@ -57,33 +58,46 @@ def bucket_lifetime(granularity: timedelta, retention: timedelta) -> timedelta:
         return timedelta.max
 
 
-class Store(Protocol[V]):
+class Store(abc.ABC, Generic[V]):
     """Keyed aggregates. With an event id an update folds at most once per (key, event id): value and marker are
     written together or not at all. A store is safe for several threads, and for forks: in a child it is reopened, or
     its use is refused.
 
-    Optional attributes:
+    A store of your own is a subclass that defines `get_many`, `merge_updates`, `scan` and `close`, a `StoreSpec` that
+    opens it, and a test that subclasses `murmur_beam.testing.StoreContract`. `fold_row` decides what its updates add.
 
-    - ``waits_for_network = True``: ``merge_updates`` mostly waits for a server. It is then called from a separate
-      thread while the next records are processed.
-    - ``settle_retention(retention)``: for a store that records how long its buckets take events. It is called with the
-      window's retention before each flush, and returns the retention to apply: the window's, or else the recorded one.
-    - ``appends = True``: the store writes without looking for duplicates; read at each flush. Its outcomes are
-      `Outcome.RECORDED`: the event is in the row and counts once, whether it is new or not. If dedup is off, each
-      update has a random event id, so that a retry does not count it twice.
+    Five rules for the life of a row:
 
-    A store that appends folds later: ``fresh=True`` includes pending events, ``fresh=False`` gives the state of the
-    last fold. Any other store answers the same either way.
+    1. The last update of a row in a flush decides: the row lives until its ``ttl`` from now (None: permanently). In a
+       store that appends, a row lives as long as its bucket.
+    2. An update never shortens a row's life: of the known and the new expiry the later one holds (`later_expiry`). So
+       if two pipelines with different retentions write to a row, each still finds the markers of its events.
+    3. An expired row is hidden at once, but kept with its markers for `GRACE_S` more before it is collected. An event
+       may pass the check of its age just before the row expires, and be written or redelivered afterwards.
+    4. A row is made by the first update that folds. An update that fails leaves neither a value nor a marker, and
+       creates no row: not even an empty one that `get_many` or `scan` would show.
+    5. The schema (monoid, field, bucket length) is recorded with the first write at the latest. Opening the store for
+       another schema then raises `SchemaMismatch`. A pipeline that only starts, and fails, should record nothing.
 
-    Rules for the life of a row: it ends ``ttl`` after its last update, as that update says (None: never), but an update
-    never shortens it (`later_expiry`); in a store that appends it ends with its bucket. An expired row is hidden at
-    once and collected after `GRACE_S`. An update that fails leaves neither a value nor a marker, and creates no row.
-    The schema is recorded with the first write at the latest.
+    Attributes:
+        monoid: folds deltas; its ``lift`` makes them.
+        waits_for_network: True if ``merge_updates`` mostly waits for a server. It is then called from a separate
+            thread while the next records are processed.
+        appends: True if the store writes without looking for duplicates; read at each flush. Its outcomes are
+            `Outcome.RECORDED`: the event is in the row and counts once, whether it is new or not. If dedup is off,
+            each update has a random event id, so that a retry does not count it twice. A store that appends folds
+            later: ``fresh=True`` includes pending events, ``fresh=False`` gives the state of the last fold. Any other
+            store answers the same either way.
+        bucket_age: how long after its start a bucket is kept, where a rule of the store deletes buckets; None:
+            permanently.
+        marker_age: the same for what the store knows of a bucket's events.
     """
 
-    @property
-    def monoid(self) -> Monoid[V]:
-        """The monoid that folds deltas; its ``lift`` makes them."""
+    monoid: Monoid[V]
+    waits_for_network: bool = False
+    appends: bool = False
+    bucket_age: timedelta | None = None
+    marker_age: timedelta | None = None
 
     def get(self, key: Key, *, fresh: bool = True) -> V | None:
         """The aggregate, or None if nothing was merged or the row has expired.
@@ -91,33 +105,60 @@ class Store(Protocol[V]):
         Args:
             key: of the aggregate.
             fresh: include pending events, in a store that appends.
-        """
 
+        Raises:
+            MurmurError: as `get_many`.
+        """
+        return self.get_many([key], fresh=fresh)[0]
+
+    @abc.abstractmethod
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
-        """The aggregates, in the order of ``keys``; ``fresh`` as in `get`."""
+        """The aggregates, in the order of ``keys``; ``fresh`` as in `get`.
+
+        Raises:
+            TransientError: a later try may succeed.
+            PermanentError: the store cannot be read.
+        """
 
     def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
         """Fold one delta.
+
+        Args:
+            key: of the aggregate.
+            delta: from the monoid's ``lift``.
+            ttl: how long the row lives from now; None: permanently.
+            event_id: what makes the event the same when it is delivered again; None: each delivery counts.
 
         Raises:
             TransientError: a later try may succeed. A retry with the same event id is safe.
             PermanentError: retries cannot succeed.
         """
+        (result,) = self.merge_updates([Update(key, delta, event_id, ttl)])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
+    @abc.abstractmethod
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """Fold many deltas, writing each row once; results in the order of ``updates``.
 
-        Rows are independent: a failure of one does not prevent the merge of another.
+        Rows are independent: a failure of one does not prevent the merge of another. A failure is a result, as
+        described in `merge_update`; an exception that is raised counts as the result of every update.
         """
 
+    @abc.abstractmethod
     def scan(
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Key, V]]:
         """All live aggregates whose entity starts with ``prefix``, and whose bucket lies in ``first`` .. ``last``
-        (both included, None: open), ordered by entity and bucket; ``fresh`` as in `get`."""
+        (both included, None: open), ordered by entity and bucket; ``fresh`` as in `get`.
+
+        Raises:
+            MurmurError: as `get_many`.
+        """
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
-        """Delete aggregates with their markers, including expired ones.
+        """Delete aggregates with their markers, including expired ones. A store need not offer it.
 
         A redelivered event of a deleted aggregate counts again; other aggregates are not affected. A program that
         merges meanwhile may still report events that it has merged before as duplicates.
@@ -132,9 +173,21 @@ class Store(Protocol[V]):
             Number of deleted aggregates.
 
         Raises:
+            StoreUnavailable: the store does not offer it.
             TransientError, PermanentError: not all could be deleted; a further call resumes.
         """
+        raise StoreUnavailable(f"{type(self).__name__} cannot delete: it has no delete method")
 
+    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
+        """The retention to apply, from now on: the window's, or else the one that the store has recorded, if it records
+        how long its buckets take events. Called before each flush with a window.
+
+        Args:
+            retention: of the window; None if it has none.
+        """
+        return retention
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Release connections; a second call does nothing.
 
@@ -142,11 +195,38 @@ class Store(Protocol[V]):
         """
 
 
-class Cache(Store[V], Protocol[V]):
+class Cache(Store[V]):
     """A copy for fast reads. It is never a source of truth: it may lose data or lag, and is rebuilt from a store."""
 
-    def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
-        """Overwrite these keys with the values in ``source``."""
+    @abc.abstractmethod
+    def repopulate(self, source: StoreLike[V], keys: Sequence[Key]) -> None:
+        """Overwrite these keys with the values in ``source``; drop those that it does not have."""
+
+
+class StoreLike(Protocol[V]):
+    """What can be passed where a store is wanted: a `Store`, or an object with these methods only. Such an object gets
+    the rest from `murmur_beam.state.adapted`, and its ``get_many`` and ``scan`` may lack ``fresh``."""
+
+    @property
+    @abc.abstractmethod
+    def monoid(self) -> Monoid[V]:
+        """See `Store`."""
+
+    @abc.abstractmethod
+    def get_many(self, keys: Sequence[Key]) -> list[V | None]:
+        """See `Store.get_many`."""
+
+    @abc.abstractmethod
+    def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
+        """See `Store.merge_updates`."""
+
+    @abc.abstractmethod
+    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, V]]:
+        """See `Store.scan`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """See `Store.close`."""
 
 
 class Schema(NamedTuple):
@@ -205,17 +285,37 @@ class Schema(NamedTuple):
         return not self.vague and self.field is None and wanted.field is not None
 
 
-class StoreSpec(Protocol):
-    """Describes a store to open: small, immutable, picklable. The pipeline carries it, and workers open it."""
+class StoreSpec(abc.ABC):
+    """Describes a store to open: small, immutable, hashable, picklable. The pipeline carries it, and workers open it;
+    equal specs share one open store in a process. A frozen dataclass is all of that.
 
+    Its ``str`` is the store's URI, or whatever names the store in messages.
+
+    Attributes:
+        lasting: False if the store ends with the process, so that a program must not acknowledge events to it.
+    """
+
+    lasting: bool = True
+
+    @property
+    def place(self) -> Hashable:
+        """The same for all specs of one table, even if they differ in how to open it; the spec itself by default."""
+        return self
+
+    @abc.abstractmethod
     def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> Store[V]:
         """Open the store, creating it if it is missing.
+
+        Args:
+            monoid: of the values.
+            granularity: length of a bucket; None without a window.
 
         Raises:
             StoreUnavailable, SchemaMismatch: the store cannot be used like this.
             TransientError: the store cannot be reached now.
         """
 
+    @abc.abstractmethod
     def recorded_schema(self) -> Schema | None:
         """The schema that the store has recorded; None if nothing was written yet.
 
@@ -224,22 +324,16 @@ class StoreSpec(Protocol):
         """
 
 
-def freshness(read: Callable[..., object], fresh: bool, *, by_default: bool) -> dict[str, bool]:
-    """The argument ``fresh`` for a method of a store; empty if it is the default, or if a user's store lacks the
-    argument, since such a store folds at once.
+class SpecLike(Protocol):
+    """What can be passed where a spec is wanted: a `StoreSpec`, or a hashable object with these methods only."""
 
-    Args:
-        read: the method.
-        fresh: wanted value.
-        by_default: the method's default in `Store`.
-    """
-    if fresh == by_default:
-        return {}
-    try:
-        inspect.signature(read).bind_partial(fresh=fresh)
-    except TypeError:
-        return {}
-    return {"fresh": fresh}
+    @abc.abstractmethod
+    def open(self, monoid: Monoid[V], granularity: timedelta | None = None) -> StoreLike[V]:
+        """See `StoreSpec.open`."""
+
+    @abc.abstractmethod
+    def recorded_schema(self) -> Schema | None:
+        """See `StoreSpec.recorded_schema`."""
 
 
 def fingerprint_of(event_id: str) -> bytes:
@@ -354,15 +448,3 @@ def later_expiry(one: float | None, other: float | None) -> float | None:
     """The later of two expiries; None: never. A row's life is never shortened: a pipeline with a longer retention may
     still redeliver events, and must then find their markers."""
     return None if one is None or other is None else max(one, other)
-
-
-def single_outcome(results: Sequence[Result]) -> Outcome:
-    """The outcome of a single update.
-
-    Raises:
-        Exception: the error that is the update's result.
-    """
-    (result,) = results
-    if isinstance(result, Exception):
-        raise result
-    return result

@@ -22,7 +22,7 @@ from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.option import read_query
-from murmur_beam.state.base import GRACE_S, Result, Schema, Store, fold_row, later_expiry, single_outcome
+from murmur_beam.state.base import GRACE_S, Cache, Result, Schema, StoreLike, StoreSpec, fold_row, later_expiry
 
 V = TypeVar("V")
 
@@ -54,8 +54,8 @@ class _State(Generic[V]):
         self.torn = True
 
 
-class MemoryStore(Generic[V]):
-    """A dictionary of aggregates behind a lock. Also a `Cache`."""
+class MemoryStore(Cache[V]):
+    """A dictionary of aggregates behind a lock."""
 
     def __init__(self, monoid: Monoid[V], clock: Clock | None = None) -> None:
         self.monoid = monoid
@@ -69,19 +69,11 @@ class MemoryStore(Generic[V]):
         other._closed = False
         return other
 
-    def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """See `Store.get`."""
-        return self.get_many([key])[0]
-
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`."""
         with self._in_use() as state:
             now = self._clock.now()
             return [state.values.get(key) if self._live(key, now) else None for key in keys]
-
-    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
-        """See `Store.merge_update`."""
-        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`."""
@@ -167,7 +159,7 @@ class MemoryStore(Generic[V]):
         self._state.retention = self._state.retention or retention
         return retention or self._state.retention
 
-    def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
+    def repopulate(self, source: StoreLike[V], keys: Sequence[Key]) -> None:
         """See `Cache.repopulate`."""
         values = source.get_many(keys)
         with self._in_use() as state:
@@ -231,7 +223,7 @@ def _adder(seen: dict[str, None]) -> Callable[[str], bool]:
 
 
 @dataclass(frozen=True)
-class MemorySpec:
+class MemorySpec(StoreSpec):
     """The store called ``name`` in the process that opens it.
 
     Args:
@@ -242,6 +234,7 @@ class MemorySpec:
     name: str = "default"
     clock: Clock = field(default_factory=Clock, compare=False)
 
+    lasting = False
     _stores: ClassVar[dict[str, tuple[Schema, MemoryStore[Any]]]] = {}
     _lock: ClassVar[forks.Lock] = forks.Lock()
 

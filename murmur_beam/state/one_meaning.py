@@ -7,12 +7,13 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from murmur_beam.state.base import Schema, StoreSpec
+from murmur_beam.state.adapted import as_spec
+from murmur_beam.state.base import Schema, SpecLike
 
 _meanings: WeakKeyDictionary[Any, dict[Any, Schema]] = WeakKeyDictionary()
 
 
-def require_one_meaning(pipeline: Any, spec: StoreSpec, schema: Schema) -> None:
+def require_one_meaning(pipeline: Any, spec: SpecLike, schema: Schema) -> None:
     """Note what a step of a pipeline writes to a table.
 
     Args:
@@ -24,7 +25,7 @@ def require_one_meaning(pipeline: Any, spec: StoreSpec, schema: Schema) -> None:
         SchemaMismatch: another step of the pipeline writes something else there.
     """
     meanings = _meanings.setdefault(pipeline, {})
-    place = getattr(spec, "place", spec)
+    place = as_spec(spec).place
     known = meanings.setdefault(place, schema)
     known.require(schema, f"in another step of this pipeline, {spec}")
     if known.names(schema):

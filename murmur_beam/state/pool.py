@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from murmur_beam import forks
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Schema, Store, StoreSpec
+from murmur_beam.state.adapted import open_store
+from murmur_beam.state.base import Schema, SpecLike, Store
 
 
 class _Use(NamedTuple):
@@ -20,7 +21,7 @@ class _Use(NamedTuple):
 
 
 _lock = forks.Lock()
-_in_use: dict[tuple[StoreSpec, Schema], _Use] = {}
+_in_use: dict[tuple[SpecLike, Schema], _Use] = {}
 
 
 class Lease:
@@ -30,11 +31,11 @@ class Lease:
         MurmurError: the store cannot be opened.
     """
 
-    def __init__(self, spec: StoreSpec, monoid: Monoid[Any], granularity: timedelta | None) -> None:
+    def __init__(self, spec: SpecLike, monoid: Monoid[Any], granularity: timedelta | None) -> None:
         self._key = (spec, Schema.of(monoid, granularity))
         self._released = False
         with _lock:
-            use = _in_use.get(self._key) or _Use(spec.open(monoid, granularity), 0)
+            use = _in_use.get(self._key) or _Use(open_store(spec, monoid, granularity), 0)
             _in_use[self._key] = use._replace(users=use.users + 1)
         self.store = use.store
 

@@ -94,6 +94,7 @@ class Server(ABC):
             EmulatorFailed: the server ends at once, or does not answer.
         """
         program = self.find()
+        problem = printed = ""
         for start in range(_STARTS):
             port = _free_port()
             with log.open("w+b") if log else tempfile.TemporaryFile() as output:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from murmur_beam.clock import Clock
-from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.model import Key, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import Result, Store, freshness, single_outcome
+from murmur_beam.state.adapted import as_store
+from murmur_beam.state.base import Cache, Result, Store, StoreLike
 
 V = TypeVar("V")
 
@@ -56,7 +57,7 @@ class FakeClock(Clock):
         return low + (high - low) * self.jitter
 
 
-class FaultyStore(Generic[V]):
+class FaultyStore(Cache[V]):
     """A wrapper of a real store that injects faults.
 
     Args:
@@ -69,35 +70,27 @@ class FaultyStore(Generic[V]):
 
     def __init__(
         self,
-        store: Store[V],
+        store: StoreLike[V],
         fault: Callable[[Update], Exception | None] = lambda update: None,
         lost: Callable[[Update], Exception | None] = lambda update: None,
     ) -> None:
-        self.store = store
+        self.store: Store[V] = as_store(store)
         self.fault = fault
         self.lost = lost
 
     @property
-    def monoid(self) -> Monoid[V]:
+    def monoid(self) -> Monoid[V]:  # type: ignore[override]  # read-only
         """Monoid of the real store."""
         return self.store.monoid
 
     @property
-    def appends(self) -> bool:
+    def appends(self) -> bool:  # type: ignore[override]  # read-only
         """True if the real store appends."""
-        return getattr(self.store, "appends", False)
-
-    def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """Read from the real store."""
-        return self.store.get(key, **freshness(self.store.get, fresh, by_default=True))
+        return self.store.appends
 
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """Read from the real store."""
-        return self.store.get_many(keys, **freshness(self.store.get_many, fresh, by_default=True))
-
-    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
-        """Merge one update, with injected faults."""
-        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
+        return self.store.get_many(keys, fresh=fresh)
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """Merge updates, with injected faults."""
@@ -113,16 +106,25 @@ class FaultyStore(Generic[V]):
         self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Key, V]]:
         """Scan the real store."""
-        return self.store.scan(prefix, first, last, **freshness(self.store.scan, fresh, by_default=False))
+        return self.store.scan(prefix, first, last, fresh=fresh)
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """Delete from the real store."""
         return self.store.delete(entity, first, last, prefix=prefix)
 
-    def repopulate(self, source: Store[V], keys: Sequence[Key]) -> None:
-        """Fill the real store, which must be a cache."""
-        store: Any = self.store
-        store.repopulate(source, keys)
+    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
+        """The retention of the real store."""
+        return self.store.settle_retention(retention)
+
+    def repopulate(self, source: StoreLike[V], keys: Sequence[Key]) -> None:
+        """Fill the real store, which must be a cache.
+
+        Raises:
+            TypeError: the real store is not a cache.
+        """
+        if not isinstance(self.store, Cache):
+            raise TypeError(f"{type(self.store).__name__} is not a Cache")
+        self.store.repopulate(source, keys)
 
     def close(self) -> None:
         """Close the real store."""

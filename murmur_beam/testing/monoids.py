@@ -11,6 +11,22 @@ from typing import Any
 from murmur_beam.monoids.base import Monoid
 
 
+class _Required:
+    """An attribute that a subclass must define; reading it says so."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __get__(self, laws: object | None, owner: type) -> Any:
+        if laws is None:
+            return self
+        raise AssertionError(f"{owner.__name__} must define {self._what}")
+
+
+def _required(what: str) -> Any:
+    return _Required(what)
+
+
 class MonoidLaws:
     """The laws of a monoid, as tests. Subclass it in a test module, and pytest runs them all::
 
@@ -24,15 +40,15 @@ class MonoidLaws:
     It needs pytest and Hypothesis: ``pip install 'murmur-beam[test]'``.
 
     Attributes:
-        monoid: the instance under test.
+        monoid: required: the instance under test.
         deltas: required: Hypothesis strategy of deltas, as `Monoid.lift` makes them. If ``combine`` may raise, such as
             on an overflow, ten deltas together must stay within its limits.
         pickler: object with ``dumps`` and ``loads``. Beam pickles lambdas, which the standard library's pickle cannot:
             set cloudpickle if the monoid has lambdas.
     """
 
-    monoid: Monoid[Any]
-    deltas: Any
+    monoid: Monoid[Any] = _required("monoid, the Monoid under test")
+    deltas: Any = _required("deltas, a Hypothesis strategy of what Monoid.lift makes")
     pickler: Any = pickle
 
     def aggregates(self) -> Any:
@@ -157,6 +173,23 @@ class MonoidLaws:
                 _require(monoid.encode(value) == before[name], f"{name} was changed to {value!r}")
 
         self._for_all(law, self.aggregates(), self.aggregates())
+
+    def test_presentation(self) -> None:
+        """``present`` must have a result for each state, also for the identity and for one that was read from a store,
+        and must not change the state: it may be combined further."""
+        monoid = self.monoid
+
+        def law(a: Any) -> None:
+            for what, state in {"a": a, "decode(encode(a))": monoid.decode(monoid.encode(a))}.items():
+                before = monoid.encode(state)
+                try:
+                    monoid.present(state)
+                except Exception as err:
+                    raise AssertionError(f"present({what}) fails for {state!r}: {type(err).__name__}: {err}") from err
+                _require(monoid.encode(state) == before, f"present({what}) changes {what} to {state!r}")
+
+        law(monoid.identity)
+        self._for_all(law, self.aggregates())
 
     def test_pickling(self) -> None:
         """A monoid must reach the workers unchanged."""

@@ -90,8 +90,7 @@ def test_failed_keys_of_a_worker_are_merged(dead: Topic, run: Run, monkeypatch: 
 
 def test_failed_keys_of_a_worker_are_recorded(dead: Topic, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a table that is appended to: replayed twice, the failed key counts once, and so does the other."""
-    recording.add_scheme(monkeypatch)
-    flags = ["--store=recording:///counts.db", *FLAGS[1:]]
+    flags = [f"--store={recording.SCHEME}:///counts.db", *FLAGS[1:]]
     source = new_topic()
     source.publish(*map(event, range(30)))
 

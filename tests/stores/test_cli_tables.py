@@ -129,7 +129,7 @@ is known for 91d 1h; layout 2, written by commits
             pytest.param(
                 ("--dedup_retention", "7d", "--write", "append"), "--dedup_retention: leave it out", id="append"
             ),
-            pytest.param(("--monoid", "product"), "--monoid: unknown monoid 'product'; choose count", id="monoid"),
+            pytest.param(("--monoid", "product"), "--monoid: unknown monoid 'product'; choose ", id="monoid"),
         ],
     )
     def test_mistakes(self, murmur: Command, args: tuple[str, ...], message: str) -> None:

@@ -377,6 +377,6 @@ def test_a_store_that_cannot_delete(capsys: pytest.CaptureFixture[str], monkeypa
     """A user's own store without the method is refused."""
     spec = MemorySpec(f"delete-{next(_names)}")
     spec.open(Sum()).merge_update(Key("a"), 1)
-    monkeypatch.setattr("murmur_beam.state.memory.MemoryStore.delete", None)
+    monkeypatch.delattr("murmur_beam.state.memory.MemoryStore.delete")
     assert cli.main(["delete", str(spec), "a", "--yes"]) == 2
-    assert "is a store without a delete method" in capsys.readouterr().err
+    assert "MemoryStore cannot delete: it has no delete method" in capsys.readouterr().err

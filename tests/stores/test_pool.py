@@ -111,13 +111,16 @@ class TestSharing:
     def test_a_store_is_opened_with_monoid_and_granularity(self) -> None:
         """As the lease requests it."""
 
+        opened: list[Any] = []
+
         class Watching:
             def open(self, *arguments: Any) -> Any:
-                return arguments
+                opened.append(arguments)
+                return Closable(arguments[0])
 
         monoid = Sum()
-        shared: Any = lease(Watching(), monoid, DAY)
-        assert shared.store == (monoid, DAY)
+        lease(Watching(), monoid, DAY)
+        assert opened == [(monoid, DAY)]
 
     def test_another_monoid_or_granularity_has_another_store(self) -> None:
         """They hold other values, and the store decides whether one table can hold both."""

@@ -21,6 +21,8 @@ from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FaultyStore
 from murmur_beam.windows import WindowConfig, daily, hourly, minute
+from tests.support.mean import MONOID as MEAN
+from tests.support.plain import PlainStore
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
@@ -46,11 +48,13 @@ class Watched(MemoryStore[int]):
         self.gets: list[int] = []
         self.scanned: list[Key] = []
 
-    def get_many(self, keys: Sequence[Key]) -> list[int | None]:
+    def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[int | None]:
         self.gets.append(len(keys))
         return super().get_many(keys)
 
-    def scan(self, prefix: str = "", first: int | None = None, last: int | None = None) -> Iterator[tuple[Key, int]]:
+    def scan(
+        self, prefix: str = "", first: int | None = None, last: int | None = None, *, fresh: bool = False
+    ) -> Iterator[tuple[Key, int]]:
         for key, value in super().scan(prefix, first, last):
             self.scanned.append(key)
             yield key, value
@@ -107,8 +111,8 @@ class TestFresh:
     @pytest.mark.parametrize("fresh", [{}, {"fresh": True}, {"fresh": False}])
     def test_a_store_without_the_argument_is_not_asked(self, fresh: dict[str, bool]) -> None:
         """It folds at once, and may have been written before the argument existed."""
-        store = Watched()
-        store.merge_update(Key("a", 0), 3)
+        store = PlainStore(Sum())
+        store.merge_updates([Update(Key("a", 0), 3)])
         assert questions(Reader(store, daily()), **fresh) == questions(Reader(filled({Key("a", 0): 3}), daily()))
 
     def test_a_store_that_passes_its_arguments_on_is_asked(self) -> None:
@@ -129,15 +133,15 @@ class TestFresh:
 
     @pytest.mark.parametrize("fresh", [True, False])
     def test_a_faulty_store_passes_it_on(self, fresh: bool) -> None:
-        """To the wrapped store, if that has the argument."""
+        """To the wrapped store, also in `get`; and to one that lacks the argument, nothing."""
         store = Later()
         questions(Reader(FaultyStore(store), daily()), fresh=fresh)
         assert store.asked == [fresh] * 10
         assert FaultyStore(store).get(Key("a"), fresh=fresh) is None
-        assert store.asked == [fresh] * 10 + [True], "MemoryStore.get asks no further"
-        without = Watched()
+        assert store.asked == [fresh] * 11
+        without = PlainStore(Sum())
         questions(Reader(FaultyStore(without), daily()), fresh=fresh)
-        assert without.gets
+        assert without.reads
 
     def test_stores_that_fold_at_once_answer_the_same(self, tmp_path: Path) -> None:
         """The argument makes no difference there."""
@@ -147,6 +151,40 @@ class TestFresh:
                 assert questions(reader, fresh=True) == questions(reader, fresh=False) == questions(reader)
                 for fresh in (True, False):
                     assert reader.store.get(Key("a", 3), fresh=fresh) == 3
+
+
+class TestPresentation:
+    """A mean is stored as a sum and a count: states are combined first, and presented last."""
+
+    STATES = {Key("a", 0): (9, 2), Key("a", 2): (1, 8), Key("b", 0): (50, 50), Key("c", 1): (0, 0)}
+
+    def test_every_method_presents(self) -> None:
+        """Totals are the mean of all events, not a mean of means; what is empty is the mean of nothing."""
+        reader = Reader(filled(self.STATES, MEAN), daily())
+        assert reader.get("a", day(0)) == 4.5
+        assert reader.get_many(["a", "b", "x"], day(0)) == [4.5, 1.0, None]
+        assert reader.range("a", day(0), day(2)) == 1.0
+        assert reader.window("a", 3 * DAY, day(2)) == 1.0
+        assert reader.range("x", day(0), day(2)) is None
+        assert [mean for _, mean in reader.buckets("a", day(0), day(2))] == [4.5, 0.125]
+        assert [mean for _, mean in reader.series("a", day(0), day(2))] == [4.5, None, 0.125]
+        assert [*reader.list()] == [("a", 1.0, 2), ("b", 1.0, 1), ("c", None, 1)]
+
+    def test_top_ranks_what_is_presented(self) -> None:
+        """Not the stored pairs; the mean of nothing has no rank."""
+        reader = Reader(filled(self.STATES, MEAN), daily())
+        assert reader.top(5, "", day(0), day(0)) == [("a", 4.5), ("b", 1.0)]
+        assert reader.top(5) == [("a", 1.0), ("b", 1.0)]
+        assert reader.top(1, "", day(1), day(2)) == [("a", 0.125)]
+
+    def test_states_can_be_read(self) -> None:
+        """By callers that combine them further; the rank is that of the results."""
+        reader = Reader(filled(self.STATES, MEAN), daily(), states=True)
+        assert reader.get("a", day(0)) == (9, 2)
+        assert reader.range("a", day(0), day(2)) == (10, 10)
+        assert reader.top(1, "", day(0), day(0)) == [("a", (9, 2))]
+        assert [*reader.list("b")] == [("b", (50, 50), 1)]
+        assert [state for _, state in reader.series("a", day(0), day(2))] == [(9, 2), (0, 0), (1, 8)]
 
 
 class TestGet:

@@ -8,9 +8,6 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import SplitResult
 
-import pytest
-
-from murmur_beam import state
 from murmur_beam.model import Outcome, Update
 from murmur_beam.monoids import Monoid
 from murmur_beam.state.base import Result, Schema, Store, StoreSpec
@@ -29,14 +26,9 @@ class RecordingStore(FaultyStore[Any]):
         """RECORDED, or the error."""
         return [Outcome.RECORDED if result in WRITTEN else result for result in super().merge_updates(updates)]
 
-    def settle_retention(self, retention: timedelta | None) -> timedelta | None:
-        """That of the other store."""
-        settle = getattr(self.store, "settle_retention", None)
-        return settle(retention) if settle else retention
-
 
 @dataclass(frozen=True)
-class RecordingSpec:
+class RecordingSpec(StoreSpec):
     """Opens the store of ``spec`` as one that appends."""
 
     spec: StoreSpec
@@ -54,10 +46,9 @@ class RecordingSpec:
 
 
 def from_uri(uri: SplitResult) -> RecordingSpec:
-    """Read ``recording:///FILE``, for the file of SQLite."""
+    """Read ``SCHEME:///FILE``, for the file of SQLite."""
     return RecordingSpec(SqliteSpec(uri.path[1:]))
 
 
-def add_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let programs in this process name one as ``recording:///FILE``."""
-    monkeypatch.setitem(state._SCHEMES, "recording", __name__)
+SCHEME = f"{__name__}:from_uri"
+"""Programs name one as ``SCHEME:///FILE``."""

@@ -20,6 +20,8 @@ from murmur_beam.monoids import (
     Sum,
 )
 from murmur_beam.testing import MonoidLaws
+from tests.support.mean import MONOID as MEAN
+from tests.support.mean import Mean
 from tests.support.monoids import ALIKE, extend
 
 try:
@@ -50,6 +52,13 @@ class TestSumLaws(MonoidLaws):
 
     monoid = Sum()
     deltas = st.integers(-(2**50), 2**50)
+
+
+class TestMeanLaws(MonoidLaws):
+    """A monoid of another package, whose results are not what is stored."""
+
+    monoid = MEAN
+    deltas = st.builds(MEAN.lift, st.integers(), st.just(0))
 
 
 class TestCountLaws(MonoidLaws):
@@ -182,6 +191,22 @@ class ForgetsName(Sum):
         return ForgetsName, ()
 
 
+class MeanOfSome(Mean):
+    def present(self, state):
+        return state[0] / state[1]
+
+
+class Sorts(Custom):
+    """Puts a list in order to show it, and so changes it."""
+
+    def __init__(self):
+        super().__init__("lists", [], lambda a, b: a + b)
+
+    def present(self, state):
+        state.sort()
+        return state
+
+
 @pytest.mark.parametrize(
     ("law", "monoid", "deltas"),
     [
@@ -200,6 +225,8 @@ class ForgetsName(Sum):
         ("test_encoding", ForgetsValue(), small_ints),
         ("test_encoding", EncodesText(), small_ints),
         ("test_arguments_are_left_alone", Custom("extend", [], extend), st.lists(small_ints)),
+        ("test_presentation", MeanOfSome(), st.builds(MEAN.lift, small_ints, st.just(0))),
+        ("test_presentation", Sorts(), st.lists(small_ints)),
         ("test_pickling", ForgetsName("mine"), small_ints),
         ("test_pickling", WORDS, st.just(())),
     ],
@@ -210,6 +237,23 @@ def test_laws_fail_for_a_broken_monoid(law, monoid, deltas):
     laws = type("Laws", (MonoidLaws,), {"monoid": monoid, "deltas": deltas})()
     with pytest.raises(AssertionError):
         getattr(laws, law)()
+
+
+@pytest.mark.parametrize("missing", ["monoid", "deltas"])
+def test_a_missing_attribute_is_named(missing):
+    """By each law that needs it, with the class."""
+    given = {"monoid": Sum(), "deltas": small_ints}
+    del given[missing]
+    laws = type("Laws", (MonoidLaws,), given)()
+    with pytest.raises(AssertionError, match=f"Laws must define {missing}, "):
+        laws.test_identity()
+
+
+def test_a_presentation_that_fails_is_reported_with_its_state():
+    """Here the state of nothing, which each bucket without events has."""
+    laws = type("Laws", (MonoidLaws,), {"monoid": MeanOfSome(), "deltas": st.just((1, 1))})()
+    with pytest.raises(AssertionError, match=r"present\(a\) fails for \(0, 0\): ZeroDivisionError"):
+        laws.test_presentation()
 
 
 def test_the_law_of_fold_requires_any_iterable():

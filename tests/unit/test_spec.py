@@ -24,7 +24,7 @@ from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.extract import Extraction
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key
-from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum
+from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum, names
 from murmur_beam.options import MergeOptions, add_flags, from_flags
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
 from murmur_beam.spec import DEFAULT_NAME, MergeSpec, resolve
@@ -160,7 +160,7 @@ class TestWrongArguments:
             (
                 {"store": "counts.db"},
                 "store",
-                "use one of bigtable://, memory://, sqlite://",
+                "unknown store scheme in 'counts.db'; use one of ",
             ),
             ({"store": "redis://localhost"}, "store", "unknown store scheme in 'redis://localhost'"),
             ({"store": "sqlite://counts.db"}, "store", "write sqlite:///counts.db (relative)"),
@@ -210,7 +210,7 @@ class TestWrongArguments:
             ({"event_time": "a..b"}, "event_time", "a dot too many"),
             ({"decode": "xml"}, "decode", "unknown format 'xml'; choose json, csv or write package.module:attribute"),
             ({"decode": ["json"]}, "decode", "expected json, csv or a function, got ['json']"),
-            ({"monoid": "mean"}, "monoid", "unknown monoid 'mean'; choose count, "),
+            ({"monoid": "base"}, "monoid", f"unknown monoid 'base'; choose {', '.join(names())} or "),
             ({"monoid": ""}, "monoid", "unknown monoid ''"),
             ({"monoid": Max}, "monoid", "write its parentheses"),
             ({"monoid": int}, "monoid", "expected a Monoid or a name, got <class 'int'>"),
@@ -471,7 +471,7 @@ class TestCheckStores:
         class Watched(MySpec):
             def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Any:
                 log.append((monoid.name, granularity))
-                return SimpleNamespace(close=lambda: log.append("closed"), repopulate=None)
+                return SimpleNamespace(monoid=monoid, close=lambda: log.append("closed"), repopulate=None)
 
         made(monoid="max", window="daily", store=Watched(), cache="memory://test_watched").check_stores()
         assert log == [("max", DAY), "closed"]
@@ -495,7 +495,7 @@ class AppendingSpec(MySpec):
         return "the table"
 
     def open(self, monoid: Monoid[Any], granularity: timedelta | None = None) -> Any:
-        return SimpleNamespace(close=lambda: None, appends=True, bucket_age=self.bucket_age)
+        return SimpleNamespace(monoid=monoid, close=lambda: None, appends=True, bucket_age=self.bucket_age)
 
 
 class Claims:

@@ -17,11 +17,15 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult
 
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, MissingExtra
 from murmur_beam.option import read_query
-from murmur_beam.state.bigtable.keys import encode_row_key, entity_prefix, parse_row_key
-from murmur_beam.state.bigtable.spec import BigtableSpec
-from murmur_beam.state.bigtable.store import BigtableStore
+
+try:
+    from murmur_beam.state.bigtable.keys import encode_row_key, entity_prefix, parse_row_key
+    from murmur_beam.state.bigtable.spec import BigtableSpec
+    from murmur_beam.state.bigtable.store import BigtableStore
+except ImportError as err:
+    raise MissingExtra("gcp", err) from err
 
 __all__ = ["BigtableSpec", "BigtableStore", "encode_row_key", "entity_prefix", "from_uri", "parse_row_key"]
 

@@ -19,7 +19,7 @@ from murmur_beam.option import (
     positive_seconds,
     write_query,
 )
-from murmur_beam.state.base import Schema
+from murmur_beam.state.base import Schema, StoreSpec
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.meta import read_meta
 
@@ -34,7 +34,7 @@ _REQUESTS_PER_CHANNEL = 64
 
 @documented
 @dataclass(frozen=True)
-class BigtableSpec:
+class BigtableSpec(StoreSpec):
     """One table of an instance. `BIGTABLE_EMULATOR_HOST` in the environment leads to an emulator.
 
     Args:

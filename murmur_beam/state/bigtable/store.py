@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby, islice
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
 from murmur_beam.durations import format_duration
 from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
-from murmur_beam.model import Key, Outcome, Update
+from murmur_beam.model import Key, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, single_outcome
+from murmur_beam.state.base import GRACE_S, Result, Schema, Store, bucket_lifetime
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.adder import BulkAdder
 from murmur_beam.state.bigtable.appender import Appender
@@ -45,7 +45,7 @@ _LAST_US = (2**63 - 1) // 1000 * 1000
 _LONG = timedelta(days=1_000_000)
 
 
-class BigtableStore(Generic[V]):
+class BigtableStore(Store[V]):
     """One table.
 
     Args:
@@ -59,9 +59,6 @@ class BigtableStore(Generic[V]):
 
     def __init__(self, spec: BigtableSpec, monoid: Monoid[V], granularity: timedelta | None) -> None:
         self.monoid = monoid
-        self.bucket_age: timedelta | None = None
-        self.marker_age: timedelta | None = None
-        self.appends = False
         self._spec = spec
         self._clock = spec.clock
         self._schema = Schema.of(monoid, granularity)
@@ -163,10 +160,6 @@ class BigtableStore(Generic[V]):
 
     # ---- reading ----
 
-    def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """See `Store.get`."""
-        return self.get_many([key], fresh=fresh)[0]
-
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`; the shards of a key are combined."""
         return self._connection.run(self._get_many(keys, fresh))
@@ -261,10 +254,6 @@ class BigtableStore(Generic[V]):
         return self._connection.run(folder.fold(start, end, min_cells, report))
 
     # ---- writing ----
-
-    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
-        """See `Store.merge_update`."""
-        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`; at most `BigtableSpec.max_in_flight` rows are written at once."""

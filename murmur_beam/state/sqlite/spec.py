@@ -16,7 +16,7 @@ from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.option import Option, check_options, documented, positive_duration, write_query
-from murmur_beam.state.base import Schema
+from murmur_beam.state.base import Schema, StoreSpec
 from murmur_beam.state.sqlite import file, records
 from murmur_beam.state.sqlite.store import SqliteStore
 
@@ -33,7 +33,7 @@ def _table_name(table: str) -> None:
 
 @documented
 @dataclass(frozen=True)
-class SqliteSpec:
+class SqliteSpec(StoreSpec):
     """One table of a SQLite file.
 
     Args:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from murmur_beam import forks
 from murmur_beam.clock import Clock, SteadyClock
@@ -19,11 +19,11 @@ from murmur_beam.state.base import (
     GRACE_S,
     Result,
     Schema,
+    Store,
     fingerprint_of,
     fold_row,
     later_expiry,
     positions_by_key,
-    single_outcome,
     undecodable,
 )
 from murmur_beam.state.sqlite import file, records
@@ -53,7 +53,7 @@ class _Statements:
         self.forget = f"DELETE FROM {seen} WHERE row = ?"
 
 
-class SqliteStore(Generic[V]):
+class SqliteStore(Store[V]):
     """One connection to one table of a SQLite file.
 
     Args:
@@ -109,10 +109,6 @@ class SqliteStore(Generic[V]):
         with self.lock, file.translated(path):
             self._open()
 
-    def get(self, key: Key, *, fresh: bool = True) -> V | None:
-        """See `Store.get`."""
-        return self.get_many([key])[0]
-
     def get_many(self, keys: Sequence[Key], *, fresh: bool = True) -> list[V | None]:
         """See `Store.get_many`."""
         query = (
@@ -122,10 +118,6 @@ class SqliteStore(Generic[V]):
         with self._reading():
             found = [self._db.execute(query, (*key, now)).fetchone() for key in keys]
         return [None if row is None else self._from_column(row[0]) for row in found]
-
-    def merge_update(self, key: Key, delta: V, *, ttl: timedelta | None = None, event_id: str | None = None) -> Outcome:
-        """See `Store.merge_update`."""
-        return single_outcome(self.merge_updates([Update(key, delta, event_id, ttl)]))
 
     def merge_updates(self, updates: Sequence[Update]) -> list[Result]:
         """See `Store.merge_updates`. It is one transaction, so a failure of the file is the result of every update."""

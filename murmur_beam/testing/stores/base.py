@@ -10,7 +10,8 @@ import pytest
 
 from murmur_beam.model import Key, Outcome
 from murmur_beam.monoids import Monoid, Sum
-from murmur_beam.state.base import Store, StoreSpec
+from murmur_beam.state.adapted import open_store
+from murmur_beam.state.base import SpecLike, Store
 from murmur_beam.testing.fakes import FakeClock
 
 DAY = timedelta(days=1)
@@ -41,14 +42,14 @@ class StoreTests:
         """The outcome of a known event."""
         return answers(self.appends)[1]
 
-    def spec(self, clock: FakeClock) -> StoreSpec:
+    def spec(self, clock: FakeClock) -> SpecLike:
         """A spec of a new, empty store that uses ``clock``."""
         raise AssertionError(f"{type(self).__name__} must define spec(self, clock)")
 
     @pytest.fixture(autouse=True)
     def _open(self) -> Iterator[None]:
         self.clock = FakeClock()
-        self.made: StoreSpec | None = None
+        self.made: SpecLike | None = None
         self.opened: list[Store[Any]] = []
         yield
         for store in self.opened:
@@ -58,5 +59,5 @@ class StoreTests:
         """Open another store of this test's spec; it is closed at the end of the test."""
         if self.made is None:
             self.made = self.spec(self.clock)
-        self.opened.append(self.made.open(monoid or Sum(), granularity))
+        self.opened.append(open_store(self.made, monoid or Sum(), granularity))
         return self.opened[-1]

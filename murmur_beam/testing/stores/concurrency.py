@@ -16,7 +16,8 @@ import pytest
 from murmur_beam.errors import MurmurError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
-from murmur_beam.state.base import Store, StoreSpec
+from murmur_beam.state.adapted import open_store
+from murmur_beam.state.base import SpecLike, Store
 from murmur_beam.testing.stores.base import A, B, StoreTests, answers
 
 _DEADLINE_S = 60.0
@@ -139,7 +140,7 @@ class ConcurrencyTests(StoreTests):
         assert dict(writer.scan()) == model | {Key(f"gone{key.entity[4:]}", key.bucket): n for key, n in model.items()}
 
 
-def _fork_and_merge(spec: StoreSpec, situation: str, answer: Connection) -> None:
+def _fork_and_merge(spec: SpecLike, situation: str, answer: Connection) -> None:
     """Use a store in a new process that forks; send the problem to the parent, or an empty text."""
     try:
         _check_fork(spec, situation)
@@ -148,9 +149,9 @@ def _fork_and_merge(spec: StoreSpec, situation: str, answer: Connection) -> None
         answer.send(repr(err))
 
 
-def _check_fork(spec: StoreSpec, situation: str) -> None:
-    store: Store[Any] = spec.open(Sum())
-    merged, duplicate = answers(getattr(store, "appends", False))
+def _check_fork(spec: SpecLike, situation: str) -> None:
+    store: Store[Any] = open_store(spec, Sum())
+    merged, duplicate = answers(store.appends)
     done = threading.Event()
     n_merged = 0
 
@@ -171,7 +172,7 @@ def _check_fork(spec: StoreSpec, situation: str) -> None:
     for child in children:
         _wait_for(child)
     if situation == "closed":
-        store = spec.open(Sum())
+        store = open_store(spec, Sum())
     expected = merged if situation == "opened" else duplicate
     assert store.merge_update(A, 1, event_id="parent") is expected
     assert store.merge_update(A, 1, event_id="parent again") is merged
@@ -185,17 +186,17 @@ def _check_fork(spec: StoreSpec, situation: str) -> None:
     store.close()
 
 
-def _child(spec: StoreSpec, store: Store[Any], situation: str, number: int) -> int:
+def _child(spec: SpecLike, store: Store[Any], situation: str, number: int) -> int:
     """Fork a child that merges, through the inherited store and through a new one, or is refused; its process id."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
-    merged, duplicate = answers(getattr(store, "appends", False))
+    merged, duplicate = answers(store.appends)
     try:
         refused = 0
         try:
-            own = spec.open(Sum())
+            own = open_store(spec, Sum())
             assert own.merge_update(A, 1, event_id=f"child {number}") is merged
             if situation != "opened":
                 assert own.merge_update(A, 1, event_id="parent") is duplicate

@@ -11,6 +11,7 @@ import pytest
 from murmur_beam.errors import MurmurError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
+from murmur_beam.state.adapted import open_store
 from murmur_beam.state.base import Store
 from murmur_beam.testing.stores.base import DAY, A, B, C, StoreTests
 
@@ -71,9 +72,9 @@ class LifetimeTests(StoreTests):
     def test_state_outlives_the_store(self) -> None:
         """Values and markers are kept when a store is closed and opened again."""
         spec = self.spec(self.clock)
-        with closing(spec.open(Sum())) as store:
+        with closing(open_store(spec, Sum())) as store:
             store.merge_update(A, 1, event_id="1")
-        with closing(spec.open(Sum())) as store:
+        with closing(open_store(spec, Sum())) as store:
             assert store.merge_update(A, 1, event_id="1") is self.duplicate
             assert store.get(A) == 1
 

@@ -25,7 +25,7 @@ class MergingTests(StoreTests):
 
     def test_it_says_whether_it_appends(self) -> None:
         """The processor gives updates without an event id a random one if the store appends."""
-        assert getattr(self.open(), "appends", False) is self.appends
+        assert self.open().appends is self.appends
 
     def test_deltas_add_up(self) -> None:
         """The aggregate of two events is the sum of their deltas."""
