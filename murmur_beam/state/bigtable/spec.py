@@ -32,6 +32,10 @@ _REQUESTS_PER_CHANNEL = 64
 """A connection carries 100 requests at a time, and works best with fewer; further ones would wait in the client."""
 
 
+def _profile(text: str) -> str | None:
+    return text or None
+
+
 @documented
 @dataclass(frozen=True)
 class BigtableSpec(StoreSpec):
@@ -52,7 +56,12 @@ class BigtableSpec(StoreSpec):
     table: str
     app_profile: Annotated[
         str | None,
-        Option("app profile with single-cluster routing and single-row transactions", "NAME", default="the instance's"),
+        Option(
+            "app profile with single-cluster routing and single-row transactions",
+            "NAME",
+            _profile,
+            default="the instance's",
+        ),
     ] = None
     shards: Annotated[
         int | None,
