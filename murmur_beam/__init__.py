@@ -102,12 +102,7 @@ if not TYPE_CHECKING:  # or else a type checker would accept any name
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        try:
-            return getattr(importlib.import_module(_LAZY[name]), name)
-        except ModuleNotFoundError as err:
-            if name != "BigtableSpec":
-                raise
-            raise ImportError(f"{name} needs Google's clients ({err}); run: pip install 'murmur-beam[gcp]'") from err
+        return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__() -> list[str]:
