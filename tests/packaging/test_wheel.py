@@ -193,7 +193,7 @@ class TestSourcePackage:
         """A fast part of them, from the unpacked folder, by an environment that has never seen this source."""
         tests = [f"tests/unit/{name}" for name in FAST_TESTS]
         said = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], unpacked)
-        assert re.search(r"^\d\d+ passed in ", said, re.MULTILINE), said
+        assert re.search(r"^\d\d+ passed\b", said, re.MULTILINE), said
 
     def test_its_tests_also_test_the_installed_wheel(self, unpacked: Path, python: Path, tmp_path: Path) -> None:
         """Without the sources beside them, tests import the wheel: this is how each release is tested."""
@@ -205,4 +205,4 @@ class TestSourcePackage:
             [python, "-m", "pytest", "-q", "tests/unit/test_where.py", "tests/unit/test_processor.py"],
             tmp_path,
         )
-        assert re.search(r"^\d\d+ passed in ", said, re.MULTILINE), said
+        assert re.search(r"^\d\d+ passed\b", said, re.MULTILINE), said

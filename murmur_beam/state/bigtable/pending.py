@@ -18,7 +18,7 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from murmur_beam.clock import Clock
 from murmur_beam.errors import PermanentError, SchemaMismatch
@@ -67,8 +67,8 @@ def time_us(name: bytes) -> int:
     return int.from_bytes(name[:8], "big")
 
 
-class Events(NamedTuple, Generic[V]):
-    """The events of a cell.
+class Events(NamedTuple):
+    """The events of a cell. Not generic: Python 3.10 has no generic named tuples.
 
     Attributes:
         fingerprints: one after the other, each once; empty if folding again changes nothing.
@@ -76,7 +76,7 @@ class Events(NamedTuple, Generic[V]):
     """
 
     fingerprints: bytes
-    deltas: Sequence[V]
+    deltas: Sequence[Any]
 
     @property
     def n(self) -> int:
@@ -84,7 +84,7 @@ class Events(NamedTuple, Generic[V]):
         return len(self.deltas)
 
 
-def encoded(monoid: Monoid[V], events: Events[V]) -> Iterator[bytes]:
+def encoded(monoid: Monoid[V], events: Events) -> Iterator[bytes]:
     """The values of one or more cells of these events, in their order.
 
     Raises:
@@ -126,7 +126,7 @@ def _states(fingerprints: bytes, states: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def decoded(monoid: Monoid[V], value: bytes) -> Events[V]:
+def decoded(monoid: Monoid[V], value: bytes) -> Events:
     """The events of a cell.
 
     Raises:
@@ -148,7 +148,7 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events[V]:
         return Events(b"", [monoid.decode(value[_HEAD.size :])])
     fingerprints = value[_HEAD.size : body]
     if ones(monoid, value):
-        return Events(fingerprints, [1] * n)  # type: ignore[list-item]
+        return Events(fingerprints, [1] * n)
     if n and kind == INTEGERS and len(value) == body + 8 * n and monoid.native == "sum":
         integers: Any = struct.unpack_from(f">{n}q", value, body)
         return Events(fingerprints, integers)
