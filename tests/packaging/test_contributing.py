@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.support import ROOT, installed
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EXAMPLES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL))
+(OPTION,) = re.findall(r"```\n( {4}\w+: Annotated.*?)```", TEXT, re.DOTALL)
+STORE = "murmur_beam/state/json_file.py"
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file, source in EXAMPLES.items():
         assert not (ROOT / file).exists(), file
         (folder / file).write_text(source, "utf-8")
+    shutil.copy(folder / "tests/support/json_file.py", folder / STORE)
+    spec = folder / "murmur_beam/state/bigtable/spec.py"
+    text = spec.read_text("utf-8")
+    assert text.count("    clock: Clock") == 1
+    spec.write_text(text.replace("    clock: Clock", f"{OPTION}    clock: Clock"), "utf-8")
     return folder
 
 
@@ -35,31 +43,53 @@ def run(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_example_says_its_file() -> None:
-    """Half of them are tests."""
-    assert len(EXAMPLES) == TEXT.count("```python\n") >= 4
-    assert sum(file.startswith("tests/") for file in EXAMPLES) * 2 == len(EXAMPLES)
+    """A monoid and a program, each with its test, and the test of a store."""
+    assert len(EXAMPLES) == TEXT.count("```python\n") == 5
+    assert sum(file.startswith("tests/") for file in EXAMPLES) == 3
 
 
 def test_the_examples_pass_their_own_tests(clone: Path) -> None:
-    """A contributor who copies both files has a green test."""
+    """A contributor who copies them has green tests."""
     done = run(clone, "-m", "pytest", "-q", *(file for file in EXAMPLES if file.startswith("tests/")))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_examples_keep_the_house_s_rules(clone: Path) -> None:
-    """Four zeros, and no further row for a monoid or a program."""
-    done = run(clone, ".ci/house.py", *EXAMPLES)
+    """Four zeros, and no further row for a monoid, a store or a program."""
+    done = run(clone, ".ci/house.py", *EXAMPLES, STORE, "murmur_beam/state/bigtable/spec.py")
     assert done.returncode == 0, done.stdout
     assert re.findall(r"\d+$", done.stdout, re.MULTILINE) == ["0"] * 4
 
 
+def test_nothing_else_goes_red(clone: Path) -> None:
+    """Neither the tests of what lists monoids, stores, options and programs, nor the pages and the templates."""
+    some = [
+        *("tests/unit/test_monoids.py", "tests/unit/test_option.py", "tests/unit/test_spec.py"),
+        *("tests/unit/test_layers.py", "tests/unit/test_facade.py", "tests/stores/test_cli_words.py"),
+        *("tests/docs/test_design.py", "tests/docs/test_site.py", "tests/pipelines/test_flex.py"),
+    ]
+    done = run(clone, "-m", "pytest", "-q", *some)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_examples_are_found_by_name(clone: Path) -> None:
-    """One file each: the monoid is a flag's value, and the program is a command of ``murmur``."""
-    done = run(clone, "-c", "from murmur_beam.monoids import by_name; print(by_name('bit_or').combine(1, 6))")
-    assert done.stdout == "7\n", done.stderr
+    """The monoid is a flag's value, the store a scheme, the option a part of a URI, the program a command."""
+    done = run(clone, "-c", "from murmur_beam.monoids import by_name; print(by_name('mean').present((9, 2)))")
+    assert done.stdout == "4.5\n", done.stderr
+    done = run(clone, "-c", "from murmur_beam.state import spec_from_uri as s; print(s('json_file:///c.json').path)")
+    assert done.stdout.endswith("/c.json\n"), done.stderr
+    uri = "bigtable://p/i/t?keepalive_s=30"
+    done = run(
+        clone, "-c", f"from murmur_beam.state import spec_from_uri as s; print(s({uri!r}).keepalive_s, s({uri!r}))"
+    )
+    assert done.stdout == f"30 {uri}\n", done.stderr
+    done = run(clone, "-m", "murmur_beam.options")
+    assert "| `keepalive_s` | `?keepalive_s=N` | 60 |" in done.stdout
     done = run(clone, "-m", "murmur_beam", "--help")
-    assert "show-keys" in done.stdout
-    assert "Print the keys of a store, one a line." in re.sub(r"\s+", " ", done.stdout)
+    assert "merge-parquet" in done.stdout
+    assert "Fold the rows of Parquet files into state, by the names of their columns." in re.sub(
+        r"\s+", " ", done.stdout
+    )
 
 
 def test_the_table_names_folders_that_exist() -> None:
@@ -71,6 +101,6 @@ def test_the_table_names_folders_that_exist() -> None:
         assert (ROOT / first).exists(), first
         assert [name for name in others if not (parent / name).is_dir()] == []
     named = set(re.findall(r"`((?:tests|docs|flex|state|\.ci|\.venv/bin/python \.ci)/[\w./]+)`", TEXT))
-    for name in named - {"state/SCHEME.py"}:
+    for name in named - {"state/SCHEME.py", "state/json_file.py"}:
         place = name.removeprefix(".venv/bin/python ")
         assert (ROOT / place).exists() or (ROOT / "murmur_beam" / place).exists(), name
