@@ -138,7 +138,8 @@ def end(who: str, dead: int, total: int, reasons: Reasons, allowance: Allowance)
         return SETTLED
     common = reasons.counts.most_common(_MOST_REASONS)
     width = max((len(f"{n:,}") for _, n in common), default=0)
-    print(f"{who}: {dead:,} dead letters{'; the most common reasons:' if common else ''}", file=sys.stderr)
+    count = f"{dead:,} dead letter{'s' * (dead > 1)}"
+    print(f"{who}: {count}{'; the most common reasons:' if common else ''}", file=sys.stderr)
     for reason, n in common:
         print(f"  {n:>{width},}  {reason}", file=sys.stderr)
     if allowance.allows(dead, total):
