@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -26,9 +25,10 @@ def client_library() -> Any:
         MurmurError: google-cloud-pubsub is not installed.
     """
     try:
-        return importlib.import_module("google.cloud.pubsub_v1")
+        from google.cloud import pubsub_v1  # type: ignore[attr-defined] # has no types
     except ImportError as err:
         raise MurmurError("google-cloud-pubsub is not installed; run: pip install 'murmur-beam[gcp]'") from err
+    return pubsub_v1
 
 
 def subscriber_client() -> Any:

@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import DeadLetter
+from murmur_beam.options import MergeOptions
 from murmur_beam.programs import pubsub, replay
 from murmur_beam.reader import Reader
 from tests.support import emulators, environment, topics
@@ -145,7 +146,7 @@ def test_from_subscription_to_state_and_topic(
     assert Counter(letter.stage for letter in letters) == {"decode": 2, "extract": 3}
     assert lines == [
         "pubsub: note: Beam's local runner acknowledges messages before it processes them, so a stop or a crash loses "
-        "some; murmur worker loses none",
+        "some; python -m pipelines.worker loses none",
         "pubsub: stopped",
     ]
 
@@ -220,7 +221,7 @@ def test_the_graph_is_built_offline(to: dict[str, str], monkeypatch: pytest.Monk
     """As needed for Dataflow: the read with its subscription, the merge step, and both of its outputs."""
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     pipeline = beam.Pipeline(options=PipelineOptions(["--streaming"]))
-    merge: dict[str, Any] = {"key": "page", "monoid": "count", "event_id": "id", "store": "memory://test_the_graph"}
+    merge = MergeOptions(key="page", monoid="count", event_id="id", store="memory://test_the_graph")
     pubsub.build(pipeline, "projects/test-project/subscriptions/views", merge, **to)
     steps = {step.unique_name: step for step in pipeline.to_runner_api().components.transforms.values()}
     read = steps["ReadFromPubSub/Read"]

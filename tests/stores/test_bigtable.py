@@ -343,8 +343,12 @@ def test_uris() -> None:
     assert spec_from_uri("bigtable://p/i/t?app_profile=single-cluster&shards=4") == spec
     assert spec_from_uri("bigtable://p/i/t") == BigtableSpec("p", "i", "t")
     assert spec_from_uri("bigtable://p/i/t?app_profile=") == BigtableSpec("p", "i", "t")
-    for wrong in ("bigtable://p/i", "bigtable://p/i/t/x", "bigtable://p/i/t?shard=4", "bigtable://p/i/t?shards=many"):
+    for wrong in ("bigtable://p/i", "bigtable://p/i/t/x"):
         with pytest.raises(ConfigurationError, match="bigtable://PROJECT/INSTANCE/TABLE"):
             spec_from_uri(wrong)
+    with pytest.raises(ConfigurationError, match=r"unknown option shard .* the options are app_profile, shards, "):
+        spec_from_uri("bigtable://p/i/t?shard=4")
+    with pytest.raises(ConfigurationError, match="shards: 'many' is not a whole number"):
+        spec_from_uri("bigtable://p/i/t?shards=many")
     with pytest.raises(ConfigurationError, match="from 1 to 256"):
         spec_from_uri("bigtable://p/i/t?shards=0")

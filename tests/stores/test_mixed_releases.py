@@ -125,7 +125,7 @@ def mixed(own: list[Event], shared: list[Event]) -> list[Event]:
 
 def make_with_010(releases: Releases, uri: str, monoid: str = "sum") -> dict[str, Any]:
     """A table that 0.1.0 made: families and record."""
-    assert releases("0.1.0")("program", "murmur_beam.cli.main", ["create-table", uri, "--monoid", monoid])[0] == 0
+    assert releases("0.1.0")("program", "murmur_beam.cli", ["create-table", uri, "--monoid", monoid])[0] == 0
     return made(uri)
 
 
@@ -143,8 +143,8 @@ def test_a_table_of_010_can_be_upgraded_and_rolled_back(releases: Releases, mono
     in_turns(releases, uri, monoid)
     assert cli.main(["create-table", uri, "--monoid", monoid]) == 0
     assert made(uri) == before
-    for name in ("0.1.0", "this"):
-        assert releases(name)("program", "murmur_beam.cli.main", ["check", uri])[0] == 0
+    for name, command in (("0.1.0", "murmur_beam.cli"), ("this", "murmur_beam.cli.main")):
+        assert releases(name)("program", command, ["check", uri])[0] == 0
 
 
 def test_both_at_once_on_a_table_of_010(releases: Releases) -> None:
@@ -211,7 +211,7 @@ def test_010_neither_reads_nor_changes_a_table_of_layout_2(
 ) -> None:
     """Each command ends with 2 and says why; the table stays as it is."""
     argv = words.replace("URI", layout_2).split()
-    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli.main", argv))
+    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli", argv))
     assert (code, said in err) == (2, True), err
 
 
@@ -219,12 +219,12 @@ def test_check_of_010_reports_a_table_of_layout_2(releases: Releases, layout_2: 
     """Exit code 1: it finds a rule of garbage collection that it did not make. The command that it advises is
     refused."""
     argv = ["check", layout_2, "--json"]
-    code, out, _ = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli.main", argv))
+    code, out, _ = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli", argv))
     wrong = [finding for finding in json.loads(out)["findings"] if finding["status"] == "wrong"]
     assert (code, [finding["subject"] for finding in wrong]) == (1, ["family dedup"])
     remedy = wrong[0]["remedy"].split()[1:]
     assert "sum/2" in remedy
-    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli.main", remedy))
+    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.cli", remedy))
     assert (code, UNKNOWN in err) == (2, True)
 
 
@@ -246,7 +246,7 @@ def test_a_pipeline_of_010_does_not_start_on_a_table_of_layout_2(
     (tmp_path / "events.jsonl").write_text('{"id": "e1", "k": "key 1", "n": 1}\n')
     argv = ["--input", str(tmp_path / "events.jsonl"), "--store", layout_2, "--key", "k", "--event_id", "id"]
     argv += ["--value", "n", "--monoid", "sum", "--dead_letters", str(tmp_path / "letters.jsonl")]
-    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "murmur_beam.programs.merge_files", argv))
+    code, _, err = unchanged(layout_2, lambda: releases("0.1.0")("program", "pipelines.merge_files", argv))
     assert (code, MISMATCH in err) == (2, True), err
 
 
