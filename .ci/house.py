@@ -68,11 +68,12 @@ MAY_IMPORT = {
     # Stores know the contract, and never each other.
     "state.base": "errors model durations monoids.base",
     "state.adapted": "errors model monoids.base state.base",
+    "state.folding": "errors model state.base",
     "state.*": "errors forks model clock durations option monoids.base state.base state.adapted",
     "state.sqlite": "errors option state.sqlite.*",
     "state.sqlite.*": "errors forks model clock durations option monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors option state.bigtable.*",
-    "state.bigtable.*": "errors model clock durations sizes option monoids.base state.base retry windows "
+    "state.bigtable.*": "errors model clock durations sizes option monoids.base state.base state.folding retry windows "
     "state.bigtable.*",
     "state": "errors model import_path state.base state.adapted state.*",
     # The core runs without Beam.
@@ -89,11 +90,12 @@ MAY_IMPORT = {
     "extract": f"{CORE} decode fields times",
     "deadletter": f"{CORE} decode extract times",
     "options": f"{CORE} buffer decode fields times monoids state",
-    "spec": f"{CORE} options buffer extract fields times monoids state state.one_meaning",
+    "spec": f"{CORE} options buffer extract fields times monoids state state.one_meaning state.folding",
     "merger": LIBRARY,
     # What users hold in their hands.
     "beam_metrics": BASICS,
-    "transforms": f"{LIBRARY} merger beam_metrics",
+    "fold_stage": f"{LIBRARY} beam_metrics",
+    "transforms": f"{LIBRARY} merger beam_metrics fold_stage",
     "reader": LIBRARY,
     # What runs from a command line. Programs and cli are found by name, and nothing imports them.
     "quiet_beam": "",
@@ -126,7 +128,7 @@ MAY_IMPORT = {
 
 # Another library -> the modules that may import it.
 FOREIGN = {
-    "apache_beam": "transforms beam_metrics quiet_beam runs.beam_runs files.matching programs.*",
+    "apache_beam": "transforms beam_metrics fold_stage quiet_beam runs.beam_runs files.matching programs.*",
     "google": "state.bigtable.* pubsub.* programs.*",
     "grpc": "state.bigtable.* pubsub.*",
 }

@@ -15,14 +15,16 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from murmur_beam import forks
 from murmur_beam.buffer import Batch, Buffer
+from murmur_beam.config import NoDedup
 from murmur_beam.deadletter import Failure, hints_of, read_letter, write_letter
 from murmur_beam.errors import PermanentError, RetriesExhausted, SchemaMismatch, StoreUnavailable
 from murmur_beam.extract import Extractor, RecordHints, Rejected
 from murmur_beam.gc_tuning import freeze_startup_objects
 from murmur_beam.metrics import Recorder
-from murmur_beam.model import DeadLetter, MergeResult, Message, Outcome, Record
+from murmur_beam.model import DeadLetter, Key, MergeResult, Message, Outcome, Record
 from murmur_beam.processor import DUPLICATE, MERGED, RECORDED, RecordResult, merge_records, needs_event_id
 from murmur_beam.spec import MergeSpec
+from murmur_beam.state.folding import FoldingStore
 from murmur_beam.state.pool import Lease
 from murmur_beam.times import parse_rfc3339
 
@@ -174,6 +176,14 @@ class Merger(Generic[T]):
             self._thread = ThreadPoolExecutor(1, "murmur-flush")
         self._under_way = batch, self._thread.submit(self._merge, batch.records)
         return before
+
+    def row_keys(self, result: MergeResult) -> list[bytes]:
+        """Keys of the rows that a record was appended to; none if it was not."""
+        if result.outcome is not Outcome.RECORDED or not isinstance(self._store, FoldingStore):
+            return []
+        # Without dedup each update has a random id.
+        event_id = None if isinstance(self._config.dedup, NoDedup) else result.event_id
+        return self._store.row_keys([Key(entity, result.bucket) for entity in result.merged_keys], event_id)
 
     def clear(self) -> None:
         """Forget what is buffered or under way, because it will be delivered again."""

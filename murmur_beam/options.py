@@ -22,7 +22,7 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import Field
 from murmur_beam.import_path import load_attribute
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.option import Option, a_text, described
+from murmur_beam.option import Option, a_text, decimal, described
 from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.adapted import as_spec, is_spec
 from murmur_beam.times import TimeFormat, Unit
@@ -56,17 +56,17 @@ def as_window(window: WindowConfig | str, retention: timedelta | None = None) ->
     raise ValueError(f"expected a WindowConfig or a text such as daily or 15m, got {window!r:.80}")
 
 
-def as_retention(retention: timedelta | str) -> timedelta:
+def as_duration(duration: timedelta | str) -> timedelta:
     """A positive duration, or the one that a text describes.
 
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(retention, str):
-        retention = parse_duration(retention)
-    if not (isinstance(retention, timedelta) and retention > timedelta(0)):
-        raise ValueError(f"expected a positive duration such as 90d, got {retention!r:.80}")
-    return retention
+    if isinstance(duration, str):
+        duration = parse_duration(duration)
+    if not (isinstance(duration, timedelta) and duration > timedelta(0)):
+        raise ValueError(f"expected a positive duration such as 90d, got {duration!r:.80}")
+    return duration
 
 
 def as_store(store: SpecLike | str) -> StoreSpec:
@@ -124,6 +124,11 @@ def _zone(zone: str) -> None:
     TimeFormat(None, zone)
 
 
+def _share(share: float) -> None:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ValueError(f"must be a number from 0 to 1, got {share!r:.80}")
+
+
 def _boolean(value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"expected True or False, got {value!r:.80}")
@@ -173,7 +178,7 @@ class MergeOptions:
         Option(
             "skip events older than this, such as 90d",
             "DURATION",
-            check=as_retention,
+            check=as_duration,
             more="It belongs to a window given as text; a `WindowConfig` has its own.",
         ),
     ] = None
@@ -267,6 +272,38 @@ class MergeOptions:
     flush: Annotated[
         FlushLimits | None,
         Option("how much to buffer before writing", check=_instance(FlushLimits, ""), prefix="flush_"),
+    ] = None
+    fold: Annotated[
+        timedelta | str | None,
+        Option(
+            "fold the rows that were appended to, this long after, such as 10s",
+            "DURATION",
+            check=as_duration,
+            default="not folded here",
+            more="For tables that are appended to: a second stage behind the merge, keyed by row, then folds them. "
+            "``murmur fold`` does the same from outside. Rows of a few events are not folded.",
+        ),
+    ] = None
+    fold_share: Annotated[
+        float | None,
+        Option(
+            "fold a row when its pending events are at least this share of those folded before",
+            "SHARE",
+            decimal,
+            _share,
+            default="0.1",
+            more="A fold that does not remember the row reads all its markers first.",
+        ),
+    ] = None
+    fold_age: Annotated[
+        timedelta | str | None,
+        Option(
+            "fold a row when its pending events are this old, however few they are",
+            "DURATION",
+            check=as_duration,
+            default="1h",
+            more="A row that expires before is not folded.",
+        ),
     ] = None
     on_exhausted: Annotated[
         Literal["dead_letter", "raise"] | None,

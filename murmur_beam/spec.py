@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from murmur_beam.buffer import FlushLimits
 from murmur_beam.config import AtomicDedup, Config, NoDedup, needs_event_id
@@ -17,10 +17,11 @@ from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.monoids import Monoid
 from murmur_beam.option import check_options, naming
-from murmur_beam.options import MergeOptions, as_decoder, as_monoid, as_retention, as_store, as_window
+from murmur_beam.options import MergeOptions, as_decoder, as_duration, as_monoid, as_store, as_window
 from murmur_beam.state import Cache, Schema, Store, StoreSpec
 from murmur_beam.state.adapted import open_store
 from murmur_beam.state.base import bucket_lifetime
+from murmur_beam.state.folding import FoldingStore
 from murmur_beam.state.one_meaning import require_one_meaning
 from murmur_beam.times import TimeFormat
 from murmur_beam.windows import WindowConfig
@@ -28,6 +29,20 @@ from murmur_beam.windows import WindowConfig
 _log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "murmur"
+
+
+class FoldPlan(NamedTuple):
+    """When rows that were appended to are folded.
+
+    Attributes:
+        every: how long after a row was written.
+        share: not before its pending events are this share of those folded before.
+        age: unless they are this old.
+    """
+
+    every: timedelta
+    share: float
+    age: timedelta
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,7 @@ class MergeSpec:
         cache: a copy that is kept up to date, or None.
         config: retries, dedup, recorder.
         flush: when to write.
+        fold: when to fold, in a stage of its own; None: not here.
         on_exhausted: "dead_letter", or "raise" to make the runner retry the whole bundle.
         unpickle: whether a replayed dead letter may be unpickled.
     """
@@ -55,6 +71,7 @@ class MergeSpec:
     cache: StoreSpec | None
     config: Config
     flush: FlushLimits
+    fold: FoldPlan | None
     on_exhausted: str
     unpickle: bool
 
@@ -127,6 +144,10 @@ class MergeSpec:
 
     def _check_appending(self, store: Store[Any]) -> None:
         """Refuse what a table that is appended to cannot have: only a fold finds out which events are new."""
+        if self.fold is not None and not isinstance(store, FoldingStore):
+            raise ConfigurationError(
+                "fold", f"{self.store} folds each event when it is merged, and needs no fold of its own; leave it out"
+            )
         if not store.appends:
             return
         refused = [
@@ -151,10 +172,10 @@ class MergeSpec:
         for argument, is_given, problem in refused:
             if is_given:
                 raise ConfigurationError(argument, f"{self.store} is written by appending: {problem}")
-        if store.bucket_age is None:
+        if store.bucket_age is None and self.fold is None:
             _log.warning(
-                "%s: %s is written by appending and has no retention; fold it, with: %s --every DURATION, or pending "
-                "deltas grow without end",
+                "%s: %s is written by appending and has no retention; fold it, with fold= or %s --every DURATION, or "
+                "pending deltas grow without end",
                 self.name,
                 self.store,
                 shlex.join(["murmur", "fold", str(self.store)]),
@@ -196,9 +217,21 @@ def resolve(options: MergeOptions) -> MergeSpec:
         cache=cache,
         config=config,
         flush=FlushLimits() if options.flush is None else options.flush,
+        fold=_fold(options),
         on_exhausted=options.on_exhausted or "dead_letter",
         unpickle=bool(options.unpickle),
     )
+
+
+def _fold(options: MergeOptions) -> FoldPlan | None:
+    if options.fold is None:
+        for name in ("fold_share", "fold_age"):
+            if getattr(options, name) is not None:
+                raise ConfigurationError(name, "needs fold, which says how long after a write rows are folded")
+        return None
+    share = 0.1 if options.fold_share is None else options.fold_share
+    age = timedelta(hours=1) if options.fold_age is None else as_duration(options.fold_age)
+    return FoldPlan(as_duration(options.fold), share, age)
 
 
 def _extraction(options: MergeOptions) -> Extraction:
@@ -243,4 +276,4 @@ def _window(options: MergeOptions) -> WindowConfig | None:
         raise ConfigurationError(
             "retention", "belongs into the WindowConfig; beside it only a window in text takes one"
         )
-    return as_window(window, as_retention(retention))
+    return as_window(window, as_duration(retention))

@@ -13,6 +13,7 @@ from uuid import NAMESPACE_DNS, uuid5
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import DoOutputsTuple, TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.row_type import RowTypeConstraint
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -20,6 +21,7 @@ from murmur_beam.beam_metrics import BeamRecorder
 from murmur_beam.config import needs_event_id
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import MESSAGE_ID
+from murmur_beam.fold_stage import FoldDoFn, RowSampler
 from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.option import documented
@@ -29,6 +31,8 @@ from murmur_beam.times import parse_rfc3339
 
 MERGED = "merged"
 DEAD_LETTER = "dead_letter"
+ROWS = "rows"
+"""Names of rows to fold, for `FoldDoFn`."""
 
 _OPTIONS_PREFIX = "murmur_"
 _log = logging.getLogger(__name__)
@@ -105,7 +109,16 @@ class MergeRecords(MergeOptions, beam.PTransform):
             _log.warning(
                 "%s: monoid %r depends on the order of events, and Beam gives none", spec.name, spec.monoid.name
             )
-        outputs = elements | "Merge" >> beam.ParDo(MergeDoFn(spec)).with_outputs(DEAD_LETTER, main=MERGED)
+        tags = [DEAD_LETTER] if spec.fold is None else [DEAD_LETTER, ROWS]
+        outputs = elements | "Merge" >> beam.ParDo(MergeDoFn(spec)).with_outputs(*tags, main=MERGED)
+        if spec.fold is not None:
+            rows = outputs[ROWS]
+            rows.element_type = tuple[bytes, int]
+            _ = (
+                rows
+                | "AllRows" >> beam.WindowInto(GlobalWindows())
+                | "Fold" >> beam.ParDo(FoldDoFn(spec, at_end=elements.is_bounded))
+            )
         outputs[MERGED].element_type = MergeResult
         outputs[DEAD_LETTER].element_type = DeadLetter
         return outputs
@@ -145,6 +158,7 @@ class MergeDoFn(beam.DoFn):
         self._recorder = BeamRecorder(self._spec.config.recorder)
         self._merger: Merger[WindowedValue] = Merger(self._spec, self._recorder, _message)
         self._held: list[Iterable[WindowedValue | TaggedOutput]] = []
+        self._sampler = None if self._spec.fold is None else RowSampler(self._spec.config.clock.uniform)
 
     def start_bundle(self) -> None:
         """Forget the rest of a bundle that failed; the runner delivers it again."""
@@ -158,7 +172,7 @@ class MergeDoFn(beam.DoFn):
         """Buffer an element; when the buffer is full, merge it and emit the results."""
         if not self._merger.add(element, windowed.timestamp_micros, windowed):
             return ()
-        outputs = _outputs(self._merger.flush_behind())
+        outputs = self._outputs(self._merger.flush_behind())
         self._recorder.report_samples()
         if len(windowed.windows) == 1:
             return outputs
@@ -169,7 +183,7 @@ class MergeDoFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterable[WindowedValue | TaggedOutput]:
         """Merge and emit the rest."""
-        self._held.append(_outputs(self._merger.flush()))
+        self._held.append(self._outputs(self._merger.flush()))
         for outputs in self._held:
             yield from outputs
         self._recorder.report()
@@ -178,14 +192,20 @@ class MergeDoFn(beam.DoFn):
         """Close the stores, unless another step of this process uses them."""
         self._merger.close()
 
-
-def _outputs(
-    results: Iterable[tuple[WindowedValue, MergeResult | DeadLetter]],
-) -> Iterator[WindowedValue | TaggedOutput]:
-    """Outputs for Beam, made one by one as it takes them."""
-    for windowed, result in results:
-        output = windowed.with_value(result)
-        yield TaggedOutput(DEAD_LETTER, output) if type(result) is DeadLetter else output
+    def _outputs(
+        self, results: Iterable[tuple[WindowedValue, MergeResult | DeadLetter]]
+    ) -> Iterator[WindowedValue | TaggedOutput]:
+        """Outputs for Beam, made one by one as it takes them."""
+        sampler = self._sampler
+        for windowed, result in results:
+            output = windowed.with_value(result)
+            if isinstance(result, DeadLetter):
+                yield TaggedOutput(DEAD_LETTER, output)
+                continue
+            yield output
+            if sampler is not None and sampler.picks():
+                for row in self._merger.row_keys(result):
+                    yield TaggedOutput(ROWS, windowed.with_value((row, 1)))
 
 
 def _message(letter: DeadLetter) -> Any:

@@ -24,8 +24,8 @@ from murmur_beam.sizes import size_text
 from murmur_beam.state import StoreSpec
 
 if TYPE_CHECKING:
-    from murmur_beam.state.bigtable.row_fold import Folded
     from murmur_beam.state.bigtable.spec import BigtableSpec
+    from murmur_beam.state.folding import Folded
 
 FOLD = "Fold the events that pipelines have appended to a Bigtable table (create-table --write append)."
 EPILOG = """\

@@ -28,8 +28,8 @@ from murmur_beam.monoids import Count, Custom, Sum
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state import Schema
 from murmur_beam.state.bigtable import BigtableSpec, tables
-from murmur_beam.state.bigtable.row_fold import Folded
 from murmur_beam.state.bigtable.store import BigtableStore
+from murmur_beam.state.folding import Folded
 from murmur_beam.testing import FakeClock
 from tests.support import emulators, environment
 from tests.support.commands import Ran

@@ -25,8 +25,9 @@ from murmur_beam.state.bigtable.fingerprints import split
 from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_cache import CachedRow, Waiter
-from murmur_beam.state.bigtable.row_fold import Folded, PendingCell, RowFold
+from murmur_beam.state.bigtable.row_fold import PendingCell, RowFold
 from murmur_beam.state.bigtable.spec import BigtableSpec
+from murmur_beam.state.folding import Folded
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -34,6 +35,7 @@ V = TypeVar("V")
 _ROWS_PER_PAGE = 1_000
 _ROWS_PER_READ = 64
 _READS = 4
+_ROWS_PER_REPORT = _ROWS_PER_READ * _READS
 _READ_BYTES = 8 << 20
 """A read ends after this many bytes; of a row that holds more, the first cells are folded first."""
 _CELLS_PER_READ = 65_536
@@ -82,11 +84,22 @@ class Folder(Generic[V]):
         """
         total = Folded()
         async for keys in self._unfolded(start, end, min_cells):
-            parts = [keys[i : i + _ROWS_PER_READ] for i in range(0, len(keys), _ROWS_PER_READ)]
-            for i in range(0, len(parts), _READS):
-                for folded in await _all(map(self._fold_rows, parts[i : i + _READS])):
-                    total = total.plus(folded)
+            for i in range(0, len(keys), _ROWS_PER_REPORT):
+                total = total.plus(await self.fold_these(keys[i : i + _ROWS_PER_REPORT]))
                 report(total)
+        return total
+
+    async def fold_these(self, keys: Sequence[bytes]) -> Folded:
+        """Fold rows with these keys; those without pending events cost a read.
+
+        Raises:
+            Exception: see `fold`.
+        """
+        total = Folded()
+        parts = [keys[i : i + _ROWS_PER_READ] for i in range(0, len(keys), _ROWS_PER_READ)]
+        for i in range(0, len(parts), _READS):
+            for folded in await _all(map(self._fold_rows, parts[i : i + _READS])):
+                total = total.plus(folded)
         return total
 
     async def _unfolded(self, start: bytes, end: bytes | None, min_cells: int) -> AsyncIterator[list[bytes]]:

@@ -8,42 +8,7 @@ from typing import Any, NamedTuple
 from murmur_beam.errors import MurmurError
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.row_cache import CachedRow
-
-_NAMED = 20
-
-
-class Folded(NamedTuple):
-    """Totals of a fold.
-
-    Attributes:
-        rows: rows with enough pending cells.
-        folded: rows whose aggregate was changed.
-        cells, n_bytes: number and size of the cells that were deleted.
-        events, duplicates: events that were folded, and events that had been counted before.
-        conflicts: commits that had a version conflict.
-        left: rows that other writers wrote all the time; the next fold takes them.
-        unfoldable: events that cannot be folded; they stay pending.
-        named: some of the rows of such events, and why.
-        oldest_us: when the oldest folded cell was first tried, in microseconds; None if no cell was folded.
-    """
-
-    rows: int = 0
-    folded: int = 0
-    cells: int = 0
-    n_bytes: int = 0
-    events: int = 0
-    duplicates: int = 0
-    conflicts: int = 0
-    left: int = 0
-    unfoldable: int = 0
-    named: tuple[str, ...] = ()
-    oldest_us: int | None = None
-
-    def plus(self, other: Folded) -> Folded:
-        """The totals of both."""
-        oldest = [us for us in (self.oldest_us, other.oldest_us) if us is not None]
-        sums: list[Any] = [a + b for a, b in zip(self[:9], other[:9], strict=True)]
-        return Folded._make([*sums, (self.named + other.named)[:_NAMED], min(oldest, default=None)])
+from murmur_beam.state.folding import Folded
 
 
 class PendingCell(NamedTuple):

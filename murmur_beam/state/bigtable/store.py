@@ -16,7 +16,7 @@ from murmur_beam.durations import format_duration
 from murmur_beam.errors import MurmurError, PermanentError, SchemaMismatch, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.state.base import GRACE_S, Result, Schema, Store, bucket_lifetime
+from murmur_beam.state.base import GRACE_S, Result, Schema, bucket_lifetime, fingerprint_of
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.adder import BulkAdder
 from murmur_beam.state.bigtable.appender import Appender
@@ -30,10 +30,10 @@ from murmur_beam.state.bigtable.grpc_errors import status_of
 from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, encode_row_key, entity_prefix, parse_row_key, successor
 from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.read_rows import Row
-from murmur_beam.state.bigtable.row_fold import Folded
 from murmur_beam.state.bigtable.row_reader import RowReader
 from murmur_beam.state.bigtable.scanning import Scan
 from murmur_beam.state.bigtable.spec import BigtableSpec
+from murmur_beam.state.folding import Folded, FoldingStore
 
 V = TypeVar("V")
 
@@ -45,7 +45,7 @@ _LAST_US = (2**63 - 1) // 1000 * 1000
 _LONG = timedelta(days=1_000_000)
 
 
-class BigtableStore(Store[V]):
+class BigtableStore(FoldingStore[V]):
     """One table.
 
     Args:
@@ -252,6 +252,25 @@ class BigtableStore(Store[V]):
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
         folder = Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
         return self._connection.run(folder.fold(start, end, min_cells, report))
+
+    def fold_rows(self, rows: Sequence[bytes]) -> Folded:
+        """See `FoldingStore.fold_rows`."""
+        if not self.keeps_pending():
+            return Folded()
+        folder = Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
+        return self._connection.run(folder.fold_these(sorted(set(rows))))
+
+    def row_keys(self, keys: Sequence[Key], event_id: str | None) -> list[bytes]:
+        """See `FoldingStore.row_keys`."""
+        shards = range(self._shards)
+        if event_id is not None and self._shards > 1:
+            shards = range(fingerprint_of(event_id)[0] % self._shards, self._shards)[:1]
+        return [encode_row_key(key, shard) for key in keys for shard in shards]
+
+    def expires_s(self, row: bytes) -> float | None:
+        """See `FoldingStore.expires_s`."""
+        until_us = self._codec.live_until_us(parse_row_key(row)[0].bucket, None, pending=True)
+        return None if until_us is None else until_us / 1e6
 
     # ---- writing ----
 
