@@ -4,7 +4,9 @@ busy rows do not stay pending."""
 from __future__ import annotations
 
 import random
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.utils.timestamp import Timestamp
 
@@ -113,14 +116,21 @@ def test_windows_upstream_do_not_matter(table: BigtableSpec) -> None:
     assert {key: n for key, n in totals(table, fresh=False).items() if key in right} == right
 
 
-def test_streaming_on_prism(table: BigtableSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timers fold while events still arrive: a reader of the last fold is not far behind."""
+@pytest.fixture
+def prism(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The flags of the test run's Prism."""
     emulators.require(PRISM)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Beam leaves a folder there for each pipeline
+    with emulators.shared(PRISM, run_folder) as host:
+        yield ["--streaming", f"--job_endpoint={host}"]
+
+
+def test_streaming_on_prism(table: BigtableSpec, prism: list[str]) -> None:
+    """Timers fold while events still arrive: a reader of the last fold is not far behind."""
     some = events(3_000, 4)
     parts = 12
     start = Timestamp.now()
-    flags = ["--runner=PrismRunner", f"--prism_location={PRISM.find()}", "--streaming", "--environment_type=LOOPBACK"]
-    pipeline = beam.Pipeline(options=PipelineOptions(flags))
+    pipeline = beam.Pipeline(runner=PrismRunner(), options=PipelineOptions(prism))
     ticks = pipeline | PeriodicImpulse(
         start, start + (parts - 1) * 0.5, 0.5, data=[(start + i * 0.5, i) for i in range(parts)]
     )
