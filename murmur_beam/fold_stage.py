@@ -166,8 +166,14 @@ class FoldDoFn(beam.DoFn):
         self._apply(decision, state, due)
 
     @on_timer(END)  # type: ignore[untyped-decorator] # Beam's
-    def on_end(self, row: bytes = beam.DoFn.KeyParam, state: Any = beam.DoFn.StateParam(NAMED)) -> None:
-        """Fold the row for the last time."""
+    def on_end(
+        self,
+        row: bytes = beam.DoFn.KeyParam,
+        state: Any = beam.DoFn.StateParam(NAMED),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> None:
+        """Fold the row for the last time. An engine would wait for its other timer."""
+        due.clear()
         named = Named(*(state.read() or ()))
         if named.pending and named.pending + named.folded > 1:
             self._take(row)

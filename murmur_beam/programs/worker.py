@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subscription = full_name("--subscription", args.subscription, args.project)
     how = pulling(args)
     merge = merge_options(args)
+    if merge.fold is not None:
+        raise ConfigurationError("--fold", "is for pipelines; run murmur fold URI --every DURATION beside the worker")
     resolve(merge).check_stores()
     topic = args.topic and full_name("--topic", args.topic, args.project)
     dead_topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, args.project)

@@ -3,11 +3,12 @@ busy rows do not stay pending."""
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from apache_beam.transforms.periodicsequence import PeriodicImpulse
 from apache_beam.utils.timestamp import Timestamp
 
 from murmur_beam import FlushLimits, MergeRecords
-from murmur_beam.monoids import Count
+from murmur_beam.monoids import Count, Sum
 from murmur_beam.reader import Reader
 from murmur_beam.runs.beam_runs import IN_PROCESS_RUNNER
-from murmur_beam.state.bigtable import BigtableSpec
+from murmur_beam.state.base import Schema
+from murmur_beam.state.bigtable import BigtableSpec, tables
 from tests.support import emulators
 from tests.support.appended import AppendedSpec
 from tests.support.engines import PRISM
@@ -129,12 +131,10 @@ def test_streaming_on_prism(table: BigtableSpec, prism: list[str]) -> None:
     """Timers fold while events still arrive: a reader of the last fold is not far behind."""
     some = events(3_000, 4)
     parts = 12
-    start = Timestamp.now()
+    start = Timestamp.now().micros / 1e6
     pipeline = beam.Pipeline(runner=PrismRunner(), options=PipelineOptions(prism))
-    ticks = pipeline | PeriodicImpulse(
-        start, start + (parts - 1) * 0.5, 0.5, data=[(start + i * 0.5, i) for i in range(parts)]
-    )
-    _ = ticks | beam.FlatMap(lambda i: some[i::parts]) | merge(table, fold="1s")
+    ticks = pipeline | PeriodicImpulse(start, start + parts * 0.5, 0.5)
+    _ = ticks | beam.FlatMap(lambda time: some[round((float(time) - start) * 2) :: parts]) | merge(table, fold="1s")
     result = pipeline.run()
     result.wait_until_finish()
     found = counters(result)
@@ -152,3 +152,43 @@ def test_nothing_is_named_where_commits_count(bigtable_host: str) -> None:
     result.wait_until_finish()
     assert totals(table, fresh=False) == recount(some)
     assert counters(result)["test:fold_events"] == 0
+
+
+@pytest.mark.parametrize(("age", "folds"), [("1h", True), ("5h", False)])
+def test_a_row_that_expires_first_is_not_folded(bigtable_host: str, age: str, folds: bool) -> None:
+    """Garbage collection takes it with its pending events before these would be old."""
+    table = emulators.new_spec(bigtable_host)
+    tables.create(table, tables.table_meta(Schema("count", HOUR), 2 * HOUR), write="append")
+    some = events(1_000, 2)
+    now = datetime.now(timezone.utc).isoformat()
+    pipeline = beam.Pipeline(IN_PROCESS_RUNNER)
+    timed = pipeline | beam.Create(some) | beam.Map(lambda event: {**event, "at": now})
+    _ = timed | merge(table, fold="10s", fold_age=age, window="hourly", retention="2h", event_time="at")
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = counters(result)
+    assert found["test:record_recorded"] == len(some)
+    assert bool(found["test:fold_events"]) is folds
+    assert totals(table, fresh=True) == recount(some)
+
+
+def test_events_that_cannot_be_folded_are_named(table: BigtableSpec, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay pending, and are counted; the rest of the row is folded."""
+    table = AppendedSpec(*table.place[1:-1], f"{table.table}-sums")
+    table.open(Sum()).close()
+    some = [{"id": str(i), "k": "a", "v": 2**62 if i < 3 else 1} for i in range(400)]
+    caplog.set_level(logging.WARNING)
+    pipeline = beam.Pipeline(IN_PROCESS_RUNNER)
+    plain = BigtableSpec(*table.place[1:])
+    merged = MergeRecords("test", key="k", event_id="id", value="v", store=plain, fold="10s")
+    _ = pipeline | beam.Create(some) | merged
+    result = pipeline.run()
+    result.wait_until_finish()
+    found = counters(result)
+    assert found["test:fold_unfoldable"] == 2
+    assert found["test:fold_events"] == 398
+    (line,) = [record.getMessage() for record in caplog.records if "cannot be folded" in record.getMessage()]
+    assert line.startswith("test: 2 events cannot be folded, and stay pending: 'a', bucket 0: ")
+    with Reader.open(plain) as reader:
+        assert reader.get("a") == 3 * 2**62 + 397
+        assert reader.get("a", fresh=False) == 2**62 + 397
