@@ -51,6 +51,7 @@ FORMS = {
     "N|P%": ("TEXT", "^[0-9]+([.][0-9]+)?%?$"),
     "DURATION": ("TEXT", f"^{DURATION}$"),
     "WINDOW": ("TEXT", f"^(daily|hourly|minute|{DURATION})$"),
+    "SHARE": ("TEXT", "^(0|1|0[.][0-9]+)$"),
     "CHAR": ("TEXT", r'^([^"\s]|tab|\\t)$'),
     "MONOID": ("TEXT", r"^[A-Za-z_]\w*([.\w]*:\w+)?$"),
     "FORMAT": ("TEXT", r"^(json|csv|[A-Za-z_][.\w]*:\w+)$"),

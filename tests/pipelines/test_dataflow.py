@@ -25,6 +25,7 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2 as proto
 
+from murmur_beam.fold_stage import FoldDoFn
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.monoids.count import Count
 from murmur_beam.options import MergeOptions
@@ -354,6 +355,22 @@ class TestTheJobOfPubsub:
         assert to_folder.environment["serviceOptions"] == ["streaming_mode_at_least_once"]
         for name in ("ReadFromPubSub/Read", MERGE_STEP):
             assert step(to_topic.pipeline, name).spec == step(to_folder.pipeline, name).spec
+
+    def test_a_fold_stage_is_keyed_by_row(self, launch: Launch) -> None:
+        """It has a state and two timers for each row, and gets pairs in one window."""
+        pipeline = launch(*TOPIC_JOB, "--fold=10s").pipeline
+        fold = step(pipeline, "MergeRecords/Fold")
+        assert type(unpickled(fold)) is FoldDoFn
+        payload = proto.ParDoPayload.FromString(fold.spec.payload)
+        assert set(payload.state_specs) == {"named"}
+        assert len(payload.timer_family_specs) == 2
+        rows = pipeline.components.pcollections[only(fold.inputs)]
+        coders = pipeline.components.coders
+        assert coders[rows.coder_id].spec.urn == "beam:coder:kv:v1"
+        key, _ = coders[rows.coder_id].component_coder_ids
+        assert coders[key].spec.urn == "beam:coder:bytes:v1"
+        windowing = pipeline.components.windowing_strategies[rows.windowing_strategy_id]
+        assert windowing.window_fn.urn == "beam:window_fn:global_windows:v1"
 
     def test_the_workers_package_is_the_library(self, to_topic: Launched) -> None:
         """--setup_file sends the source package, which is among the job's packages and installs murmur_beam alone."""

@@ -48,6 +48,9 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "flush_rows": (["1", "1000"], ["0", "x"]),
     "flush_bytes": (["1", "1000000"], ["0", "64MB"]),
     "flush_age": (["5s", "500ms"], ["5"]),
+    "fold": (["10s"], ["10"]),
+    "fold_share": (["0", "0.25", "1"], ["25%", "2", "-0.1"]),
+    "fold_age": (["1h"], ["1"]),
     "backoff_base": (["50ms", "1s"], ["fast"]),
     "backoff_max": (["5s"], ["5 s"]),
 }
@@ -109,6 +112,7 @@ class TestParameters:
             more = {"event_time": "at"} if name in ("window", "retention") else {}
             more |= {"decode": "csv"} if name == "delimiter" else {}
             more |= {"value": "n"} if name == "monoid" else {}
+            more |= {"fold": "10s"} if name.startswith("fold_") else {}
             more |= {"window": "daily", "event_time": "at"} if name == "retention" else {}
             for value in good:
                 assert accepts(parameter, value), (name, value)

@@ -86,7 +86,7 @@ class TestTheChecker:
             (
                 "murmur_beam/reader.py",
                 "from apache_beam.io import x",
-                "only transforms beam_metrics quiet_beam",
+                "only transforms beam_metrics fold_stage quiet_beam",
             ),
             (
                 "pipelines/demo.py",

@@ -27,7 +27,7 @@ from murmur_beam.model import Key
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum, names
 from murmur_beam.options import MergeOptions, add_flags, from_flags
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
-from murmur_beam.spec import DEFAULT_NAME, MergeSpec, resolve
+from murmur_beam.spec import DEFAULT_NAME, FoldPlan, MergeSpec, resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
@@ -540,8 +540,8 @@ class TestCheckAppending:
         assert caplog.records == []
         made(name="views", store=AppendingSpec()).check_stores()
         assert [record.getMessage() for record in caplog.records] == [
-            "views: the table is written by appending and has no retention; fold it, with: murmur fold 'the table' "
-            "--every DURATION, or pending deltas grow without end"
+            "views: the table is written by appending and has no retention; fold it, with fold= or murmur fold "
+            "'the table' --every DURATION, or pending deltas grow without end"
         ]
 
 
@@ -569,7 +569,7 @@ EVERY_FLAG: Sequence[str] = (
     *("monoid=max", "window=15m", "retention=90d", "event_id=message:id", "event_time=at", "decode=csv", "dedup=none"),
     *("time_unit=ms", "assume_zone=+01:00", "delimiter=;", "source=projects/p/topics/t", "id_format=plain"),
     *("max_attempts=7", "backoff_base=100ms", "backoff_max=2m", "flush_events=8", "flush_rows=9", "flush_age=10s"),
-    *("flush_bytes=7", "on_exhausted=raise"),
+    *("flush_bytes=7", "on_exhausted=raise", "fold=10s", "fold_share=0.5", "fold_age=2h"),
 )
 
 
@@ -597,6 +597,9 @@ class TestFlags:
             "source": "projects/p/topics/t",
             "id_format": "plain",
             "flush": FlushLimits(8, 9, timedelta(seconds=10), 7),
+            "fold": "10s",
+            "fold_share": 0.5,
+            "fold_age": "2h",
             "on_exhausted": "raise",
         }
         assert config.dedup == NoDedup()
@@ -619,6 +622,7 @@ class TestFlags:
             "plain",
         )
         assert spec.window == WindowConfig(timedelta(minutes=15), 90 * DAY)
+        assert spec.fold == FoldPlan(timedelta(seconds=10), 0.5, timedelta(hours=2))
         assert (spec.store, spec.cache) == (SqliteSpec("counts.db"), MemorySpec("copy"))
         assert (spec.name, spec.monoid.name, spec.on_exhausted) == ("pages", "max", "raise")
 
