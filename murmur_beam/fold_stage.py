@@ -150,7 +150,7 @@ class FoldDoFn(beam.DoFn):
         before = state.read()
         if before is None:
             end.set(window.max_timestamp())
-        self._apply(when_named(Named(*(before or ())), self._now(), self._plan), state, due)
+        self._apply(when_named(Named(*(before or ())), self._now(), self._plan), state, due, end)
 
     @on_timer(DUE)  # type: ignore[untyped-decorator] # Beam's
     def on_due(
@@ -158,12 +158,13 @@ class FoldDoFn(beam.DoFn):
         row: bytes = beam.DoFn.KeyParam,
         state: Any = beam.DoFn.StateParam(NAMED),
         due: Any = beam.DoFn.TimerParam(DUE),
+        end: Any = beam.DoFn.TimerParam(END),
     ) -> None:
         """Fold the row if it is time to, and look again later."""
         decision = when_due(Named(*(state.read() or ())), self._now(), self._plan)
         if decision.folds:
             self._take(row)
-        self._apply(decision, state, due)
+        self._apply(decision, state, due, end)
 
     @on_timer(END)  # type: ignore[untyped-decorator] # Beam's
     def on_end(
@@ -193,9 +194,11 @@ class FoldDoFn(beam.DoFn):
         """Close the store, unless another step of this process uses it."""
         self._lease.release()
 
-    def _apply(self, decision: Decision, state: Any, due: Any) -> None:
+    def _apply(self, decision: Decision, state: Any, due: Any, end: Any) -> None:
         if decision.named is None:
+            # Nothing of a row stays with the runner: there may be new rows forever.
             state.clear()
+            end.clear()
         else:
             state.write(tuple(decision.named))
         if decision.due_s is not None and not self._at_end:
