@@ -83,7 +83,7 @@ def check(table: BigtableSpec, some: list[dict[str, str]], found: Counter[str]) 
     }
     assert found["test:record_recorded"] == len(some)
     busy = sum(n for key, n in right.items() if key.startswith("busy"))
-    assert busy <= found["test:fold_events"] < busy + len(right) / 2
+    assert found["test:fold_events"] < busy + len(right) / 2
     assert found["test:fold_unfoldable"] == 0
 
 
@@ -98,7 +98,9 @@ def test_a_pipeline_that_ends_leaves_busy_rows_folded(bigtable_host: str, shards
     _ = pipeline | beam.Create(some) | merge(table, fold=HOUR, flush=FlushLimits(events=50))
     result = pipeline.run()
     result.wait_until_finish()
-    check(table, some, counters(result))
+    found = counters(result)
+    check(table, some, found)
+    assert found["test:fold_events"] >= 4_000
 
 
 def test_windows_upstream_do_not_matter(table: BigtableSpec) -> None:
