@@ -157,8 +157,8 @@ class TestPipelines:
             merge_spec(where, daily(), cache="memory://test_appended").check_stores()
         merge_spec(where, daily()).check_stores()
         assert [record.getMessage() for record in caplog.records] == [
-            f"murmur: {where} is written by appending and has no retention; fold it, with fold= or murmur fold {where} --every "
-            "DURATION, or pending deltas grow without end"
+            f"murmur: {where} is written by appending and has no retention; fold it, with fold= or murmur fold {where} "
+            "--every DURATION, or pending deltas grow without end"
         ]
         caplog.clear()
         tables.create(where, NINETY_DAYS, yes=True)
