@@ -25,7 +25,6 @@ from murmur_beam.spec import resolve
 from murmur_beam.state import StoreSpec, require_lasting, schemes, spec_from_uri
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
-from murmur_beam.testing import FakeClock, StoreContract
 from tests.support.json_file import JsonFileSpec
 from tests.support.plain import PlainSpec
 
@@ -57,15 +56,6 @@ def complains(parts: Any) -> StoreSpec:
 
 def makes_nothing(parts: Any) -> None:
     pass
-
-
-class TestJsonFileStore(StoreContract):
-    @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
-
-    def spec(self, clock: FakeClock) -> StoreSpec:
-        return JsonFileSpec(str(self.folder / "counts.json"), clock)
 
 
 class TestNames:
