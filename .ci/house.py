@@ -119,7 +119,7 @@ MAY_IMPORT = {
     "__init__": f"{LIBRARY} reader transforms",
     "pipelines": "",
     "pipelines.*": "runs.console programs.*",
-    # Test helpers: .
+    # Test helpers: nothing above imports them, but the demonstration that starts emulators.
     "testing": "testing.*",
     "testing.*": f"{LIBRARY} testing.* testing.stores",
     "testing.stores": f"{LIBRARY} testing.stores.*",

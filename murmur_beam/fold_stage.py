@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class RowSampler:
-    """Picks one event of `EVERY`, at random and independently.
+    """Picks one event of `EVERY`, with a random number of others in between.
 
     Args:
         uniform: a random number between two, as `Clock.uniform`.

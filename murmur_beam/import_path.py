@@ -8,6 +8,11 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError
 
 
+def kind_of(found: object) -> str:
+    """What something is, for the message that it is not what was wanted: the name of its class, or ``class``."""
+    return "class" if isinstance(found, type) else type(found).__name__
+
+
 def load_attribute(name: str, what: str, argument: str) -> Any:
     """Import a module and return one of its attributes.
 

@@ -20,11 +20,11 @@ from murmur_beam.decode import DECODERS, delimiter_of
 from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import Field
-from murmur_beam.import_path import load_attribute
+from murmur_beam.import_path import kind_of, load_attribute
 from murmur_beam.monoids import Monoid, by_name
 from murmur_beam.option import Option, a_text, decimal, described
 from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
-from murmur_beam.state.adapted import as_spec, is_spec
+from murmur_beam.state.adapted import as_shared_spec, is_spec
 from murmur_beam.times import TimeFormat, Unit
 from murmur_beam.windows import WindowConfig, parse_window
 
@@ -79,11 +79,7 @@ def as_store(store: SpecLike | str) -> StoreSpec:
         return spec_from_uri(store)
     opens = is_spec(store)
     if opens and not isinstance(store, type):
-        try:
-            hash(store)
-        except TypeError as err:
-            raise ConfigurationError("store", f"{err}; workers find their open stores by their specs") from None
-        return as_spec(store)
+        return as_shared_spec(store, "store")
     hint = "; write its parentheses" if opens else ""
     raise ConfigurationError("store", f"expected a URI or a store spec such as SqliteSpec, got {store!r:.80}{hint}")
 
@@ -107,7 +103,7 @@ def as_decoder(decode: str | Callable[[Any], Any]) -> str | Callable[[Any], Any]
         )
     found = load_attribute(decode, "decoder", "decode")
     if not callable(found):
-        raise ConfigurationError("decode", f"{decode!r} is a {type(found).__name__}, not a function of an element")
+        raise ConfigurationError("decode", f"{decode!r} is a {kind_of(found)}, not a function of an element")
     function: Callable[[Any], Any] = found
     return function
 
@@ -377,17 +373,17 @@ def described_stores() -> dict[str, type]:
 
 def markdown() -> str:
     """The options of a merge and of the stores' URIs, as tables in Markdown."""
-    parts = ["## MergeRecords\n", *_table("MergeOptions", MergeOptions, "--")]
+    parts = ["## MergeRecords\n", *_table(MergeOptions, "--")]
     for each in described(MergeOptions):
         if each.inner is not None:
             parts += [f"\n## {each.inner.__name__}\n", f"The argument `{each.name}`: {each.option.help}.\n"]
-            parts += _table(each.name, each.inner, f"--{each.option.prefix}")
+            parts += _table(each.inner, f"--{each.option.prefix}")
     for scheme, spec in described_stores().items():
-        parts += [f"\n## {scheme}:// URIs\n", f"They make a `{spec.__name__}`.\n", *_table(scheme, spec, "?")]
+        parts += [f"\n## {scheme}:// URIs\n", f"They make a `{spec.__name__}`.\n", *_table(spec, "?")]
     return "\n".join(parts) + "\n"
 
 
-def _table(of: str, cls: type, before: str) -> Iterator[str]:
+def _table(cls: type, before: str) -> Iterator[str]:
     rows = [each for each in described(cls) if each.inner is None]
     if not rows:
         yield "They have no options."

@@ -65,7 +65,7 @@ class Parser(OneLineErrorParser):
             self.print_help(sys.stderr)
             self.exit(USAGE_ERROR)
         end = argv.index("--") if "--" in argv else len(argv)
-        words = [*argv[:end]]
+        words = list(argv[:end])
         parser = self
         if words and not words[0].startswith("-"):
             words[0] = words[0].replace("_", "-")
@@ -73,7 +73,7 @@ class Parser(OneLineErrorParser):
                 self.error(f"{argv[0]!r} is not a command; {_near(words[0], [*self._commands])}")
             parser = self._commands[words[0]]
         for word in words:
-            flag = with_underscores(word.partition("=")[0])
+            flag = with_underscores(word).partition("=")[0]
             # As argparse, take an abbreviation for a flag, but not a word that contains a blank.
             if flag.startswith("--") and " " not in word and not any(known.startswith(flag) for known in parser._flags):
                 after = parser is self and self._of_a_command(flag)

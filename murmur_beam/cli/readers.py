@@ -95,23 +95,21 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
 def _get_day(reader: Reader[Any], args: argparse.Namespace) -> int:
     """Show the total of a date that has several buckets."""
     start, end = args.at
-    found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
-    total = reader.monoid.total(found.values())
-    if args.json:
-        _print_json_of_buckets(reader, args, start, end, total if found else None)
-    elif found:
-        print(f"{_shown(reader, total)}  ({_count(reader, start, end):,} {_buckets(reader, start, end)})")
-    return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
+    return _show_total(reader, args, start, end, f"{_count(reader, start, end):,} ")
 
 
 def _window(reader: Reader[Any], args: argparse.Namespace) -> int:
-    start, end = reader.span(args.last, args.now or datetime.now(timezone.utc))
+    return _show_total(reader, args, *reader.span(args.last, args.now or datetime.now(timezone.utc)))
+
+
+def _show_total(reader: Reader[Any], args: argparse.Namespace, start: datetime, end: datetime, before: str = "") -> int:
+    """Show the total of some buckets; ``before`` stands before their times."""
     found = dict(reader.buckets(args.entity, start, end, fresh=args.fresh))
     total = reader.monoid.total(found.values())
     if args.json:
         _print_json_of_buckets(reader, args, start, end, total if found else None)
     elif found:
-        print(f"{_shown(reader, total)}  ({_buckets(reader, start, end)})")
+        print(f"{_shown(reader, total)}  ({before}{_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 

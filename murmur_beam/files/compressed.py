@@ -14,7 +14,9 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
+
+from murmur_beam.files.layer import Layer
 
 _CHUNK_BYTES = 1 << 17
 _BUFFER_BYTES = 1 << 18
@@ -193,32 +195,17 @@ def inflate(source: BinaryIO, codecs: list[Codec]) -> BinaryIO:
     return source
 
 
-class _Inflated(io.RawIOBase):
+class _Inflated(Layer):
     """The content of all members of a stream, one after the other."""
 
     def __init__(self, source: BinaryIO, codec: Codec) -> None:
-        super().__init__()
-        self._source = source
+        super().__init__(source)
         self._codec = codec
         self._rest = b""
         self._member: _Member | None = None
         self._members = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._next(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
     def _next(self, size: int) -> bytes:
-        """The next bytes; empty at the end."""
         while True:
             if self._member is None and not self._begin():
                 return b""

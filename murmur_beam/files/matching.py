@@ -17,13 +17,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
+from murmur_beam.quiet_beam import beam  # noqa: F401 - before other imports of Beam
+
+# isort: split
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from murmur_beam.errors import ConfigurationError, MurmurError
 from murmur_beam.files.compressed import Damaged, inflate, kind_of, split_name
+from murmur_beam.files.layer import Layer
 from murmur_beam.files.names import shown
-from murmur_beam.quiet_beam import beam  # noqa: F401 - before anything else that imports it
 
 _BUFFER_BYTES = 1 << 18
 _WRITER_S = 10.0
@@ -241,7 +244,7 @@ def _raw(path: str) -> BinaryIO:
             remote = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         except Exception as err:  # each file system raises different errors
             raise Damaged(f"{type(err).__name__}: {reason(err)}") from err
-        return io.BufferedReader(_Remote(remote), _BUFFER_BYTES)
+        return io.BufferedReader(Layer(remote), _BUFFER_BYTES)
     # O_NONBLOCK: otherwise opening a pipe without a writer would block.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     status = os.fstat(file)
@@ -263,53 +266,22 @@ def _check_start(content: BinaryIO, encoding: str) -> None:
         raise Damaged("it begins with the byte order mark of UTF-16; add --encoding utf-16")
 
 
-class _Transcoded(io.RawIOBase):
+class _Transcoded(Layer):
     """Converts a text to UTF-8."""
 
     def __init__(self, source: BinaryIO, encoding: str) -> None:
-        super().__init__()
-        self._source = source
+        super().__init__(source)
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
         self._ready = memoryview(b"")
 
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
+    def _next(self, size: int) -> memoryview:
         chunk = b"\0"
         while not self._ready and chunk:
             chunk = self._source.read(_BUFFER_BYTES)
             text = self._decoder.decode(chunk, not chunk)
             self._ready = memoryview(text.encode("utf-8", "surrogateescape"))
-        data, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
-class _Remote(io.RawIOBase):
-    """A file of one of Beam's file systems, with the interface of `io`."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self._source = source
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._source.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        data, self._ready = self._ready[:size], self._ready[size:]
+        return data
 
 
 class _Regular(io.BufferedReader):

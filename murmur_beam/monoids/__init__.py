@@ -7,7 +7,7 @@ import pkgutil
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.import_path import load_attribute
+from murmur_beam.import_path import kind_of, load_attribute
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
@@ -57,6 +57,5 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
             argument, f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute"
         )
     if not isinstance(found, Monoid):
-        kind = "class" if isinstance(found, type) else type(found).__name__
-        raise ConfigurationError(argument, f"{name!r} is a {kind}, not a Monoid")
+        raise ConfigurationError(argument, f"{name!r} is a {kind_of(found)}, not a Monoid")
     return found

@@ -21,7 +21,6 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -34,6 +33,7 @@ from apache_beam.pvalue import TaggedOutput
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import DeadLetter
+from murmur_beam.option import naming
 from murmur_beam.options import MergeOptions
 from murmur_beam.programs.merge_files import parser
 from murmur_beam.pubsub.client import ANSWER_S, asking, client_library, full_name, topic_of
@@ -142,7 +142,7 @@ def build(
 
     check_places(dead_letter_topic, dead_letters)
     folder = dead_letters or overflow_folder(pipeline.options)
-    with _naming("--subscription"):
+    with naming("--subscription"):
         read = ReadFromPubSub(subscription=subscription, with_attributes=True)
     merged = pipeline | "ReadFromPubSub" >> read | "MergeRecords" >> MergeRecords(**merge.given())
     if dead_letter_topic is None:
@@ -164,7 +164,7 @@ def publish(letters: beam.PCollection, topic: str, folder: str) -> None:
     """
     from apache_beam.io.gcp.pubsub import PubsubMessage, WriteToPubSub
 
-    with _naming("--dead_letter_topic"):
+    with naming("--dead_letter_topic"):
         write = WriteToPubSub(topic, with_attributes=True)
     split = letters | "SplitLetters" >> beam.ParDo(SplitLetters()).with_outputs(_TOO_LARGE, main="messages")
     split[_TOO_LARGE].element_type = DeadLetter
@@ -206,14 +206,6 @@ def overflow_folder(options: PipelineOptions) -> str:
             "is missing, and so is --temp_location, for letters too large for --dead_letter_topic; give one of them",
         )
     return f"{temp_location.rstrip('/')}/{DEAD_LETTERS}"
-
-
-@contextmanager
-def _naming(flag: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as err:
-        raise ConfigurationError(flag, str(err)) from None
 
 
 def check_names(subscription: str, dead_letter_topic: str | None) -> None:

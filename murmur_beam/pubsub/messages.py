@@ -6,11 +6,11 @@ import sys
 from dataclasses import replace
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.fields import MESSAGE_ID
 from murmur_beam.options import MergeOptions, from_flags
 from murmur_beam.processor import needs_event_id
 from murmur_beam.spec import resolve
 
-MESSAGE_ID = "message:id"
 PUBLISH_TIME = "message:publish_time"
 TOPIC_HELP = (
     "topic of the messages, projects/P/topics/T; prefix of event ids that are message ids; not needed if the caller "

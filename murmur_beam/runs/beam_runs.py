@@ -42,11 +42,6 @@ _HYPHENATED = "--job-server-timeout"
 """The only flag of Beam that is spelt with hyphens."""
 
 
-def _spelt(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return with_underscores(flag) + equals + value if flag.startswith("--") else word
-
-
 def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     """Beam's options, from the arguments that a pipeline's parser left over; runs in this process unless a runner is
     named.
@@ -54,7 +49,7 @@ def beam_options(arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         ConfigurationError: a flag is unknown. Other runners add flags, and check them.
     """
-    options = PipelineOptions([word if word.startswith(_HYPHENATED) else _spelt(word) for word in arguments])
+    options = PipelineOptions([word if word.startswith(_HYPHENATED) else with_underscores(word) for word in arguments])
     standard = options.view_as(StandardOptions)
     if standard.runner is None:
         standard.runner = IN_PROCESS_RUNNER

@@ -37,19 +37,20 @@ class OneLineErrorParser(argparse.ArgumentParser):
 
     def _spelt(self, word: str) -> str:
         """Spell a flag as it is known here, also if it is abbreviated; other words are not changed."""
-        flag, equals, value = word.partition("=")
-        known = with_underscores(flag)
-        ours = flag.startswith("--") and any(option.startswith(known) for option in self._option_string_actions)
-        return known + equals + value if ours else word
+        spelt = with_underscores(word)
+        flag = spelt.partition("=")[0]
+        ours = flag.startswith("--") and any(option.startswith(flag) for option in self._option_string_actions)
+        return spelt if ours else word
 
     def error(self, message: str) -> NoReturn:
         """Report a usage error and exit with code 2."""
         self.exit(USAGE_ERROR, f"{self._name}: error: {message} (see {self.prog} --help)\n")
 
 
-def with_underscores(flag: str) -> str:
-    """A flag's own spelling: ``--event_id`` for ``--event-id``."""
-    return flag[:2] + flag[2:].replace("-", "_")
+def with_underscores(word: str) -> str:
+    """A flag's own spelling, ``--event_id=a-b`` for ``--event-id=a-b``; another word as it is."""
+    flag, equals, value = word.partition("=")
+    return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:

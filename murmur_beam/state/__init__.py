@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from murmur_beam.errors import ConfigurationError, MissingExtra
-from murmur_beam.import_path import load_attribute
+from murmur_beam.import_path import kind_of, load_attribute
 from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.state.adapted import as_spec, is_spec
+from murmur_beam.state.adapted import as_shared_spec, is_spec
 from murmur_beam.state.base import Cache, Result, Schema, SpecLike, Store, StoreLike, StoreSpec
 
 __all__ = [
@@ -145,23 +145,19 @@ def _outside(uri: str, name: str, rest: str | None, argument: str) -> StoreSpec:
     found = load_attribute(name, "store", argument)
     if rest is None:
         return _checked(
-            found, f"{name!r} is a {_kind(found)}", f"write {name}://..., which calls it" * callable(found), argument
+            found, f"{name!r} is a {kind_of(found)}", f"write {name}://..., which calls it" * callable(found), argument
         )
     make = getattr(found, "from_uri", found)
     if not callable(make):
         hint = f"; write {name} alone" * is_spec(found)
-        raise ConfigurationError(argument, f"{name!r} is a {_kind(found)}, not a function of a URI{hint}")
+        raise ConfigurationError(argument, f"{name!r} is a {kind_of(found)}, not a function of a URI{hint}")
     try:
         made = make(_parts(uri, name, rest, argument))
     except ConfigurationError as err:
         raise ConfigurationError(argument, err.problem) from err
     except Exception as err:  # a user's function may raise anything
         raise ConfigurationError(argument, f"{uri!r}: {type(err).__name__}: {err}") from err
-    return _checked(made, f"{name!r} returns a {_kind(made)}", "", argument)
-
-
-def _kind(found: object) -> str:
-    return "class" if isinstance(found, type) else type(found).__name__
+    return _checked(made, f"{name!r} returns a {kind_of(made)}", "", argument)
 
 
 def _checked(found: Any, what: str, hint: str, argument: str) -> StoreSpec:
@@ -175,9 +171,5 @@ def _checked(found: Any, what: str, hint: str, argument: str) -> StoreSpec:
     """
     if isinstance(found, type) or not is_spec(found):
         raise ConfigurationError(argument, f"{what}, not a store spec{hint and f'; {hint}'}")
-    try:
-        hash(found)
-    except TypeError as err:
-        raise ConfigurationError(argument, f"{err}; workers find their open stores by their specs") from None
     spec: SpecLike = found
-    return as_spec(spec)
+    return as_shared_spec(spec, argument)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from murmur_beam.errors import StoreUnavailable
+from murmur_beam.errors import ConfigurationError, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state.base import Cache, Result, Schema, SpecLike, Store, StoreLike, StoreSpec
@@ -29,6 +29,19 @@ def as_store(store: StoreLike[V]) -> Store[V]:
 def as_spec(spec: SpecLike) -> StoreSpec:
     """The spec itself if it is a `StoreSpec`; else a `StoreSpec` that calls its methods."""
     return spec if isinstance(spec, StoreSpec) else _AdaptedSpec(spec)
+
+
+def as_shared_spec(spec: SpecLike, argument: str) -> StoreSpec:
+    """`as_spec`, for a spec by which the users of its store in a process find each other.
+
+    Raises:
+        ConfigurationError: the spec has no hash; names ``argument``.
+    """
+    try:
+        hash(spec)
+    except TypeError as err:
+        raise ConfigurationError(argument, f"{err}; workers find their open stores by their specs") from None
+    return as_spec(spec)
 
 
 def open_store(spec: SpecLike, monoid: Monoid[V], granularity: timedelta | None = None) -> Store[V]:

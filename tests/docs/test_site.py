@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, script
 
 TABLES = "| option | meaning |\n|---|---|\n| `key` | what to count by |\n"
 
@@ -20,12 +19,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     options.markdown = lambda: TABLES  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "murmur_beam.options", options)
     monkeypatch.setattr("murmur_beam.options", options, raising=False)
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/hooks.py")
 
 
 def shown(hooks: ModuleType, name: str, markdown: str) -> str:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from types import ModuleType
 from typing import Any
 
-from tests.support import ROOT
+from tests.support import ROOT, script
 
 FLEX = ROOT / "flex"
 
 
 def metadata_script() -> ModuleType:
     """The script that writes the metadata."""
-    spec = importlib.util.spec_from_file_location("flex_metadata", FLEX / "metadata.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script("flex/metadata.py")
 
 
 def metadata(pipeline: str) -> dict[str, Any]:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from graphlib import TopologicalSorter
-from types import ModuleType
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import script
 
-
-def _house() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("house", ROOT / ".ci/house.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["house"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-house = _house()
+house = script(".ci/house.py")
 MAY_IMPORT, full_name, imports_of, violations = house.MAY_IMPORT, house.full_name, house.imports_of, house.violations
 SOURCES = house.sources()
 MODULES = {full_name(file) for file in SOURCES}

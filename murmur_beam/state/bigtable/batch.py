@@ -9,7 +9,7 @@ from typing import NamedTuple
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.state.base import Result, UpdateResults, fingerprint_of
-from murmur_beam.state.bigtable.keys import encode_row_key
+from murmur_beam.state.bigtable.keys import encode_row_key, shard_of
 
 EVENTS_PER_COMMIT = 50_000
 
@@ -101,7 +101,7 @@ def batch_of(updates: Sequence[Update], shards: int, marks: bool) -> tuple[Write
         last_id = event_id
         fingerprints.append(fingerprint if marks else None)
         if shards > 1:
-            by_key = by_shard[0 if fingerprint is None else fingerprint[0] % shards]
+            by_key = by_shard[0 if fingerprint is None else shard_of(fingerprint, shards)]
         positions = by_key.get(key)
         if positions is None:
             by_key[key] = [i]

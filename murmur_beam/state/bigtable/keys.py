@@ -28,6 +28,11 @@ def encode_row_key(key: Key, shard: int = 0) -> bytes:
     return encoded
 
 
+def shard_of(fingerprint: bytes, shards: int) -> int:
+    """The shard of an event, of a table whose keys have this many: always the same one."""
+    return fingerprint[0] % shards
+
+
 def entity_prefix(entity: str) -> bytes:
     """The prefix of the row keys of all entities that begin with this text."""
     return entity.encode("utf-8").replace(b"\x00", b"\x00\xff")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import groupby, islice
@@ -27,7 +27,14 @@ from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.folder import Folder
 from murmur_beam.state.bigtable.grpc_errors import status_of
-from murmur_beam.state.bigtable.keys import AFTER_SCHEMA, encode_row_key, entity_prefix, parse_row_key, successor
+from murmur_beam.state.bigtable.keys import (
+    AFTER_SCHEMA,
+    encode_row_key,
+    entity_prefix,
+    parse_row_key,
+    shard_of,
+    successor,
+)
 from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_reader import RowReader
@@ -250,21 +257,22 @@ class BigtableStore(FoldingStore[V]):
         if not self.keeps_pending():
             return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        folder = Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
-        return self._connection.run(folder.fold(start, end, min_cells, report))
+        return self._connection.run(self._folder().fold(start, end, min_cells, report))
 
     def fold_rows(self, rows: Sequence[bytes]) -> Folded:
         """See `FoldingStore.fold_rows`."""
         if not self.keeps_pending():
             return Folded()
-        folder = Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
-        return self._connection.run(folder.fold_these(sorted(set(rows))))
+        return self._connection.run(self._folder().fold_these(sorted(set(rows))))
+
+    def _folder(self) -> Folder[V]:
+        return Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
 
     def row_keys(self, keys: Sequence[Key], event_id: str | None) -> list[bytes]:
         """See `FoldingStore.row_keys`."""
-        shards = range(self._shards)
-        if event_id is not None and self._shards > 1:
-            shards = range(fingerprint_of(event_id)[0] % self._shards, self._shards)[:1]
+        shards: Iterable[int] = range(self._shards)
+        if event_id is not None:
+            shards = (shard_of(fingerprint_of(event_id), self._shards),)
         return [encode_row_key(key, shard) for key in keys for shard in shards]
 
     def expires_s(self, row: bytes) -> float | None:
