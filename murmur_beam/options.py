@@ -19,14 +19,18 @@ from murmur_beam.config import Config
 from murmur_beam.decode import DECODERS, delimiter_of
 from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.fields import Field
+from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.import_path import kind_of, load_attribute
 from murmur_beam.monoids import Monoid, by_name
-from murmur_beam.option import Option, a_text, decimal, described
+from murmur_beam.option import Option, a_text, decimal, described, text_of
 from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.adapted import as_shared_spec, is_spec
 from murmur_beam.times import TimeFormat, Unit
 from murmur_beam.windows import WindowConfig, parse_window
+
+DEFAULT_NAME = "murmur"
+FOLD_SHARE = 0.1
+FOLD_AGE = timedelta(hours=1)
 
 
 def as_monoid(monoid: Monoid[Any] | str) -> Monoid[Any]:
@@ -135,7 +139,7 @@ class MergeOptions:
     """What to merge and how; None: not given. `murmur_beam.spec.resolve` fills in the defaults."""
 
     name: Annotated[
-        str | None, Option("name of the metrics, also in dead letters", "NAME", check=a_text, default="murmur")
+        str | None, Option("name of the metrics, also in dead letters", "NAME", check=a_text, default=DEFAULT_NAME)
     ] = field(default=None, kw_only=False)
     key: Annotated[
         Field | None,
@@ -250,7 +254,7 @@ class MergeOptions:
         Literal["escaped", "plain"] | None,
         Option(
             "escaped: the parts of a template of ids are kept apart; plain: ids as 0.1.0 wrote them",
-            default="escaped",
+            default=ESCAPED,
             more='Escaped, ``{a}-{b}`` of "x-y" and "z" is another id than that of "x" and "y-z". Plain is for tables '
             "that hold such ids already; it also leaves out the ``source``.",
         ),
@@ -287,7 +291,7 @@ class MergeOptions:
             "SHARE",
             decimal,
             _share,
-            default="0.1",
+            default=text_of(FOLD_SHARE),
             more="A fold that does not remember the row reads all its markers first.",
         ),
     ] = None
@@ -297,7 +301,7 @@ class MergeOptions:
             "fold a row when its pending events are this old, however few they are",
             "DURATION",
             check=as_duration,
-            default="1h",
+            default=text_of(FOLD_AGE),
             more="A row that expires before is not folded.",
         ),
     ] = None

@@ -17,7 +17,17 @@ from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.monoids import Monoid
 from murmur_beam.option import check_options, naming
-from murmur_beam.options import MergeOptions, as_decoder, as_duration, as_monoid, as_store, as_window
+from murmur_beam.options import (
+    DEFAULT_NAME,
+    FOLD_AGE,
+    FOLD_SHARE,
+    MergeOptions,
+    as_decoder,
+    as_duration,
+    as_monoid,
+    as_store,
+    as_window,
+)
 from murmur_beam.state import Cache, Schema, Store, StoreSpec
 from murmur_beam.state.adapted import open_store
 from murmur_beam.state.base import bucket_lifetime
@@ -27,8 +37,6 @@ from murmur_beam.times import TimeFormat
 from murmur_beam.windows import WindowConfig
 
 _log = logging.getLogger(__name__)
-
-DEFAULT_NAME = "murmur"
 
 
 class FoldPlan(NamedTuple):
@@ -229,8 +237,8 @@ def _fold(options: MergeOptions) -> FoldPlan | None:
             if getattr(options, name) is not None:
                 raise ConfigurationError(name, "needs fold, which says how long after a write rows are folded")
         return None
-    share = 0.1 if options.fold_share is None else options.fold_share
-    age = timedelta(hours=1) if options.fold_age is None else as_duration(options.fold_age)
+    share = FOLD_SHARE if options.fold_share is None else options.fold_share
+    age = FOLD_AGE if options.fold_age is None else as_duration(options.fold_age)
     return FoldPlan(as_duration(options.fold), share, age)
 
 

@@ -33,7 +33,7 @@ from murmur_beam.files.letter_files import filled
 from murmur_beam.files.matching import check_encoding, matching, opened
 from murmur_beam.files.names import shown
 from murmur_beam.model import DeadLetter
-from murmur_beam.options import add_flags, from_flags
+from murmur_beam.options import DEFAULT_NAME, add_flags, from_flags
 from murmur_beam.runs import endings
 from murmur_beam.runs.beam_runs import (
     ShowProgress,
@@ -49,7 +49,6 @@ from murmur_beam.runs.beam_runs import (
     write_dead_letters,
 )
 from murmur_beam.runs.console import DEAD_LETTERS_HELP, Outcomes, Parser, command_of, one_line_errors
-from murmur_beam.spec import DEFAULT_NAME
 from murmur_beam.transforms import MergeRecords
 
 TOO_LONG = "too_long"

@@ -33,7 +33,7 @@ from murmur_beam.files.letter_files import LetterFile, filled
 from murmur_beam.files.matching import matching
 from murmur_beam.merger import size_of
 from murmur_beam.model import DeadLetter
-from murmur_beam.options import MergeOptions
+from murmur_beam.options import DEFAULT_NAME, MergeOptions
 from murmur_beam.programs.merge_files import TOO_LONG, add_reading_flags, parser, read, reading_of
 from murmur_beam.programs.worker import add_subscription_flags, pulling, work
 from murmur_beam.pubsub.client import ANSWER_S, asking, client_library, full_name
@@ -51,7 +51,7 @@ from murmur_beam.runs.beam_runs import (
     write_dead_letters,
 )
 from murmur_beam.runs.console import DEAD_LETTERS_HELP, Outcomes, one_line_errors
-from murmur_beam.spec import DEFAULT_NAME, resolve
+from murmur_beam.spec import resolve
 from murmur_beam.transforms import MergeRecords
 
 UNREADABLE = "unreadable"

@@ -25,9 +25,9 @@ from murmur_beam.extract import Extraction
 from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count, Custom, Max, Monoid, Sum, names
-from murmur_beam.options import MergeOptions, add_flags, from_flags
+from murmur_beam.options import DEFAULT_NAME, MergeOptions, add_flags, from_flags
 from murmur_beam.processor import AtomicDedup, Config, NoDedup
-from murmur_beam.spec import DEFAULT_NAME, FoldPlan, MergeSpec, resolve
+from murmur_beam.spec import FoldPlan, MergeSpec, resolve
 from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec, MemoryStore
 from murmur_beam.state.sqlite import SqliteSpec
