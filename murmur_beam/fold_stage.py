@@ -1,17 +1,15 @@
 """The stage behind `MergeRecords` that folds tables that are appended to: each row by one worker, which remembers it.
 
-`RowSampler` picks one event of `EVERY` at random, and the names of its rows go on to `FoldDoFn`, keyed by row. So a
-busy row is named soon and often, and a row of one event seldom. Per row the runner keeps a timer, and how often the row
-was named since its last fold and before. A row is folded when its pending events are a share of those folded before, or
-old; not if it will expire before that. If a worker is lost, the runner goes on elsewhere with the same state, and a
-fold that was cut off is resumed by the next.
+`MergeDoFn` names rows by chance, and the names go on to `FoldDoFn`, keyed by row. Per row the runner keeps a timer, and
+how often the row was named since its last fold and before; `fold_policy` decides. A row that will expire before its
+events are old is not folded. If a worker is lost, the runner goes on elsewhere with the same state, and a fold that was
+cut off is resumed by the next.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders import TupleCoder, VarIntCoder
@@ -20,86 +18,12 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.utils.timestamp import Timestamp
 
 from murmur_beam.beam_metrics import BeamRecorder
-from murmur_beam.spec import FoldPlan, MergeSpec
+from murmur_beam.fold_policy import Decision, Named, when_due, when_named
+from murmur_beam.spec import MergeSpec
 from murmur_beam.state.folding import Folded, FoldingStore
 from murmur_beam.state.pool import Lease
 
-EVERY = 16
-"""One event of this many names its rows. A row is folded after it was named twice, so after some 32 events."""
-
 _log = logging.getLogger(__name__)
-
-
-class RowSampler:
-    """Picks one event of `EVERY`, with a random number of others in between.
-
-    Args:
-        uniform: a random number between two, as `Clock.uniform`.
-    """
-
-    def __init__(self, uniform: Callable[[float, float], float]) -> None:
-        self._uniform = uniform
-        self._left = self._gap()
-
-    def picks(self) -> bool:
-        """Whether the next event is picked."""
-        self._left -= 1
-        if self._left > 0:
-            return False
-        self._left = self._gap()
-        return True
-
-    def _gap(self) -> int:
-        # Uniform from 1 to 2 * EVERY - 1: the mean is EVERY, and no pattern of events can avoid it.
-        return 1 + int(self._uniform(0.0, 2.0 * EVERY - 1.0))
-
-
-class Named(NamedTuple):
-    """What is remembered of a row.
-
-    Attributes:
-        pending: how often it was named since its last fold.
-        folded: how often it was named before, as far as remembered.
-        since_ms: when it was first named since its last fold, in milliseconds since the epoch.
-    """
-
-    pending: int = 0
-    folded: int = 0
-    since_ms: int = 0
-
-
-class Decision(NamedTuple):
-    """What is done with a row at a time.
-
-    Attributes:
-        named: what to remember; None: nothing.
-        due_s: when to look again, in seconds since the epoch; None: when it is named again.
-        folds: whether to fold it now.
-    """
-
-    named: Named | None
-    due_s: float | None
-    folds: bool = False
-
-
-def when_named(named: Named, now_s: float, plan: FoldPlan) -> Decision:
-    """A row was named once more. The first time it is only remembered: few rows of one event are ever folded."""
-    more = named._replace(pending=named.pending + 1, since_ms=named.since_ms if named.pending else int(now_s * 1000))
-    if more.pending + more.folded == 1:
-        return Decision(more, now_s + plan.age.total_seconds())
-    is_first = more.pending == (1 if named.folded else 2)
-    return Decision(more, now_s + plan.every.total_seconds() if is_first else None)
-
-
-def when_due(named: Named, now_s: float, plan: FoldPlan) -> Decision:
-    """A row's timer has fired: fold it, look again later, or forget a row that is not written any more."""
-    if not named.pending or named.pending + named.folded == 1:
-        return Decision(None, None)
-    limit_s = plan.age.total_seconds()
-    age_s = now_s - named.since_ms / 1000
-    if named.pending < plan.share * named.folded and age_s < limit_s:
-        return Decision(named, now_s + min(plan.every.total_seconds(), limit_s - age_s))
-    return Decision(Named(0, named.folded + named.pending), now_s + limit_s, folds=True)
 
 
 class FoldDoFn(beam.DoFn):
@@ -176,7 +100,7 @@ class FoldDoFn(beam.DoFn):
         """Fold the row for the last time. An engine would wait for its other timer."""
         due.clear()
         named = Named(*(state.read() or ()))
-        if named.pending and named.pending + named.folded > 1:
+        if named.pending + named.folded > 1:
             self._take(row)
         state.clear()
 
@@ -217,6 +141,4 @@ class FoldDoFn(beam.DoFn):
         self._recorder.report()
         if folded.named and folded.named != self._known:
             self._known = folded.named
-            _log.warning(
-                "%s: %d events cannot be folded, and stay pending: %s", name, folded.unfoldable, "; ".join(folded.named)
-            )
+            _log.warning("%s: %s", name, folded.unfoldable_text)

@@ -21,7 +21,8 @@ from murmur_beam.beam_metrics import BeamRecorder
 from murmur_beam.config import needs_event_id
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import MESSAGE_ID
-from murmur_beam.fold_stage import FoldDoFn, RowSampler
+from murmur_beam.fold_policy import RowSampler
+from murmur_beam.fold_stage import FoldDoFn
 from murmur_beam.merger import Merger
 from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.option import documented

@@ -7,6 +7,9 @@ A message is acknowledged after its commit, or after its dead letter is stored d
 once, however often the worker is killed and restarted, on one machine or on several with the same subscription. Without
 dedup it counts at least once. SIGTERM and SIGINT end the worker after the current batch.
 
+With ``--fold``, the worker folds the busy rows of a table that it appends to. Several workers share that work: one of
+them at a time folds a row, and if it ends, another goes on.
+
 With ``--dead_letter_topic``, a letter that is too large for a message is written to the file of ``--dead_letters``,
 from which `murmur replay` can merge it. The file is created with the first such letter.
 """
@@ -164,8 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     subscription = full_name("--subscription", args.subscription, args.project)
     how = pulling(args)
     merge = merge_options(args)
-    if merge.fold is not None:
-        raise ConfigurationError("--fold", "is for pipelines; run murmur fold URI --every DURATION beside the worker")
     resolve(merge).check_stores()
     topic = args.topic and full_name("--topic", args.topic, args.project)
     dead_topic = args.dead_letter_topic and full_name("--dead_letter_topic", args.dead_letter_topic, args.project)
@@ -177,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         letters = _letters(dead_topic, args.dead_letters)
         print(f"worker: listening to {subscription}, writing to {spec.store}", file=sys.stderr)
         work(subscriber, letters, how.until_idle)
+    if subscriber.folded is not None:
+        print(f"folded {subscriber.folded.events:,} events, in {subscriber.folded.folded:,} folds of a row")
     if subscriber.outcomes.dead_letter:
         print(f"dead letters are in {_places(letters, dead_topic, args.dead_letters or DEAD_LETTERS)}")
     return subscriber.end(allowance)

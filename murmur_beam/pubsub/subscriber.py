@@ -11,20 +11,24 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from murmur_beam import retry
 from murmur_beam.errors import MergeCancelled, RetriesExhausted
+from murmur_beam.fold_policy import RowSampler
+from murmur_beam.fold_thread import FoldThread
 from murmur_beam.merger import Merger
-from murmur_beam.model import DeadLetter
+from murmur_beam.model import DeadLetter, MergeResult
 from murmur_beam.pubsub.client import one_line
 from murmur_beam.pubsub.letters import Letters
 from murmur_beam.pubsub.puller import MAX_BYTES, Puller, Received
 from murmur_beam.runs.console import Outcomes, Progress
 from murmur_beam.runs.endings import Allowance, Reasons, end
 from murmur_beam.spec import MergeSpec
+from murmur_beam.state.folding import Folded
 
 _QUIET_S = 5.0
 
@@ -100,8 +104,10 @@ class Subscriber:
         self._puller = Puller(subscription, max_outstanding, spec.config, who, max_outstanding_bytes)
         self._tally = Tally()
         self._cancel = threading.Event()
+        self._sampler = RowSampler(spec.config.clock.uniform)
         try:
             self._merger: Merger[str] = Merger(spec, self._tally, cancel=self._cancel)
+            self._folds = None if spec.fold is None else FoldThread(spec, self._warn)
         except BaseException:
             self._puller.close()
             raise
@@ -119,6 +125,11 @@ class Subscriber:
     def outcomes(self) -> Outcomes:
         """Outcomes of the messages so far."""
         return Outcomes.of(self.name, {**self._tally.counts, f"{self.name}:dead_letter": self._dead_letters})
+
+    @property
+    def folded(self) -> Folded | None:
+        """What was folded; None if this does not fold."""
+        return None if self._folds is None else self._folds.total
 
     def end(self, allowance: Allowance) -> int:
         """Report the reasons of dead letters, and whether they are too many; return the exit code."""
@@ -156,8 +167,10 @@ class Subscriber:
         progress.end(more=self.outcomes)
 
     def close(self) -> None:
-        """Return unacknowledged messages to Pub/Sub; close connection and store."""
+        """Return unacknowledged messages to Pub/Sub; fold the rest; close connection and store."""
         self._puller.close()
+        if self._folds is not None:
+            self._folds.close()
         self._merger.close()
 
     def take(self, received: Received) -> bool:
@@ -209,17 +222,23 @@ class Subscriber:
         if len(dead) > len(back):
             self._explain(dead[-1][1], len(dead) - len(back))
         self._puller.ack([ack_id for ack_id, _ in results if ack_id not in back])
+        if self._folds is not None:
+            self._folds.named(list(self._sampled_rows([result for _, result in results])))
         return self._return(not_kept, next(filter(None, failures))) if not_kept else ""
+
+    def _sampled_rows(self, results: Sequence[MergeResult | DeadLetter]) -> Iterator[bytes]:
+        for result in results:
+            if not isinstance(result, DeadLetter) and self._sampler.picks():
+                yield from self._merger.row_keys(result)
 
     def _explain(self, letter: DeadLetter, n: int) -> None:
         """Report why there are dead letters, at most once in `_QUIET_S`."""
         if time.monotonic() >= self._quiet_until_s:
             self._quiet_until_s = time.monotonic() + _QUIET_S
             reason = one_line(Exception(letter.error_message))
-            print(
-                f"{self._who}: {n:,} {self.what} could not be merged and are dead letters, the last one because of "
-                f"{letter.error_type}: {reason}",
-                file=sys.stderr,
+            self._warn(
+                f"{n:,} {self.what} could not be merged and are dead letters, the last one because of "
+                f"{letter.error_type}: {reason}"
             )
 
     def _return(self, ack_ids: list[str], err: Exception) -> str:
@@ -227,10 +246,13 @@ class Subscriber:
         self.returned += len(ack_ids)
         return f"{len(ack_ids):,} {self.what} are returned to the subscription: {one_line(err)}"
 
+    def _warn(self, text: str) -> None:
+        print(f"{self._who}: {text}", file=sys.stderr)
+
     def _back_off(self, trouble: str) -> None:
         """Wait as between the tries of a record, longer from batch to batch; `stop` ends the wait."""
         self._troubles += 1
         longest_s = retry.ceiling_s(self._troubles, self._config.backoff_base, self._config.backoff_max)
-        print(f"{self._who}: {trouble}", file=sys.stderr)
+        self._warn(trouble)
         with suppress(queue.Empty):
             self._stops.get(timeout=self._config.clock.uniform(0.0, longest_s))

@@ -39,6 +39,11 @@ class Folded(NamedTuple):
     named: tuple[str, ...] = ()
     oldest_us: int | None = None
 
+    @property
+    def unfoldable_text(self) -> str:
+        """Names the events that cannot be folded."""
+        return f"{self.unfoldable:,} events cannot be folded, and stay pending: {'; '.join(self.named)}"
+
     def plus(self, other: Folded) -> Folded:
         """The totals of both."""
         oldest = [us for us in (self.oldest_us, other.oldest_us) if us is not None]
@@ -68,6 +73,15 @@ class FoldingStore(Store[V]):
         Raises:
             TransientError, PermanentError: not every row could be folded; what was folded stays so, and another call
                 goes on from there.
+        """
+
+    @abc.abstractmethod
+    def oldest_pending_s(self, rows: Sequence[bytes]) -> dict[bytes, float]:
+        """When the oldest pending event of each row was first written, in seconds since the epoch, by the clock of its
+        writer; without the rows that have no pending events.
+
+        Raises:
+            TransientError, PermanentError: the rows cannot be read.
         """
 
     @abc.abstractmethod

@@ -388,7 +388,7 @@ def test_the_number_of_outstanding_messages_is_limited(topic: Topic) -> None:
         (["--monoid=median"], "--monoid: unknown monoid 'median'"),
         (["--store=sqlite:///{tmp}/none/x.db"], "store: "),
         (["--store=sqlite:///"], "--store: "),
-        (["--fold=10s"], "--fold: is for pipelines; run murmur fold URI --every DURATION beside the worker"),
+        (["--fold=10s"], "fold: sqlite:///"),
         (["--colour=red"], "unrecognized arguments: --colour=red"),
     ],
     ids=lambda flags: " ".join(flags) if isinstance(flags, list) else "",

@@ -102,6 +102,15 @@ class Folder(Generic[V]):
                 total = total.plus(folded)
         return total
 
+    async def oldest_pending_s(self, keys: Sequence[bytes]) -> dict[bytes, float]:
+        """See `FoldingStore.oldest_pending_s`."""
+        found: dict[bytes, float] = {}
+        for i in range(0, len(keys), _ROWS_PER_READ):
+            request = wire.read_rows(self._connection, keys[i : i + _ROWS_PER_READ])
+            for row in await self._connection.read(wire.only_unfolded(request, 1)):
+                found[row.key] = pending.time_us(row.cells[0].qualifier) / 1e6
+        return found
+
     async def _unfolded(self, start: bytes, end: bytes | None, min_cells: int) -> AsyncIterator[list[bytes]]:
         """Keys of rows with enough pending cells, in order."""
         while True:

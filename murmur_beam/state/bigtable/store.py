@@ -265,6 +265,12 @@ class BigtableStore(FoldingStore[V]):
             return Folded()
         return self._connection.run(self._folder().fold_these(sorted(set(rows))))
 
+    def oldest_pending_s(self, rows: Sequence[bytes]) -> dict[bytes, float]:
+        """See `FoldingStore.oldest_pending_s`."""
+        if not self.keeps_pending():
+            return {}
+        return self._connection.run(self._folder().oldest_pending_s(rows))
+
     def _folder(self) -> Folder[V]:
         return Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmur_beam.errors import ConfigurationError
-from murmur_beam.fold_stage import EVERY, Decision, Named, RowSampler, when_due, when_named
+from murmur_beam.fold_policy import EVERY, Decision, Named, RowSampler, when_due, when_named
 from murmur_beam.options import MergeOptions
 from murmur_beam.spec import FoldPlan, resolve
 from murmur_beam.state.memory import MemorySpec
