@@ -19,6 +19,7 @@ from murmur_beam.durations import format_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, TransientError
 from murmur_beam.model import rfc3339
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.options import FOLD_AGE, FOLD_SHARE
 from murmur_beam.reader import Reader
 from murmur_beam.sizes import size_text
 from murmur_beam.state import StoreSpec
@@ -72,8 +73,9 @@ def add_fold(
     prefix: Callable[[str], str],
     duration: Callable[[str], timedelta],
     number: Callable[[str], int],
+    share: Callable[[str], float],
 ) -> None:
-    """Add the arguments of ``murmur fold``; ``prefix``, ``duration`` and ``number`` parse their texts."""
+    """Add the arguments of ``murmur fold``; ``prefix``, ``duration``, ``number`` and ``share`` parse their texts."""
     sub.add_argument("--prefix", type=prefix, default="", help="only rows of entities that start with this")
     sub.add_argument(
         "--every",
@@ -89,6 +91,20 @@ def add_fold(
         help="only rows with at least N pending cells; each cell slows a fresh read by some microseconds; "
         "default: %(default)s",
     )
+    sub.add_argument(
+        "--share",
+        metavar="S",
+        type=share,
+        help="only rows whose pending events are at least this share of those folded before, 0 to 1, or that are old; "
+        f"default: all rows, and {FOLD_SHARE} with --age",
+    )
+    sub.add_argument(
+        "--age",
+        metavar="DURATION",
+        type=duration,
+        help="with --share: pending events are old after this time; a row that expires within it is not folded; "
+        f"default: {format_duration(FOLD_AGE)}",
+    )
     add_json(sub, "one JSON document per round, each on a line")
     add_monoid(sub, "what the store recorded")
 
@@ -99,7 +115,7 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
     Args:
         spec: the store.
         monoid: of the table's values; None for the recorded one.
-        args: ``uri``, ``prefix``, ``every``, ``min_cells``, ``json``.
+        args: ``uri``, ``prefix``, ``every``, ``min_cells``, ``share``, ``age``, ``json``.
 
     Returns:
         The exit code.
@@ -109,6 +125,8 @@ def fold(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) 
     """
     if args.every is not None and args.every <= timedelta(0):
         raise ConfigurationError("every", "must be positive, such as 1m")
+    if args.share is not None and args.share > 1:
+        raise ConfigurationError("share", f"must be a number from 0 to 1, got {args.share:g}")
     table = bigtable_spec(spec)
     if table is None:
         return _needs_none(args, "needs no fold: stores outside Bigtable fold each event when it is merged")
@@ -158,6 +176,12 @@ class _Folding:
         self._needs_none = False
         self._has_header = False
         self._named: tuple[str, ...] = ()
+        self._due = None
+        if args.share is not None or args.age is not None:
+            from murmur_beam.state.bigtable.due_rows import DueRows  # loads Google's client
+
+            share, age = FOLD_SHARE if args.share is None else args.share, args.age or FOLD_AGE
+            self._due = DueRows(share, age, spec.clock.now)
 
     def close(self) -> None:
         """Close the table."""
@@ -207,7 +231,7 @@ class _Folding:
             progress.show(folded)
 
         try:
-            folded = store.fold(self._args.prefix, min_cells=self._args.min_cells, report=report)
+            folded = store.fold(self._args.prefix, min_cells=self._args.min_cells, report=report, due=self._due)
             whole = True
         except _Ended:
             assert so_far is not None

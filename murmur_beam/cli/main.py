@@ -20,6 +20,7 @@ from murmur_beam.cli.arguments import (
     add_window,
     on_reader,
     on_table,
+    parse_amount,
     parse_end,
     parse_entity,
     parse_n,
@@ -164,6 +165,7 @@ def _add_table_commands(command: AddCommand) -> None:
         parsed(parse_prefix),
         parsed(parse_duration),
         parsed(parse_n),
+        parsed(parse_amount),
     )
     plan.add_plan(command("plan", plan.run, plan.PLAN, plan.EPILOG, on_store=False))
 

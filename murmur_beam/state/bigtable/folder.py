@@ -21,7 +21,9 @@ from murmur_beam.state.bigtable.commit_planner import MAX_VALUE_BYTES
 from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
+from murmur_beam.state.bigtable.due_rows import DueRows
 from murmur_beam.state.bigtable.fingerprints import split
+from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_cache import CachedRow, Waiter
@@ -71,26 +73,29 @@ class Folder(Generic[V]):
         self._names = pending.Names(spec.clock)
         self._large = asyncio.Lock()
 
-    async def fold(self, start: bytes, end: bytes | None, min_cells: int, report: Callable[[Folded], None]) -> Folded:
+    async def fold(
+        self, start: bytes, end: bytes | None, min_cells: int, report: Callable[[Folded], None], due: DueRows | None
+    ) -> Folded:
         """Fold the rows from ``start`` on, before ``end`` (None: to the last row).
 
         Args:
             start, end: keys.
             min_cells: only rows with at least this many pending cells.
             report: is given the totals now and then; an exception of it ends the fold, between rows.
+            due: selects rows; None: all.
 
         Raises:
             Exception: the table cannot be read or written. What was folded stays so; another fold goes on from there.
         """
         total = Folded()
-        async for keys in self._unfolded(start, end, min_cells):
+        async for keys in self._unfolded(start, end, min_cells, due):
             for i in range(0, len(keys), _ROWS_PER_REPORT):
-                total = total.plus(await self.fold_these(keys[i : i + _ROWS_PER_REPORT]))
+                total = total.plus(await self.fold_these(keys[i : i + _ROWS_PER_REPORT], due))
                 report(total)
         return total
 
-    async def fold_these(self, keys: Sequence[bytes]) -> Folded:
-        """Fold rows with these keys; those without pending events cost a read.
+    async def fold_these(self, keys: Sequence[bytes], due: DueRows | None = None) -> Folded:
+        """Fold rows with these keys, as far as they are due; those without pending events cost a read.
 
         Raises:
             Exception: see `fold`.
@@ -98,7 +103,7 @@ class Folder(Generic[V]):
         total = Folded()
         parts = [keys[i : i + _ROWS_PER_READ] for i in range(0, len(keys), _ROWS_PER_READ)]
         for i in range(0, len(parts), _READS):
-            for folded in await _all(map(self._fold_rows, parts[i : i + _READS])):
+            for folded in await _all(self._fold_rows(part, due) for part in parts[i : i + _READS]):
                 total = total.plus(folded)
         return total
 
@@ -111,18 +116,29 @@ class Folder(Generic[V]):
                 found[row.key] = pending.time_us(row.cells[0].qualifier) / 1e6
         return found
 
-    async def _unfolded(self, start: bytes, end: bytes | None, min_cells: int) -> AsyncIterator[list[bytes]]:
-        """Keys of rows with enough pending cells, in order."""
+    async def _unfolded(
+        self, start: bytes, end: bytes | None, min_cells: int, due: DueRows | None
+    ) -> AsyncIterator[list[bytes]]:
+        """Keys of rows with enough pending cells, in order, without those that are not due."""
+
+        def is_wanted(row: Row) -> bool:
+            if len(row.cells) < min_cells:
+                return False
+            until_us = self._codec.live_until_us(parse_row_key(row.key)[0].bucket, None, pending=True)
+            oldest_us = pending.time_us(row.cells[0].qualifier)
+            return due is None or due.may_be_due(row.key, len(row.cells), oldest_us, until_us)
+
         while True:
             request = wire.read_range(self._connection, start, end, _ROWS_PER_PAGE)
-            page = await self._connection.read(wire.only_unfolded(request, min_cells))
-            if keys := [row.key for row in page if len(row.cells) >= min_cells]:
+            n = min_cells if due is None else due.needed_cells(min_cells)
+            page = await self._connection.read(wire.only_unfolded(request, n))
+            if keys := [row.key for row in page if is_wanted(row)]:
                 yield keys
             if len(page) < _ROWS_PER_PAGE:
                 return
             start = page[-1].key + b"\x00"
 
-    async def _fold_rows(self, keys: Sequence[bytes]) -> Folded:
+    async def _fold_rows(self, keys: Sequence[bytes], due: DueRows | None) -> Folded:
         """Fold rows together, in as few requests as possible, until only what cannot be folded is pending."""
         folds = {key: RowFold(key, self._committer.rows.borrow(key)) for key in keys}
         try:
@@ -134,6 +150,8 @@ class Folder(Generic[V]):
                 await _all(map(self._give_version, left))
                 ready = [each for each in left if not each.done and each.row.version > 0]
                 await self._read_pending(ready)
+                if due is not None:
+                    ready, due = _due(ready, due), None
                 await _all(map(self._fold_row, ready))
                 await self._verify([each for each in ready if each.unverified])
                 await self._delete_folded(ready)
@@ -416,6 +434,19 @@ class Folder(Generic[V]):
         send = functools.partial(self._connection.mutate, request, len(entries))
         for error in (await self._dispatcher.send(send, self._dispatcher.deadline())).values():
             raise error
+
+
+def _due(some: Sequence[RowFold], due: DueRows) -> list[RowFold]:
+    """The rows that are due, of those whose markers and pending cells have just been read; the others are done."""
+    ready = []
+    for each in some:
+        events = sum(pending.count(data) for _, data in each.cells)
+        oldest_us = pending.time_us(each.cells[0][0]) if each.cells else 0
+        if due.is_due(each.key, each.row.events, len(each.cells), events, oldest_us):
+            ready.append(each)
+        else:
+            each.done = True
+    return ready
 
 
 def _first_incomplete(some: Sequence[RowFold], found: Sequence[Row]) -> int:

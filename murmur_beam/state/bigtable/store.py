@@ -25,6 +25,7 @@ from murmur_beam.state.bigtable.codec import EXPIRY_SLACK_US, RowCodec, Value
 from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
+from murmur_beam.state.bigtable.due_rows import DueRows
 from murmur_beam.state.bigtable.folder import Folder
 from murmur_beam.state.bigtable.grpc_errors import status_of
 from murmur_beam.state.bigtable.keys import (
@@ -240,7 +241,12 @@ class BigtableStore(FoldingStore[V]):
         return wire.PENDING in self._codec.layout.families
 
     def fold(
-        self, prefix: str = "", *, min_cells: int = 1, report: Callable[[Folded], None] = lambda folded: None
+        self,
+        prefix: str = "",
+        *,
+        min_cells: int = 1,
+        report: Callable[[Folded], None] = lambda folded: None,
+        due: DueRows | None = None,
     ) -> Folded:
         """Fold the pending deltas of each row once; others may append, fold and read meanwhile.
 
@@ -249,6 +255,7 @@ class BigtableStore(FoldingStore[V]):
             min_cells: only rows with at least this many pending cells.
             report: is given the totals now and then, in another thread; an exception of it ends the fold, and no row is
                 left half done.
+            due: selects rows, and remembers what it has seen of the others; None: all rows.
 
         Raises:
             TransientError, PermanentError: not every row could be folded; what was folded stays so, and another call
@@ -257,7 +264,7 @@ class BigtableStore(FoldingStore[V]):
         if not self.keeps_pending():
             return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        return self._connection.run(self._folder().fold(start, end, min_cells, report))
+        return self._connection.run(self._folder().fold(start, end, min_cells, report, due))
 
     def fold_rows(self, rows: Sequence[bytes]) -> Folded:
         """See `FoldingStore.fold_rows`."""
