@@ -24,7 +24,9 @@ _CREATING = "currently being created"
 _NO_TRANSACTIONS = "not allowed by this app profile"
 
 
-def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: str) -> Exception:
+def error_of(
+    code: grpc.StatusCode | None, text: str, where: str, app_profile: str, *, folds: bool = False
+) -> Exception:
     """The error to raise for an answer of the service.
 
     Args:
@@ -32,6 +34,7 @@ def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: s
         text: the service's message.
         where: the table, as the user names it.
         app_profile: the one in use; empty for the default.
+        folds: whether the request is made for a fold, and not for a commit.
     """
     message = f"{where}: {getattr(code, 'name', 'error')}: {text}"
     advice = f"; see: murmur check '{where}'"
@@ -41,9 +44,10 @@ def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: s
     if code in _UNUSABLE:
         return StoreUnavailable(message + ("" if code is grpc.StatusCode.NOT_FOUND else advice))
     if code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text:
+        what, option = ("a fold", "fold_profile") if folds else ("a commit", "app_profile")
         return StoreUnavailable(
-            f"{message} ({app_profile or 'default'}): a commit needs one that routes to a single cluster and "
-            f"allows single-row transactions; name it in the URI, ?app_profile=NAME{advice}"
+            f"{message} ({app_profile or 'default'}): {what} needs one that routes to a single cluster and "
+            f"allows single-row transactions; name it in the URI, ?{option}=NAME{advice}"
         )
     if code is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in text:
         return TransientError(message)

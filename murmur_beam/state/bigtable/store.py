@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,9 +24,10 @@ from murmur_beam.state.bigtable.appender import Appender
 from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch, batch_of, split_oversized
 from murmur_beam.state.bigtable.codec import EXPIRY_SLACK_US, RowCodec, Value
 from murmur_beam.state.bigtable.committer import RowCommitter
+from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
-from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.folds import Folds
 from murmur_beam.state.bigtable.grpc_errors import status_of
 from murmur_beam.state.bigtable.keys import (
     AFTER_SCHEMA,
@@ -35,6 +37,7 @@ from murmur_beam.state.bigtable.keys import (
     shard_of,
     successor,
 )
+from murmur_beam.state.bigtable.layouts import Layout
 from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_reader import RowReader
@@ -77,6 +80,7 @@ class BigtableStore(FoldingStore[V]):
         self._connection = spec.connect()
         self._dispatcher = Dispatcher(spec)
         self._committer = RowCommitter(spec, self._connection, self._dispatcher, self._codec)
+        self._folds = Folds(spec, self._connection, self._dispatcher, self._codec, self._committer)
         self._adder = BulkAdder(spec, self._connection, self._dispatcher, self._codec)
         self._row_reader = RowReader(spec, self._connection, self._codec)
         self._appender = Appender(spec, self._connection, self._dispatcher, self._codec)
@@ -106,15 +110,14 @@ class BigtableStore(FoldingStore[V]):
         shards = self._spec.shards
         recorded = await read_meta(self._connection)
         if recorded is None:
-            # Two processes may do this at once: one of them writes, and both read what it has written.
-            await write_meta(self._connection, Meta(self._schema, shards=shards or 1))
-            recorded = await read_meta(self._connection)
+            recorded = await self._folds.change_record(self._record, appends=False)
         if recorded is None:
             raise StoreUnavailable(f"{self._spec}: its schema was deleted while it was opened")
         self._require(recorded)
         if recorded.schema.names(self._schema):
-            await name_field(self._connection, recorded.layout, str(self._schema.field))
-            self._require(await read_meta(self._connection) or recorded)
+            name = functools.partial(self._name_field, recorded.layout)
+            named = await self._folds.change_record(name, appends=recorded.write == APPEND)
+            self._require(named or recorded)
         if shards not in (None, recorded.shards):
             raise SchemaMismatch(
                 f"{self._spec} was made with shards={recorded.shards}, but was opened with shards={shards}: events "
@@ -128,6 +131,17 @@ class BigtableStore(FoldingStore[V]):
             self._codec.bucket_age_us = recorded.bucket_age // _MICROSECOND
         self._codec.appended = self.appends
         self._checked = True
+
+    async def _record(self, connection: Connection) -> Meta | None:
+        """Record the schema. Two processes may do this at once: one of them writes, and both read what it has
+        written.
+        """
+        await write_meta(connection, Meta(self._schema, shards=self._spec.shards or 1))
+        return await read_meta(connection)
+
+    async def _name_field(self, layout: Layout, connection: Connection) -> Meta | None:
+        await name_field(connection, layout, str(self._schema.field))
+        return await read_meta(connection)
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """See `Store.delete`; all shards of a key are one aggregate."""
@@ -164,6 +178,7 @@ class BigtableStore(FoldingStore[V]):
     def close(self) -> None:
         """See `Store.close`."""
         self._connection.close()
+        self._folds.close()
 
     # ---- reading ----
 
@@ -257,16 +272,13 @@ class BigtableStore(FoldingStore[V]):
         if not self.keeps_pending():
             return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        return self._connection.run(self._folder().fold(start, end, min_cells, report))
+        return self._folds.run(lambda folder: folder.fold(start, end, min_cells, report))
 
     def fold_rows(self, rows: Sequence[bytes]) -> Folded:
         """See `FoldingStore.fold_rows`."""
         if not self.keeps_pending():
             return Folded()
-        return self._connection.run(self._folder().fold_these(sorted(set(rows))))
-
-    def _folder(self) -> Folder[V]:
-        return Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
+        return self._folds.run(lambda folder: folder.fold_these(sorted(set(rows))))
 
     def row_keys(self, keys: Sequence[Key], event_id: str | None) -> list[bytes]:
         """See `FoldingStore.row_keys`."""
