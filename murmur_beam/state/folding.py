@@ -70,6 +70,14 @@ class FoldingStore(Store[V]):
                 goes on from there.
         """
 
+    def require_folds(self) -> None:
+        """Check, without writing, that the store can be folded as it was opened.
+
+        Raises:
+            PermanentError: it cannot.
+            TransientError: the store does not answer.
+        """
+
     @abc.abstractmethod
     def expires_s(self, row: bytes) -> float | None:
         """When a row of pending events expires, in seconds since the epoch; None: never."""

@@ -353,7 +353,7 @@ class Connection:
 
         Args:
             err: the error.
-            folds: whether the request was made for a fold, and not for a commit.
+            folds: whether the request was made for a fold or the record, and not for a commit.
         """
         if isinstance(err, GoogleAuthError):
             return StoreUnavailable(f"{self.where}: {err}")

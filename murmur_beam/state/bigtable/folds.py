@@ -16,6 +16,7 @@ from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
 T = TypeVar("T")
@@ -79,6 +80,15 @@ class Folds(Generic[V]):
             if isinstance(error, StoreUnavailable):
                 raise error from err
             raise
+
+    def check(self) -> None:
+        """Ask for everything that the commit of a fold needs, without writing.
+
+        Raises:
+            PermanentError, TransientError: see `Connection.run`.
+        """
+        connection = self._opened().connection
+        connection.run(commit_nothing(connection), folds=True)
 
     def close(self) -> None:
         """Close the connection of folds, if it is another one; the store's own must be closed before."""

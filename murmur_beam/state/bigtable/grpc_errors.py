@@ -34,7 +34,7 @@ def error_of(
         text: the service's message.
         where: the table, as the user names it.
         app_profile: the one in use; empty for the default.
-        folds: whether the request is made for a fold, and not for a commit.
+        folds: whether the request is made for a fold or the record, and not for a commit.
     """
     message = f"{where}: {getattr(code, 'name', 'error')}: {text}"
     advice = f"; see: murmur check '{where}'"
@@ -44,10 +44,10 @@ def error_of(
     if code in _UNUSABLE:
         return StoreUnavailable(message + ("" if code is grpc.StatusCode.NOT_FOUND else advice))
     if code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text:
-        what, option = ("a fold", "fold_profile") if folds else ("a commit", "app_profile")
+        what, option = ("folds and the table's record need", "fold") if folds else ("a commit needs", "app")
         return StoreUnavailable(
-            f"{message} ({app_profile or 'default'}): {what} needs one that routes to a single cluster and "
-            f"allows single-row transactions; name it in the URI, ?{option}=NAME{advice}"
+            f"{message} ({app_profile or 'default'}): {what} one that routes to a single cluster and allows single-row "
+            f"transactions; name it in the URI, ?{option}_profile=NAME{advice}"
         )
     if code is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in text:
         return TransientError(message)

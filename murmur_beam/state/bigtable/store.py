@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +36,6 @@ from murmur_beam.state.bigtable.keys import (
     shard_of,
     successor,
 )
-from murmur_beam.state.bigtable.layouts import Layout
 from murmur_beam.state.bigtable.meta import APPEND, Meta, name_field, read_meta, write_meta
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_reader import RowReader
@@ -115,9 +113,7 @@ class BigtableStore(FoldingStore[V]):
             raise StoreUnavailable(f"{self._spec}: its schema was deleted while it was opened")
         self._require(recorded)
         if recorded.schema.names(self._schema):
-            name = functools.partial(self._name_field, recorded.layout)
-            named = await self._folds.change_record(name, appends=recorded.write == APPEND)
-            self._require(named or recorded)
+            self._require(await self._named(recorded) or recorded)
         if shards not in (None, recorded.shards):
             raise SchemaMismatch(
                 f"{self._spec} was made with shards={recorded.shards}, but was opened with shards={shards}: events "
@@ -139,9 +135,18 @@ class BigtableStore(FoldingStore[V]):
         await write_meta(connection, Meta(self._schema, shards=self._spec.shards or 1))
         return await read_meta(connection)
 
-    async def _name_field(self, layout: Layout, connection: Connection) -> Meta | None:
-        await name_field(connection, layout, str(self._schema.field))
-        return await read_meta(connection)
+    async def _named(self, recorded: Meta) -> Meta | None:
+        """Record the name of the field, unless one is recorded already; the record after that."""
+        field = str(self._schema.field)
+
+        async def name(connection: Connection) -> Meta | None:
+            await name_field(connection, recorded.layout, field)
+            return await read_meta(connection)
+
+        try:
+            return await self._folds.change_record(name, appends=recorded.write == APPEND)
+        except StoreUnavailable as err:
+            raise StoreUnavailable(f"the field {field!r} cannot be recorded: {err}") from err
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """See `Store.delete`; all shards of a key are one aggregate."""
@@ -279,6 +284,10 @@ class BigtableStore(FoldingStore[V]):
         if not self.keeps_pending():
             return Folded()
         return self._folds.run(lambda folder: folder.fold_these(sorted(set(rows))))
+
+    def require_folds(self) -> None:
+        """See `FoldingStore.require_folds`."""
+        self._folds.check()
 
     def row_keys(self, keys: Sequence[Key], event_id: str | None) -> list[bytes]:
         """See `FoldingStore.row_keys`."""
