@@ -44,13 +44,17 @@ _REQUESTS: dict[str, Any] = {
 }
 
 
+def profile_of(method: str, request: bytes) -> str:
+    """The app profile of a request; empty for the default."""
+    profile: str = _REQUESTS[method].FromString(request).app_profile_id
+    return profile
+
+
 def refusing_transactions(*allowed: str) -> Callable[[str, bytes], Refusal | None]:
     """For `FaultProxy.live`: only these app profiles allow single-row transactions."""
 
     def live(method: str, request: bytes) -> Refusal | None:
-        if method != CHECK_AND_MUTATE or _REQUESTS[method].FromString(request).app_profile_id in allowed:
-            return None
-        return NO_TRANSACTIONS
+        return NO_TRANSACTIONS if method == CHECK_AND_MUTATE and profile_of(method, request) not in allowed else None
 
     return live
 

@@ -43,7 +43,7 @@ def error_of(
         return StoreUnavailable(f"{message}; a column family is missing, or is not of the type it must be{advice}")
     if code in _UNUSABLE:
         return StoreUnavailable(message + ("" if code is grpc.StatusCode.NOT_FOUND else advice))
-    if code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text:
+    if _lacks_transactions(code, text):
         what, option = ("folds and the table's record need", "fold") if folds else ("a commit needs", "app")
         return StoreUnavailable(
             f"{message} ({app_profile or 'default'}): {what} one that routes to a single cluster and allows single-row "
@@ -65,6 +65,15 @@ def status_of(err: BaseException | None) -> grpc.StatusCode | None:
 def is_creating(err: BaseException | None) -> bool:
     """Whether the service says that the table is still being created."""
     return status_of(err) is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in str(err)
+
+
+def lacks_transactions(err: BaseException | None) -> bool:
+    """Whether the service says that the app profile does not allow single-row transactions."""
+    return _lacks_transactions(status_of(err), str(err))
+
+
+def _lacks_transactions(code: grpc.StatusCode | None, text: str) -> bool:
+    return code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text
 
 
 def is_unavailable(err: BaseException | None) -> bool:

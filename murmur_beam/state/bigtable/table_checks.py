@@ -139,7 +139,7 @@ def _check_access(where: BigtableSpec, *, appends: bool) -> Iterator[Finding]:
 def _asked(subject: str, where: BigtableSpec, ask: Callable[[Connection], Any], *, folds: bool = False) -> Finding:
     try:
         with data(where, folds=folds) as connection:
-            connection.run(ask(connection))
+            connection.run(ask(connection), folds=folds)
     except PermanentError as err:
         return Finding(subject, WRONG, str(err))
     return Finding(subject, OK)

@@ -13,6 +13,7 @@ from murmur_beam.errors import StoreUnavailable
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import Admin, Family
 from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.grpc_errors import lacks_transactions
 from murmur_beam.state.bigtable.meta import Meta, read_meta
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
@@ -52,6 +53,8 @@ def data(where: BigtableSpec, *, folds: bool = False) -> Iterator[Connection]:
             yield connection
     except StoreUnavailable as err:
         cause = err.__cause__ or err
+        if lacks_transactions(cause):
+            raise StoreUnavailable(str(err).partition("; see: murmur check")[0]) from err
         text = cause.details() if isinstance(cause, grpc.aio.AioRpcError) else str(cause)
         raise StoreUnavailable(f"{where}: {text}; this needs a role such as roles/bigtable.user") from err
     except GoogleAuthError as err:

@@ -210,7 +210,7 @@ def _record(where: BigtableSpec, meta: Meta) -> None:
                 if found is None or found._replace(schema=meta.schema) != meta:
                     raise TransientError(f"{where}: another program is changing the table's record; run this again")
 
-        connection.run(record())
+        connection.run(record(), folds=meta.write == APPEND or where.fold_profile is not None)
 
 
 def _takes_more(new: Rule, old: Rule | None) -> bool:
