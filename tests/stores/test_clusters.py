@@ -196,6 +196,33 @@ def test_changes_that_arrive_in_parts_or_another_order_are_read_exactly_at_last(
     check(clusters, 0, 1, 2)
 
 
+def test_a_reader_that_has_read_between_commits_in_another_order(clusters: Clusters) -> None:
+    """It remembers the row at its last version, without the markers that arrived later. A redelivery of their events
+    counts again for this reader, until it is folded."""
+    append(clusters, A, 0)
+    clusters.settle()
+    fold(clusters, A)
+    early = list(clusters.late[B])
+    (commit,) = [change for change in early if "set_cell dedup" in change.kinds]
+    (version,) = [change for change in early if change.kinds == {"set_cell state"}]
+    append(clusters, A, 1)
+    fold(clusters, A)
+    (last,) = [change for change in clusters.late[B] if change not in early and "set_cell dedup" in change.kinds]
+    with closing(clusters.spec(B).open(Sum())) as reader:
+        clusters.arrive(B, [version, last])
+        assert reader.get(K) == total(0, 1)
+        clusters.arrive(B, [commit])
+        clusters.settle()
+        assert reader.get(K) == read(clusters, B) == total(0, 1)
+        append(clusters, B, 0)
+        assert (reader.get(K), read(clusters, B)) == (total(0, 0, 1), total(0, 1))
+        clusters.settle()
+        fold(clusters, A)
+        clusters.settle()
+        assert reader.get(K) == total(0, 1)
+    check(clusters, 0, 1)
+
+
 # ---- folds move ----
 
 
