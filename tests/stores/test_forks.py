@@ -255,6 +255,7 @@ store = spec.open(Sum())
 store.merge_update(A, 1, event_id="1")
 def refused():
     assert "was forked from" in refusal(store.fold)
+    assert "was forked from" in refusal(store.require_folds)
     assert "was forked from" in refusal(lambda: spec.open(Sum()))
     store.close()
 with store._folds._lock:
