@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from murmur_beam.errors import StoreUnavailable
 from murmur_beam.state.bigtable.codec import RowCodec
 from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.grpc_errors import lacks_transactions
 from murmur_beam.state.bigtable.refusals import commit_nothing
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
@@ -68,7 +68,7 @@ class Folds(Generic[V]):
             appends: whether the table is appended to, so that only folds need transactions.
 
         Raises:
-            StoreUnavailable: the table, or the app profile, does not take it.
+            StoreUnavailable: the app profile of folds does not take it.
             Exception: another error of the client, or of this library.
         """
         if not self._shares:
@@ -76,9 +76,8 @@ class Folds(Generic[V]):
         try:
             return await work(self._connection)
         except Exception as err:
-            error = self._connection.translated(err, folds=appends)
-            if isinstance(error, StoreUnavailable):
-                raise error from err
+            if appends and lacks_transactions(err):
+                raise self._connection.translated(err, folds=True) from err
             raise
 
     def check(self) -> None:
