@@ -422,6 +422,25 @@ def test_the_examples_of_the_page_do_not_fit_by_commits(capsys: pytest.CaptureFi
         assert "no number of workers is enough: each reads what the others commit" in err
 
 
+def test_the_tables_of_the_page_are_the_plan_s(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each row below an example: the same command with these flags."""
+    columns = {"USD a month": "usd_a_month"}
+    compared = 0
+    for part in PAGE.split("$ murmur plan ")[1:]:
+        command, (header, _, *rows) = part.partition("\n")[0], re.findall(r"^\|(.*)\|$", part.partition("\n#")[0], re.M)
+        names = [name.strip().removesuffix(" a second") for name in header.split(" | ")][1:]
+        for row in rows:
+            changed, *shown = (cell.strip() for cell in row.split(" | "))
+            flags = re.match("`(.*?)`", changed)
+            code, out, _ = told(capsys, f"{command} --json {flags[1] if flags else ''}")
+            found = json.loads(out)
+            figures = [f"{found[columns.get(name, name.replace(' ', '_'))]:,.0f}" for name in names]
+            assert (code, figures) == (0, [cell.removesuffix(" (warning)") for cell in shown]), changed
+            assert bool(found["warnings"]) == ("(warning)" in row), changed
+            compared += 1
+    assert compared == 12
+
+
 def test_the_recipe_of_the_page_groups_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each row of the store is in one group."""
     options = pytest.importorskip("apache_beam.options.pipeline_options")
