@@ -123,7 +123,15 @@ def row_rates(load: Load, workers: int, share: float) -> Rates:
         folds, first, commits, folded, markers = (n / load.life_s for n in folds_of(events, load.life_s, load.fold))
         cells = folded / per_write
         units += first + max(commits, folded * MARKER_BYTES / 1_000) + max(folds, cells * DELETE_BYTES / 1_000)
-        return Rates(written, 0, 0, 0, 0, 0, row.created, units, folds, first, commits, folded, cells, markers)
+        return row._replace(
+            units=units,
+            folds=folds,
+            fold_first=first,
+            fold_commits=commits,
+            fold_events=folded,
+            fold_cells=cells,
+            fold_markers=markers,
+        )
     flushes = max(1.0, flushes_per_s * load.life_s)
     mine = max(1.0, flushes / workers)
     new, met = touched(p, flushes) / (p * flushes), touched(p, mine) / (p * mine)
