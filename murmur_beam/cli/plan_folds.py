@@ -57,7 +57,7 @@ def folds_of(events: float, life_s: float, rules: FoldRules) -> RowFolds:
     folded = kept * names * -math.expm1(-names)
     folded += (EVERY - 1) * (names * first - kept * at_least(3, names - per_look) * math.exp(-per_look))
     # The next fold needs one name more, in the time that is left after the looks so far.
-    waited, at, chance = 2, 2 + per_look, first
+    waited, at = 2, 2 + per_look
     folds, commits, markers = first, first * _commits(min(at, names)), 0.0
     while (chance := kept * at_least(waited + 1, names - (at - waited))) > _RARE:
         step = _step(at, per_look, per_age, rules.share)
