@@ -124,11 +124,11 @@ def test_the_age_of_an_answer_is_since_the_row_was_worth_more() -> None:
     made = large_row(
         Answer(110, 0.0, 0.004),
         Answer(140, 3.0, 3.002),
-        folded=(Answer(105, 0.0, 0.1), Answer(125, 3.2, 4.0), Answer(155, 6.0, 7.0)),
+        folded=(Answer(105, 0.0, 0.1), Answer(125, 3.2, 4.0), Answer(155, 6.0, 6.1)),
     )
     assert made.took_ms == pytest.approx([2.0, 4.0])
     # Of 105 or 125, the flushes from the first or second on are missing; of 155, those from the fifth on.
-    assert made.ages_s == pytest.approx([0.0, 4.0 - 1.5, 7.0 - 4.5])
+    assert made.ages_s == pytest.approx([0.0, 6.1 - 4.5, 4.0 - 1.5])
     assert (made.rate, made.torn) == (pytest.approx(100 / 9.5), 0.0)
 
 
