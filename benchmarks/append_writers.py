@@ -92,7 +92,7 @@ _SOME = {
     COMMITS + ROWS: (1, 16),
     COMMITS + ONE: (1, 16),
 }
-FULL = Sizes(2.0, _SOME, 16, 18.0, 8.0, 10.0, 1_000_000, 16, 1_000, 10, 15.0, 1.0)
+FULL = Sizes(1.5, _SOME, 16, 18.0, 8.0, 10.0, 1_000_000, 16, 1_000, 10, 15.0, 1.0)
 SMALL = Sizes(
     0.1, dict.fromkeys((ROWS, ONE, ZIPF, COMMITS + ONE), (1, 2)), 2, 0.4, 0.1, 0.15, 2_000, 2, 400, 10, 0.6, 0.2
 )
