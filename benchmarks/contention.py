@@ -108,10 +108,15 @@ def new_table(write: str | None = None) -> str:
     return name
 
 
+def open_table(table: str) -> Any:
+    """A new store."""
+    return _spec(table).open(Sum())
+
+
 def write_one_row(table: str, writer: int, events: int, begin_at: float) -> tuple[float, float, list[float], int]:
     """Merge one event after the other into the row; begin, end, the duration of each event, and the number of
     writes."""
-    with closing(_spec(table).open(Sum())) as store, counting() as requests:
+    with closing(open_table(table)) as store, counting() as requests:
         time.sleep(max(0.0, begin_at - time.time()))
         began, took = time.time(), []
         for n in range(events):
@@ -135,7 +140,7 @@ def one_row(writers: int, events: int) -> Contended:
     with ExitStack() as stack:
         calls = [stack.enter_context(Call(write_one_row, table, n, each, begin_at)) for n in range(writers)]
         ran = [call.result() for call in calls]
-    with closing(_spec(table).open(Sum())) as store:
+    with closing(open_table(table)) as store:
         if (count := store.get(Key("row"))) != each * writers:
             raise Inexact(f"{writers} writers of one row: {count} events of {each * writers}")
     seconds = max(ended for _, ended, _, _ in ran) - min(began for began, _, _, _ in ran)
@@ -147,11 +152,11 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
     """Merge flushes in threads, each with its own store; each flush has events of all the shared rows."""
     each = [[Update(Key(f"row-{n % SHARED_ROWS}"), 1, f"{writer}/{n}") for n in range(events)] for writer in writers]
     with ExitStack() as stack:
-        stores = [stack.enter_context(closing(_spec(table).open(Sum()))) for _ in writers]
+        stores = [stack.enter_context(closing(open_table(table))) for _ in writers]
         requests = stack.enter_context(counting())
 
         def write(store: Any, updates: Sequence[Update]) -> float:
-            return max(_merge(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
+            return max(merge_all(store, updates[at : at + SHARED_FLUSH]) for at in range(0, events, SHARED_FLUSH))
 
         with ThreadPoolExecutor(len(writers)) as pool:
             time.sleep(max(0.0, begin_at - time.time()))
@@ -162,7 +167,7 @@ def write_shared_rows(table: str, writers: Sequence[int], events: int, begin_at:
         return Shared(began, time.time(), slowest_s, cpu_s, requests.writes, requests.reads)
 
 
-def _merge(store: Any, updates: Sequence[Update]) -> float:
+def merge_all(store: Any, updates: Sequence[Update]) -> float:
     """Merge updates, and repeat those that fail; the seconds that it took."""
     started_s = time.perf_counter()
     wanted = {Outcome.RECORDED if store.appends else Outcome.MERGED}
@@ -220,7 +225,7 @@ def merge_bundles(table: str, events: int, threads: int, bundle: int, keys: int 
     config = Config(dedup=AtomicDedup())
     chosen = range(events) if keys is None else random.Random(events).choices(range(keys), k=events)
     records = [make_record(Sum(), f"e{n}", 0, [f"k{key}"], 1, need_id=True)[:4] for n, key in enumerate(chosen)]
-    with closing(_spec(table).open(Sum())) as store, counting() as requests:
+    with closing(open_table(table)) as store, counting() as requests:
         wanted = Outcome.RECORDED if store.appends else Outcome.MERGED
 
         def merge(some: Sequence[Any]) -> list[float]:
@@ -251,7 +256,7 @@ def require(table: str, wanted: Counter[str]) -> None:
     Raises:
         Inexact: an aggregate differs.
     """
-    with closing(_spec(table).open(Sum())) as store:
+    with closing(open_table(table)) as store:
         found = {key.entity: value for key, value in store.scan(fresh=True)}
     if found != wanted:
         wrong = min(key for key in found.keys() | wanted if found.get(key) != wanted.get(key))
