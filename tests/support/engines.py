@@ -106,19 +106,21 @@ class Flink(NamedTuple):
     Attributes:
         flags: of a pipeline that is to run there, with two workers.
         log: the output of the job server and Flink.
+        pid: of the job server, in which Flink runs.
         pool_pid: of the process whose children are the workers.
     """
 
     flags: list[str]
     log: Path
+    pid: int
     pool_pid: int
 
     def logged(self, text: str) -> int:
         """The number of times that a text is in the log."""
         return self.log.read_text("utf-8", "replace").count(text)
 
-    def busiest_worker(self) -> int:
-        """The process id of the worker that has used the most processor time."""
+    def workers(self) -> dict[int, int]:
+        """The process ids of the workers, with the processor time that each has used."""
         used: dict[int, int] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -128,6 +130,11 @@ class Flink(NamedTuple):
                 continue
             if fields[0] != "Z" and int(fields[1]) == self.pool_pid:
                 used[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+        return used
+
+    def busiest_worker(self) -> int:
+        """The process id of the worker that has used the most processor time."""
+        used = self.workers()
         return max(used, key=lambda pid: used[pid])
 
 
@@ -147,4 +154,6 @@ def flink(folder: Path) -> Iterator[Flink]:
         pool = WorkerPool("Beam's worker pool", "python").start(folder / "workers.log")
         stack.callback(stop, pool.pid)
         flags = ["--runner=FlinkRunner", f"--job_endpoint={jobs.host}", "--parallelism=2", "--sdk_worker_parallelism=2"]
-        yield Flink([*flags, "--environment_type=EXTERNAL", f"--environment_config={pool.host}"], log, pool.pid)
+        yield Flink(
+            [*flags, "--environment_type=EXTERNAL", f"--environment_config={pool.host}"], log, jobs.pid, pool.pid
+        )
