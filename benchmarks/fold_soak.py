@@ -92,7 +92,7 @@ class Seen(NamedTuple):
     worker_mb: float
 
 
-def hot_bound(events: int, shape: Shape, late_s: float) -> float:
+def hot_bound(events: int, shape: Shape) -> float:
     """Pending events of a hot row, at most, if this many have markers.
 
     A row is folded once its pending events are a share of those folded before, or old, as far as one event of `EVERY`
@@ -101,10 +101,10 @@ def hot_bound(events: int, shape: Shape, late_s: float) -> float:
     from murmur_beam.fold_stage import EVERY
 
     waits = min(shape.share * events, shape.hot_rate * shape.age_s)
-    return 2 * (waits + EVERY) + shape.hot_rate * (shape.every_s + late_s)
+    return 2 * (waits + EVERY) + shape.hot_rate * (shape.every_s + shape.late_s)
 
 
-def burst_bound(rows: int, shape: Shape, late_s: float) -> float:
+def burst_bound(rows: int, shape: Shape) -> float:
     """Pending events of burst rows, at most.
 
     A row is folded after it was named twice, and then whenever it is named: on average it keeps fewer than `EVERY`
@@ -113,7 +113,7 @@ def burst_bound(rows: int, shape: Shape, late_s: float) -> float:
     from murmur_beam.fold_stage import EVERY
 
     burst_s = BURST_EVENTS * BURSTS / shape.burst_rate
-    return 2 * EVERY * rows + shape.burst_rate * (shape.every_s + late_s + burst_s)
+    return 2 * EVERY * rows + shape.burst_rate * (shape.every_s + shape.late_s + burst_s)
 
 
 class Soak:
@@ -142,8 +142,9 @@ class Soak:
         end_s = self._shape.ticks * TICK_S
         self._until(lambda: self._seconds() > end_s, look_s, kill_s)
         self._until(lambda: self._arrived(expected) or self._seconds() > end_s + STALLED_S, look_s)
-        old_s = self._seconds() + self._shape.age_s + self._shape.every_s + self._engine.late_s
-        self._until(lambda: self._seconds() > old_s, look_s)
+        if self._shape.every_s:
+            old_s = self._seconds() + self._shape.age_s + self._shape.every_s + self._shape.late_s
+            self._until(lambda: self._seconds() > old_s, look_s)
         self.look()
         with closing(self._spec.open(Count())) as store:
             found = {key.entity: value for key, value in store.scan(fresh=True)}
@@ -173,7 +174,7 @@ class Soak:
         """Look once, and print a line."""
         from benchmarks.soak_looks import Rows, look
 
-        shape, late_s = self._shape, self._engine.late_s
+        shape = self._shape
         groups, hot_rows = look(self._spec)
         total, hot, burst = Rows(), groups["hot"], groups["burst"]
         for rows in groups.values():
@@ -182,8 +183,8 @@ class Soak:
         n_events = max(1, total.marked + total.events)
         worker_mb, engine_mb = self._engine.memory_mb()
         seen = Seen(
-            max((row.events / hot_bound(row.marked, shape, late_s) for row in hot_rows), default=0.0),
-            burst.events / burst_bound(burst.rows, shape, late_s),
+            max((row.events / hot_bound(row.marked, shape) for row in hot_rows), default=0.0),
+            burst.events / burst_bound(burst.rows, shape),
             self._read() / n_events,
             *self._gets.percentiles_ms(),
             worker_mb,
@@ -229,8 +230,9 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
         from murmur_beam.state.bigtable import BigtableSpec, tables
     spec = BigtableSpec("benchmark", "instance", f"soak-{uuid.uuid4().hex[:8]}", timeout_s=60, patience_s=120)
     tables.create(spec, tables.table_meta(Schema(Count().name, None)), write="append")
-    job = Job([], shape, spec.place[1:], 0, time.time())
     with _counting_proxy(os.environ["BIGTABLE_EMULATOR_HOST"]) as (host, read), gets(spec) as reads:
+        job = Job([], shape, host, spec.place[1:], 0, time.time())
+        # The environment is for workers that are no children of the job.
         with environment(BIGTABLE_EMULATOR_HOST=host):
             starting = running(name, job, folder)
             engine = starting.__enter__()
@@ -268,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=int, default=1_000, metavar="N", help="events a second (%(default)s)")
     parser.add_argument("--interval", type=float, default=10.0, metavar="S", help="fold= in seconds (%(default)s)")
     parser.add_argument("--age", type=float, default=120.0, metavar="S", help="fold_age= in seconds (%(default)s)")
+    parser.add_argument("--late", type=float, default=20.0, metavar="S", help="see the bounds (%(default)s)")
     parser.add_argument("--kill_every", type=float, default=600.0, metavar="S", help="0: no kills (%(default)s)")
     parser.add_argument("--look_every", type=float, default=30.0, metavar="S", help="a line (%(default)s)")
     parser.add_argument("--no_fold", action="store_true", help="without the fold stage: the bounds must be missed")
@@ -275,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rate <= 0 or args.rate % 40:
         raise ConfigurationError("--rate", f"must be a multiple of 40, got {args.rate}")
     ticks = round(args.minutes * 60 / TICK_S)
-    shape = Shape(args.rate, ticks, 0.0 if args.no_fold else args.interval, SHARE, args.age)
+    shape = Shape(args.rate, ticks, 0.0 if args.no_fold else args.interval, SHARE, args.age, args.late)
     print(f"{args.engine}; {machine()}; {versions()}\n")
     with on_bigtable(), tempfile.TemporaryDirectory(prefix="murmur-soak-") as folder:
         seen, wrong = soak(args.engine, shape, args.look_every, args.kill_every, Path(folder))

@@ -18,8 +18,8 @@ from murmur_beam.testing.emulators import stop
 from tests.support.engines import PRISM, Flink, FlinkJobServer, flink
 from tests.support.ticks import FLINK_SUBTASKS
 
-ENGINES = ("flink", "prism")
-REPLAY_S = 60.0
+ENGINES = "flink", "prism"
+REPLAY_S = 10.0
 """A job that is started again on Prism begins with the events of this long before."""
 _CHECKPOINT = re.compile(r"Completed checkpoint \d+ for job \w+ \((\d+) bytes")
 _FLINK = ["--checkpointing_interval=5000", "--unaligned_checkpoint_enabled"]
@@ -34,10 +34,7 @@ class Engine:
 
     Attributes:
         kills: workers that were killed.
-        late_s: how long after its time a timer may fire, with bundles, checkpoints and the restart after a kill.
     """
-
-    late_s = 15.0
 
     def __init__(self, job: Job, pid: int) -> None:
         self._job = job
@@ -89,7 +86,7 @@ class FlinkEngine(Engine):
 
     def workers(self) -> list[int]:
         """See `Engine.workers`."""
-        return list(self._engine.workers())
+        return list(self._engine.pool.workers())
 
     def kill_one(self) -> bool:
         """See `Engine.kill_one`; only after two checkpoints: Flink would wait for a worker that is killed too early."""

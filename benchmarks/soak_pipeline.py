@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -29,6 +30,7 @@ class Shape(NamedTuple):
         ticks: number of parts in which they arrive, `TICK_S` apart.
         every_s: how long after a write rows are folded; 0: never.
         share, age_s: see `FoldPlan`.
+        late_s: how much later than planned a row may be folded: bundles, checkpoints, a worker that is started again.
     """
 
     rate: int
@@ -36,6 +38,7 @@ class Shape(NamedTuple):
     every_s: float
     share: float
     age_s: float
+    late_s: float
 
     @property
     def per_tick(self) -> int:
@@ -90,6 +93,7 @@ class Job(NamedTuple):
     Attributes:
         flags: of the pipeline; without ``--runner`` it runs on Prism.
         shape: of the events.
+        host: of the emulator.
         place: project, instance and name of the table.
         first: the tick to start with.
         start_s: when, in seconds since the epoch; not on Flink.
@@ -97,13 +101,14 @@ class Job(NamedTuple):
 
     flags: Sequence[str]
     shape: Shape
+    host: str
     place: tuple[str, str, str]
     first: int
     start_s: float
 
 
 def run(job: Job) -> None:
-    """Run the pipeline to its end.
+    """Run the pipeline to its end, in a process of its own.
 
     Raises:
         Exception: the pipeline has failed.
@@ -115,6 +120,7 @@ def run(job: Job) -> None:
         from murmur_beam import MergeRecords
         from murmur_beam.state.bigtable import BigtableSpec
         from tests.support import ticks
+    os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
     shape = job.shape
     numbers = range(job.first, shape.ticks)
     pipeline = beam.Pipeline(options=PipelineOptions([*job.flags, "--streaming"]))
