@@ -71,6 +71,9 @@ class Call(Generic[T]):
     Args:
         function: of a module that can be imported.
         args: of the function.
+
+    Attributes:
+        pid: of the process.
     """
 
     def __init__(self, function: Callable[..., T], *args: object) -> None:
@@ -80,6 +83,7 @@ class Call(Generic[T]):
         self._answer, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_call, args=(sender, dict(os.environ), function, args), daemon=True)
         self._process.start()
+        self.pid = self._process.pid or 0
         sender.close()
 
     def __enter__(self) -> Call[T]:

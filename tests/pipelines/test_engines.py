@@ -237,7 +237,7 @@ def test_flink_recovers_from_a_killed_worker(bigtable_host: str, tmp_path: Path)
         with pipeline("flights", tmp_path, *flags) as run:
             wait_for_the_middle(run, engine, uri)
             assert engine.logged("to RESTARTING.") == 0, "so far nothing has failed"
-            victim = engine.busiest_worker()
+            victim = engine.pool.busiest_worker()
             os.kill(victim, signal.SIGKILL)
             at_kill = committed(uri)
             assert 0 < at_kill < MANY, "killed in the middle"

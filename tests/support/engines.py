@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -80,8 +80,11 @@ def find_jar() -> str:
     return jar
 
 
+PRISM = Prism("Prism", "prism")
+
+
 @dataclass(frozen=True)
-class WorkerPool(Server):
+class _PoolServer(Server):
     """Starts a process of Beam's Python SDK whenever an engine asks for a worker."""
 
     def find(self) -> str:
@@ -97,7 +100,48 @@ class WorkerPool(Server):
         return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-PRISM = Prism("Prism", "prism")
+class Pool(NamedTuple):
+    """A pool that starts a worker whenever an engine asks for one.
+
+    Attributes:
+        flags: of a pipeline whose workers it starts.
+        pid: of the process whose children are the workers.
+    """
+
+    flags: list[str]
+    pid: int
+
+    def workers(self) -> dict[int, int]:
+        """The process ids of the workers, with the processor time that each has used."""
+        used: dict[int, int] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                # After the name, which may hold anything: state, parent's id, ...; the 12th and 13th are clock ticks.
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z" and int(fields[1]) == self.pid:
+                used[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
+        return used
+
+    def busiest_worker(self) -> int:
+        """The process id of the worker that has used the most processor time."""
+        used = self.workers()
+        return max(used, key=lambda pid: used[pid])
+
+
+@contextmanager
+def worker_pool(folder: Path) -> Iterator[Pool]:
+    """A pool of workers in processes of their own; they end with the block.
+
+    Args:
+        folder: for its log.
+    """
+    running = _PoolServer("Beam's worker pool", "python").start(folder / "workers.log")
+    try:
+        yield Pool(["--environment_type=EXTERNAL", f"--environment_config={running.host}"], running.pid)
+    finally:
+        stop(running.pid)
 
 
 class Flink(NamedTuple):
@@ -106,29 +150,18 @@ class Flink(NamedTuple):
     Attributes:
         flags: of a pipeline that is to run there, with two workers.
         log: the output of the job server and Flink.
-        pool_pid: of the process whose children are the workers.
+        pid: of the job server, in which Flink runs.
+        pool: of the workers.
     """
 
     flags: list[str]
     log: Path
-    pool_pid: int
+    pid: int
+    pool: Pool
 
     def logged(self, text: str) -> int:
         """The number of times that a text is in the log."""
         return self.log.read_text("utf-8", "replace").count(text)
-
-    def busiest_worker(self) -> int:
-        """The process id of the worker that has used the most processor time."""
-        used: dict[int, int] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                # After the name, which may hold anything: state, parent's id, ...; the 12th and 13th are clock ticks.
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] != "Z" and int(fields[1]) == self.pool_pid:
-                used[int(stat.parent.name)] = int(fields[11]) + int(fields[12])
-        return max(used, key=lambda pid: used[pid])
 
 
 @contextmanager
@@ -141,10 +174,10 @@ def flink(folder: Path) -> Iterator[Flink]:
     server = FlinkJobServer("Beam's Flink job server", "java", folder)
     require(server)
     log = folder / "flink.log"
-    with ExitStack() as stack:
-        jobs = server.start(log)
-        stack.callback(stop, jobs.pid)
-        pool = WorkerPool("Beam's worker pool", "python").start(folder / "workers.log")
-        stack.callback(stop, pool.pid)
-        flags = ["--runner=FlinkRunner", f"--job_endpoint={jobs.host}", "--parallelism=2", "--sdk_worker_parallelism=2"]
-        yield Flink([*flags, "--environment_type=EXTERNAL", f"--environment_config={pool.host}"], log, pool.pid)
+    jobs = server.start(log)
+    try:
+        with worker_pool(folder) as pool:
+            flags = ["--runner=FlinkRunner", f"--job_endpoint={jobs.host}", *pool.flags]
+            yield Flink([*flags, "--parallelism=2", "--sdk_worker_parallelism=2"], log, jobs.pid, pool)
+    finally:
+        stop(jobs.pid)

@@ -1,0 +1,128 @@
+"""The engines of `benchmarks.fold_soak`, with workers that can be killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.harness import Call
+from benchmarks.soak_looks import memory_mb
+from benchmarks.soak_pipeline import TICK_S, Job, run
+from murmur_beam.testing.emulators import stop
+from tests.support.engines import PRISM, Flink, FlinkJobServer, flink
+from tests.support.ticks import FLINK_SUBTASKS
+
+ENGINES = "flink", "prism"
+REPLAY_S = 10.0
+"""A job that is started again on Prism begins with the events of this long before."""
+_CHECKPOINT = re.compile(r"Completed checkpoint \d+ for job \w+ \((\d+) bytes")
+_FLINK = ["--checkpointing_interval=5000", "--unaligned_checkpoint_enabled"]
+
+
+class Engine:
+    """An engine that runs the job.
+
+    Args:
+        job: what to run.
+        pid: of the engine.
+
+    Attributes:
+        kills: workers that were killed.
+    """
+
+    def __init__(self, job: Job, pid: int) -> None:
+        self._job = job
+        self._pid = pid
+        self._call = Call(run, job)
+        self._ended = False
+        self.kills = 0
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        return [self._call.pid]
+
+    def kill_one(self) -> bool:
+        """Kill a worker, and go on with another one; False if it cannot be killed now."""
+        self._call.__exit__()
+        self.kills += 1
+        done_s = max(0.0, time.time() - self._job.start_s - REPLAY_S)
+        first = round(done_s / TICK_S)
+        self._job = self._job._replace(first=first, start_s=self._job.start_s + first * TICK_S)
+        self._call = Call(run, self._job)
+        return True
+
+    def check(self) -> None:
+        """Raise the error of a job that has failed."""
+        if not self._ended and self._call.done():
+            self._call.result()
+            self._ended = True
+
+    def memory_mb(self) -> tuple[float, float]:
+        """Resident memory of the workers, and of the engine."""
+        return memory_mb(self.workers()), memory_mb([self._pid])
+
+    def state_kb(self) -> float:
+        """The size of the last checkpoint; 0 where there are none."""
+        return 0.0
+
+    def close(self) -> None:
+        """End the job."""
+        self._call.__exit__()
+
+
+class FlinkEngine(Engine):
+    """Flink with two workers in processes of their own, which restores its last checkpoint after a kill."""
+
+    def __init__(self, job: Job, engine: Flink) -> None:
+        self._engine = engine
+        self._checkpoints = 0
+        super().__init__(job._replace(flags=[*job.flags, *engine.flags, *_FLINK]), engine.pid)
+
+    def workers(self) -> list[int]:
+        """See `Engine.workers`."""
+        return list(self._engine.pool.workers())
+
+    def kill_one(self) -> bool:
+        """See `Engine.kill_one`; only after two checkpoints: Flink would wait for a worker that is killed too early."""
+        checkpoints = self._engine.logged("Completed checkpoint ")
+        workers = self.workers()
+        if checkpoints < self._checkpoints + 2 or len(workers) < FLINK_SUBTASKS:
+            return False
+        os.kill(random.choice(workers), signal.SIGKILL)
+        self.kills += 1
+        self._checkpoints = checkpoints
+        return True
+
+    def state_kb(self) -> float:
+        """See `Engine.state_kb`."""
+        sizes = _CHECKPOINT.findall(self._engine.log.read_text("utf-8", "replace"))
+        return int(sizes[-1]) / 1e3 if sizes else 0.0
+
+
+@contextmanager
+def running(name: str, job: Job, folder: Path) -> Iterator[Engine]:
+    """Run the job on an engine; both end with the block."""
+    if name == "flink":
+        FlinkJobServer("Beam's Flink job server", "java", folder).find()
+        with flink(folder) as started:
+            yield from _closing(FlinkEngine(job, started))
+        return
+    server = PRISM.start(folder / "prism.log")
+    try:
+        flags = [*job.flags, "--runner=PrismRunner", f"--job_endpoint={server.host}"]
+        yield from _closing(Engine(job._replace(flags=flags), server.pid))
+    finally:
+        stop(server.pid)
+
+
+def _closing(engine: Engine) -> Iterator[Engine]:
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,137 @@
+"""The fold stage in streaming pipelines whose workers are killed: Flink goes on, on Prism the job is run again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.portable_runner import PipelineResult
+
+from murmur_beam import MergeRecords
+from murmur_beam.fold_stage import EVERY
+from murmur_beam.monoids import Count
+from murmur_beam.state.bigtable import BigtableSpec
+from murmur_beam.state.bigtable.sizes import RowSize, look_at_sizes
+from tests.pipelines.test_fold_stage import events, recount, totals
+from tests.support import emulators, ticks
+from tests.support.appended import AppendedSpec
+from tests.support.engines import PRISM, flink, worker_pool
+
+TIMEOUT_S = 240.0
+PARTS, INTERVAL_S = 50, 0.1
+BUSY = 4
+LAST = 16 * EVERY
+"""Events of each busy row in the last part: one of them is picked for certain, and the row folded once more."""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="finds workers by Linux's list of processes"
+)
+
+
+@pytest.fixture
+def table(bigtable_host: str) -> BigtableSpec:
+    """A new table that is appended to."""
+    spec = emulators.new_spec(bigtable_host)
+    AppendedSpec(*spec.place[1:]).open(Count()).close()
+    return spec
+
+
+class Parts:
+    """The events in parts; each but the last ones of the busy rows twice."""
+
+    def __init__(self) -> None:
+        self.events = events(6_000, BUSY)
+        last = [{"id": f"last{i}", "k": f"busy{i % BUSY}"} for i in range(BUSY * LAST)]
+        random.Random(2).shuffle(last)
+        self._parts = [self.events[part::PARTS] for part in range(PARTS)]
+        self._parts[-1] = [*self._parts[-1], *last]
+        self.events += last
+
+    def __call__(self, part: int) -> list[dict[str, str]]:
+        """One of the parts."""
+        return self._parts[part]
+
+
+def merge(numbers: beam.PCollection[int], parts: Parts, table: BigtableSpec) -> None:
+    """Merge the parts, and fold each second."""
+    fold = MergeRecords("test", key="k", event_id="id", monoid="count", store=table, fold="1s")
+    _ = numbers | "Part" >> beam.FlatMap(parts) | fold
+
+
+def kill_in_the_middle(
+    result: PipelineResult, kills: Callable[[], bool], victim: Callable[[], int], table: BigtableSpec
+) -> None:
+    """Kill a worker when something was folded and more is to come, and the engine is ready for it."""
+    n_events = sum(recount(Parts().events).values())
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (folded := sum(totals(table, fresh=False).values())) or not kills():
+        assert result.state not in ("FAILED", "DONE")
+        assert time.monotonic() < deadline, "nothing was folded"
+        time.sleep(0.05)
+    os.kill(victim(), signal.SIGKILL)
+    assert folded < n_events - BUSY * LAST, "killed in the middle"
+
+
+def check(table: BigtableSpec, parts: Parts) -> None:
+    """Each event counts once, and only rows of one event are still pending."""
+    right = recount(parts.events)
+    assert totals(table, fresh=True) == right
+    folded = totals(table, fresh=False)
+    busy = {key: n for key, n in right.items() if key.startswith("busy")}
+    assert {key: folded[key] for key in busy} == busy
+    once = len(right) - BUSY
+    assert pending(table).cells <= 3 * once
+
+
+def pending(table: BigtableSpec) -> RowSize:
+    """The size of all rows, with their pending cells."""
+    with closing(table.connect()) as connection:
+        return connection.run(look_at_sizes(connection)).total
+
+
+def test_flink_goes_on_after_a_kill(table: BigtableSpec, tmp_path: Path) -> None:
+    """Flink restores state and timers of the stage: no number is wrong, and busy rows are folded to the last event."""
+    parts = Parts()
+    with flink(tmp_path) as engine:
+        checkpoints = ["--checkpointing_interval=1000", "--unaligned_checkpoint_enabled"]
+        flags = [*engine.flags, "--streaming", *checkpoints, "--shutdown_sources_after_idle_ms=0"]
+        pipeline = beam.Pipeline(options=PipelineOptions(flags))
+        merge(ticks.on_flink(pipeline, range(PARTS), INTERVAL_S, sends=PARTS), parts, table)
+        result = pipeline.run()
+        kill_in_the_middle(
+            result, lambda: engine.logged("Completed checkpoint ") > 0, engine.pool.busiest_worker, table
+        )
+        assert result.wait_until_finish(TIMEOUT_S * 1000) == "DONE"
+        assert engine.logged("from state RUNNING to RESTARTING.") == 1
+        assert engine.logged("Restoring job ") == 1, "from a checkpoint"
+    check(table, parts)
+
+
+def test_prism_fails_after_a_kill_and_the_next_run_is_right(table: BigtableSpec, tmp_path: Path) -> None:
+    """Prism does not start another worker. A second run of the whole input counts nothing twice, and folds it all."""
+    emulators.require(PRISM)
+    parts = Parts()
+    with emulators.shared(PRISM, tmp_path) as host, worker_pool(tmp_path) as pool:
+        flags = ["--runner=PrismRunner", f"--job_endpoint={host}", "--streaming", *pool.flags]
+        start_s = time.time()
+
+        def run() -> PipelineResult:
+            pipeline = beam.Pipeline(options=PipelineOptions(flags))
+            merge(ticks.by_clock(pipeline, range(PARTS), INTERVAL_S, start_s), parts, table)
+            return pipeline.run()
+
+        result = run()
+        kill_in_the_middle(result, lambda: True, pool.busiest_worker, table)
+        with pytest.raises(RuntimeError, match="SDK worker disconnected"):
+            result.wait_until_finish()
+        assert totals(table, fresh=True) != recount(parts.events)
+        assert run().wait_until_finish() == "DONE"
+    check(table, parts)
