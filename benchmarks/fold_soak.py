@@ -98,7 +98,7 @@ def hot_bound(events: int, shape: Shape) -> float:
     A row is folded once its pending events are a share of those folded before, or old, as far as one event of `EVERY`
     shows; a factor of 2 is for chance. Whether it is time is decided at intervals, and bundles take time.
     """
-    from murmur_beam.fold_stage import EVERY
+    from murmur_beam.fold_policy import EVERY
 
     waits = min(shape.share * events, shape.hot_rate * shape.age_s)
     return 2 * (waits + EVERY) + shape.hot_rate * (shape.every_s + shape.late_s)
@@ -110,7 +110,7 @@ def burst_bound(rows: int, shape: Shape) -> float:
     A row is folded after it was named twice, and then whenever it is named: on average it keeps fewer than `EVERY`
     events twice. Those of the last interval, and of bursts that go on, are not folded yet.
     """
-    from murmur_beam.fold_stage import EVERY
+    from murmur_beam.fold_policy import EVERY
 
     burst_s = BURST_EVENTS * BURSTS / shape.burst_rate
     return 2 * EVERY * rows + shape.burst_rate * (shape.every_s + shape.late_s + burst_s)
@@ -232,7 +232,7 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
     tables.create(spec, tables.table_meta(Schema(Count().name, None)), write="append")
     with _counting_proxy(os.environ["BIGTABLE_EMULATOR_HOST"]) as (host, read), gets(spec) as reads:
         job = Job([], shape, host, spec.place[1:], 0, time.time())
-        # The environment is for workers that are no children of the job.
+        # The environment is for workers that the job does not start itself.
         with environment(BIGTABLE_EMULATOR_HOST=host):
             starting = running(name, job, folder)
             engine = starting.__enter__()

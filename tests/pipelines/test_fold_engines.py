@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import PipelineResult
 
 from murmur_beam import MergeRecords
-from murmur_beam.fold_stage import EVERY
+from murmur_beam.fold_policy import EVERY
 from murmur_beam.monoids import Count
 from murmur_beam.state.bigtable import BigtableSpec
 from murmur_beam.state.bigtable.sizes import RowSize, look_at_sizes
