@@ -64,17 +64,19 @@ MAY_IMPORT = {
     "monoids.timed": "errors model monoids.base monoids.extremum",
     "monoids.first": "errors model monoids.base monoids.timed",
     "monoids.last": "errors model monoids.base monoids.timed",
+    "monoids.struct_name": "",
+    "monoids.structs": "errors model monoids.base monoids.struct_name",
     "monoids": "errors import_path monoids.*",
     # Stores know the contract, and never each other.
-    "state.base": "errors model durations monoids.base",
+    "state.base": "errors model durations monoids.base monoids.struct_name",
     "state.adapted": "errors model monoids.base state.base",
     "state.folding": "errors model state.base",
     "state.*": "errors forks model clock durations option monoids.base state.base state.adapted",
     "state.sqlite": "errors option state.sqlite.*",
     "state.sqlite.*": "errors forks model clock durations option monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors option state.bigtable.*",
-    "state.bigtable.*": "errors model clock durations sizes option monoids.base state.base state.folding retry windows "
-    "state.bigtable.*",
+    "state.bigtable.*": "errors model clock durations sizes option monoids.base monoids.structs state.base "
+    "state.folding retry windows state.bigtable.*",
     "state": "errors model import_path state.base state.adapted state.*",
     # The core runs without Beam.
     "retry": "errors clock",

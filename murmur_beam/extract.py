@@ -8,7 +8,17 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from murmur_beam.decode import decoder_of
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.fields import ESCAPED, Field, Getter, argument_of, compile_field, compile_id, compile_keys
+from murmur_beam.fields import (
+    ESCAPED,
+    Field,
+    Getter,
+    ValueField,
+    argument_of,
+    compile_field,
+    compile_id,
+    compile_keys,
+    compile_values,
+)
 from murmur_beam.model import Record, check_entity, check_event_id, is_plain_id, is_plain_key, is_representable
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.processor import make_record
@@ -23,7 +33,7 @@ class Extraction:
 
     Args:
         keys: a function that returns the keys, or several fields that give one key each.
-        value: None only for a monoid that needs no value.
+        value: None only for a monoid that needs no value; for several aggregates, where the value of each is.
         event_id: None only if no id is needed.
         event_time: None for the element's timestamp.
         decode: "json", "csv", a function of the element, or None for `decode_bytes`.
@@ -37,7 +47,7 @@ class Extraction:
     """
 
     keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]
-    value: Field | None = None
+    value: Field | tuple[ValueField, ...] | None = None
     event_id: Field | None = None
     event_time: Field | None = None
     decode: str | Callable[[Any], Any] | None = None
@@ -64,7 +74,8 @@ class _Getters:
     def __init__(self, extraction: Extraction) -> None:
         self.decode = decoder_of(extraction.decode, extraction.delimiter)
         self.keys = compile_keys(extraction.keys)
-        self.value = _optional("value", extraction.value)
+        value = extraction.value
+        self.value = compile_values(value) if isinstance(value, tuple) else _optional("value", value)
         # The format is checked even if there is no id.
         event_id = "=" if extraction.event_id is None else extraction.event_id
         self.event_id = compile_id(event_id, extraction.id_format, extraction.source)
@@ -125,6 +136,7 @@ class Extractor:
         self._nanoseconds = extraction.times.nanoseconds
         # A monoid that needs no value, such as a count, never looks at one.
         self._value = getters.value if monoid.needs_value else None
+        self._several = self._value if isinstance(extraction.value, tuple) else None
         self._keys = getters.keys
         self._keys_argument = argument_of(extraction.keys)
         self._finer = monoid.needs_event_time and self._event_time is not None
@@ -181,7 +193,10 @@ class Extractor:
                 return None
             if self._event_time is not None or self._need_time:
                 timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NO_HINTS)
-            delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
+            if self._several is not None:
+                delta = self._lift(self._several(decoded, element), timestamp_us)
+            else:
+                delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
         except Exception:
             return None
         return event_id, timestamp_us, (entity,), delta
@@ -220,7 +235,7 @@ class Extractor:
 
 
 class _Names(NamedTuple):
-    """Names of the fields that hold a record's parts; value is None if the monoid needs none."""
+    """Names of the fields that hold a record's parts; value is None if the monoid needs none, or has several."""
 
     key: str
     event_id: str
@@ -233,12 +248,12 @@ def _names(extraction: Extraction, needs_value: bool) -> _Names | None:
     if not (isinstance(keys, tuple) and len(keys) == 1 and _is_name(keys[0]) and _is_name(extraction.event_id)):
         return None
     value = extraction.value if needs_value else None
-    if not (value is None or _is_name(value)):
-        return None
-    return _Names(keys[0], extraction.event_id, value)
+    if value is None or isinstance(value, tuple):
+        return _Names(keys[0], extraction.event_id, None)
+    return _Names(keys[0], extraction.event_id, value) if _is_name(value) else None
 
 
-def _is_name(field: Field | None) -> TypeGuard[str]:
+def _is_name(field: object) -> TypeGuard[str]:
     return isinstance(field, str) and field.isidentifier()
 
 

@@ -30,6 +30,9 @@ NOT_NUMBERS = frozenset(
 _ALWAYS_READABLE = 64 * 1024
 """Size in bytes up to which a payload in UTF-8 is always text in a letter's JSON, for people to read."""
 
+ABSENT = object()
+"""Stands for the value of an aggregate whose record lacks it."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 

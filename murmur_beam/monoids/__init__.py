@@ -16,6 +16,8 @@ from murmur_beam.monoids.last import Last
 from murmur_beam.monoids.max import Max
 from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.set_union import SetUnion
+from murmur_beam.monoids.struct_name import parts_of
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
 
@@ -29,8 +31,10 @@ __all__ = [
     "Monoid",
     "Overflow",
     "SetUnion",
+    "Struct",
     "Sum",
     "Timed",
+    "aggregate_of",
     "by_name",
     "names",
 ]
@@ -48,6 +52,8 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
     Raises:
         ConfigurationError: the name is unknown or not a monoid's; the error names ``argument``.
     """
+    if (parts := parts_of(name)) is not None:
+        return Struct({part: by_name(monoid, argument) for part, (monoid, _) in parts.items()})
     if ":" in name:
         found = load_attribute(name, "monoid", argument)
     elif name in names():
@@ -59,3 +65,24 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
     if not isinstance(found, Monoid):
         raise ConfigurationError(argument, f"{name!r} is a {kind_of(found)}, not a Monoid")
     return found
+
+
+def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
+    """The name and the monoid of an aggregate, written as ``NAME=MONOID`` or ``NAME=MONOID:FIELD``; a ``?`` behind the
+    field makes it optional, see `Monoid.of`.
+
+    Raises:
+        ConfigurationError: the text has another form, or the monoid is unknown.
+    """
+    name, equals, rest = text.partition("=")
+    monoid, colon, field = rest.partition(":")
+    if "." in monoid.partition("(")[0]:
+        # A monoid of the user's, package.module:attribute.
+        attribute, colon, field = field.partition(":")
+        monoid = f"{monoid}:{attribute}"
+    if not (equals and name and monoid) or (colon and not field.rstrip("?")):
+        raise ConfigurationError(
+            "aggregate", f"{text!r:.80}: write NAME=MONOID:FIELD, such as revenue=sum:amount, or views=count"
+        )
+    found = by_name(monoid, "aggregate")
+    return name, found.of(field.removesuffix("?"), optional=field.endswith("?")) if field else found

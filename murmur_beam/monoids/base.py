@@ -7,7 +7,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -59,21 +59,26 @@ class Monoid(Generic[V], metaclass=_Complete):
     idempotent."""
     native: ClassVar[str | None] = None
     """Name of the store operation that folds without reading ("sum"), for stores that have it."""
-    needs_value: ClassVar[bool] = True
+    needs_value: bool = True
     """True if `lift` uses the value."""
-    needs_event_time: ClassVar[bool] = False
+    needs_event_time: bool = False
     """True if `lift` uses the event time."""
-    field: str | None = None
-    """Name of the record's field that is folded, if known; see `of`."""
+    field: str | Callable[[Any], Any] | None = None
+    """The record's field that is folded, if known; see `of`."""
+    optional: bool = False
+    """Whether a record without the field skips this aggregate; see `of`."""
 
-    def of(self, field: str) -> Monoid[V]:
-        """A copy that names the record's field it folds; a store records the name, and refuses another.
+    def of(self, field: str | Callable[[Any], Any], *, optional: bool = False) -> Monoid[V]:
+        """A copy that knows the record's field it folds. A store records the field's name, and refuses another.
 
         Args:
-            field: name or path, as in ``value=``.
+            field: as in ``value=``.
+            optional: in `MergeRecords.aggregates`, a record that lacks the field, or has None there, is not folded into
+                this aggregate; otherwise it becomes a dead letter.
         """
         named = copy.copy(self)
         object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
+        object.__setattr__(named, "optional", optional)
         return named
 
     @abc.abstractmethod
