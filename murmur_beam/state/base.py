@@ -253,8 +253,11 @@ class Schema(NamedTuple):
         return cls(monoid.name, granularity, monoid.field if isinstance(monoid.field, str) else None)
 
     def __str__(self) -> str:
-        field = "" if self.field is None or parts_of(self.monoid) else f" of {self.field!r}"
         buckets = f"buckets of {format_duration(self.granularity)}" if self.granularity else "no window"
+        if (parts := parts_of(self.monoid)) is not None:
+            named = [f"{name}={monoid}{(since and f' since {since}') or ''}" for name, (monoid, since) in parts.items()]
+            return f"aggregates {', '.join(named)} and {buckets}"
+        field = "" if self.field is None else f" of {self.field!r}"
         return f"monoid {self.monoid!r}{field} and {buckets}"
 
     def accepts(self, wanted: Schema) -> bool:

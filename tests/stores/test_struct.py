@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from murmur_beam.cli import main as cli
 from murmur_beam.errors import SchemaMismatch
 from murmur_beam.model import ABSENT, Key, Update
 from murmur_beam.monoids import Count, Custom, First, Max, Monoid, SetUnion, Struct, Sum
-from murmur_beam.state import StoreSpec
+from murmur_beam.reader import Reader
+from murmur_beam.state import Schema, StoreSpec
 from murmur_beam.state.bigtable import BigtableSpec, wire
 from murmur_beam.state.bigtable.store import BigtableStore
 from murmur_beam.state.memory import MemorySpec
@@ -169,3 +172,74 @@ def test_sums_are_columns_of_their_own(bigtable_host: str, stack: ExitStack) -> 
     assert cells[wire.AGG, b"views"] == (2).to_bytes(8, "big")
     assert cells[wire.AGG, b"revenue"] == (-2).to_bytes(8, "big", signed=True)
     assert cells[wire.STATE, b"=most"] == b"9"
+
+
+class TestAlterTable:
+    """``murmur alter-table --add`` on a live table."""
+
+    @pytest.fixture(params=["commit", "append"])
+    def table(self, request: pytest.FixtureRequest, bigtable_host: str) -> BigtableSpec:
+        """A table of two aggregates."""
+        spec: BigtableSpec = emulators.new_spec(bigtable_host)
+        spec = BigtableSpec(*spec.place[1:3], f"{spec.table}-altered")
+        flags = ["--aggregate", "views=count", "--aggregate", "revenue=sum:amount", "--write", request.param]
+        assert cli.main(["create-table", str(spec), *flags]) == 0
+        return spec
+
+    def test_an_aggregate_counts_from_then_on(
+        self, table: BigtableSpec, stack: ExitStack, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Programs of the old definition go on, also if they are started again, and leave the new one alone."""
+        old, new = Struct(dict(list(PARTS_ADDED.items())[:2])), Struct(PARTS_ADDED)
+        running = opened(table, old, stack)
+        running.merge_update(Key("k"), (1, 5), event_id="1")
+        with pytest.raises(SchemaMismatch, match="was opened for aggregates views=count, revenue=sum, most=max"):
+            table.open(new)
+        assert cli.main(["alter-table", str(table), "--add", "most=max"]) == 0
+        assert cli.main(["alter-table", str(table), "--add", "most=max"]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert re.match(
+            r".*: added most=max; it counts since 20\d\d-.*Z, in programs that are started with it$", said[-2]
+        )
+        assert said[-1] == f"{table}: nothing to do; it has most"
+        newer = opened(table, new, stack)
+        newer.merge_updates([Update(Key("k"), (1, 1, 7), "2"), Update(Key("k"), (1, 5, 99), "1")])
+        running.merge_update(Key("k"), (1, 2), event_id="3")
+        again = opened(table, old, stack)
+        again.merge_update(Key("k"), (1, 3), event_id="4")
+        newer.merge_update(Key("k"), (1, 0, 4), event_id="5")
+        # Of the redelivered event 1 the first delivery counts, which lacks the new aggregate.
+        assert newer.get(Key("k")) == (5, 11, 7)
+        if newer.appends:
+            assert again.fold().unfoldable > 0, "cells of the new definition stay pending"
+            newer.fold()
+        assert newer.get(Key("k"), fresh=False) == (5, 11, 7)
+        assert again.get(Key("k"), fresh=False) == (5, 11)
+        with Reader.open(table) as reader:
+            assert reader.get("k") == {"views": 5, "revenue": 11, "most": 7}
+
+    @pytest.mark.parametrize(
+        ("add", "problem"),
+        [
+            ("views=sum", "has views already, as count; choose another name"),
+            ("Ä=sum", "'Ä' is not a name"),
+            ("most=median", "unknown monoid 'median'"),
+            ("most", "write NAME=MONOID:FIELD"),
+        ],
+    )
+    def test_mistakes(self, table: BigtableSpec, capsys: pytest.CaptureFixture[str], add: str, problem: str) -> None:
+        """Nothing is recorded."""
+        capsys.readouterr()
+        assert cli.main(["alter-table", str(table), "--add", add]) == 2
+        assert problem in capsys.readouterr().err
+        assert table.recorded_schema() == Schema("struct(views=count,revenue=sum)", None)
+
+    def test_a_table_of_one_aggregate(self, bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """It has no names to which another could be added."""
+        spec = emulators.new_spec(bigtable_host)
+        spec.open(Sum()).close()
+        assert cli.main(["alter-table", str(spec), "--add", "most=max"]) == 2
+        assert "holds one aggregate, 'sum'; only a table that was made with --aggregate" in capsys.readouterr().err
+
+
+PARTS_ADDED: dict[str, Monoid[Any]] = {"views": Count(), "revenue": Sum(), "most": Max()}

@@ -377,9 +377,13 @@ def _family(name: str) -> bytes:
 
 def at_version(family: str, version: int) -> bytes:
     """The predicate "the row is at this version", which is in a column of this family."""
-    wanted = version.to_bytes(8, "big")
-    values = _field(b"\x7a", _field(b"\x0a", wanted) + _field(b"\x1a", wanted))
-    return _field(b"\x32", _field(b"\x0a", _field(b"\x0a", _column(family, VERSION)) + _field(b"\x0a", values)))
+    return has_value(family, VERSION, version.to_bytes(8, "big"))
+
+
+def has_value(family: str, qualifier: bytes, value: bytes) -> bytes:
+    """The predicate "the row has a cell of this value in this column"."""
+    values = _field(b"\x7a", _field(b"\x0a", value) + _field(b"\x1a", value))
+    return _field(b"\x32", _field(b"\x0a", _field(b"\x0a", _column(family, qualifier)) + _field(b"\x0a", values)))
 
 
 def has_family(family: str) -> bytes:
