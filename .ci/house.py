@@ -57,7 +57,8 @@ MAY_IMPORT = {
     "model": "errors",
     # Monoids know nothing but the contract. Those that share code say so in a row.
     "monoids.base": "errors model",
-    "monoids.*": "errors model monoids.base",
+    "monoids.notation": "errors",
+    "monoids.*": "errors model monoids.base monoids.notation",
     "monoids.count": "errors model monoids.base monoids.sum",
     "monoids.min": "errors model monoids.base monoids.extremum",
     "monoids.max": "errors model monoids.base monoids.extremum",
@@ -84,7 +85,7 @@ MAY_IMPORT = {
     "processor": f"{BASICS} retry config",
     "buffer": "errors model durations option",
     # From an element to a record.
-    "decode": "errors",
+    "decode": "errors model",
     "fields": "errors model decode",
     "times": "errors model",
     "extract": f"{CORE} decode fields times",

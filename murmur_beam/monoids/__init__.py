@@ -8,6 +8,7 @@ from typing import Any
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.import_path import kind_of, load_attribute
+from murmur_beam.monoids import notation
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
@@ -33,6 +34,7 @@ __all__ = [
     "Timed",
     "by_name",
     "names",
+    "recorded",
 ]
 
 
@@ -43,11 +45,37 @@ def names() -> list[str]:
 
 
 def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
-    """The shipped monoid called ``name``, or a user's monoid named as ``package.module:attribute``.
+    """The shipped monoid called ``name``, or a user's monoid named as ``package.module:attribute``. Parameters in
+    parentheses, such as ``sum(places=2)``, are those of its class.
 
     Raises:
-        ConfigurationError: the name is unknown or not a monoid's; the error names ``argument``.
+        ConfigurationError: the name is unknown or not a monoid's, or the monoid does not have such parameters; the
+            error names ``argument``.
     """
+    call = notation.parse(name, argument)
+    if call is None:
+        return _named(name, argument)
+    kind = type(_named(call.name, argument))
+    inner = [by_name(each, argument) for each in call.monoids]
+    try:
+        return kind(*inner, **call.parameters)
+    except (TypeError, ConfigurationError) as err:
+        raise ConfigurationError(argument, f"{name!r:.80}: {err}") from None
+
+
+def recorded(name: str) -> Monoid[Any] | None:
+    """The shipped monoid that a store has recorded under this name; None if no shipped monoid has it.
+
+    It imports nothing of other packages: a store's content must not decide which Python module is imported.
+    """
+    try:
+        found = None if ":" in name else by_name(name)
+    except ConfigurationError:
+        return None
+    return found if found is not None and found.name == name else None
+
+
+def _named(name: str, argument: str) -> Monoid[Any]:
     if ":" in name:
         found = load_attribute(name, "monoid", argument)
     elif name in names():
