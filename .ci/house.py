@@ -57,8 +57,13 @@ MAY_IMPORT = {
     "model": "errors",
     # Monoids know nothing but the contract. Those that share code say so in a row.
     "monoids.base": "errors model",
-    "monoids.*": "errors model monoids.base",
+    "monoids.notation": "errors",
+    "monoids.*": "errors model monoids.base monoids.notation",
     "monoids.count": "errors model monoids.base monoids.sum",
+    "monoids.exact": "errors model monoids.base",
+    "monoids.float_sum": "errors model monoids.base monoids.exact",
+    "monoids.mean": "errors model monoids.base monoids.exact",
+    "monoids.variance": "errors model monoids.base monoids.exact",
     "monoids.min": "errors model monoids.base monoids.extremum",
     "monoids.max": "errors model monoids.base monoids.extremum",
     "monoids.timed": "errors model monoids.base monoids.extremum",
@@ -86,7 +91,7 @@ MAY_IMPORT = {
     "processor": f"{BASICS} retry config",
     "buffer": "errors model durations option",
     # From an element to a record.
-    "decode": "errors",
+    "decode": "errors model",
     "fields": "errors model decode",
     "times": "errors model",
     "extract": f"{CORE} decode fields times",

@@ -67,12 +67,16 @@ class Extraction:
 class _Getters:
     """The functions that find the parts of a record; they cannot be pickled.
 
+    Args:
+        extraction: where the parts come from.
+        exact: keep the text of numbers in JSON.
+
     Raises:
         ConfigurationError: a part that cannot be used.
     """
 
-    def __init__(self, extraction: Extraction) -> None:
-        self.decode = decoder_of(extraction.decode, extraction.delimiter)
+    def __init__(self, extraction: Extraction, *, exact: bool = False) -> None:
+        self.decode = decoder_of(extraction.decode, extraction.delimiter, exact=exact)
         self.keys = compile_keys(extraction.keys)
         value = extraction.value
         self.value = compile_values(value) if isinstance(value, tuple) else _optional("value", value)
@@ -128,7 +132,7 @@ class Extractor:
         self._lift = monoid.lift
         self._need_id = need_id
         self._need_time = need_time
-        getters = _Getters(extraction)
+        getters = _Getters(extraction, exact=monoid.exact_numbers)
         self._decode = getters.decode
         self._event_id = None if extraction.event_id is None else getters.event_id
         self._event_time = getters.event_time

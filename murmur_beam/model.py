@@ -241,6 +241,22 @@ class Message(NamedTuple):
     ordering_key: str | None
 
 
+class WrittenFloat(float):
+    """A float with the text that it was written as, such as "12.30", for sums that must not round it.
+
+    Attributes:
+        text: a decimal number.
+    """
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+
 def plain(value: Any) -> Any:
     """The Python value of a numpy scalar, which rows of pandas and Arrow contain; any other value unchanged."""
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):

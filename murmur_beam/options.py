@@ -179,7 +179,7 @@ class MergeOptions:
     monoid: Annotated[
         Monoid[Any] | str | None,
         Option(
-            "how to fold: sum, count, min, max, first, ... or package.module:attribute",
+            "how to fold: sum, 'sum(places=2)', count, min, max, first, ... or package.module:attribute",
             "MONOID",
             check=as_monoid,
             default="sum",

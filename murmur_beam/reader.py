@@ -12,8 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
-from murmur_beam.monoids import Monoid, by_name, names
-from murmur_beam.monoids.struct_name import parts_of
+from murmur_beam.monoids import Monoid, names, recorded
 from murmur_beam.state import SpecLike, Store, StoreLike, spec_from_uri
 from murmur_beam.state.adapted import as_spec, as_store
 from murmur_beam.windows import WindowConfig
@@ -77,14 +76,13 @@ class Reader(Generic[V]):
         if schema is None:
             raise StoreUnavailable(f"{spec}: nothing was written to it yet; check the name, or run its pipeline first")
         if monoid is None:
-            # Not by_name alone: a store's content must not decide which Python module is imported.
-            if schema.monoid not in names() and parts_of(schema.monoid) is None:
+            monoid = recorded(schema.monoid)
+            if monoid is None:
                 raise ConfigurationError(
                     "monoid",
                     f"{spec} was written with {schema.monoid!r}, which is not one of {', '.join(names())}; "
                     "pass --monoid package.module:attribute (in Python: monoid=)",
                 )
-            monoid = by_name(schema.monoid)
         if window is None and schema.granularity is not None:
             window = WindowConfig(schema.granularity)
         return cls(spec.open(monoid, window.granularity if window else None), window, states=states)

@@ -64,9 +64,9 @@ exit codes:
 
 --json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and a
 value that JSON cannot represent is {"base64": ...} of the stored bytes. What a monoid presents of a value, such as a
-mean, is {"text": ...} if JSON cannot represent it. Times in it are the starts of buckets. A bucket that starts outside
-the years 1 to 9999 is shown by its number, in every output. On a terminal, tables are cut to its width, in the middle
-of long keys; --json, files and pipes get whole keys.
+mean, is {"text": ...} if JSON cannot represent it; a sum of decimal places is its digits as text, "12.30". Times in it
+are the starts of buckets. A bucket that starts outside the years 1 to 9999 is shown by its number, in every output. On
+a terminal, tables are cut to its width, in the middle of long keys; --json, files and pipes get whole keys.
 """
 _TABLES_EPILOG = """\
 Stores outside Bigtable need no table: there is nothing to create or check.

@@ -60,10 +60,15 @@ def json_value(monoid: Monoid[Any], state: Any) -> Any:
 
 
 def json_of(result: Any) -> Any:
-    """A lossless JSON value of a Python value: itself if JSON has it; a list for a tuple or a set, in order; bytes as
-    base64; and for anything else its text, such as ``{"text": "1/3"}`` for a fraction."""
+    """A lossless JSON value of a Python value: itself if JSON has it; the digits of a decimal as text; an object for a
+    named tuple; a list for another tuple or a set, in order; bytes as base64; and for anything else its text, such as
+    ``{"text": "1/3"}`` for a fraction."""
     if result is None or isinstance(result, (bool, int, str)) or (isinstance(result, float) and math.isfinite(result)):
         return result
+    if isinstance(result, Decimal) and result.is_finite():
+        return str(result)
+    if isinstance(result, tuple) and hasattr(result, "_asdict"):
+        result = result._asdict()
     if isinstance(result, (list, tuple)):
         return [json_of(item) for item in result]
     if isinstance(result, (set, frozenset)):
@@ -93,10 +98,12 @@ def human(value: Any) -> str:
         when = rfc3339(us) if is_representable(us) else f"{us:,} us"
         when = when.replace("Z", f"{value.ns:03}Z") if value.ns else when.replace(".000000Z", "Z")
         return f"{'null' if value.value is None else _short(value.value)} at {when}"
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     try:
         text = canonical_json(value)
     except (TypeError, ValueError):
-        text = str(value)
+        text = canonical_json(json_of(value)) if isinstance(value, (dict, list, tuple)) else str(value)
     return _printable(text)
 
 
@@ -145,10 +152,19 @@ class Bar(NamedTuple):
 
 
 def bars(values: Sequence[Any]) -> list[Bar]:
-    """A bar for each number; an empty one for a single number, which has nothing to be compared with."""
-    numbers = [value if isinstance(value, (int, float)) and len(values) > 1 else 0 for value in values]
+    """A bar for each number; an empty one for an infinite one, and for a single one, which has nothing to be compared
+    with."""
+    some = len(values) > 1
+    numbers: list[Any] = [
+        v if some and isinstance(v, (int, float, Decimal)) and abs(v) != math.inf else 0 for v in values
+    ]
     largest = max(map(abs, numbers), default=0) or 1
-    return [Bar(number / largest) for number in numbers]
+    return [Bar(float(number / largest)) for number in numbers]
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite, which cannot take an int beyond the range of a float.
+    return isinstance(value, (int, float, Decimal)) and abs(value) != math.inf
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

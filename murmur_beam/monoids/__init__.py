@@ -8,35 +8,44 @@ from typing import Any
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.import_path import kind_of, load_attribute
+from murmur_beam.monoids import notation
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
 from murmur_beam.monoids.first import First
+from murmur_beam.monoids.float_sum import FloatSum
 from murmur_beam.monoids.last import Last
 from murmur_beam.monoids.max import Max
+from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.struct_name import parts_of
 from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
+from murmur_beam.monoids.variance import Moments, Variance
 
 __all__ = [
     "Count",
     "Custom",
     "First",
+    "FloatSum",
     "Last",
     "Max",
+    "Mean",
     "Min",
+    "Moments",
     "Monoid",
     "Overflow",
     "SetUnion",
     "Struct",
     "Sum",
     "Timed",
+    "Variance",
     "aggregate_of",
     "by_name",
     "names",
+    "recorded",
 ]
 
 
@@ -47,13 +56,43 @@ def names() -> list[str]:
 
 
 def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
-    """The shipped monoid called ``name``, or a user's monoid named as ``package.module:attribute``.
+    """The shipped monoid called ``name``, or a user's monoid named as ``package.module:attribute``. Parameters in
+    parentheses, such as ``sum(places=2)``, are those of its class.
 
     Raises:
-        ConfigurationError: the name is unknown or not a monoid's; the error names ``argument``.
+        ConfigurationError: the name is unknown or not a monoid's, or the monoid does not have such parameters; the
+            error names ``argument``.
     """
     if (parts := parts_of(name)) is not None:
         return Struct({part: by_name(monoid, argument) for part, (monoid, _) in parts.items()})
+    call = notation.parse(name, argument)
+    if call is None:
+        return _named(name, argument)
+    kind = type(_named(call.name, argument))
+    inner = [by_name(each, argument) for each in call.monoids]
+    try:
+        return kind(*inner, **call.parameters)
+    except (TypeError, ConfigurationError) as err:
+        raise ConfigurationError(argument, f"{name!r:.80}: {err}") from None
+
+
+def recorded(name: str) -> Monoid[Any] | None:
+    """The shipped monoid that a store has recorded under this name; None if no shipped monoid has it.
+
+    It imports nothing of other packages: a store's content must not decide which Python module is imported.
+    """
+    if (parts := parts_of(name)) is not None:
+        monoids = {part: recorded(monoid) for part, (monoid, _) in parts.items()}
+        shipped = {part: monoid for part, monoid in monoids.items() if monoid is not None}
+        return Struct(shipped) if len(shipped) == len(parts) else None
+    try:
+        found = None if ":" in name else by_name(name)
+    except ConfigurationError:
+        return None
+    return found if found is not None and found.name == name else None
+
+
+def _named(name: str, argument: str) -> Monoid[Any]:
     if ":" in name:
         found = load_attribute(name, "monoid", argument)
     elif name in names():

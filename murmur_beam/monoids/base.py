@@ -8,11 +8,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from murmur_beam.errors import InvalidRecord
-from murmur_beam.model import plain
+from murmur_beam.model import WrittenFloat, plain
 
 V = TypeVar("V")
 
@@ -63,6 +64,8 @@ class Monoid(Generic[V], metaclass=_Complete):
     """True if `lift` uses the value."""
     needs_event_time: bool = False
     """True if `lift` uses the event time."""
+    exact_numbers: bool = False
+    """True if `lift` wants numbers as they are written: those with a fraction in JSON are then `WrittenFloat`."""
     field: str | Callable[[Any], Any] | None = None
     """The record's field that is folded, if known; see `of`."""
     optional: bool = False
@@ -150,7 +153,11 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError, TypeError: the value is NaN, infinite, or of a type that JSON lacks.
     """
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encode_json(value)
+
+
+# `json.dumps` with these arguments would make an encoder for each call.
+_encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def number_of(value: Any) -> Any:
@@ -172,6 +179,34 @@ def number_of(value: Any) -> Any:
         return int(value)
     except ValueError:
         return float(value)
+
+
+def decimal_of(value: Any) -> Decimal:
+    """The number that a value is or spells, exactly as it is written; of a float the shortest decimal that prints it.
+
+    Raises:
+        InvalidRecord: the value is not a number, or not finite, or an int of more than `MAX_INT_BITS`.
+    """
+    value = plain(value)
+    if isinstance(value, float):
+        text = value.text if isinstance(value, WrittenFloat) else float.__repr__(value)
+    elif isinstance(value, str):
+        text = value.strip(" ")
+        if not _NUMBER.fullmatch(text):
+            raise InvalidRecord("value", f"{value!r:.80} is not a number")
+    elif type(value) is int:
+        return Decimal(check_int_size(value))
+    elif isinstance(value, Decimal):
+        text = ""
+    else:
+        raise InvalidRecord("value", f"expected a decimal number, got {type(value).__name__}: {value!r:.80}")
+    try:
+        number = Decimal(text) if text else value
+    except InvalidOperation:  # an exponent of twenty digits
+        raise InvalidRecord("value", f"{text:.80} is too large or too small") from None
+    if not number.is_finite():
+        raise InvalidRecord("value", f"expected a finite number, got {number}")
+    return number
 
 
 def lift_number(value: Any) -> int | float:

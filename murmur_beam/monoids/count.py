@@ -14,6 +14,10 @@ class Count(Sum):
     name = "count"
     needs_value = False
 
+    def __init__(self) -> None:
+        """Take no parameters."""
+        super().__init__()
+
     def of(self, field: str | Callable[[Any], Any], *, optional: bool = False) -> Count:
         """Return itself: a count uses no field."""
         return self

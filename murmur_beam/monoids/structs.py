@@ -56,6 +56,7 @@ class Struct(Monoid[State]):
         self.identity = tuple([monoid.identity for monoid in self._monoids])
         self.commutative = all(monoid.commutative for monoid in self._monoids)
         self.idempotent = all(monoid.idempotent for monoid in self._monoids)
+        self.exact_numbers = any(monoid.exact_numbers for monoid in self._monoids)
         self.needs_value = any(monoid.needs_value for monoid in self._monoids)
         self.needs_event_time = any(monoid.needs_event_time for monoid in self._monoids)
         fields = {name: monoid.field for name, monoid in parts.items() if isinstance(monoid.field, str)}
