@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
-from murmur_beam.monoids import Monoid, names, recorded
+from murmur_beam.monoids import Monoid, Struct, names, recorded
 from murmur_beam.state import SpecLike, Store, StoreLike, spec_from_uri
 from murmur_beam.state.adapted import as_spec, as_store
 from murmur_beam.windows import WindowConfig
@@ -189,11 +189,12 @@ class Reader(Generic[V]):
         end: datetime | None = None,
         *,
         fresh: bool = False,
+        by: str | None = None,
     ) -> list[tuple[str, Any]]:
         """The ``n`` entities with the largest results, largest first; equal ones in the order of their names.
 
         Entities are ranked by what the monoid presents, which must be numbers; None (such as the mean of nothing) is
-        left out.
+        left out. Of several aggregates one ranks.
 
         Args:
             n: maximum number of entities.
@@ -201,16 +202,19 @@ class Reader(Generic[V]):
             start: combine only the buckets from this time's on; None: from the first.
             end: combine only the buckets up to this time's; None: to the last.
             fresh: include pending events.
+            by: name of the aggregate that ranks; None: the first whose results are numbers.
 
         Raises:
             SchemaMismatch: the results are not numbers, or times are given but the store has no time buckets.
-            ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
+            ConfigurationError: ``by`` is not an aggregate of the store; or a time has no time zone, or lies outside the
+                years 1 to 9999 in UTC.
         """
         first, last = self._span(start, end)
+        rank = self._ranking(by)
         ranked = (
             (self._number(entity, result), entity, state)
             for entity, state, _ in self._totals(prefix, first, last, fresh)
-            if (result := self.monoid.present(state)) is not None
+            if (result := rank(self.monoid.present(state))) is not None
         )
         largest = heapq.nlargest(n, ranked, key=lambda item: item[0])
         return [(entity, self._present(state)) for _, entity, state in largest]
@@ -283,6 +287,24 @@ class Reader(Generic[V]):
             except PermanentError as err:
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)
+
+    def _ranking(self, by: str | None) -> Callable[[Any], Any]:
+        """A function of a result that returns what ranks."""
+        monoid = self.monoid
+        if not isinstance(monoid, Struct):
+            if by is not None:
+                raise ConfigurationError("by", f"the store holds one aggregate, {monoid.name!r}; leave it out")
+            return _unchanged
+        if by is not None and by not in monoid.parts:
+            raise ConfigurationError("by", f"{by!r:.80} is not one of {', '.join(monoid.parts)}")
+
+        def rank(result: dict[str, Any]) -> Any:
+            nonlocal by
+            if by is None:
+                by = next((name for name, value in result.items() if isinstance(value, Number)), None)
+            return result if by is None else result[by]
+
+        return rank
 
     def _number(self, entity: str, result: Any) -> Any:
         # Sets and tuples compare too, but not by a size that a user would expect.

@@ -16,6 +16,7 @@ from unicodedata import category, east_asian_width
 
 from murmur_beam.model import is_representable, rfc3339
 from murmur_beam.monoids.base import Monoid, canonical_json
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.timed import Timed
 
 _MAX_TEXT = 60
@@ -46,6 +47,8 @@ def json_value(monoid: Monoid[Any], state: Any) -> Any:
     """
     if state is None:
         return None
+    if isinstance(monoid, Struct):
+        return {name: json_value(part, each) for (name, part), each in zip(monoid.parts.items(), state, strict=True)}
     result = monoid.present(state)
     if isinstance(result, Timed):
         return {name: part for name, part in result._asdict().items() if name != "ns" or part}
