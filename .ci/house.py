@@ -94,7 +94,7 @@ MAY_IMPORT = {
     "decode": "errors model",
     "fields": "errors model decode",
     "times": "errors model",
-    "extract": f"{CORE} decode fields times",
+    "extract": f"{CORE} decode fields times monoids.structs",
     "deadletter": f"{CORE} decode extract times",
     "options": f"{CORE} buffer decode fields times monoids state",
     "spec": f"{CORE} options buffer extract fields times monoids state state.one_meaning state.folding",

@@ -21,6 +21,7 @@ from murmur_beam.fields import (
 )
 from murmur_beam.model import Record, check_entity, check_event_id, is_plain_id, is_plain_key, is_representable
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.processor import make_record
 from murmur_beam.times import TimeFormat
 
@@ -140,7 +141,7 @@ class Extractor:
         self._nanoseconds = extraction.times.nanoseconds
         # A monoid that needs no value, such as a count, never looks at one.
         self._value = getters.value if monoid.needs_value else None
-        self._several = self._value if isinstance(extraction.value, tuple) else None
+        self._parts = _plain_parts(extraction.value, monoid)
         self._keys = getters.keys
         self._keys_argument = argument_of(extraction.keys)
         self._finer = monoid.needs_event_time and self._event_time is not None
@@ -197,10 +198,13 @@ class Extractor:
                 return None
             if self._event_time is not None or self._need_time:
                 timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NO_HINTS)
-            if self._several is not None:
-                delta = self._lift(self._several(decoded, element), timestamp_us)
-            else:
+            if self._parts is None:
                 delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
+            else:
+                deltas = []  # a loop: a list comprehension would take a call more
+                for name, lift in self._parts:
+                    deltas.append(lift(None if name is None else decoded[name], timestamp_us))
+                delta = tuple(deltas)
         except Exception:
             return None
         return event_id, timestamp_us, (entity,), delta
@@ -252,9 +256,22 @@ def _names(extraction: Extraction, needs_value: bool) -> _Names | None:
     if not (isinstance(keys, tuple) and len(keys) == 1 and _is_name(keys[0]) and _is_name(extraction.event_id)):
         return None
     value = extraction.value if needs_value else None
-    if value is None or isinstance(value, tuple):
-        return _Names(keys[0], extraction.event_id, None)
-    return _Names(keys[0], extraction.event_id, value) if _is_name(value) else None
+    if isinstance(value, tuple):
+        is_plain = all(each.field is None or _is_name(each.field) for each in value)
+        return _Names(keys[0], extraction.event_id, None) if is_plain else None
+    if not (value is None or _is_name(value)):
+        return None
+    return _Names(keys[0], extraction.event_id, value)
+
+
+def _plain_parts(
+    value: Field | tuple[ValueField, ...] | None, monoid: Monoid[Any]
+) -> list[tuple[Any, Callable[[Any, int], Any]]] | None:
+    """Field and `Monoid.lift` of each of several aggregates; None of one."""
+    if not isinstance(value, tuple):
+        return None
+    assert isinstance(monoid, Struct)
+    return [(each.field, part.lift) for each, part in zip(value, monoid.parts.values(), strict=True)]
 
 
 def _is_name(field: object) -> TypeGuard[str]:

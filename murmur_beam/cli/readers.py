@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
+from numbers import Number
 from typing import Any
 
 from murmur_beam.cli.arguments import (
@@ -67,9 +69,7 @@ def add_readers(command: AddCommand) -> None:
             "--to", dest="end", metavar="TIME", type=parsed(parse_end), required=required, help="last bucket"
         )
     top.add_argument("-n", metavar="N", type=parsed(parse_n), default=10, help="how many; default: 10")
-    top.add_argument(
-        "--by", metavar="NAME", help="of several aggregates, the one that ranks; default: the first number"
-    )
+    top.add_argument("--by", metavar="NAME", help="the aggregate that ranks; default: the first number")
     for sub in (everything, top):
         sub.add_argument("--prefix", type=parsed(parse_prefix), default="", help="only entities that start with this")
     for sub in (get, window, span, everything, top):
@@ -171,7 +171,8 @@ def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
     else:
         names = _names(reader)
         values = [_results(reader, state) for _, state in largest]
-        drawn = bars([value[names.index(args.by) if args.by else 0] for value in values])
+        ranked = names.index(args.by) if args.by else _first_number(values)
+        drawn = bars([value[ranked] for value in values])
         rows = [(entity, *value, bar) for (entity, _), value, bar in zip(largest, values, drawn, strict=True)]
         print_table(("entity", *names, ""), rows)
     return _exit_code(bool(largest), _where(args))
@@ -188,12 +189,18 @@ def _results(reader: Reader[Any], state: Any) -> tuple[Any, ...]:
     return tuple(result.values()) if isinstance(reader.monoid, Struct) else (result,)
 
 
+def _first_number(results: Sequence[tuple[Any, ...]]) -> int:
+    """Position of the first number of some results, which ranks them; 0 without one."""
+    return next((i for result in results[:1] for i, each in enumerate(result) if isinstance(each, Number)), 0)
+
+
 def _print_state(reader: Reader[Any], state: Any, behind: str) -> None:
     """Print one aggregate: on one line, and a line for each of several."""
     results = _results(reader, state)
     if isinstance(reader.monoid, Struct):
         print_table(("aggregate", "value"), [*zip(_names(reader), map(human, results), strict=True)])
-        print(behind, end="\n" if behind else "")
+        if behind:
+            print(behind)
     else:
         print(human(results[0]) + (f"  {behind}" if behind else ""))
 

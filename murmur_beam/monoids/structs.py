@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch
@@ -18,6 +18,10 @@ State = tuple[Any, ...]
 MAX_PARTS = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INT64, _LENGTH = struct.Struct(">q"), struct.Struct(">I")
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
 
 
 class Struct(Monoid[State]):
@@ -50,8 +54,10 @@ class Struct(Monoid[State]):
         self.parts = dict(parts)
         self._monoids = tuple(parts.values())
         self._lifts = tuple([monoid.lift for monoid in self._monoids])
+        self._folds = tuple([monoid.fold for monoid in self._monoids])
         self._optional = any(monoid.optional for monoid in self._monoids)
-        self._only_sums = all(monoid.native == "sum" for monoid in self._monoids)
+        self.only_sums = all(monoid.native == "sum" for monoid in self._monoids)
+        self._integers = struct.Struct(f">{len(self._monoids)}q")
         self.name = struct_name({name: monoid.name for name, monoid in parts.items()})
         self.identity = tuple([monoid.identity for monoid in self._monoids])
         self.commutative = all(monoid.commutative for monoid in self._monoids)
@@ -76,14 +82,14 @@ class Struct(Monoid[State]):
         Raises:
             PermanentError: a part cannot be folded.
         """
-        columns = tuple(zip(*values, strict=True))
+        columns = [*zip(*values, strict=True)]
         if not columns:
             return self.identity
-        return tuple([monoid.fold(column) for monoid, column in zip(self._monoids, columns, strict=True)])
+        return tuple(map(_call, self._folds, columns))
 
     def total(self, values: Iterable[State]) -> State:
         """The total of each part."""
-        columns = tuple(zip(*values, strict=True))
+        columns = [*zip(*values, strict=True)]
         if not columns:
             return self.identity
         return tuple([monoid.total(column) for monoid, column in zip(self._monoids, columns, strict=True)])
@@ -118,8 +124,8 @@ class Struct(Monoid[State]):
 
     def encode(self, v: State) -> bytes:
         """The states one after the other: a sum or count in 8 bytes, any other in 4 bytes of length and its own."""
-        if self._only_sums:
-            return struct.pack(f">{len(v)}q", *v)
+        if self.only_sums:
+            return self._integers.pack(*v)
         pieces = []
         for monoid, state in zip(self._monoids, v, strict=True):
             if monoid.native == "sum":
@@ -136,6 +142,8 @@ class Struct(Monoid[State]):
             PermanentError: the bytes are damaged.
             SchemaMismatch: there are further parts.
         """
+        if self.only_sums and len(data) == 8 * len(self._monoids):
+            return self._integers.unpack(data)
         states, at = [], 0
         for monoid in self._monoids:
             if at == len(data):
