@@ -20,12 +20,15 @@ from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
+from murmur_beam.monoids.top_k import Frequencies, Frequent, TopK
 
 __all__ = [
     "Count",
     "Custom",
     "Distinct",
     "First",
+    "Frequencies",
+    "Frequent",
     "Last",
     "Max",
     "Min",
@@ -34,6 +37,7 @@ __all__ = [
     "SetUnion",
     "Sum",
     "Timed",
+    "TopK",
     "by_name",
     "names",
     "recorded",
