@@ -2,7 +2,7 @@
 
 In a pipeline, `MergeRecords` folds each element into aggregates in a store. `Reader` reads them, and needs no Beam; nor
 does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `Min`, `Max`, `First`, `Last`, `SetUnion`,
-the estimates `Distinct` and `TopK`, or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and
+the estimates `Distinct`, `TopK` and `Quantiles`, or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and
 `MemorySpec`, or their URIs, such as ``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
 """
 
@@ -26,7 +26,7 @@ from murmur_beam.errors import (
 )
 from murmur_beam.metrics import InMemory, Recorder
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
-from murmur_beam.monoids import Count, Custom, Distinct, First, Last, Max, Min, Monoid, SetUnion, Sum, TopK
+from murmur_beam.monoids import Count, Custom, Distinct, First, Last, Max, Min, Monoid, Quantiles, SetUnion, Sum, TopK
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one
 from murmur_beam.reader import Reader
 from murmur_beam.state import Store, StoreSpec
@@ -68,6 +68,7 @@ __all__ = [
     "NoDedup",
     "Outcome",
     "PermanentError",
+    "Quantiles",
     "Reader",
     "Recorder",
     "RetriesExhausted",

@@ -73,8 +73,8 @@ def json_of(result: Any) -> Any:
         return [json_of(item) for item in result]
     if isinstance(result, (set, frozenset)):
         return sorted(map(json_of, result), key=canonical_json)
-    if isinstance(result, dict) and all(isinstance(key, str) for key in result):
-        return {key: json_of(value) for key, value in result.items()}
+    if isinstance(result, dict) and all(isinstance(key, (str, float)) for key in result):
+        return {str(key): json_of(value) for key, value in result.items()}
     if isinstance(result, bytes):
         return {"base64": base64.b64encode(result).decode("ascii")}
     return {"text": str(result)}

@@ -17,6 +17,7 @@ from murmur_beam.monoids.first import First
 from murmur_beam.monoids.last import Last
 from murmur_beam.monoids.max import Max
 from murmur_beam.monoids.min import Min
+from murmur_beam.monoids.quantiles import Quantiles
 from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
@@ -34,6 +35,7 @@ __all__ = [
     "Min",
     "Monoid",
     "Overflow",
+    "Quantiles",
     "SetUnion",
     "Sum",
     "Timed",
