@@ -2,8 +2,9 @@
 
 In a pipeline, `MergeRecords` folds each element into aggregates in a store. `Reader` reads them, and needs no Beam; nor
 does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `FloatSum`, `Mean`, `Variance`, `Min`,
-`Max`, `First`, `Last`, `SetUnion`, or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`,
-or their URIs, such as ``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
+`Max`, `First`, `Last`, `SetUnion`, the estimates `Distinct`, `TopK` and `Quantiles`, or your own `Monoid`. The stores
+are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as ``sqlite:///counts.db``.
+`murmur_beam.testing` has helpers for your tests.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
 from murmur_beam.monoids import (
     Count,
     Custom,
+    Distinct,
     First,
     FloatSum,
     Last,
@@ -37,8 +39,10 @@ from murmur_beam.monoids import (
     Min,
     Moments,
     Monoid,
+    Quantiles,
     SetUnion,
     Sum,
+    TopK,
     Variance,
 )
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one
@@ -62,6 +66,7 @@ __all__ = [
     "Count",
     "Custom",
     "DeadLetter",
+    "Distinct",
     "First",
     "FloatSum",
     "FlushLimits",
@@ -84,6 +89,7 @@ __all__ = [
     "NoDedup",
     "Outcome",
     "PermanentError",
+    "Quantiles",
     "Reader",
     "Recorder",
     "RetriesExhausted",
@@ -94,6 +100,7 @@ __all__ = [
     "StoreSpec",
     "StoreUnavailable",
     "Sum",
+    "TopK",
     "TransientError",
     "Variance",
     "WindowConfig",

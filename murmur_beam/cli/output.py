@@ -76,8 +76,8 @@ def json_of(result: Any) -> Any:
         return [json_of(item) for item in result]
     if isinstance(result, (set, frozenset)):
         return sorted(map(json_of, result), key=canonical_json)
-    if isinstance(result, dict) and all(isinstance(key, str) for key in result):
-        return {key: json_of(value) for key, value in result.items()}
+    if isinstance(result, dict) and all(isinstance(key, (str, float)) for key in result):
+        return {str(key): json_of(value) for key, value in result.items()}
     if isinstance(result, bytes):
         return {"base64": base64.b64encode(result).decode("ascii")}
     return {"text": str(result)}
@@ -163,11 +163,6 @@ def bars(values: Sequence[Any]) -> list[Bar]:
     ]
     largest = max(map(abs, numbers), default=0) or 1
     return [Bar(float(number / largest)) for number in numbers]
-
-
-def _is_finite(value: Any) -> bool:
-    # Not math.isfinite, which cannot take an int beyond the range of a float.
-    return isinstance(value, (int, float, Decimal)) and abs(value) != math.inf
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

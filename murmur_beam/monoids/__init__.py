@@ -6,30 +6,36 @@ import importlib
 import pkgutil
 from typing import Any
 
-from murmur_beam.errors import ConfigurationError
+from murmur_beam.errors import ConfigurationError, MissingExtra
 from murmur_beam.import_path import kind_of, load_attribute
 from murmur_beam.monoids import notation
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
+from murmur_beam.monoids.distinct import Distinct
 from murmur_beam.monoids.first import First
 from murmur_beam.monoids.float_sum import FloatSum
 from murmur_beam.monoids.last import Last
 from murmur_beam.monoids.max import Max
 from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
+from murmur_beam.monoids.quantiles import Quantiles
 from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.struct_name import parts_of
 from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
+from murmur_beam.monoids.top_k import Frequencies, Frequent, TopK
 from murmur_beam.monoids.variance import Moments, Variance
 
 __all__ = [
     "Count",
     "Custom",
+    "Distinct",
     "First",
     "FloatSum",
+    "Frequencies",
+    "Frequent",
     "Last",
     "Max",
     "Mean",
@@ -37,10 +43,12 @@ __all__ = [
     "Moments",
     "Monoid",
     "Overflow",
+    "Quantiles",
     "SetUnion",
     "Struct",
     "Sum",
     "Timed",
+    "TopK",
     "Variance",
     "aggregate_of",
     "by_name",
@@ -60,8 +68,8 @@ def by_name(name: str, argument: str = "monoid") -> Monoid[Any]:
     parentheses, such as ``sum(places=2)``, are those of its class.
 
     Raises:
-        ConfigurationError: the name is unknown or not a monoid's, or the monoid does not have such parameters; the
-            error names ``argument``.
+        ConfigurationError: the name is unknown or not a monoid's, or the monoid does not have such parameters, or
+            needs a package that is not installed; the error names ``argument``.
     """
     if (parts := parts_of(name)) is not None:
         return Struct({part: by_name(monoid, argument) for part, (monoid, _) in parts.items()})
@@ -80,6 +88,9 @@ def recorded(name: str) -> Monoid[Any] | None:
     """The shipped monoid that a store has recorded under this name; None if no shipped monoid has it.
 
     It imports nothing of other packages: a store's content must not decide which Python module is imported.
+
+    Raises:
+        ConfigurationError: the monoid needs a package that is not installed.
     """
     if (parts := parts_of(name)) is not None:
         monoids = {part: recorded(monoid) for part, (monoid, _) in parts.items()}
@@ -87,7 +98,9 @@ def recorded(name: str) -> Monoid[Any] | None:
         return Struct(shipped) if len(shipped) == len(parts) else None
     try:
         found = None if ":" in name else by_name(name)
-    except ConfigurationError:
+    except ConfigurationError as err:
+        if isinstance(err.__cause__, MissingExtra):
+            raise
         return None
     return found if found is not None and found.name == name else None
 
@@ -97,6 +110,11 @@ def _named(name: str, argument: str) -> Monoid[Any]:
         found = load_attribute(name, "monoid", argument)
     elif name in names():
         found = importlib.import_module(f"{__name__}.{name}").MONOID
+        if isinstance(found, type):
+            try:
+                found = found()
+            except MissingExtra as err:
+                raise ConfigurationError(argument, f"{name} {err}") from err
     else:
         raise ConfigurationError(
             argument, f"unknown monoid {name!r}; choose {', '.join(names())} or write package.module:attribute"

@@ -16,6 +16,7 @@ from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import WrittenFloat, plain
 
 V = TypeVar("V")
+Member = str | int
 
 MAX_INT_BITS = 1024
 """Longest integer in an aggregate: the range of a float. Python refuses to print, and so to encode, integers of more
@@ -226,6 +227,33 @@ def lift_number(value: Any) -> int | float:
             return int(value)
         return value
     return check_int_size(value)
+
+
+def members_of(value: Any) -> tuple[Member, ...]:
+    """The strings and integers of a value: itself, or the members of a set, frozenset, list or tuple.
+
+    Bools and floats are refused: ``True`` and ``1.0`` equal ``1``, so which of them is kept would depend on the order.
+
+    Raises:
+        InvalidRecord: a member is something else, or is a string with a lone surrogate or an int of more than
+            `MAX_INT_BITS`.
+    """
+    members = value if isinstance(value, (set, frozenset, list, tuple)) else (value,)
+    return tuple(map(_member, members))
+
+
+def _member(value: Any) -> Member:
+    value = plain(value)
+    # Exact types: a bool is an int, and an enum's member may be a str.
+    if type(value) is int:
+        return check_int_size(value)
+    if type(value) is not str:
+        raise InvalidRecord("value", f"expected strings and integers, got {type(value).__name__}: {value!r:.80}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise InvalidRecord("value", f"has no UTF-8 form ({err.reason}): {value!r:.80}") from None
+    return value
 
 
 def check_int_size(value: int) -> int:
