@@ -1,9 +1,9 @@
 """Keyed aggregates for Apache Beam, each event counted exactly once.
 
 In a pipeline, `MergeRecords` folds each element into aggregates in a store. `Reader` reads them, and needs no Beam; nor
-does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `Min`, `Max`, `First`, `Last`, `SetUnion`,
-or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as
-``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
+does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `FloatSum`, `Mean`, `Variance`, `Min`,
+`Max`, `First`, `Last`, `SetUnion`, or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`,
+or their URIs, such as ``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,21 @@ from murmur_beam.errors import (
 )
 from murmur_beam.metrics import InMemory, Recorder
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
-from murmur_beam.monoids import Count, Custom, First, Last, Max, Min, Monoid, SetUnion, Sum
+from murmur_beam.monoids import (
+    Count,
+    Custom,
+    First,
+    FloatSum,
+    Last,
+    Max,
+    Mean,
+    Min,
+    Moments,
+    Monoid,
+    SetUnion,
+    Sum,
+    Variance,
+)
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one
 from murmur_beam.reader import Reader
 from murmur_beam.state import Store, StoreSpec
@@ -49,18 +63,21 @@ __all__ = [
     "Custom",
     "DeadLetter",
     "First",
+    "FloatSum",
     "FlushLimits",
     "InMemory",
     "InvalidRecord",
     "Key",
     "Last",
     "Max",
+    "Mean",
     "MemorySpec",
     "MergeCancelled",
     "MergeDoFn",
     "MergeRecords",
     "MergeResult",
     "Min",
+    "Moments",
     "Monoid",
     "MurmurError",
     "MurmurOptions",
@@ -78,6 +95,7 @@ __all__ = [
     "StoreUnavailable",
     "Sum",
     "TransientError",
+    "Variance",
     "WindowConfig",
     "daily",
     "hourly",

@@ -13,25 +13,32 @@ from murmur_beam.monoids.base import Monoid
 from murmur_beam.monoids.count import Count
 from murmur_beam.monoids.custom import Custom
 from murmur_beam.monoids.first import First
+from murmur_beam.monoids.float_sum import FloatSum
 from murmur_beam.monoids.last import Last
 from murmur_beam.monoids.max import Max
+from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.set_union import SetUnion
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
+from murmur_beam.monoids.variance import Moments, Variance
 
 __all__ = [
     "Count",
     "Custom",
     "First",
+    "FloatSum",
     "Last",
     "Max",
+    "Mean",
     "Min",
+    "Moments",
     "Monoid",
     "Overflow",
     "SetUnion",
     "Sum",
     "Timed",
+    "Variance",
     "by_name",
     "names",
     "recorded",
