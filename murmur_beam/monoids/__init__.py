@@ -15,6 +15,7 @@ from murmur_beam.monoids.custom import Custom
 from murmur_beam.monoids.first import First
 from murmur_beam.monoids.float_sum import FloatSum
 from murmur_beam.monoids.last import Last
+from murmur_beam.monoids.map_of import MapOf
 from murmur_beam.monoids.max import Max
 from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
@@ -29,6 +30,7 @@ __all__ = [
     "First",
     "FloatSum",
     "Last",
+    "MapOf",
     "Max",
     "Mean",
     "Min",
