@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "monoids.count": "errors model monoids.base monoids.sum",
     "monoids.exact": "errors model monoids.base",
     "monoids.float_sum": "errors model monoids.base monoids.exact",
+    "monoids.map_of": "errors model monoids.base monoids.notation monoids.sum",
     "monoids.mean": "errors model monoids.base monoids.exact",
     "monoids.variance": "errors model monoids.base monoids.exact",
     "monoids.min": "errors model monoids.base monoids.extremum",

@@ -2,9 +2,9 @@
 
 In a pipeline, `MergeRecords` folds each element into aggregates in a store. `Reader` reads them, and needs no Beam; nor
 does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `FloatSum`, `Mean`, `Variance`, `Min`,
-`Max`, `First`, `Last`, `SetUnion`, the estimates `Distinct`, `TopK` and `Quantiles`, or your own `Monoid`. The stores
-are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as ``sqlite:///counts.db``.
-`murmur_beam.testing` has helpers for your tests.
+`Max`, `First`, `Last`, `SetUnion`, `MapOf` another, the estimates `Distinct`, `TopK` and `Quantiles`, or your own
+`Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as
+``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from murmur_beam.monoids import (
     First,
     FloatSum,
     Last,
+    MapOf,
     Max,
     Mean,
     Min,
@@ -74,6 +75,7 @@ __all__ = [
     "InvalidRecord",
     "Key",
     "Last",
+    "MapOf",
     "Max",
     "Mean",
     "MemorySpec",

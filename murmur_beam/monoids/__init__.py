@@ -16,6 +16,7 @@ from murmur_beam.monoids.distinct import Distinct
 from murmur_beam.monoids.first import First
 from murmur_beam.monoids.float_sum import FloatSum
 from murmur_beam.monoids.last import Last
+from murmur_beam.monoids.map_of import MapOf
 from murmur_beam.monoids.max import Max
 from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
@@ -37,6 +38,7 @@ __all__ = [
     "Frequencies",
     "Frequent",
     "Last",
+    "MapOf",
     "Max",
     "Mean",
     "Min",

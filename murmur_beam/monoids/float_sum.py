@@ -38,7 +38,7 @@ class FloatSum(Monoid[int]):
 
         Raises:
             InvalidRecord: the value is not a finite number (``NaN``, infinity, a text beyond the range of floats), or
-                is an int of more than `MAX_INT_BITS`.
+                an int of more than `MAX_INT_BITS`.
         """
         return units_of(value)
 

@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "dead_letters": (["gs://b/dead.jsonl"], ["dead.jsonl", "gs://b/", "gs://b/dead/"]),
     "store": (["bigtable://p/i/t", "bigtable://p/i/t?app_profile=a&shards=8"], ["sqlite:///x.db", "bigtable://p/i"]),
     "monoid": (
-        [*names(), "sum(places=2)"],
+        [*names(), "sum(places=2)", "map_of(sum(places=2), max_keys=5)"],
         ["", "my monoid", "my.module:", "sum(", "sum)"],
     ),
     "window": (["daily", "hourly", "minute", "15m", "2w"], ["weekly", "15"]),
