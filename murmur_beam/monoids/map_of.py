@@ -52,7 +52,7 @@ class MapOf(Monoid[dict[str, V]], Generic[V]):
         self.name = written("map_of", inner.name, **({} if max_keys == MAX_KEYS else {"max_keys": max_keys}))
         self.commutative, self.idempotent = inner.commutative, inner.idempotent
         self.exact_numbers = inner.exact_numbers
-        self.needs_event_time = inner.needs_event_time  # type: ignore[misc]  # that of a class elsewhere
+        self.needs_event_time = inner.needs_event_time
 
     @property
     def identity(self) -> dict[str, V]:  # type: ignore[override]
