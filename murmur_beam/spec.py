@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from murmur_beam.buffer import FlushLimits
 from murmur_beam.config import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.durations import format_duration, spell_duration
-from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch
+from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch, TransientError
 from murmur_beam.extract import Extraction
 from murmur_beam.fields import ESCAPED, Field, ValueField
 from murmur_beam.monoids import Monoid, Struct
@@ -108,7 +108,11 @@ class MergeSpec:
                     raise ConfigurationError(argument, str(err)) from err
                 except Exception as err:  # a user's own store may raise anything
                     raise ConfigurationError(argument, f"{spec} fails to open: {type(err).__name__}: {err}") from err
-                store.close()
+                try:
+                    if argument == "store":
+                        self._check_folds(store)
+                finally:
+                    store.close()
                 if argument == "store":
                     self._check_lifetime(store)
                     self._check_appending(store)
@@ -150,6 +154,17 @@ class MergeSpec:
                     f"{spell_duration(needed)}, or events are lost or count twice; use the retention that the table "
                     f"was made for, or run: {run}",
                 )
+
+    def _check_folds(self, store: Store[Any]) -> None:
+        """Folds may need more than appends do."""
+        if self.fold is None or not store.appends or not isinstance(store, FoldingStore):
+            return
+        try:
+            store.require_folds()
+        except TransientError as err:
+            _log.warning("%s; whether it can be folded will show when it answers", err)
+        except MurmurError as err:
+            raise ConfigurationError("fold", str(err)) from err
 
     def _check_appending(self, store: Store[Any]) -> None:
         """Refuse what a table that is appended to cannot have: only a fold finds out which events are new."""

@@ -28,7 +28,7 @@ DONE, PROBLEMS = 0, 1
 
 _ISSUE_COLUMNS = 100
 """Longest line of output that is pasted into an issue; a single longer word is not broken."""
-_ASIDE = "app profile", "writing"
+_ASIDE = "app profile", "fold profile", "writing", "folding"
 """Findings that do not prevent a probe, since it shows more about them."""
 
 
@@ -177,6 +177,7 @@ def _origin(where: BigtableSpec) -> dict[str, Any]:
         "python": platform.python_version(),
         "time": rfc3339(int(where.clock.now()) * 1_000_000).replace(".000000Z", "Z"),
         "app_profile": where.app_profile or "default",
+        **({} if where.fold_profile is None else {"fold_profile": where.fold_profile}),
         "emulator": on_emulator(),
     }
 
@@ -185,7 +186,8 @@ def _print_origin(origin: dict[str, Any]) -> None:
     names = "murmur_beam", "google-cloud-bigtable", "grpcio", "python"
     print(", ".join(f"{name} {origin[name]}" for name in names))
     host = "an emulator (BIGTABLE_EMULATOR_HOST is set)" if origin["emulator"] else "the live service"
-    print(f"{origin['time']}, app profile {origin['app_profile']}, {host}")
+    folds = f", fold profile {origin['fold_profile']}" if "fold_profile" in origin else ""
+    print(f"{origin['time']}, app profile {origin['app_profile']}{folds}, {host}")
 
 
 def _document(report: Report) -> dict[str, Any]:

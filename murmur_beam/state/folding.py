@@ -75,6 +75,14 @@ class FoldingStore(Store[V]):
                 goes on from there.
         """
 
+    def require_folds(self) -> None:
+        """Check, without writing, that the store can be folded as it was opened.
+
+        Raises:
+            PermanentError: it cannot.
+            TransientError: the store does not answer.
+        """
+
     @abc.abstractmethod
     def oldest_pending_s(self, rows: Sequence[bytes]) -> dict[bytes, float]:
         """When the oldest pending event of each row was first written, in seconds since the epoch, by the clock of its

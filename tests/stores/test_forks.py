@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from murmur_beam.monoids import Sum
 from tests.support import emulators, environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
@@ -243,6 +244,36 @@ store.close()
             assert each.startswith(f"{bigtable}: cannot be used in this process, which was forked from one that had")
             assert "Close all Bigtable stores before the fork" in each
             assert "spawn or forkserver" in each
+
+    def test_the_connection_of_folds_is_as_safe_as_the_other(self, bigtable_host: str) -> None:
+        """A child is refused its use, also while a thread of the parent opens it, and may close the store; after the
+        parent has closed it, a child opens its own."""
+        spec = emulators.appended_spec(bigtable_host, app_profile="any", fold_profile="folds")
+        spec.open(Sum()).close()
+        code = """
+store = spec.open(Sum())
+store.merge_update(A, 1, event_id="1")
+def refused():
+    assert "was forked from" in refusal(store.fold)
+    assert "was forked from" in refusal(store.require_folds)
+    assert "was forked from" in refusal(lambda: spec.open(Sum()))
+    store.close()
+with store._folds._lock:
+    wait(fork(refused))
+assert store.fold().events == 1
+wait(fork(refused))
+store.merge_update(A, 1, event_id="2")
+assert store.fold().events == 1
+store.close()
+assert not [thread for thread in threading.enumerate() if thread.name.startswith("murmur")]
+def own():
+    with_own = spec.open(Sum())
+    with_own.merge_update(A, 1, event_id="3")
+    assert with_own.fold().events == 1
+    with_own.close()
+wait(fork(own))
+"""
+        run(str(spec), code)
 
     @pytest.mark.parametrize("grpc_handlers", ["false", "true"])
     def test_children_of_a_parent_that_has_closed_all_open_their_own(self, bigtable: str, grpc_handlers: str) -> None:

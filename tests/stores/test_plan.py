@@ -1,8 +1,9 @@
-"""``murmur plan``: its formulas against brute force and a real run on the emulator, its texts, refusals and JSON."""
+"""``murmur plan``: its formulas against brute force, its texts, refusals and JSON. tests/stores/test_plan_runs.py
+compares it with real runs."""
 
 from __future__ import annotations
 
-import itertools
+import heapq
 import json
 import math
 import random
@@ -12,23 +13,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from murmur_beam.cli import main as cli
 from murmur_beam.cli import plan as cli_plan
-from murmur_beam.cli.plan import Load, key_shares, rates, row_rates, touched
-from murmur_beam.model import Key, Outcome, Update
-from murmur_beam.monoids import Count
-from murmur_beam.state.base import GRACE_S
-
-if TYPE_CHECKING:
-    from tests.support.fault_proxy import FaultProxy
+from murmur_beam.cli import plan_folds
+from murmur_beam.cli.plan import Load, key_shares, rates, row_rates, shard_shares, touched
+from murmur_beam.cli.plan_folds import FoldRules, folds_of
+from murmur_beam.clock import Clock
+from murmur_beam.model import Key, Update
+from murmur_beam.state.base import GRACE_S, fingerprint_of
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "scaling.md").read_text("utf-8")
@@ -47,7 +46,7 @@ def load(**changes: Any) -> Load:
         workers=None,
         bundle=1_000,
         shards=1,
-        fold_s=60.0,
+        fold=FoldRules(60.0, 0.1, 3_600.0),
     )
     return small._replace(**changes)
 
@@ -121,12 +120,110 @@ def test_conflicts_are_those_of_writers_that_take_turns(writers: int, share: flo
 
 
 def test_folds_by_hand() -> None:
-    """A single key, folded each minute: a commit and a delete, two reads; an hourly row gets a version once."""
-    made = plan(load(keys=1, skew=0, append=True))
+    """A single key, folded each minute: a commit and a delete, one read; an hourly row gets a version once."""
+    made = plan(load(keys=1, skew=0, append=True, fold=FoldRules(60.0, 0, 3_600.0)))
     assert made.rows_read == made.conflicts == 0
-    assert made.fold_rows_written == pytest.approx(2 / 60 + 1 / 3_600)
-    assert made.fold_rows_read == pytest.approx(2 / 60)
+    assert made.fold_rows_written * 60 == pytest.approx(2, rel=0.02)
+    assert made.fold_rows_read * 60 == pytest.approx(2, rel=0.02), "what is pending, and the markers of a large row"
+    assert made.fold_events == pytest.approx(1_000)
     assert (made.rows_written, made.write_requests) == (1, 1)
+
+
+def test_a_row_that_grows_is_folded_ever_more_seldom() -> None:
+    """In an hour: each minute until a minute is a tenth of the time, then after 2, 3, 4, 5 and 6 minutes; and what is
+    pending at the end, an hour later. The markers that are read are a few times the events, whatever their number."""
+    for events in (1e5, 1e7):
+        found = folds_of(events, 3_600.0, FoldRules(60.0, 0.1, 3_600.0))
+        assert found.folds == pytest.approx(10 + 5 + 3.3 + 2.5 + 2 + 1.7 + 1, abs=1)
+        assert found.events == pytest.approx(events, rel=0.001)
+        assert found.markers / events == pytest.approx(8, abs=1)
+
+
+class ByRules:
+    """One row, by the rules of the fold stage themselves: events at random times, and timers that are a little late."""
+
+    def __init__(self, rules: FoldRules) -> None:
+        from murmur_beam import fold_stage
+        from murmur_beam.spec import FoldPlan
+
+        self._stage = fold_stage
+        self._plan = FoldPlan(timedelta(seconds=rules.every_s), rules.share, timedelta(seconds=rules.age_s))
+
+    def life(self, events: float, life_s: float, chance: random.Random) -> tuple[int, int, int, int]:
+        """Folds, the first of them, events folded, and those that were folded before, at each fold after the first."""
+        named, due_s = self._stage.Named(), None
+        times = [(chance.uniform(0, life_s), False) for _ in range(round(chance.gauss(events, events**0.5)))]
+        heapq.heapify(times)
+        n = folded = folds = before = 0
+        while times:
+            now_s, is_timer = heapq.heappop(times)
+            if not is_timer:
+                n += 1
+                if chance.random() >= 1 / self._stage.EVERY:
+                    continue
+                decision = self._stage.when_named(named, now_s, self._plan)
+            elif now_s != due_s:
+                continue
+            else:
+                decision = self._stage.when_due(named, now_s + 0.001, self._plan)
+                due_s = None
+            if decision.folds:
+                folds, before, folded = folds + 1, before + folded, n
+            named = decision.named or self._stage.Named()
+            if decision.due_s is not None:
+                due_s = decision.due_s
+                heapq.heappush(times, (due_s, True))
+        return folds, min(folds, 1), folded, before
+
+
+@pytest.mark.parametrize(
+    ("events", "life_s", "rules"),
+    [
+        (30, 60, FoldRules(60, 0.1, 3_600)),
+        (30, 3_600, FoldRules(60, 0.1, 3_600)),
+        (100, 3_600, FoldRules(60, 0.1, 3_600)),
+        (500, 3_600, FoldRules(60, 0.1, 3_600)),
+        (20_000, 3_600, FoldRules(60, 0.1, 3_600)),
+        (20_000, 3_600, FoldRules(10, 0.1, 600)),
+        (3_000, 3_600, FoldRules(60, 0, 3_600)),
+        (3_000, 3_600, FoldRules(60, 0.5, 600)),
+        (3_000, 36_000, FoldRules(60, 0.1, 3_600)),
+    ],
+)
+def test_folds_are_those_of_the_fold_stage(events: int, life_s: float, rules: FoldRules) -> None:
+    """The closed form is the mean of rows that the stage's own rules fold."""
+    chance, row, n = random.Random(1), ByRules(rules), max(10, min(800, 60_000 // events))
+    means = [sum(values) / n for values in zip(*(row.life(events, life_s, chance) for _ in range(n)), strict=True)]
+    found = folds_of(events, life_s, rules)
+    print(found, means)
+    for planned, mean in zip((found.folds, found.first, found.events, found.markers), means, strict=True):
+        assert planned == pytest.approx(mean, rel=0.13)
+
+
+def test_a_row_of_few_events_is_never_folded() -> None:
+    """Its events stay pending, with the names of their cells, until garbage collection."""
+    made = plan(load(keys=100_000_000, skew=0, append=True, events_per_s=100.0, bundle=100))
+    assert made.fold_events < 1
+    assert made.stored_bytes == pytest.approx(100 * (16 + 22 + 150) * (1_800 + 86_400 + 3_600 + 7 * 86_400), rel=0.01)
+
+
+def test_folders_read_all_markers_of_rows_that_they_forget() -> None:
+    """Rows of more events than a process remembers; else each event is read once."""
+    few = plan(load(keys=10, skew=0, append=True, events_per_s=100.0))
+    assert few.fold_bytes_read == pytest.approx(100 * 16 + few.rows_written * 22, rel=0.01)
+    many = plan(load(keys=10, skew=0, append=True, events_per_s=10_000.0))
+    assert 7 < many.fold_bytes_read / 10_000 / 16 < 11
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8, 86, 255, 256])
+def test_shards_are_as_large_as_the_store_s(shards: int) -> None:
+    """A byte of an event's fingerprint decides: unless 256 is a multiple, some rows get more."""
+    parts = [part for part, rows in shard_shares(shards) for _ in range(rows)]
+    dealt = Counter(byte % shards for byte in range(256))
+    assert parts == sorted((n / 256 for n in dealt.values()), reverse=True)
+    if shards == 3:
+        found = Counter(fingerprint_of(f"e{n}")[0] % 3 for n in range(20_000))
+        assert found[0] / 20_000 == pytest.approx(parts[0], rel=0.05)
 
 
 def test_a_large_append_is_several_requests() -> None:
@@ -164,13 +261,18 @@ def test_workers_are_the_fewest_that_are_enough() -> None:
 def test_numbers_are_the_store_s() -> None:
     """Each constant that the store has as well is the same."""
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
-    from murmur_beam.state.bigtable import appender, fingerprints, folder, row_cache
+    from murmur_beam import fold_stage
+    from murmur_beam.state.bigtable import BigtableSpec, appender, fingerprints, folder, pending, row_cache
 
     assert cli_plan.MARKER_BYTES == fingerprints.FINGERPRINT_BYTES
     assert (cli_plan.PACK_AT, cli_plan.PACKED) == (row_cache.PACK_AT, row_cache.PACKED)
-    assert (cli_plan.ROWS_PER_APPEND, cli_plan.EVENTS_PER_FOLD) == (
-        appender._ROWS_PER_REQUEST,
-        folder._EVENTS_PER_COMMIT,
+    assert cli_plan.ROWS_PER_APPEND == appender._ROWS_PER_REQUEST
+    assert (plan_folds.EVENTS_PER_COMMIT, plan_folds.EVERY) == (folder._EVENTS_PER_COMMIT, fold_stage.EVERY)
+    names = pending.Names(Clock())
+    assert len(names()) + len(pending.ONE) == cli_plan.CELL_BYTES
+    assert (BigtableSpec("p", "i", "t").max_cached_events, row_cache.ROW_WEIGHT) == (
+        cli_plan.CACHED,
+        cli_plan.CACHED_ROW,
     )
     assert cli_plan.SMALL_EVENTS == row_cache.SMALL_EVENTS
     assert cli_plan.GRACE_S == GRACE_S
@@ -190,7 +292,7 @@ def told(capsys: pytest.CaptureFixture[str], arguments: str) -> tuple[int, str, 
     return cli.main(["plan", *shlex.split(arguments)]), *capsys.readouterr()
 
 
-@pytest.mark.parametrize("more", ["--workers 2", "--write append", "--write append --fold_every 5m --shards 4"])
+@pytest.mark.parametrize("more", ["--workers 2", "--write append", "--write append --fold 5m --shards 4"])
 def test_lines_are_aligned_and_fit_80_columns(capsys: pytest.CaptureFixture[str], more: str) -> None:
     """All values end in one column."""
     _, out, _ = told(capsys, f"{HOURLY} --workers 3 {more}")
@@ -205,7 +307,7 @@ def test_json_has_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(out)
     made = plan(load(events_per_s=1e4, keys=10**6, skew=0.9, bundle=10_000, retention_s=7 * 86_400.0))
     assert {name: found[name] for name in vars(made)} == vars(made)
-    assert (code, err, found["fits"], found["problems"]) == (0, "", True, [])
+    assert (code, err, found["fits"], found["problems"], found["warnings"]) == (0, "", True, [], [])
 
 
 @pytest.mark.parametrize(
@@ -213,9 +315,12 @@ def test_json_has_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             "--keys 1 --bucket 1d --events_per_s 1000 --write append",
-            r"\(16 million events\) cannot be read.*shorter bu",
+            "gets 86,400,000 events in its life, .* 16 million .*full after 4h 26m 40s. Use --bucket 4h or --shards 6$",
         ),
-        ("--keys 1 --events_per_s 1 --write append", r"16 million events in all its life\).*after 185d .*--bucket or"),
+        ("--keys 1 --events_per_s 1 --write append", r"after 185d .* Use --bucket 1d or --shards 22$"),
+        ("--keys 1 --events_per_s 1e5 --bucket 1d --shards 9 --write append", r"Use --bucket 20m$"),
+        ("--keys 1 --events_per_s 1e8 --bucket 1s --write append", r"Use --shards 7$"),
+        ("--keys 1 --events_per_s 1e11 --bucket 1s --write append", "more keys: neither a shorter bucket nor shards"),
         (
             "--keys 1 --bucket 1m --events_per_s 1000 --bundle 10 --workers 9",
             "about 70, of all writers .*--write append",
@@ -236,6 +341,33 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str], arguments: str, t
     assert json.loads(told(capsys, f"{arguments} --json")[1])["fits"] is False
 
 
+@pytest.mark.parametrize("bucket", ["1h", "7m", None])
+@pytest.mark.parametrize("shards", [1, 3, 16])
+@pytest.mark.parametrize("events_per_s", [5e3, 1e5, 2e6])
+def test_the_flags_that_it_names_do(
+    capsys: pytest.CaptureFixture[str], bucket: str | None, shards: int, events_per_s: float
+) -> None:
+    """With either of them the row is small enough, and one shard less is not."""
+    given = f"--write append --keys 1000 --skew 1 --events_per_s {events_per_s} --shards {shards}"
+    given += f" --bucket {bucket}" if bucket else ""
+    _, _, err = told(capsys, given)
+    named = re.findall(r"--(bucket|shards) (\w+)", err.partition("Use ")[2])
+    assert named or "does not fit: the hottest row" not in err
+    for flag, value in named:
+        assert "the hottest row" not in told(capsys, f"{given} --{flag} {value}")[2]
+        if flag == "shards":
+            assert "the hottest row" in told(capsys, f"{given} --shards {int(value) - 1}")[2]
+
+
+def test_a_key_that_is_too_much_for_a_node_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rows are neighbours. The load fits all the same: Bigtable may divide them."""
+    given = "--write append --keys 1000000 --skew 1 --events_per_s 1e7 --bucket 1m --shards 4"
+    code, _, err = told(capsys, given)
+    assert (code, err.startswith("murmur: warning: the rows of the hottest key take 2")) == (0, True)
+    found = json.loads(told(capsys, f"{given} --json")[1])
+    assert (found["fits"], len(found["warnings"])) == (True, 1)
+
+
 @pytest.mark.parametrize("arguments", ["", "--write append", "--write append --retention 1d"])
 def test_a_counter_of_few_events_fits_for_all_time(capsys: pytest.CaptureFixture[str], arguments: str) -> None:
     """Ten years are its life, unless another one is given."""
@@ -247,7 +379,10 @@ def test_a_counter_of_few_events_fits_for_all_time(capsys: pytest.CaptureFixture
     [
         ("--shards 257", "--shards: must be from 1 to 256, got 257"),
         ("--bucket 0s", "--bucket: must be more than 0"),
-        ("--fold_every 0s", "--fold_every: must be more than 0"),
+        ("--fold 0s", "--fold: must be more than 0"),
+        ("--fold_age 0s", "--fold_age: must be more than 0"),
+        ("--fold_share 1.5", "--fold_share: must be from 0 to 1, got 1.5"),
+        ("--retention 0s", "--retention: must be more than 0"),
         ("--events_per_s 0", "--events_per_s: must be more than 0"),
         ("--skew nan", "argument --skew: 'nan' is not a number from 0 on"),
         ("--write both", "argument --write: invalid choice: 'both'"),
@@ -277,12 +412,33 @@ def test_it_imports_neither_beam_nor_a_client() -> None:
 # ---- the page ----
 
 
-def test_the_example_of_the_page_does_not_fit_by_commits(capsys: pytest.CaptureFixture[str]) -> None:
-    """The example in docs/scaling.md, by commits: the exit code and the reason that the page names."""
-    (command,) = re.findall(r"```console\n\$ murmur plan (.*)\n", PAGE)
-    code, _, err = told(capsys, command.replace("--write append", "--write commit"))
-    assert code == 1
-    assert "no number of workers is enough: each reads what the others commit" in err
+def test_the_examples_of_the_page_do_not_fit_by_commits(capsys: pytest.CaptureFixture[str]) -> None:
+    """The examples in docs/scaling.md, by commits: the exit code and the reason that the page names."""
+    commands = re.findall(r"^\$ murmur plan (.*)$", PAGE, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        code, _, err = told(capsys, command.replace("--write append", "--write commit"))
+        assert code == 1
+        assert "no number of workers is enough: each reads what the others commit" in err
+
+
+def test_the_tables_of_the_page_are_the_plan_s(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each row below an example: the same command with these flags."""
+    columns = {"USD a month": "usd_a_month"}
+    compared = 0
+    for part in PAGE.split("$ murmur plan ")[1:]:
+        command, (header, _, *rows) = part.partition("\n")[0], re.findall(r"^\|(.*)\|$", part.partition("\n#")[0], re.M)
+        names = [name.strip().removesuffix(" a second") for name in header.split(" | ")][1:]
+        for row in rows:
+            changed, *shown = (cell.strip() for cell in row.split(" | "))
+            flags = re.match("`(.*?)`", changed)
+            code, out, _ = told(capsys, f"{command} --json {flags[1] if flags else ''}")
+            found = json.loads(out)
+            figures = [f"{found[columns.get(name, name.replace(' ', '_'))]:,.0f}" for name in names]
+            assert (code, figures) == (0, [cell.removesuffix(" (warning)") for cell in shown]), changed
+            assert bool(found["warnings"]) == ("(warning)" in row), changed
+            compared += 1
+    assert compared == 12
 
 
 def test_the_recipe_of_the_page_groups_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,108 +460,3 @@ def test_the_recipe_of_the_page_groups_by_row(monkeypatch: pytest.MonkeyPatch) -
     for group in found:
         key, shard = parse_row_key(group.row_key)
         assert {names["with_row"](names["events"][i])[0] for i in group.positions} == {(key.entity, shard)}
-
-
-# ---- a real run ----
-
-
-class Requests:
-    """Counts what a proxy's clients write and read, as the emulator answers it."""
-
-    def __init__(self, proxy: FaultProxy) -> None:
-        self.counts: Counter[str] = Counter()
-        proxy.told = self._told
-
-    def _told(self, method: str, request: bytes, answers: list[bytes]) -> list[bytes]:
-        from google.cloud.bigtable_v2 import types
-
-        if method == "CheckAndMutateRow":
-            commit = types.CheckAndMutateRowRequest.pb().FromString(request)
-            met = types.CheckAndMutateRowResponse.pb().FromString(answers[0]).predicate_matched
-            wrote = bool(commit.true_mutations if met else commit.false_mutations)
-            self.counts.update(requests=1, written=wrote, conflicts=not wrote)
-        elif method == "MutateRows":
-            self.counts.update(requests=1, written=len(types.MutateRowsRequest.pb().FromString(request).entries))
-        elif method == "ReadRows":
-            chunks = itertools.chain(*(types.ReadRowsResponse.pb().FromString(answer).chunks for answer in answers))
-            self.counts["read"] += sum(chunk.commit_row for chunk in chunks)
-        return answers
-
-    def taken(self) -> Counter[str]:
-        """What was counted since the last time."""
-        taken, self.counts = self.counts, Counter()
-        return taken
-
-
-def drawn(keys: int, skew: float) -> Iterator[Update]:
-    """Events with Zipf keys, each with an id of its own."""
-    weights = list(itertools.accumulate(rank**-skew for rank in range(1, keys + 1)))
-    chance = random.Random(7)
-    for number in itertools.count():
-        (rank,) = chance.choices(range(keys), cum_weights=weights)
-        yield Update(Key(f"key-{rank}"), 1, f"event-{number}")
-
-
-@pytest.mark.parametrize(
-    ("append", "skew", "keys", "writers", "bundle", "flushes"),
-    [
-        (False, 0.0, 180, 3, 180, 9),
-        (False, 1.3, 500, 4, 100, 24),
-        (False, 1.0, 12, 2, 20, 60),
-        (True, 0.0, 400, 3, 100, 12),
-        (True, 1.3, 500, 4, 150, 16),
-    ],
-)
-def test_rows_and_requests_are_those_of_a_real_run(
-    bigtable_host: str,
-    proxy: FaultProxy,
-    append: bool,
-    skew: float,
-    keys: int,
-    writers: int,
-    bundle: int,
-    flushes: int,
-) -> None:
-    """Writers in turns, on one emulator: each count is within 15 % of the plan for this load, and the sum is exact."""
-    from tests.support.emulators import appended_spec, new_spec
-
-    spec = (appended_spec if append else new_spec)(bigtable_host)
-    total = flushes * bundle
-    made = plan(
-        load(
-            events_per_s=1.0,
-            keys=keys,
-            skew=skew,
-            life_s=float(total),
-            append=append,
-            workers=writers,
-            bundle=bundle,
-            fold_s=total / 2,
-        )
-    )
-    requests, events = Requests(proxy), drawn(keys, skew)
-    with ExitStack() as stack:
-        stores = [stack.enter_context(closing(spec.open(Count()))) for _ in range(writers)]
-        requests.taken()
-        written: Counter[str] = Counter()
-        folded: Counter[str] = Counter()
-        for number in range(flushes):
-            results = stores[number % writers].merge_updates(list(itertools.islice(events, bundle)))
-            assert set(results) == {Outcome.RECORDED if append else Outcome.MERGED}
-            written += requests.taken()
-            if append and (number + 1) % (flushes // 2) == 0:
-                stores[0].fold()
-                folded += requests.taken()
-        assert sum(count for _, count in stores[0].scan()) == total
-    planned = {
-        "rows written": (made.rows_written, written["written"]),
-        "rows read": (made.rows_read, written["read"]),
-        "conflicts": (made.conflicts, written["conflicts"]),
-        "requests": (made.write_requests, written["requests"]),
-        "rows that folds write": (made.fold_rows_written, folded["written"]),
-        "rows that folds read": (made.fold_rows_read, folded["read"]),
-    }
-    for name, (rate, counted) in planned.items():
-        print(f"{name}: planned {rate * total:,.1f}, counted {counted:,}")
-    for name, (rate, counted) in planned.items():
-        assert rate * total == pytest.approx(counted, rel=0.15), name

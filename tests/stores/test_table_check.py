@@ -11,10 +11,8 @@ from google.cloud.bigtable_admin_v2.types import (
     AppProfile,
     ColumnFamily,
     GcRule,
-    GetTableRequest,
     ModifyColumnFamiliesRequest,
 )
-from google.cloud.bigtable_admin_v2.types import Table as TableMessage
 
 from murmur_beam.errors import ConfigurationError, StoreUnavailable, TransientError
 from murmur_beam.model import Key, Update
@@ -38,6 +36,7 @@ from tests.support.tables import (
     new_where,
     recorded,
     remedies,
+    replicated,
     sums,
     wrong,
 )
@@ -356,13 +355,7 @@ class TestTheLiveService:
     )
     def test_several_clusters_are_a_warning(self, before: Before, clusters: list[str], text: str) -> None:
         """They are valid, but a failover may count events twice."""
-        replicated = TableMessage(cluster_states={name: {} for name in clusters})
-
-        def get_table(request: bytes) -> Any:
-            wanted = GetTableRequest.deserialize(request).view
-            return TableMessage.serialize(replicated) if wanted == TableMessage.View.REPLICATION_VIEW else None
-
-        before.answers["GetTable"] = get_table
+        before.answers["GetTable"] = replicated(*clusters)
         where = new_where()
         said: list[str] = []
         tables.create(where, NINETY_DAYS, say=said.append)

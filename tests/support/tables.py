@@ -16,6 +16,7 @@ from google.cloud.bigtable_admin_v2.services.bigtable_table_admin.transports imp
 from google.cloud.bigtable_admin_v2.types import (
     ColumnFamily,
     GcRule,
+    GetTableRequest,
     ModifyColumnFamiliesRequest,
     Type,
 )
@@ -112,6 +113,17 @@ def remedies(findings: list[tables.Finding]) -> set[str]:
 
 Answer = grpc.StatusCode | tuple[grpc.StatusCode, str] | bytes | None
 """A status, alone or with its text, or a message; None is the emulator's own."""
+
+
+def replicated(*clusters: str) -> Callable[[bytes], bytes | None]:
+    """The answer to GetTable of a table that is on these clusters."""
+    table = TableMessage(cluster_states={name: {} for name in clusters})
+
+    def get_table(request: bytes) -> bytes | None:
+        wanted = GetTableRequest.deserialize(request).view
+        return TableMessage.serialize(table) if wanted == TableMessage.View.REPLICATION_VIEW else None
+
+    return get_table
 
 
 class Before:

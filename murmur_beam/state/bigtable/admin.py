@@ -1,4 +1,4 @@
-"""A client of the admin API for one table: its families with their garbage collection, and its app profile."""
+"""A client of the admin API for one table: its families with their garbage collection, and app profiles."""
 
 from __future__ import annotations
 
@@ -173,12 +173,12 @@ class Admin:
                     "either",
                 ) from err
 
-    def app_profile(self) -> AppProfile | None:
-        """The profile that the URI names, or the instance's default; None if it does not exist."""
+    def app_profile(self, name: str | None) -> AppProfile | None:
+        """The profile of this name, or the instance's default; None if it does not exist."""
         with self._explained("roles/bigtable.user"):
             try:
                 return self._instances.get_app_profile(
-                    name=f"{self._instance}/appProfiles/{self._where.app_profile or 'default'}",
+                    name=f"{self._instance}/appProfiles/{name or 'default'}",
                     retry=None,
                     timeout=_READ_TIMEOUT_S,
                 )

@@ -267,7 +267,10 @@ def _latency(took_s: Sequence[float]) -> str:
 
 
 _REPORT = "Do not use the table; report this output."
-_PROFILE = "Use an app profile that routes to one cluster and allows single-row transactions (?app_profile=NAME)."
+_PROFILE = (
+    "Use an app profile that routes to one cluster and allows single-row transactions (?app_profile=NAME; for a table "
+    "that is appended to ?fold_profile=NAME)."
+)
 
 CORE = (
     Step("sums", _sums, "The family agg does not add 64-bit integers. Create another table with murmur create-table."),

@@ -113,8 +113,17 @@ class Connection:
         self._metadata = grpc.aio.Metadata(("x-goog-request-params", route))
         self._here_metadata = (("x-goog-request-params", route), ("bigtable-features", _FEATURES))
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that has opened the connection."""
+        return self._pid != os.getpid()
+
+    def run(self, work: Coroutine[Any, Any, T], *, folds: bool = False) -> T:
         """Run a coroutine on the loop and wait for it; the client's errors are translated.
+
+        Args:
+            work: the coroutine.
+            folds: as in `translated`.
 
         Raises:
             StoreUnavailable: the table is missing, or access is denied. Or the connection is closed, was closed
@@ -123,7 +132,7 @@ class Connection:
             TransientError: any other failure of the server or the network.
         """
         running: Future[T] | None = None
-        refusal = self._forked() if self._pid != os.getpid() else None
+        refusal = self._forked() if self.inherited else None
         if refusal is None:
             # Closing takes the same lock: it cancels what was begun before, and nothing begins afterwards.
             with self._lock:
@@ -136,7 +145,7 @@ class Connection:
         try:
             return running.result()
         except Exception as err:
-            error = self.translated(err)
+            error = self.translated(err, folds=folds)
             if self._closed and not isinstance(error, MurmurError):
                 error = StoreUnavailable(
                     f"{self.where}: the store was closed while it was in use; some of this may have been written: "
@@ -157,7 +166,7 @@ class Connection:
         Raises:
             StoreUnavailable: as `run`.
         """
-        if self._pid != os.getpid():
+        if self.inherited:
             raise self._forked()
         if self._closed:
             raise StoreUnavailable(f"{self.where}: the store is closed; open it again")
@@ -207,7 +216,7 @@ class Connection:
 
         In a child of a fork it does nothing: the connection is the parent's.
         """
-        if self._pid != os.getpid():
+        if self.inherited:
             return
         with self._lock:
             if self._closed:
@@ -339,15 +348,20 @@ class Connection:
         answers = self._channel.sample(request, timeout=self.timeout_s, metadata=self._metadata)
         return [(answer.row_key, answer.offset_bytes) async for answer in answers]
 
-    def translated(self, err: Exception) -> Exception:
-        """An error of the client, translated; any other error as it is."""
+    def translated(self, err: Exception, *, folds: bool = False) -> Exception:
+        """An error of the client, translated; any other error as it is.
+
+        Args:
+            err: the error.
+            folds: whether the request was made for a fold or the record, and not for a commit.
+        """
         if isinstance(err, GoogleAuthError):
             return StoreUnavailable(f"{self.where}: {err}")
         code = status_of(err)
         if code is None and not isinstance(err, (api_errors.GoogleAPIError, OSError)):
             return err
         text = err.details() if isinstance(err, grpc.aio.AioRpcError) else str(err)
-        return self._error(code, text or type(err).__name__)
+        return self._error(code, text or type(err).__name__, folds=folds)
 
-    def _error(self, code: grpc.StatusCode | None, text: str) -> Exception:
-        return error_of(code, text, self.where, self.app_profile)
+    def _error(self, code: grpc.StatusCode | None, text: str, *, folds: bool = False) -> Exception:
+        return error_of(code, text, self.where, self.app_profile, folds=folds)

@@ -24,7 +24,9 @@ _CREATING = "currently being created"
 _NO_TRANSACTIONS = "not allowed by this app profile"
 
 
-def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: str) -> Exception:
+def error_of(
+    code: grpc.StatusCode | None, text: str, where: str, app_profile: str, *, folds: bool = False
+) -> Exception:
     """The error to raise for an answer of the service.
 
     Args:
@@ -32,6 +34,7 @@ def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: s
         text: the service's message.
         where: the table, as the user names it.
         app_profile: the one in use; empty for the default.
+        folds: whether the request is made for a fold or the record, and not for a commit.
     """
     message = f"{where}: {getattr(code, 'name', 'error')}: {text}"
     advice = f"; see: murmur check '{where}'"
@@ -40,10 +43,11 @@ def error_of(code: grpc.StatusCode | None, text: str, where: str, app_profile: s
         return StoreUnavailable(f"{message}; a column family is missing, or is not of the type it must be{advice}")
     if code in _UNUSABLE:
         return StoreUnavailable(message + ("" if code is grpc.StatusCode.NOT_FOUND else advice))
-    if code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text:
+    if _lacks_transactions(code, text):
+        what, option = ("folds and the table's record need", "fold") if folds else ("a commit needs", "app")
         return StoreUnavailable(
-            f"{message} ({app_profile or 'default'}): a commit needs one that routes to a single cluster and "
-            f"allows single-row transactions; name it in the URI, ?app_profile=NAME{advice}"
+            f"{message} ({app_profile or 'default'}): {what} one that routes to a single cluster and allows single-row "
+            f"transactions; name it in the URI, ?{option}_profile=NAME{advice}"
         )
     if code is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in text:
         return TransientError(message)
@@ -61,6 +65,15 @@ def status_of(err: BaseException | None) -> grpc.StatusCode | None:
 def is_creating(err: BaseException | None) -> bool:
     """Whether the service says that the table is still being created."""
     return status_of(err) is grpc.StatusCode.FAILED_PRECONDITION and _CREATING in str(err)
+
+
+def lacks_transactions(err: BaseException | None) -> bool:
+    """Whether the service says that the app profile does not allow single-row transactions."""
+    return _lacks_transactions(status_of(err), str(err))
+
+
+def _lacks_transactions(code: grpc.StatusCode | None, text: str) -> bool:
+    return code is grpc.StatusCode.FAILED_PRECONDITION and _NO_TRANSACTIONS in text
 
 
 def is_unavailable(err: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from murmur_beam.errors import MurmurError, StoreUnavailable, TransientError
 from murmur_beam.state.bigtable.assumptions import CORE, STEPS, Step, Wrong
 from murmur_beam.state.bigtable.grpc_errors import is_creating
-from murmur_beam.state.bigtable.meta import read_meta
+from murmur_beam.state.bigtable.meta import APPEND, read_meta
 from murmur_beam.state.bigtable.scratch import PREFIX, Scratch
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
@@ -65,6 +65,8 @@ class Report(NamedTuple):
 def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LIMIT_S) -> Report:
     """Run all steps on a table, whether others fail or not, and remove the scratch rows in any case.
 
+    It uses the app profile that commits to the table: if the table is appended to, the profile of folds.
+
     Args:
         where: the table.
         steps: to run.
@@ -76,10 +78,11 @@ def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LI
         TransientError: the table is still being created, or its record cannot be read now.
     """
     began_s = where.clock.monotonic()
-    with closing(where.connect()) as connection:
+    with closing(where.connect(folds=True)) as connection:
         meta = connection.run(read_meta(connection))
-        if meta is None:
-            raise StoreUnavailable(f"{where}: the table's purpose is not recorded; run murmur create-table first")
+    if meta is None:
+        raise StoreUnavailable(f"{where}: the table's purpose is not recorded; run murmur create-table first")
+    with closing(where.connect(folds=meta.write == APPEND)) as connection:
         scratch = Scratch(where, connection, meta)
         try:
             results = connection.run(_try_all(scratch, steps, began_s + limit_s))
@@ -96,7 +99,7 @@ def run(where: BigtableSpec, steps: Sequence[Step] = STEPS, limit_s: float = _LI
 
 
 def require_core(where: BigtableSpec) -> None:
-    """Test the assumptions of commits on a table that was just created.
+    """Test the assumptions of commits, which folds make, too, on a table that was just created.
 
     Raises:
         StoreUnavailable: an assumption does not hold.

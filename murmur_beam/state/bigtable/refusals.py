@@ -158,7 +158,7 @@ class Refusals:
             if is_refusal(error):
                 return (
                     f"{error}; so it says of a request that changes nothing (app profile "
-                    f"{self._spec.app_profile or 'default'}), hence of all of this kind; "
+                    f"{self._connection.app_profile or 'default'}), hence of all of this kind; "
                     f"see: murmur check '{self._spec}'"
                 )
             if isinstance(error, StoreUnavailable):

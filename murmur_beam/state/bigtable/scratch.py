@@ -12,7 +12,7 @@ from murmur_beam.errors import TransientError
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.keys import successor
-from murmur_beam.state.bigtable.meta import Meta
+from murmur_beam.state.bigtable.meta import APPEND, Meta
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
 PREFIX = b"\x00\x00probe\x00"
@@ -60,6 +60,7 @@ class Scratch:
         self.keys: list[bytes] = []
         self.requests = 0
         self._where = f"{where}: "
+        self._folds = meta.write == APPEND
         self._prefix = PREFIX + secrets.token_hex(8).encode() + b" "
 
     def row(self, name: str) -> bytes:
@@ -124,7 +125,11 @@ class Scratch:
 
     def words(self, err: Exception) -> str:
         """The text of an error, without the advice to check the table."""
-        return str(self.connection.translated(err)).removeprefix(self._where).partition("; see: murmur check")[0]
+        return (
+            str(self.connection.translated(err, folds=self._folds))
+            .removeprefix(self._where)
+            .partition("; see: murmur check")[0]
+        )
 
     async def remove(self) -> list[bytes]:
         """Delete all scratch rows; the keys of rows that are still there.

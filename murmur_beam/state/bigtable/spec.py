@@ -57,7 +57,7 @@ class BigtableSpec(StoreSpec):
     app_profile: Annotated[
         str | None,
         Option(
-            "app profile with single-cluster routing and single-row transactions",
+            "app profile; to commit it needs single-cluster routing and single-row transactions, to append any will do",
             "NAME",
             _profile,
             default="the instance's",
@@ -100,6 +100,16 @@ class BigtableSpec(StoreSpec):
             more="Each takes about 15 bytes; a row counts as 60 more.",
         ),
     ] = 2_000_000
+    fold_profile: Annotated[
+        str | None,
+        Option(
+            "app profile with which folds read and commit; it needs single-cluster routing and single-row transactions",
+            "NAME",
+            _profile,
+            default="`app_profile`",
+            more="On several clusters all folds must run in one of them (docs/operations.md).",
+        ),
+    ] = None
     clock: Clock = field(default_factory=Clock, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,13 +125,22 @@ class BigtableSpec(StoreSpec):
         """The same for all specs of one table."""
         return "bigtable", self.project, self.instance, self.table
 
-    def connect(self) -> Connection:
-        """A client of the table; to be closed."""
+    @property
+    def profile_of_folds(self) -> str | None:
+        """The app profile of folds; None is the instance's default profile."""
+        return self.fold_profile or self.app_profile
+
+    def connect(self, *, folds: bool = False) -> Connection:
+        """A client of the table; to be closed.
+
+        Args:
+            folds: with the app profile of folds.
+        """
         return Connection(
             self.project,
             self.instance,
             self.table,
-            self.app_profile,
+            self.profile_of_folds if folds else self.app_profile,
             self.timeout_s,
             str(self),
             channels=max(1, -(-self.max_in_flight // _REQUESTS_PER_CHANNEL)),

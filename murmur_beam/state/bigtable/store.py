@@ -23,10 +23,11 @@ from murmur_beam.state.bigtable.appender import Appender
 from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch, batch_of, split_oversized
 from murmur_beam.state.bigtable.codec import EXPIRY_SLACK_US, RowCodec, Value
 from murmur_beam.state.bigtable.committer import RowCommitter
+from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.deleting import delete_rows
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.due_rows import DueRows
-from murmur_beam.state.bigtable.folder import Folder
+from murmur_beam.state.bigtable.folds import Folds
 from murmur_beam.state.bigtable.grpc_errors import status_of
 from murmur_beam.state.bigtable.keys import (
     AFTER_SCHEMA,
@@ -78,6 +79,7 @@ class BigtableStore(FoldingStore[V]):
         self._connection = spec.connect()
         self._dispatcher = Dispatcher(spec)
         self._committer = RowCommitter(spec, self._connection, self._dispatcher, self._codec)
+        self._folds = Folds(spec, self._connection, self._dispatcher, self._codec, self._committer)
         self._adder = BulkAdder(spec, self._connection, self._dispatcher, self._codec)
         self._row_reader = RowReader(spec, self._connection, self._codec)
         self._appender = Appender(spec, self._connection, self._dispatcher, self._codec)
@@ -107,15 +109,12 @@ class BigtableStore(FoldingStore[V]):
         shards = self._spec.shards
         recorded = await read_meta(self._connection)
         if recorded is None:
-            # Two processes may do this at once: one of them writes, and both read what it has written.
-            await write_meta(self._connection, Meta(self._schema, shards=shards or 1))
-            recorded = await read_meta(self._connection)
+            recorded = await self._folds.change_record(self._record, appends=False)
         if recorded is None:
             raise StoreUnavailable(f"{self._spec}: its schema was deleted while it was opened")
         self._require(recorded)
         if recorded.schema.names(self._schema):
-            await name_field(self._connection, recorded.layout, str(self._schema.field))
-            self._require(await read_meta(self._connection) or recorded)
+            self._require(await self._named(recorded) or recorded)
         if shards not in (None, recorded.shards):
             raise SchemaMismatch(
                 f"{self._spec} was made with shards={recorded.shards}, but was opened with shards={shards}: events "
@@ -129,6 +128,26 @@ class BigtableStore(FoldingStore[V]):
             self._codec.bucket_age_us = recorded.bucket_age // _MICROSECOND
         self._codec.appended = self.appends
         self._checked = True
+
+    async def _record(self, connection: Connection) -> Meta | None:
+        """Record the schema. Two processes may do this at once: one of them writes, and both read what it has
+        written.
+        """
+        await write_meta(connection, Meta(self._schema, shards=self._spec.shards or 1))
+        return await read_meta(connection)
+
+    async def _named(self, recorded: Meta) -> Meta | None:
+        """Record the name of the field, unless one is recorded already; the record after that."""
+        field = str(self._schema.field)
+
+        async def name(connection: Connection) -> Meta | None:
+            await name_field(connection, recorded.layout, field)
+            return await read_meta(connection)
+
+        try:
+            return await self._folds.change_record(name, appends=recorded.write == APPEND)
+        except StoreUnavailable as err:
+            raise StoreUnavailable(f"the field {field!r} cannot be recorded: {err}") from err
 
     def delete(self, entity: str, first: int | None = None, last: int | None = None, *, prefix: bool = False) -> int:
         """See `Store.delete`; all shards of a key are one aggregate."""
@@ -165,6 +184,7 @@ class BigtableStore(FoldingStore[V]):
     def close(self) -> None:
         """See `Store.close`."""
         self._connection.close()
+        self._folds.close()
 
     # ---- reading ----
 
@@ -263,22 +283,23 @@ class BigtableStore(FoldingStore[V]):
         if not self.keeps_pending():
             return Folded()
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        return self._connection.run(self._folder().fold(start, end, min_cells, report, due))
+        return self._folds.run(lambda folder: folder.fold(start, end, min_cells, report, due))
 
     def fold_rows(self, rows: Sequence[bytes]) -> Folded:
         """See `FoldingStore.fold_rows`."""
         if not self.keeps_pending():
             return Folded()
-        return self._connection.run(self._folder().fold_these(sorted(set(rows))))
+        return self._folds.run(lambda folder: folder.fold_these(sorted(set(rows))))
 
     def oldest_pending_s(self, rows: Sequence[bytes]) -> dict[bytes, float]:
         """See `FoldingStore.oldest_pending_s`."""
         if not self.keeps_pending():
             return {}
-        return self._connection.run(self._folder().oldest_pending_s(rows))
+        return self._folds.run(lambda folder: folder.oldest_pending_s(rows))
 
-    def _folder(self) -> Folder[V]:
-        return Folder(self._spec, self._connection, self._dispatcher, self._codec, self._committer)
+    def require_folds(self) -> None:
+        """See `FoldingStore.require_folds`."""
+        self._folds.check()
 
     def row_keys(self, keys: Sequence[Key], event_id: str | None) -> list[bytes]:
         """See `FoldingStore.row_keys`."""

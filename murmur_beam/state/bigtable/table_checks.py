@@ -1,19 +1,20 @@
-"""Checks a table, its app profile and the caller's access to both."""
+"""Checks a table, its app profiles and the caller's access to all of them."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from murmur_beam.errors import PermanentError
 from murmur_beam.sizes import size_text
 from murmur_beam.state.base import Schema
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import NO_PROFILES, Admin
+from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.meta import APPEND, Meta
-from murmur_beam.state.bigtable.refusals import commit_nothing
+from murmur_beam.state.bigtable.refusals import append_nothing, commit_nothing
 from murmur_beam.state.bigtable.sizes import LOOK_S, WARN_ROW_BYTES, Sizes, look_at_sizes
 from murmur_beam.state.bigtable.spec import BigtableSpec
 from murmur_beam.state.bigtable.table_purpose import (
@@ -27,7 +28,7 @@ from murmur_beam.state.bigtable.table_purpose import (
     type_advice,
     wrong_type,
 )
-from murmur_beam.state.bigtable.table_state import TableState, data, failover_text, look
+from murmur_beam.state.bigtable.table_state import TableState, clusters_text, data, look
 
 _LAST_S = 253_402_300_799.0
 """The last second of the year 9999."""
@@ -59,7 +60,7 @@ def check(
     dedup_retention: timedelta | None = None,
     write: str | None = None,
 ) -> list[Finding]:
-    """Check a table, its app profile, and the access to both; nothing is written.
+    """Check a table, its app profiles, and the access to all of them; nothing is written.
 
     Args:
         where: the table.
@@ -83,15 +84,16 @@ def check(
         else:
             wanted = table_meta(schema, retention, dedup_retention)
         wanted = completed(where, found.meta, wanted, write)
+        appends = wanted.write == APPEND
         if not findings:
             require_way(where, found.meta, wanted)
             findings += _check_table(where, found, wanted, has_purpose=monoid is not None or granularity is not None)
             if found.families is not None and len(clusters := admin.clusters()) > 1:
-                findings.append(Finding("clusters", WARNING, failover_text(clusters)))
+                findings.append(Finding("clusters", WARNING, clusters_text(clusters, appends=appends)))
             if found.families is not None and wire.META in found.families:
-                findings.append(_check_access(where))
+                findings += _check_access(where, appends=appends)
                 findings += _check_sizes(where, recorded)
-        return [*findings, _check_app_profile(where, admin)]
+        return [*findings, *_check_profiles(where, admin, appends=appends)]
 
 
 def _check_table(where: BigtableSpec, found: TableState, wanted: Meta, has_purpose: bool) -> Iterator[Finding]:
@@ -128,18 +130,24 @@ def _check_table(where: BigtableSpec, found: TableState, wanted: Meta, has_purpo
             yield Finding(subject, OK, f"garbage collection takes {rule}")
 
 
-def _check_access(where: BigtableSpec) -> Finding:
+def _check_access(where: BigtableSpec, *, appends: bool) -> Iterator[Finding]:
+    yield _asked("writing", where, append_nothing if appends else commit_nothing)
+    if appends or where.fold_profile is not None:
+        yield _asked("folding", where, commit_nothing, folds=True)
+
+
+def _asked(subject: str, where: BigtableSpec, ask: Callable[[Connection], Any], *, folds: bool = False) -> Finding:
     try:
-        with data(where) as connection:
-            connection.run(commit_nothing(connection))
+        with data(where, folds=folds) as connection:
+            connection.run(ask(connection), folds=folds)
     except PermanentError as err:
-        return Finding("writing", WRONG, str(err))
-    return Finding("writing", OK)
+        return Finding(subject, WRONG, str(err))
+    return Finding(subject, OK)
 
 
 def _check_sizes(where: BigtableSpec, recorded: Meta) -> Iterator[Finding]:
     try:
-        with data(where) as connection:
+        with data(where, folds=True) as connection:
             sizes = connection.run(look_at_sizes(connection))
     except PermanentError as err:
         yield Finding("rows", WARNING, f"they cannot be read: {err}")
@@ -177,27 +185,52 @@ def _pending_finding(where: BigtableSpec, recorded: Meta, sizes: Sizes) -> Findi
     )
 
 
-def _check_app_profile(where: BigtableSpec, admin: Admin) -> Finding:
-    subject = f"app profile {where.app_profile or 'default'}"
+def _check_profiles(where: BigtableSpec, admin: Admin, *, appends: bool) -> Iterator[Finding]:
+    """Check the profile that events are written with, and the profile of folds, if they need different things."""
+    finding = _check_profile(where, admin, "app", where.app_profile, transactions=not appends)
+    yield finding
+    if finding.status != NOT_CHECKED and (appends or where.fold_profile is not None):
+        yield _check_profile(where, admin, "fold", where.profile_of_folds, transactions=True)
+
+
+def _check_profile(where: BigtableSpec, admin: Admin, kind: str, name: str | None, *, transactions: bool) -> Finding:
+    """Check a profile.
+
+    Args:
+        where: the table.
+        admin: client of its instance.
+        kind: ``app`` or ``fold``: the option of the URI that names it is called ``KIND_profile``.
+        name: of the profile; None for the instance's default.
+        transactions: whether it must route to one cluster and allow single-row transactions.
+    """
+    subject = f"{kind} profile {name or 'default'}"
+    needed = ["--route-to=CLUSTER", "--transactional-writes"] if transactions else ["--route-any"]
+    new = "murmur-folds" if kind == "fold" else "murmur"
     remedy = shlex.join(
         [
-            *("gcloud", "bigtable", "app-profiles", "create", "murmur", f"--project={where.project}"),
-            *(f"--instance={where.instance}", "--route-to=CLUSTER", "--transactional-writes"),
+            *("gcloud", "bigtable", "app-profiles", "create", new, f"--project={where.project}"),
+            *(f"--instance={where.instance}", *needed),
         ]
     )
+    advice = f"create {{}} and add ?{kind}_profile={new} to the URI"
     try:
-        profile = admin.app_profile()
+        profile = admin.app_profile(name)
     except PermanentError as err:
         return Finding(subject, WRONG, str(err))
     if profile is None:
-        return Finding(subject, WRONG, "is missing; create one and add ?app_profile=murmur to the URI", remedy)
+        return Finding(subject, WRONG, f"is missing; {advice.format('one')}", remedy)
     if profile is NO_PROFILES:
-        return Finding("app profile", NOT_CHECKED, "an emulator has none")
+        return Finding(f"{kind} profile", NOT_CHECKED, "an emulator has none")
     routing = profile.single_cluster_routing
-    if "single_cluster_routing" not in profile:
-        problem = "routes to several clusters, where two commits of a row can be made without knowing of each other"
+    single = "single_cluster_routing" in profile
+    if not transactions:
+        to = routing.cluster_id if single else "several clusters"
+        return Finding(subject, OK, f"routes to {to}; appends need no transactions")
+    what = "fold" if kind == "fold" else "commit"
+    if not single:
+        problem = f"routes to several clusters, where two {what}s of a row can be made without knowing of each other"
     elif not routing.allow_transactional_writes:
-        problem = "does not allow single-row transactions, which every commit needs"
+        problem = f"does not allow single-row transactions, which every {what} needs"
     else:
         return Finding(subject, OK, f"routes to {routing.cluster_id}, with single-row transactions")
-    return Finding(subject, WRONG, f"{problem}; create another and add ?app_profile=murmur to the URI", remedy)
+    return Finding(subject, WRONG, f"{problem}; {advice.format('another')}", remedy)

@@ -13,6 +13,7 @@ from murmur_beam.errors import StoreUnavailable
 from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.admin import Admin, Family
 from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.grpc_errors import lacks_transactions
 from murmur_beam.state.bigtable.meta import Meta, read_meta
 from murmur_beam.state.bigtable.spec import BigtableSpec
 
@@ -34,28 +35,41 @@ def look(where: BigtableSpec, admin: Admin) -> TableState:
     families = admin.families()
     if not families or wire.META not in families:
         return TableState(families, None)
-    with data(where) as connection:
+    with data(where, folds=True) as connection:
         return TableState(families, connection.run(read_meta(connection)))
 
 
 @contextmanager
-def data(where: BigtableSpec) -> Iterator[Connection]:
-    """A client of the table's data. Its errors do not refer to ``murmur check``, since that command shows them."""
+def data(where: BigtableSpec, *, folds: bool = False) -> Iterator[Connection]:
+    """A client of the table's data. Its errors do not refer to ``murmur check``, since that command shows them.
+
+    Args:
+        where: the table.
+        folds: with the app profile of folds, with which the record is read and written, too: on several clusters, what
+            is written in one is not in the others at once.
+    """
     try:
-        with closing(where.connect()) as connection:
+        with closing(where.connect(folds=folds)) as connection:
             yield connection
     except StoreUnavailable as err:
         cause = err.__cause__ or err
+        if lacks_transactions(cause):
+            raise StoreUnavailable(str(err).partition("; see: murmur check")[0]) from err
         text = cause.details() if isinstance(cause, grpc.aio.AioRpcError) else str(cause)
         raise StoreUnavailable(f"{where}: {text}; this needs a role such as roles/bigtable.user") from err
     except GoogleAuthError as err:
         raise StoreUnavailable(f"{where}: {err}") from err
 
 
-def failover_text(clusters: list[str]) -> str:
-    """The warning about a table that is on several clusters."""
+def clusters_text(clusters: list[str], *, appends: bool) -> str:
+    """The warning about a table that is on several clusters.
+
+    Args:
+        clusters: their names.
+        appends: whether the table is appended to.
+    """
+    what, events = ("folds run in", "events") if appends else ("commits go to", "redelivered events")
     return (
-        f"{len(clusters)} clusters ({', '.join(clusters)}): commits go to one of them; if another takes over before "
-        "all are replicated, redelivered events count twice, permanently: let replication catch up first "
-        "(docs/operations.md)"
+        f"{len(clusters)} clusters ({', '.join(clusters)}): {what} one of them; if another takes over before all are "
+        f"replicated, {events} count twice, permanently: let replication catch up first (docs/operations.md)"
     )

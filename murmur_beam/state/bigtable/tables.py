@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable.table_purpose import (
     type_advice,
     wrong_type,
 )
-from murmur_beam.state.bigtable.table_state import TableState, data, failover_text, look
+from murmur_beam.state.bigtable.table_state import TableState, clusters_text, data, look
 
 __all__ = [
     "NOT_CHECKED",
@@ -87,7 +87,8 @@ def create(
 ) -> list[Step]:
     """Create the table, or bring an existing one up to date with its purpose; a second call changes nothing.
 
-    On a new table, the behaviour that commits need is tested.
+    On a new table, the behaviour that commits need is tested. The record is written with the app profile of
+    folds.
 
     Args:
         where: the table.
@@ -128,7 +129,7 @@ def create(
         if found.families is None:
             created(lambda: require_core(where))
         if len(clusters := admin.clusters()) > 1:
-            say(f"{where} is on {failover_text(clusters)}")
+            say(f"{where} is on {clusters_text(clusters, appends=meta.write == APPEND)}")
     return steps
 
 
@@ -196,7 +197,7 @@ def _shape(admin: Admin, found: TableState, meta: Meta, *, force: bool) -> None:
 
 
 def _record(where: BigtableSpec, meta: Meta) -> None:
-    with data(where) as connection:
+    with data(where, folds=True) as connection:
 
         async def record() -> None:
             await write_meta(connection, meta)
@@ -209,7 +210,7 @@ def _record(where: BigtableSpec, meta: Meta) -> None:
                 if found is None or found._replace(schema=meta.schema) != meta:
                     raise TransientError(f"{where}: another program is changing the table's record; run this again")
 
-        connection.run(record())
+        connection.run(record(), folds=meta.write == APPEND or where.fold_profile is not None)
 
 
 def _takes_more(new: Rule, old: Rule | None) -> bool:
