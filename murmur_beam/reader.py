@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
 from murmur_beam.monoids import Monoid, Struct, names, recorded
+from murmur_beam.monoids.struct_name import parts_of
 from murmur_beam.state import SpecLike, Store, StoreLike, spec_from_uri
 from murmur_beam.state.adapted import as_spec, as_store
 from murmur_beam.windows import WindowConfig
@@ -40,12 +41,16 @@ class Reader(Generic[V]):
         window: of the aggregates (only the granularity matters here); None without a window.
         states: return the aggregates as they are stored, for callers that combine them further with ``monoid``, and
             present them themselves.
+
+    Attributes:
+        since: names of aggregates that were added to a table of several, and since when each counts.
     """
 
     def __init__(self, store: StoreLike[V], window: WindowConfig | None = None, *, states: bool = False) -> None:
         self.store: Store[V] = as_store(store)
         self.monoid = store.monoid
         self.window_config = window
+        self.since: dict[str, str] = {}
         self._present: Callable[[V], Any] = _unchanged if states else self.monoid.present
 
     @classmethod
@@ -85,7 +90,11 @@ class Reader(Generic[V]):
                 )
         if window is None and schema.granularity is not None:
             window = WindowConfig(schema.granularity)
-        return cls(spec.open(monoid, window.granularity if window else None), window, states=states)
+        reader = cls(spec.open(monoid, window.granularity if window else None), window, states=states)
+        reader.since = {
+            name: since for name, (_, since) in (parts_of(schema.monoid) or {}).items() if since is not None
+        }
+        return reader
 
     def __enter__(self) -> Reader[V]:
         return self

@@ -96,7 +96,10 @@ def on_reader(run: Callable[[Reader[Any], argparse.Namespace], int]) -> Callable
     def opened(args: argparse.Namespace) -> int:
         spec = spec_from_uri(args.uri, "URI")
         with Reader.open(spec, _monoid(args), args.window, states=True) as reader:
-            return run(reader, args)
+            code = run(reader, args)
+            for name, since in reader.since.items():
+                print(f"murmur: {name} counts since {since}", file=sys.stderr)
+            return code
 
     return opened
 

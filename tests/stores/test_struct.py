@@ -217,6 +217,9 @@ class TestAlterTable:
         assert again.get(Key("k"), fresh=False) == (5, 11)
         with Reader.open(table) as reader:
             assert reader.get("k") == {"views": 5, "revenue": 11, "most": 7}
+        capsys.readouterr()
+        assert cli.main(["get", str(table), "k"]) == 0
+        assert capsys.readouterr().err.startswith("murmur: most counts since 20")
 
     @pytest.mark.parametrize(
         ("add", "problem"),
