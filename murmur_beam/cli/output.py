@@ -157,10 +157,7 @@ class Bar(NamedTuple):
 def bars(values: Sequence[Any]) -> list[Bar]:
     """A bar for each number; an empty one for an infinite one, and for a single one, which has nothing to be compared
     with."""
-    some = len(values) > 1
-    numbers: list[Any] = [
-        v if some and isinstance(v, (int, float, Decimal)) and abs(v) != math.inf else 0 for v in values
-    ]
+    numbers = [value if len(values) > 1 and _is_finite(value) else 0 for value in values]
     largest = max(map(abs, numbers), default=0) or 1
     return [Bar(float(number / largest)) for number in numbers]
 

@@ -14,6 +14,7 @@ from murmur_beam.errors import ConfigurationError, SchemaMismatch
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count, Custom, Overflow, Sum
 from murmur_beam.reader import Reader
+from murmur_beam.state import spec_from_uri
 from murmur_beam.state.base import StoreSpec
 from murmur_beam.state.sqlite import SqliteSpec
 from tests.support import emulators
@@ -113,3 +114,16 @@ def test_the_command_shows_amounts(spec: StoreSpec, capsys: pytest.CaptureFixtur
     refused = murmur("get", "a", "--monoid", "sum")
     assert refused.code == 2
     assert "holds values of monoid 'sum(places=2)' and no window, but was opened for monoid 'sum' and" in refused.err
+
+
+def test_a_table_can_be_made_for_it(bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any spelling of the name; a pipeline finds the table ready, and one for another aggregate is refused."""
+    murmur = Command(emulators.new_uri(bigtable_host), capsys)
+    assert murmur("create-table", "--monoid", "sum( places=2 )").code == 0
+    assert "monoid 'sum(places=2)' and no window" in murmur("check", "--monoid", "sum(places=2)").out
+    with pytest.raises(SchemaMismatch):
+        spec_from_uri(murmur.uri).open(Sum())
+    refused = murmur("create-table", "--monoid", "sum(places=99)")
+    assert (refused.code, refused.err) == (
+        2, "murmur: error: --monoid: 'sum(places=99)': places: expected an integer from 0 to 18, got 99\n"
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from murmur_beam.errors import InvalidRecord
 from murmur_beam.model import WrittenFloat
 from murmur_beam.monoids import FloatSum, Mean, Moments, Variance
-from murmur_beam.monoids.exact import read, written
+from murmur_beam.monoids.exact import nearest_root, read, written
 from murmur_beam.testing import MonoidLaws
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -79,6 +79,13 @@ def test_the_deviation_is_the_float_nearest_to_the_root(values: list[Any]) -> No
         below, above = (Fraction(math.nextafter(found.stddev, to)) for to in (0.0, math.inf))
         middle = Fraction(found.stddev)
         assert ((below + middle) / 2) ** 2 <= exact <= ((middle + above) / 2) ** 2
+
+
+@pytest.mark.parametrize(("more", "root"), [(-1, 2.0**53), (0, 2.0**53), (1, 2.0**53 + 2)])
+def test_a_root_is_rounded_to_the_right_side(more: int, root: float) -> None:
+    """Just below, at and just above the middle of two floats."""
+    middle = 2**53 + 1
+    assert nearest_root((middle * middle << 200) + more, 1 << 200) == root
 
 
 @given(st.lists(floats.filter(lambda x: abs(x) < 1e300), max_size=20), st.randoms(use_true_random=False))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from murmur_beam.errors import ConfigurationError
@@ -99,3 +102,14 @@ def test_each_shipped_monoid_is_found_by_what_a_store_records() -> None:
 def test_another_recorded_name_is_not_a_shipped_monoid(name: str) -> None:
     """Neither one that is unknown or cannot be read, nor one in another form than stores record, nor a user's."""
     assert recorded(name) is None
+
+
+@pytest.mark.parametrize("name", ["planted:MONOID", "max(planted:MONOID)"])
+def test_no_module_is_imported_because_a_store_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who can write to a table cannot run code where it is read."""
+    (tmp_path / "planted.py").write_text("MONOID = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert recorded(name) is None
+    assert "planted" not in sys.modules
