@@ -162,6 +162,11 @@ def bars(values: Sequence[Any]) -> list[Bar]:
     return [Bar(float(number / largest)) for number in numbers]
 
 
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite, which cannot take an int beyond the range of a float.
+    return isinstance(value, (int, float, Decimal)) and abs(value) != math.inf
+
+
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print aligned columns, numbers to the right; block by block, so that a long list begins to appear at once.
 
