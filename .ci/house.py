@@ -81,6 +81,7 @@ MAY_IMPORT = {
     "state.sqlite": "errors option state.sqlite.*",
     "state.sqlite.*": "errors forks model clock durations option monoids.base state.base state.sqlite.*",
     "state.bigtable": "errors option state.bigtable.*",
+    "state.bigtable.table_aggregates": "errors model monoids monoids.* state.bigtable.*",
     "state.bigtable.*": "errors model clock durations sizes option monoids.base monoids.structs "
     "monoids.struct_name state.base state.folding retry windows state.bigtable.*",
     "state": "errors model import_path state.base state.adapted state.*",

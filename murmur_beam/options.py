@@ -21,7 +21,7 @@ from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.import_path import kind_of, load_attribute
-from murmur_beam.monoids import Monoid, Struct, aggregate_of, by_name
+from murmur_beam.monoids import Monoid, Struct, aggregates_of, by_name
 from murmur_beam.option import Option, a_text, decimal, described, text_of
 from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.adapted import as_shared_spec, is_spec
@@ -48,7 +48,7 @@ def as_monoid(monoid: Monoid[Any] | str) -> Monoid[Any]:
 
 
 def as_aggregates(aggregates: Mapping[str, Monoid[Any]] | Sequence[str] | str) -> Struct:
-    """The struct of several aggregates: a mapping, or texts as `monoids.aggregate_of` reads them.
+    """The struct of several aggregates: a mapping, or texts as `monoids.aggregates_of` reads them.
 
     Raises:
         ConfigurationError: it is something else, or an aggregate cannot be used.
@@ -59,13 +59,7 @@ def as_aggregates(aggregates: Mapping[str, Monoid[Any]] | Sequence[str] | str) -
         return Struct(aggregates)
     if not isinstance(aggregates, Sequence) or not all(isinstance(each, str) for each in aggregates):
         raise ConfigurationError("aggregates", f"expected a mapping from names to monoids, got {aggregates!r:.80}")
-    found: dict[str, Monoid[Any]] = {}
-    for text in aggregates:
-        name, monoid = aggregate_of(text)
-        if name in found:
-            raise ConfigurationError("aggregates", f"{name!r:.80} is given twice")
-        found[name] = monoid
-    return Struct(found)
+    return Struct(aggregates_of(aggregates))
 
 
 def as_window(window: WindowConfig | str, retention: timedelta | None = None) -> WindowConfig:
@@ -188,7 +182,8 @@ class MergeOptions:
     aggregates: Annotated[
         Mapping[str, Monoid[Any]] | Sequence[str] | None,
         Option(
-            "one of several aggregates of each record, such as revenue=sum:amount or views=count; repeat it",
+            "one of several aggregates of each record, such as revenue=sum:amount or views=count; repeat it, or write "
+            "commas between them",
             "NAME=MONOID:FIELD",
             check=as_aggregates,
             repeated=True,

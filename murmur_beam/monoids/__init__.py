@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError, MissingExtra
@@ -22,7 +24,7 @@ from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.quantiles import Quantiles
 from murmur_beam.monoids.set_union import SetUnion
-from murmur_beam.monoids.struct_name import parts_of
+from murmur_beam.monoids.struct_name import outside_parentheses, parts_of
 from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
@@ -53,6 +55,7 @@ __all__ = [
     "TopK",
     "Variance",
     "aggregate_of",
+    "aggregates_of",
     "by_name",
     "names",
     "recorded",
@@ -123,6 +126,28 @@ def _named(name: str, argument: str) -> Monoid[Any]:
         )
     if not isinstance(found, Monoid):
         raise ConfigurationError(argument, f"{name!r} is a {kind_of(found)}, not a Monoid")
+    return found
+
+
+def aggregates_of(texts: Iterable[str]) -> dict[str, Monoid[Any]]:
+    """The monoids of aggregates by name, from texts with one aggregate each, or several with commas between them.
+
+    Raises:
+        ConfigurationError: see `aggregate_of`; or a name is given twice.
+    """
+    found: dict[str, Monoid[Any]] = {}
+    for text in texts:
+        parts: list[str] = []
+        for part in outside_parentheses(text):
+            if parts and not re.match(r" *\w+=", part):  # a comma in a field
+                parts[-1] += f",{part}"
+            else:
+                parts.append(part.strip())
+        for part in parts:
+            name, monoid = aggregate_of(part)
+            if name in found:
+                raise ConfigurationError("aggregate", f"{name!r:.80} is given twice")
+            found[name] = monoid
     return found
 
 

@@ -237,6 +237,14 @@ class TestAlterTable:
         assert problem in capsys.readouterr().err
         assert table.recorded_schema() == Schema("struct(views=count,revenue=sum)", None)
 
+    def test_a_table_without_markers(self, bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Programs of before write events without a marker, which a sum would count again."""
+        spec = emulators.new_spec(bigtable_host)
+        spec.open(Struct({"most": Max(), "tags": SetUnion()})).close()
+        assert cli.main(["alter-table", str(spec), "--add", "views=count"]) == 2
+        assert "'count' needs markers of events, and" in capsys.readouterr().err
+        assert cli.main(["alter-table", str(spec), "--add", "least=min"]) == 0
+
     def test_a_table_of_one_aggregate(self, bigtable_host: str, capsys: pytest.CaptureFixture[str]) -> None:
         """It has no names to which another could be added."""
         spec = emulators.new_spec(bigtable_host)
