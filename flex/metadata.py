@@ -53,7 +53,7 @@ FORMS = {
     "WINDOW": ("TEXT", f"^(daily|hourly|minute|{DURATION})$"),
     "SHARE": ("TEXT", "^(0|1|0[.][0-9]+)$"),
     "CHAR": ("TEXT", r'^([^"\s]|tab|\\t)$'),
-    "MONOID": ("TEXT", r"^[A-Za-z_]\w*([.\w]*:\w+)?$"),
+    "MONOID": ("TEXT", r"^[A-Za-z_]\w*([.\w]*:\w+)?(\(.*\))?$"),
     "FORMAT": ("TEXT", r"^(json|csv|[A-Za-z_][.\w]*:\w+)$"),
 }
 """Kind and form of a parameter, by the metavar of its flag."""

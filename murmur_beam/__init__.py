@@ -1,8 +1,9 @@
 """Keyed aggregates for Apache Beam, each event counted exactly once.
 
 In a pipeline, `MergeRecords` folds each element into aggregates in a store. `Reader` reads them, and needs no Beam; nor
-does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `Min`, `Max`, `First`, `Last`, `SetUnion`,
-or your own `Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as
+does `merge_one`, which merges one record. The aggregates are `Count`, `Sum`, `FloatSum`, `Mean`, `Variance`, `Min`,
+`Max`, `First`, `Last`, `SetUnion`, `MapOf` another, the estimates `Distinct`, `TopK` and `Quantiles`, or your own
+`Monoid`. The stores are `BigtableSpec`, `SqliteSpec` and `MemorySpec`, or their URIs, such as
 ``sqlite:///counts.db``. `murmur_beam.testing` has helpers for your tests.
 """
 
@@ -26,7 +27,25 @@ from murmur_beam.errors import (
 )
 from murmur_beam.metrics import InMemory, Recorder
 from murmur_beam.model import DeadLetter, Key, MergeResult, Outcome
-from murmur_beam.monoids import Count, Custom, First, Last, Max, Min, Monoid, SetUnion, Sum
+from murmur_beam.monoids import (
+    Count,
+    Custom,
+    Distinct,
+    First,
+    FloatSum,
+    Last,
+    MapOf,
+    Max,
+    Mean,
+    Min,
+    Moments,
+    Monoid,
+    Quantiles,
+    SetUnion,
+    Sum,
+    TopK,
+    Variance,
+)
 from murmur_beam.processor import AtomicDedup, Config, NoDedup, merge_many, merge_one
 from murmur_beam.reader import Reader
 from murmur_beam.state import Store, StoreSpec
@@ -48,25 +67,31 @@ __all__ = [
     "Count",
     "Custom",
     "DeadLetter",
+    "Distinct",
     "First",
+    "FloatSum",
     "FlushLimits",
     "InMemory",
     "InvalidRecord",
     "Key",
     "Last",
+    "MapOf",
     "Max",
+    "Mean",
     "MemorySpec",
     "MergeCancelled",
     "MergeDoFn",
     "MergeRecords",
     "MergeResult",
     "Min",
+    "Moments",
     "Monoid",
     "MurmurError",
     "MurmurOptions",
     "NoDedup",
     "Outcome",
     "PermanentError",
+    "Quantiles",
     "Reader",
     "Recorder",
     "RetriesExhausted",
@@ -77,7 +102,9 @@ __all__ = [
     "StoreSpec",
     "StoreUnavailable",
     "Sum",
+    "TopK",
     "TransientError",
+    "Variance",
     "WindowConfig",
     "daily",
     "hourly",

@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord
+from murmur_beam.model import WrittenFloat
 
 BOM = "\ufeff"
 """The byte order mark, which some writers put before a text; it does not belong to the text."""
@@ -45,10 +46,14 @@ def payload_of(element: Any) -> Any:
     return element.data if is_message(element) else element
 
 
-def decode_bytes(element: Any) -> Any:
+def decode_bytes(element: Any, *, exact: bool = False) -> Any:
     """Decode bytes and messages as JSON, and return any other element, text too, unchanged. The default decoder.
 
     A message without data is a record without fields: its content is in its attributes.
+
+    Args:
+        element: as it came.
+        exact: see `decode_json`.
 
     Raises:
         InvalidRecord: see `decode_json`.
@@ -57,18 +62,22 @@ def decode_bytes(element: Any) -> Any:
         return element
     payload = payload_of(element)
     if isinstance(payload, bytes):
-        return _parse_json(payload) if payload or payload is element else {}
+        return _parse_json(payload, exact) if payload or payload is element else {}
     return {} if payload is None and payload is not element else payload
 
 
-def decode_json(element: Any) -> dict[str, Any]:
+def decode_json(element: Any, *, exact: bool = False) -> dict[str, Any]:
     """Decode a JSON object in bytes, text or a message.
+
+    Args:
+        element: as it came.
+        exact: make each number with a fraction or an exponent a `WrittenFloat`, which keeps its text.
 
     Raises:
         InvalidRecord: the bytes are not UTF-8, the text is not JSON, the JSON is not an object, or the object names a
             field twice (JSON readers differ in which of the two they use).
     """
-    return _parse_json(payload_of(element))
+    return _parse_json(payload_of(element), exact)
 
 
 def decode_csv(element: Any, delimiter: str = ",") -> dict[str, str]:
@@ -115,22 +124,29 @@ DECODERS: Mapping[str, Callable[[Any], Any]] = {"json": decode_json, "csv": deco
 _DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
-def decoder_of(decode: str | Callable[[Any], Any] | None, delimiter: str | None) -> Callable[[Any], Any]:
+def decoder_of(
+    decode: str | Callable[[Any], Any] | None, delimiter: str | None, *, exact: bool = False
+) -> Callable[[Any], Any]:
     """The function that the arguments ``decode`` and ``delimiter`` name.
 
     Args:
         decode: "json", "csv", a function of the element, or None for `decode_bytes`.
         delimiter: between the fields of CSV: one character, or "tab"; None for a comma.
+        exact: keep the text of numbers in JSON, as `decode_json` does.
 
     Raises:
         ConfigurationError: the name is unknown, or the delimiter is invalid.
     """
     if delimiter is not None and decode != "csv":
         raise ConfigurationError("delimiter", "applies to CSV only; add decode='csv' (--decode csv)")
-    if decode is None or callable(decode):
-        return decode or decode_bytes
+    if callable(decode):
+        return decode
+    if decode is None:
+        return partial(decode_bytes, exact=True) if exact else decode_bytes
     if not isinstance(decode, str) or decode not in DECODERS:
         raise ConfigurationError("decode", f"expected {', '.join(DECODERS)} or a function, got {decode!r:.80}")
+    if decode == "json" and exact:
+        return partial(decode_json, exact=True)
     return DECODERS[decode] if delimiter is None else partial(decode_csv, delimiter=delimiter_of(delimiter))
 
 
@@ -160,11 +176,12 @@ def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 # `json.loads` with a hook would make a decoder for each call.
 _decode_json = json.JSONDecoder(object_pairs_hook=_without_repeats).decode
+_decode_exactly = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_float=WrittenFloat).decode
 
 
-def _parse_json(payload: Any) -> dict[str, Any]:
+def _parse_json(payload: Any, exact: bool) -> dict[str, Any]:
     try:
-        record = _decode_json(_text(payload))
+        record = _decode_exactly(_text(payload)) if exact else _decode_json(_text(payload))
     except InvalidRecord:
         raise
     except ValueError as err:  # not JSONDecodeError only: an int may have too many digits for Python

@@ -8,9 +8,20 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from murmur_beam.decode import decoder_of
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.fields import ESCAPED, Field, Getter, argument_of, compile_field, compile_id, compile_keys
+from murmur_beam.fields import (
+    ESCAPED,
+    Field,
+    Getter,
+    ValueField,
+    argument_of,
+    compile_field,
+    compile_id,
+    compile_keys,
+    compile_values,
+)
 from murmur_beam.model import Record, check_entity, check_event_id, is_plain_id, is_plain_key, is_representable
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.processor import make_record
 from murmur_beam.times import TimeFormat
 
@@ -23,7 +34,7 @@ class Extraction:
 
     Args:
         keys: a function that returns the keys, or several fields that give one key each.
-        value: None only for a monoid that needs no value.
+        value: None only for a monoid that needs no value; for several aggregates, where the value of each is.
         event_id: None only if no id is needed.
         event_time: None for the element's timestamp.
         decode: "json", "csv", a function of the element, or None for `decode_bytes`.
@@ -37,7 +48,7 @@ class Extraction:
     """
 
     keys: Callable[[Any], Iterable[Any]] | tuple[Field, ...]
-    value: Field | None = None
+    value: Field | tuple[ValueField, ...] | None = None
     event_id: Field | None = None
     event_time: Field | None = None
     decode: str | Callable[[Any], Any] | None = None
@@ -57,14 +68,19 @@ class Extraction:
 class _Getters:
     """The functions that find the parts of a record; they cannot be pickled.
 
+    Args:
+        extraction: where the parts come from.
+        exact: keep the text of numbers in JSON.
+
     Raises:
         ConfigurationError: a part that cannot be used.
     """
 
-    def __init__(self, extraction: Extraction) -> None:
-        self.decode = decoder_of(extraction.decode, extraction.delimiter)
+    def __init__(self, extraction: Extraction, *, exact: bool = False) -> None:
+        self.decode = decoder_of(extraction.decode, extraction.delimiter, exact=exact)
         self.keys = compile_keys(extraction.keys)
-        self.value = _optional("value", extraction.value)
+        value = extraction.value
+        self.value = compile_values(value) if isinstance(value, tuple) else _optional("value", value)
         # The format is checked even if there is no id.
         event_id = "=" if extraction.event_id is None else extraction.event_id
         self.event_id = compile_id(event_id, extraction.id_format, extraction.source)
@@ -117,7 +133,7 @@ class Extractor:
         self._lift = monoid.lift
         self._need_id = need_id
         self._need_time = need_time
-        getters = _Getters(extraction)
+        getters = _Getters(extraction, exact=monoid.exact_numbers)
         self._decode = getters.decode
         self._event_id = None if extraction.event_id is None else getters.event_id
         self._event_time = getters.event_time
@@ -125,6 +141,7 @@ class Extractor:
         self._nanoseconds = extraction.times.nanoseconds
         # A monoid that needs no value, such as a count, never looks at one.
         self._value = getters.value if monoid.needs_value else None
+        self._parts = _plain_parts(extraction.value, monoid)
         self._keys = getters.keys
         self._keys_argument = argument_of(extraction.keys)
         self._finer = monoid.needs_event_time and self._event_time is not None
@@ -181,7 +198,13 @@ class Extractor:
                 return None
             if self._event_time is not None or self._need_time:
                 timestamp_us = self._event_time_of(decoded, element, timestamp_us, _NO_HINTS)
-            delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
+            if self._parts is None:
+                delta = self._lift(None if value_name is None else decoded[value_name], timestamp_us)
+            else:
+                deltas = []  # a loop: a list comprehension would take a call more
+                for name, lift in self._parts:
+                    deltas.append(lift(None if name is None else decoded[name], timestamp_us))
+                delta = tuple(deltas)
         except Exception:
             return None
         return event_id, timestamp_us, (entity,), delta
@@ -220,7 +243,7 @@ class Extractor:
 
 
 class _Names(NamedTuple):
-    """Names of the fields that hold a record's parts; value is None if the monoid needs none."""
+    """Names of the fields that hold a record's parts; value is None if the monoid needs none, or has several."""
 
     key: str
     event_id: str
@@ -233,12 +256,25 @@ def _names(extraction: Extraction, needs_value: bool) -> _Names | None:
     if not (isinstance(keys, tuple) and len(keys) == 1 and _is_name(keys[0]) and _is_name(extraction.event_id)):
         return None
     value = extraction.value if needs_value else None
+    if isinstance(value, tuple):
+        is_plain = all(each.field is None or _is_name(each.field) for each in value)
+        return _Names(keys[0], extraction.event_id, None) if is_plain else None
     if not (value is None or _is_name(value)):
         return None
     return _Names(keys[0], extraction.event_id, value)
 
 
-def _is_name(field: Field | None) -> TypeGuard[str]:
+def _plain_parts(
+    value: Field | tuple[ValueField, ...] | None, monoid: Monoid[Any]
+) -> list[tuple[Any, Callable[[Any, int], Any]]] | None:
+    """Field and `Monoid.lift` of each of several aggregates; None of one."""
+    if not isinstance(value, tuple):
+        return None
+    assert isinstance(monoid, Struct)
+    return [(each.field, part.lift) for each, part in zip(value, monoid.parts.values(), strict=True)]
+
+
+def _is_name(field: object) -> TypeGuard[str]:
     return isinstance(field, str) and field.isidentifier()
 
 

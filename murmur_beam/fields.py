@@ -19,11 +19,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from murmur_beam.decode import is_message
 from murmur_beam.errors import ConfigurationError, InvalidRecord
-from murmur_beam.model import NOT_NUMBERS, plain
+from murmur_beam.model import ABSENT, NOT_NUMBERS, plain
 
 Field = str | Callable[[Any], Any]
 """A function of the decoded record, or a text in one of the forms above."""
@@ -143,6 +143,47 @@ def compile_id(field: Field, id_format: str, source: str | None) -> Getter:
     if isinstance(field, str) and not field.startswith("=") and not _PREFIX.fullmatch(field) and "{" in field:
         return _template("event_id", field, source, kept_apart=True)
     return compile_field("event_id", field, source)
+
+
+class ValueField(NamedTuple):
+    """Where the value of one of several aggregates is.
+
+    Attributes:
+        name: of the aggregate, for errors.
+        field: None if it needs no value.
+        optional: whether a record without the field, or with None there, skips the aggregate.
+    """
+
+    name: str
+    field: Field | None
+    optional: bool
+
+
+def compile_values(fields: tuple[ValueField, ...]) -> Getter:
+    """Make the function that finds the values of several aggregates, as a tuple.
+
+    Raises:
+        ConfigurationError: see `compile_field`; names the aggregate.
+    """
+    getters = [_compile_value(*each) for each in fields]
+    return lambda record, element: tuple([get(record, element) for get in getters])
+
+
+def _compile_value(name: str, field: Field | None, optional: bool) -> Getter:
+    if field is None:
+        return lambda record, element: None
+    get = compile_field(name, field)
+    if not optional:
+        return get
+
+    def find(record: Any, element: Any) -> Any:
+        try:
+            value = get(record, element)
+        except InvalidRecord:  # the field is missing
+            return ABSENT
+        return ABSENT if value is None else value
+
+    return find
 
 
 # ---- names and paths ----

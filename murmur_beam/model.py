@@ -30,6 +30,9 @@ NOT_NUMBERS = frozenset(
 _ALWAYS_READABLE = 64 * 1024
 """Size in bytes up to which a payload in UTF-8 is always text in a letter's JSON, for people to read."""
 
+ABSENT = object()
+"""Stands for the value of an aggregate whose record lacks it."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -236,6 +239,22 @@ class Message(NamedTuple):
     message_id: str | None
     publish_time: datetime | None
     ordering_key: str | None
+
+
+class WrittenFloat(float):
+    """A float with the text that it was written as, such as "12.30", for sums that must not round it.
+
+    Attributes:
+        text: a decimal number.
+    """
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
 
 
 def plain(value: Any) -> Any:

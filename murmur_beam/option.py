@@ -38,6 +38,7 @@ class Option:
         repeated: whether its flag may be given several times.
         text: whether it can be given as text, in a flag or a URI.
         prefix: before the flags of the options of its value, which is a class with options.
+        flag: its name as a flag, if that is not the field's, such as the singular.
     """
 
     help: str
@@ -50,6 +51,7 @@ class Option:
     repeated: bool = False
     text: bool = True
     prefix: str | None = None
+    flag: str | None = None
 
 
 class Described(NamedTuple):
@@ -91,6 +93,11 @@ class Described(NamedTuple):
         """
         with naming(self.name):
             return self.option.parse(text)
+
+    @property
+    def flag(self) -> str:
+        """Its name as a flag."""
+        return self.option.flag or self.name
 
     @property
     def default_text(self) -> str:
@@ -206,7 +213,7 @@ def add_flag(
         type: makes the value of text, as argparse's does; `given` then needs to do nothing.
         spelt_twice: see `add_flags`.
     """
-    flag = f"--{prefix}{each.name}"
+    flag = f"--{prefix}{each.flag}"
     spellings = dict.fromkeys((flag, f"--{flag[2:].replace('_', '-')}" if spelt_twice else flag))
     shown = default or each.default_text
     parser.add_argument(
@@ -239,7 +246,7 @@ def given(flags: object, cls: type, prefix: str = "") -> dict[str, Any]:
             if options := given(flags, each.inner, inside):
                 with _naming_flag(inside):
                     values[each.name] = each.inner(**options)
-        elif each.option.text and (value := getattr(flags, f"{prefix}{each.name}")) is not None:
+        elif each.option.text and (value := getattr(flags, f"{prefix}{each.flag}")) is not None:
             with _naming_flag(prefix):
                 values[each.name] = each.parse(value) if isinstance(value, str) else value
                 each.check(values[each.name])

@@ -7,7 +7,7 @@ of them, and the page of options in the docs lists them (``python -m murmur_beam
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +21,7 @@ from murmur_beam.durations import parse_duration
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.fields import ESCAPED, Field
 from murmur_beam.import_path import kind_of, load_attribute
-from murmur_beam.monoids import Monoid, by_name
+from murmur_beam.monoids import Monoid, Struct, aggregates_of, by_name
 from murmur_beam.option import Option, a_text, decimal, described, text_of
 from murmur_beam.state import SpecLike, StoreSpec, require_lasting, spec_from_uri
 from murmur_beam.state.adapted import as_shared_spec, is_spec
@@ -45,6 +45,21 @@ def as_monoid(monoid: Monoid[Any] | str) -> Monoid[Any]:
         return monoid
     hint = "; write its parentheses" if isinstance(monoid, type) and issubclass(monoid, Monoid) else ""
     raise ConfigurationError("monoid", f"expected a Monoid or a name, got {monoid!r:.80}{hint}")
+
+
+def as_aggregates(aggregates: Mapping[str, Monoid[Any]] | Sequence[str] | str) -> Struct:
+    """The struct of several aggregates: a mapping, or texts as `monoids.aggregates_of` reads them.
+
+    Raises:
+        ConfigurationError: it is something else, or an aggregate cannot be used.
+    """
+    if isinstance(aggregates, str):
+        aggregates = [aggregates]
+    if isinstance(aggregates, Mapping):
+        return Struct(aggregates)
+    if not isinstance(aggregates, Sequence) or not all(isinstance(each, str) for each in aggregates):
+        raise ConfigurationError("aggregates", f"expected a mapping from names to monoids, got {aggregates!r:.80}")
+    return Struct(aggregates_of(aggregates))
 
 
 def as_window(window: WindowConfig | str, retention: timedelta | None = None) -> WindowConfig:
@@ -158,10 +173,23 @@ class MergeOptions:
     monoid: Annotated[
         Monoid[Any] | str | None,
         Option(
-            "how to fold: sum, count, min, max, first, ... or package.module:attribute",
+            "how to fold: sum, 'sum(places=2)', count, min, max, first, ... or package.module:attribute",
             "MONOID",
             check=as_monoid,
             default="sum",
+        ),
+    ] = None
+    aggregates: Annotated[
+        Mapping[str, Monoid[Any]] | Sequence[str] | None,
+        Option(
+            "one of several aggregates of each record, such as revenue=sum:amount or views=count; repeat it, or write "
+            "commas between them",
+            "NAME=MONOID:FIELD",
+            check=as_aggregates,
+            repeated=True,
+            flag="aggregate",
+            more="In Python a mapping from names to monoids, such as ``Sum().of('amount')``. A ``?`` behind the field, "
+            "or ``optional=True``, skips the aggregate for records without the field; they are dead letters otherwise.",
         ),
     ] = None
     window: Annotated[
@@ -395,7 +423,7 @@ def _table(cls: type, before: str) -> Iterator[str]:
     yield from ("| argument | as text | default | meaning |", "|---|---|---|---|")
     for each in rows:
         values = "\\|".join(each.choices) or each.option.metavar
-        text = f"`{before}{each.name}{'=' if before == '?' else ' '}{values}`" if each.option.text else "Python only"
+        text = f"`{before}{each.flag}{'=' if before == '?' else ' '}{values}`" if each.option.text else "Python only"
         meaning = f"{each.option.help}. {each.option.more}".strip().replace("``", "`").replace("|", "\\|")
         yield f"| `{each.name}` | {text} | {each.default_text} | {meaning} |"
 

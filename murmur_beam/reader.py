@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key
-from murmur_beam.monoids import Monoid, by_name, names
+from murmur_beam.monoids import Monoid, Struct, names, recorded
+from murmur_beam.monoids.struct_name import parts_of
 from murmur_beam.state import SpecLike, Store, StoreLike, spec_from_uri
 from murmur_beam.state.adapted import as_spec, as_store
 from murmur_beam.windows import WindowConfig
@@ -40,12 +41,16 @@ class Reader(Generic[V]):
         window: of the aggregates (only the granularity matters here); None without a window.
         states: return the aggregates as they are stored, for callers that combine them further with ``monoid``, and
             present them themselves.
+
+    Attributes:
+        since: names of aggregates that were added to a table of several, and since when each counts.
     """
 
     def __init__(self, store: StoreLike[V], window: WindowConfig | None = None, *, states: bool = False) -> None:
         self.store: Store[V] = as_store(store)
         self.monoid = store.monoid
         self.window_config = window
+        self.since: dict[str, str] = {}
         self._present: Callable[[V], Any] = _unchanged if states else self.monoid.present
 
     @classmethod
@@ -76,17 +81,20 @@ class Reader(Generic[V]):
         if schema is None:
             raise StoreUnavailable(f"{spec}: nothing was written to it yet; check the name, or run its pipeline first")
         if monoid is None:
-            # Not by_name alone: a store's content must not decide which Python module is imported.
-            if schema.monoid not in names():
+            monoid = recorded(schema.monoid)
+            if monoid is None:
                 raise ConfigurationError(
                     "monoid",
                     f"{spec} was written with {schema.monoid!r}, which is not one of {', '.join(names())}; "
                     "pass --monoid package.module:attribute (in Python: monoid=)",
                 )
-            monoid = by_name(schema.monoid)
         if window is None and schema.granularity is not None:
             window = WindowConfig(schema.granularity)
-        return cls(spec.open(monoid, window.granularity if window else None), window, states=states)
+        reader = cls(spec.open(monoid, window.granularity if window else None), window, states=states)
+        reader.since = {
+            name: since for name, (_, since) in (parts_of(schema.monoid) or {}).items() if since is not None
+        }
+        return reader
 
     def __enter__(self) -> Reader[V]:
         return self
@@ -190,11 +198,12 @@ class Reader(Generic[V]):
         end: datetime | None = None,
         *,
         fresh: bool = False,
+        by: str | None = None,
     ) -> list[tuple[str, Any]]:
         """The ``n`` entities with the largest results, largest first; equal ones in the order of their names.
 
         Entities are ranked by what the monoid presents, which must be numbers; None (such as the mean of nothing) is
-        left out.
+        left out. Of several aggregates one ranks.
 
         Args:
             n: maximum number of entities.
@@ -202,16 +211,19 @@ class Reader(Generic[V]):
             start: combine only the buckets from this time's on; None: from the first.
             end: combine only the buckets up to this time's; None: to the last.
             fresh: include pending events.
+            by: name of the aggregate that ranks; None: the first whose results are numbers.
 
         Raises:
             SchemaMismatch: the results are not numbers, or times are given but the store has no time buckets.
-            ConfigurationError: a time has no time zone, or lies outside the years 1 to 9999 in UTC.
+            ConfigurationError: ``by`` is not an aggregate of the store; or a time has no time zone, or lies outside the
+                years 1 to 9999 in UTC.
         """
         first, last = self._span(start, end)
+        rank = self._ranking(by)
         ranked = (
             (self._number(entity, result), entity, state)
             for entity, state, _ in self._totals(prefix, first, last, fresh)
-            if (result := self.monoid.present(state)) is not None
+            if (result := rank(self.monoid.present(state))) is not None
         )
         largest = heapq.nlargest(n, ranked, key=lambda item: item[0])
         return [(entity, self._present(state)) for _, entity, state in largest]
@@ -284,6 +296,24 @@ class Reader(Generic[V]):
             except PermanentError as err:
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)
+
+    def _ranking(self, by: str | None) -> Callable[[Any], Any]:
+        """A function of a result that returns what ranks."""
+        monoid = self.monoid
+        if not isinstance(monoid, Struct):
+            if by is not None:
+                raise ConfigurationError("by", f"the store holds one aggregate, {monoid.name!r}; leave it out")
+            return _unchanged
+        if by is not None and by not in monoid.parts:
+            raise ConfigurationError("by", f"{by!r:.80} is not one of {', '.join(monoid.parts)}")
+
+        def rank(result: dict[str, Any]) -> Any:
+            nonlocal by
+            if by is None:
+                by = next((name for name, value in result.items() if isinstance(value, Number)), None)
+            return result if by is None else result[by]
+
+        return rank
 
     def _number(self, entity: str, result: Any) -> Any:
         # Sets and tuples compare too, but not by a size that a user would expect.

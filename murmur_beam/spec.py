@@ -14,14 +14,15 @@ from murmur_beam.config import AtomicDedup, Config, NoDedup, needs_event_id
 from murmur_beam.durations import format_duration, spell_duration
 from murmur_beam.errors import ConfigurationError, MurmurError, SchemaMismatch, TransientError
 from murmur_beam.extract import Extraction
-from murmur_beam.fields import ESCAPED, Field
-from murmur_beam.monoids import Monoid
+from murmur_beam.fields import ESCAPED, Field, ValueField
+from murmur_beam.monoids import Monoid, Struct
 from murmur_beam.option import check_options, naming
 from murmur_beam.options import (
     DEFAULT_NAME,
     FOLD_AGE,
     FOLD_SHARE,
     MergeOptions,
+    as_aggregates,
     as_decoder,
     as_duration,
     as_monoid,
@@ -212,7 +213,7 @@ def resolve(options: MergeOptions) -> MergeSpec:
         ConfigurationError: naming the option.
     """
     check_options(options)
-    monoid = as_monoid("sum" if options.monoid is None else options.monoid)
+    monoid = _monoid(options)
     config = Config() if options.config is None else options.config
     if config.dedup is None:
         config = config.with_dedup(AtomicDedup())
@@ -223,8 +224,7 @@ def resolve(options: MergeOptions) -> MergeSpec:
         cache = None if options.cache is None else as_store(options.cache)
     if cache == store:
         raise ConfigurationError("cache", f"{cache} is the store itself, where each event would count twice")
-    if options.value is None and monoid.needs_value:
-        raise ConfigurationError("value", f"monoid {monoid.name!r} needs one: a field name or a function")
+    value = _value(options, monoid)
     if options.event_id is None and needs_event_id(config, monoid):
         raise ConfigurationError(
             "event_id",
@@ -233,7 +233,7 @@ def resolve(options: MergeOptions) -> MergeSpec:
         )
     return MergeSpec(
         name=DEFAULT_NAME if options.name is None else options.name,
-        extraction=_extraction(options),
+        extraction=_extraction(options, value),
         monoid=monoid,
         window=_window(options),
         store=store,
@@ -257,10 +257,35 @@ def _fold(options: MergeOptions) -> FoldPlan | None:
     return FoldPlan(as_duration(options.fold), share, age)
 
 
-def _extraction(options: MergeOptions) -> Extraction:
+def _monoid(options: MergeOptions) -> Monoid[Any]:
+    if options.aggregates is None:
+        return as_monoid("sum" if options.monoid is None else options.monoid)
+    for name in ("monoid", "value"):
+        if getattr(options, name) is not None:
+            raise ConfigurationError(name, "is for one aggregate; with aggregates= each has its own")
+    return as_aggregates(options.aggregates)
+
+
+def _value(options: MergeOptions, monoid: Monoid[Any]) -> Field | tuple[ValueField, ...] | None:
+    """Where the value is, or the value of each of several aggregates."""
+    if isinstance(monoid, Struct):
+        for name, part in monoid.parts.items():
+            if part.needs_value and part.field is None:
+                raise ConfigurationError("aggregates", f"{name}: {part.name!r} needs a field: write .of(FIELD)")
+        return tuple(
+            ValueField(name, part.field if part.needs_value else None, part.optional)
+            for name, part in monoid.parts.items()
+        )
+    value = monoid.field if options.value is None else options.value
+    if value is None and monoid.needs_value:
+        raise ConfigurationError("value", f"monoid {monoid.name!r} needs one: a field name or a function")
+    return value
+
+
+def _extraction(options: MergeOptions, value: Field | tuple[ValueField, ...] | None) -> Extraction:
     return Extraction(
         keys=_keys(options),
-        value=options.value,
+        value=value,
         event_id=options.event_id,
         event_time=options.event_time,
         decode=None if options.decode is None else as_decoder(options.decode),

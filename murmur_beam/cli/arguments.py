@@ -12,12 +12,12 @@ from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from murmur_beam.errors import InvalidRecord
+from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.model import check_entity, to_us
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.option import add_flag, described
-from murmur_beam.options import MergeOptions
+from murmur_beam.options import MergeOptions, as_aggregates
 from murmur_beam.reader import Reader
 from murmur_beam.runs.command_line import USAGE_ERROR, OneLineErrorParser, parsed, with_underscores
 from murmur_beam.state import StoreSpec, spec_from_uri
@@ -96,7 +96,10 @@ def on_reader(run: Callable[[Reader[Any], argparse.Namespace], int]) -> Callable
     def opened(args: argparse.Namespace) -> int:
         spec = spec_from_uri(args.uri, "URI")
         with Reader.open(spec, _monoid(args), args.window, states=True) as reader:
-            return run(reader, args)
+            code = run(reader, args)
+            for name, since in reader.since.items():
+                print(f"murmur: {name} counts since {since}", file=sys.stderr)
+            return code
 
     return opened
 
@@ -117,7 +120,11 @@ def bigtable_spec(spec: StoreSpec) -> BigtableSpec | None:
 
 
 def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:
-    return by_name(args.monoid, "--monoid") if args.monoid else None
+    if not args.aggregate:
+        return by_name(args.monoid, "--monoid") if args.monoid else None
+    if args.monoid:
+        raise ConfigurationError("--monoid", "is for one aggregate; leave it out, or --aggregate")
+    return as_aggregates(args.aggregate)
 
 
 def add_reading(sub: Parser) -> None:
@@ -133,8 +140,9 @@ def add_json(sub: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_monoid(sub: argparse.ArgumentParser, default: str) -> None:
-    """Add --monoid; ``default`` is how the help shows the default."""
+    """Add --monoid and --aggregate; ``default`` is how the help shows the default."""
     add_flag(sub, MERGE["monoid"], default=default)
+    add_flag(sub, MERGE["aggregates"])
 
 
 def add_window(sub: argparse.ArgumentParser, default: str) -> None:

@@ -40,11 +40,14 @@ _FLAGS = {"start": "from", "end": "to"}
 
 _DESCRIPTION = """\
 Read the aggregates in a store, such as sqlite:///counts.db; create and check its table if the store is in Bigtable.
-Only create-table changes a table and the record of its purpose. Only delete and reset remove aggregates. Only fold
-writes aggregates: it folds the events that pipelines have appended."""
+Only create-table and alter-table change a table and the record of its purpose. Only delete and reset remove aggregates.
+Only fold writes aggregates: it folds the events that pipelines have appended."""
 _CREATE_TABLE = """\
 Create a Bigtable table, or bring an existing one up to date. A second run changes nothing. With a retention Bigtable
 deletes each bucket that long after its end."""
+_ALTER_TABLE = """\
+Add an aggregate to a Bigtable table that was made with --aggregate, while pipelines write to it. It counts from then
+on, for programs that are started with it; those of before go on without it."""
 _CHECK = """\
 Check a Bigtable table and print the commands that repair it. Writes nothing, except with --probe: scratch rows, which
 are removed."""
@@ -61,9 +64,9 @@ exit codes:
 
 --json is lossless: a set is a sorted list, the first or last value is {"event_time_us": ..., "value": ...}, and a
 value that JSON cannot represent is {"base64": ...} of the stored bytes. What a monoid presents of a value, such as a
-mean, is {"text": ...} if JSON cannot represent it. Times in it are the starts of buckets. A bucket that starts outside
-the years 1 to 9999 is shown by its number, in every output. On a terminal, tables are cut to its width, in the middle
-of long keys; --json, files and pipes get whole keys.
+mean, is {"text": ...} if JSON cannot represent it; a sum of decimal places is its digits as text, "12.30". Times in it
+are the starts of buckets. A bucket that starts outside the years 1 to 9999 is shown by its number, in every output. On
+a terminal, tables are cut to its width, in the middle of long keys; --json, files and pipes get whole keys.
 """
 _TABLES_EPILOG = """\
 Stores outside Bigtable need no table: there is nothing to create or check.
@@ -155,6 +158,13 @@ def _add_table_commands(command: AddCommand) -> None:
     yes = "go on even if a shorter retention deletes data, or a longer one lets clusters differ for a while"
     create.add_argument("--yes", action="store_true", help=yes)
     _add_purpose(create, "sum", "no window", "never", "forever", "what the table recorded, or commit")
+    alter = command("alter-table", on_table(tables.alter_table), _ALTER_TABLE, _TABLES_EPILOG)
+    alter.add_argument("--dry_run", action="store_true", help="show what would be done, and change nothing")
+    alter.add_argument(
+        "--add", metavar="NAME=MONOID", required=True, help="the aggregate to add, such as visitors=set_union"
+    )
+    add_json(alter, "one JSON document")
+    alter.set_defaults(monoid=None, aggregate=None)
     check = command("check", on_table(tables.check), _CHECK, _TABLES_EPILOG)
     probe = "also test Bigtable's behaviour on scratch rows; paste the output into an issue (docs/operations.md)"
     check.add_argument("--probe", action="store_true", help=probe)

@@ -16,6 +16,7 @@ from unicodedata import category, east_asian_width
 
 from murmur_beam.model import is_representable, rfc3339
 from murmur_beam.monoids.base import Monoid, canonical_json
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.timed import Timed
 
 _MAX_TEXT = 60
@@ -46,6 +47,8 @@ def json_value(monoid: Monoid[Any], state: Any) -> Any:
     """
     if state is None:
         return None
+    if isinstance(monoid, Struct):
+        return {name: json_value(part, each) for (name, part), each in zip(monoid.parts.items(), state, strict=True)}
     result = monoid.present(state)
     if isinstance(result, Timed):
         return {name: part for name, part in result._asdict().items() if name != "ns" or part}
@@ -60,16 +63,21 @@ def json_value(monoid: Monoid[Any], state: Any) -> Any:
 
 
 def json_of(result: Any) -> Any:
-    """A lossless JSON value of a Python value: itself if JSON has it; a list for a tuple or a set, in order; bytes as
-    base64; and for anything else its text, such as ``{"text": "1/3"}`` for a fraction."""
+    """A lossless JSON value of a Python value: itself if JSON has it; the digits of a decimal as text; an object for a
+    named tuple; a list for another tuple or a set, in order; bytes as base64; and for anything else its text, such as
+    ``{"text": "1/3"}`` for a fraction."""
     if result is None or isinstance(result, (bool, int, str)) or (isinstance(result, float) and math.isfinite(result)):
         return result
+    if isinstance(result, Decimal) and result.is_finite():
+        return str(result)
+    if isinstance(result, tuple) and hasattr(result, "_asdict"):
+        result = result._asdict()
     if isinstance(result, (list, tuple)):
         return [json_of(item) for item in result]
     if isinstance(result, (set, frozenset)):
         return sorted(map(json_of, result), key=canonical_json)
-    if isinstance(result, dict) and all(isinstance(key, str) for key in result):
-        return {key: json_of(value) for key, value in result.items()}
+    if isinstance(result, dict) and all(isinstance(key, (str, float)) for key in result):
+        return {str(key): json_of(value) for key, value in result.items()}
     if isinstance(result, bytes):
         return {"base64": base64.b64encode(result).decode("ascii")}
     return {"text": str(result)}
@@ -93,10 +101,12 @@ def human(value: Any) -> str:
         when = rfc3339(us) if is_representable(us) else f"{us:,} us"
         when = when.replace("Z", f"{value.ns:03}Z") if value.ns else when.replace(".000000Z", "Z")
         return f"{'null' if value.value is None else _short(value.value)} at {when}"
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     try:
         text = canonical_json(value)
     except (TypeError, ValueError):
-        text = str(value)
+        text = canonical_json(json_of(value)) if isinstance(value, (dict, list, tuple)) else str(value)
     return _printable(text)
 
 
@@ -145,10 +155,16 @@ class Bar(NamedTuple):
 
 
 def bars(values: Sequence[Any]) -> list[Bar]:
-    """A bar for each number; an empty one for a single number, which has nothing to be compared with."""
-    numbers = [value if isinstance(value, (int, float)) and len(values) > 1 else 0 for value in values]
+    """A bar for each number; an empty one for an infinite one, and for a single one, which has nothing to be compared
+    with."""
+    numbers = [value if len(values) > 1 and _is_finite(value) else 0 for value in values]
     largest = max(map(abs, numbers), default=0) or 1
-    return [Bar(number / largest) for number in numbers]
+    return [Bar(float(number / largest)) for number in numbers]
+
+
+def _is_finite(value: Any) -> bool:
+    # Not math.isfinite, which cannot take an int beyond the range of a float.
+    return isinstance(value, (int, float, Decimal)) and abs(value) != math.inf
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
+from numbers import Number
 from typing import Any
 
 from murmur_beam.cli.arguments import (
@@ -21,6 +23,7 @@ from murmur_beam.cli.arguments import (
 )
 from murmur_beam.cli.output import bars, human, json_value, print_json, print_table
 from murmur_beam.model import rfc3339, to_us
+from murmur_beam.monoids import Struct
 from murmur_beam.reader import Reader
 from murmur_beam.runs.command_line import complain, parsed
 from murmur_beam.windows import parse_duration
@@ -66,6 +69,7 @@ def add_readers(command: AddCommand) -> None:
             "--to", dest="end", metavar="TIME", type=parsed(parse_end), required=required, help="last bucket"
         )
     top.add_argument("-n", metavar="N", type=parsed(parse_n), default=10, help="how many; default: 10")
+    top.add_argument("--by", metavar="NAME", help="the aggregate that ranks; default: the first number")
     for sub in (everything, top):
         sub.add_argument("--prefix", type=parsed(parse_prefix), default="", help="only entities that start with this")
     for sub in (get, window, span, everything, top):
@@ -88,7 +92,7 @@ def _get(reader: Reader[Any], args: argparse.Namespace) -> int:
     elif state is not None:
         # A date that is a whole bucket needs no repetition.
         shows_bucket = at is not None and not (args.at.is_day and _is_day(reader))
-        print(_shown(reader, state) + (f"  ({_buckets(reader, at, at)})" if shows_bucket else ""))
+        _print_state(reader, state, f"({_buckets(reader, at, at)})" if shows_bucket else "")
     return _exit_code(state is not None, f"for {args.entity!r}" + (" in that bucket" if at else ""))
 
 
@@ -109,7 +113,7 @@ def _show_total(reader: Reader[Any], args: argparse.Namespace, start: datetime, 
     if args.json:
         _print_json_of_buckets(reader, args, start, end, total if found else None)
     elif found:
-        print(f"{_shown(reader, total)}  ({before}{_buckets(reader, start, end)})")
+        _print_state(reader, total, f"({before}{_buckets(reader, start, end)})")
     return _exit_code(bool(found), f"for {args.entity!r} in those buckets")
 
 
@@ -131,9 +135,11 @@ def _print_range(reader: Reader[Any], args: argparse.Namespace, found: dict[date
     n = _count(reader, args.start, args.end)
     if n <= _MAX_EMPTY_ROWS:
         found = {t: found.get(t, reader.monoid.identity) for t in reader.starts(args.start, args.end)}
-    values = [reader.monoid.present(state) for state in found.values()]
-    rows = [(_time(reader, start), value, bar) for start, value, bar in zip(found, values, bars(values), strict=True)]
-    print_table(("bucket", "value", ""), [*rows, ("total", reader.monoid.present(total), "")])
+    names = _names(reader)
+    values = [_results(reader, state) for state in found.values()]
+    drawn = bars([value[0] for value in values]) if len(names) == 1 else [""] * len(values)
+    rows = [(_time(reader, start), *value, bar) for start, value, bar in zip(found, values, drawn, strict=True)]
+    print_table(("bucket", *names, ""), [*rows, ("total", *_results(reader, total), "")])
     if len(rows) < n:
         print(f"({n:,} buckets; the {n - len(rows):,} empty ones are left out)")
 
@@ -148,30 +154,55 @@ def _list(reader: Reader[Any], args: argparse.Namespace) -> int:
         for entity, state, buckets in rows:
             print_json(entity=entity, value=json_value(reader.monoid, state), buckets=buckets)
         return _exit_code(bool(first), _where(args))
-    shown = ((entity, reader.monoid.present(state), buckets) for entity, state, buckets in rows)
+    shown = ((entity, *_results(reader, state), buckets) for entity, state, buckets in rows)
     if reader.window_config:
-        print_table(("entity", "value", "buckets"), shown)
+        print_table(("entity", *_names(reader), "buckets"), shown)
     else:
-        print_table(("entity", "value"), (row[:2] for row in shown))
+        print_table(("entity", *_names(reader)), (row[:-1] for row in shown))
     return _exit_code(bool(first), _where(args))
 
 
 def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
     if _is_reversed(args):
         return complain("error: --to lies before --from", ERROR)
-    largest = reader.top(args.n, args.prefix, args.start, args.end, fresh=args.fresh)
+    largest = reader.top(args.n, args.prefix, args.start, args.end, fresh=args.fresh, by=args.by)
     if args.json:
         print(json.dumps([{"entity": entity, "value": json_value(reader.monoid, state)} for entity, state in largest]))
     else:
-        values = [reader.monoid.present(state) for _, state in largest]
-        rows = [(entity, value, bar) for (entity, _), value, bar in zip(largest, values, bars(values), strict=True)]
-        print_table(("entity", "value", ""), rows)
+        names = _names(reader)
+        values = [_results(reader, state) for _, state in largest]
+        ranked = names.index(args.by) if args.by else _first_number(values)
+        drawn = bars([value[ranked] for value in values])
+        rows = [(entity, *value, bar) for (entity, _), value, bar in zip(largest, values, drawn, strict=True)]
+        print_table(("entity", *names, ""), rows)
     return _exit_code(bool(largest), _where(args))
 
 
-def _shown(reader: Reader[Any], state: Any) -> str:
-    """What the monoid presents of an aggregate, on one line."""
-    return human(reader.monoid.present(state))
+def _names(reader: Reader[Any]) -> tuple[str, ...]:
+    """Titles of the columns of results: the names of several aggregates."""
+    return tuple(reader.monoid.parts) if isinstance(reader.monoid, Struct) else ("value",)
+
+
+def _results(reader: Reader[Any], state: Any) -> tuple[Any, ...]:
+    """What the monoid presents of an aggregate, or of each of several."""
+    result = reader.monoid.present(state)
+    return tuple(result.values()) if isinstance(reader.monoid, Struct) else (result,)
+
+
+def _first_number(results: Sequence[tuple[Any, ...]]) -> int:
+    """Position of the first number of some results, which ranks them; 0 without one."""
+    return next((i for result in results[:1] for i, each in enumerate(result) if isinstance(each, Number)), 0)
+
+
+def _print_state(reader: Reader[Any], state: Any, behind: str) -> None:
+    """Print one aggregate: on one line, and a line for each of several."""
+    results = _results(reader, state)
+    if isinstance(reader.monoid, Struct):
+        print_table(("aggregate", "value"), [*zip(_names(reader), map(human, results), strict=True)])
+        if behind:
+            print(behind)
+    else:
+        print(human(results[0]) + (f"  {behind}" if behind else ""))
 
 
 def _is_reversed(args: argparse.Namespace) -> bool:

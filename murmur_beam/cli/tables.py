@@ -16,6 +16,7 @@ from murmur_beam import __version__
 from murmur_beam.cli.arguments import bigtable_spec
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import rfc3339
+from murmur_beam.monoids import Struct, aggregate_of
 from murmur_beam.monoids.base import Monoid
 from murmur_beam.state import Schema, StoreSpec
 
@@ -122,6 +123,39 @@ def check(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace)
     elif args.probe:
         print("probe: not run, since the table is not as it should be")
     return DONE if fine else PROBLEMS
+
+
+def alter_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Namespace) -> int:
+    """Add an aggregate to a table of several, or show whether it can be added.
+
+    Args:
+        spec: the store.
+        monoid: None.
+        args: ``uri``, ``add``, ``dry_run``, ``json``.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MurmurError: the table cannot have the aggregate, or cannot be changed.
+    """
+    where = bigtable_spec(spec)
+    if where is None:
+        raise ConfigurationError("uri", f"{spec} cannot be altered; only tables in Bigtable can")
+    from murmur_beam.state.bigtable.table_aggregates import add_aggregate
+
+    name, added = aggregate_of(args.add)
+    Struct({name: added})  # checks the name
+    since = add_aggregate(where, name, added, dry_run=args.dry_run)
+    if args.json:
+        _print_json(store=str(where), dry_run=args.dry_run, added=name if since else None, since=since)
+    elif since is None:
+        print(f"{where}: nothing to do; it has {name}")
+    elif args.dry_run:
+        print(f"{where}: would add {name}={added.name}")
+    else:
+        print(f"{where}: added {name}={added.name}; it counts since {since}, in programs that are started with it")
+    return DONE
 
 
 def _require_any_order(monoid: Monoid[Any] | None, write: str | None) -> None:

@@ -7,14 +7,16 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from decimal import Decimal, InvalidOperation
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from murmur_beam.errors import InvalidRecord
-from murmur_beam.model import plain
+from murmur_beam.model import WrittenFloat, plain
 
 V = TypeVar("V")
+Member = str | int
 
 MAX_INT_BITS = 1024
 """Longest integer in an aggregate: the range of a float. Python refuses to print, and so to encode, integers of more
@@ -59,21 +61,28 @@ class Monoid(Generic[V], metaclass=_Complete):
     idempotent."""
     native: ClassVar[str | None] = None
     """Name of the store operation that folds without reading ("sum"), for stores that have it."""
-    needs_value: ClassVar[bool] = True
+    needs_value: bool = True
     """True if `lift` uses the value."""
-    needs_event_time: ClassVar[bool] = False
+    needs_event_time: bool = False
     """True if `lift` uses the event time."""
-    field: str | None = None
-    """Name of the record's field that is folded, if known; see `of`."""
+    exact_numbers: bool = False
+    """True if `lift` wants numbers as they are written: those with a fraction in JSON are then `WrittenFloat`."""
+    field: str | Callable[[Any], Any] | None = None
+    """The record's field that is folded, if known; see `of`."""
+    optional: bool = False
+    """Whether a record without the field skips this aggregate; see `of`."""
 
-    def of(self, field: str) -> Monoid[V]:
-        """A copy that names the record's field it folds; a store records the name, and refuses another.
+    def of(self, field: str | Callable[[Any], Any], *, optional: bool = False) -> Monoid[V]:
+        """A copy that knows the record's field it folds. A store records the field's name, and refuses another.
 
         Args:
-            field: name or path, as in ``value=``.
+            field: as in ``value=``.
+            optional: in `MergeRecords.aggregates`, a record that lacks the field, or has None there, is not folded into
+                this aggregate; otherwise it becomes a dead letter.
         """
         named = copy.copy(self)
         object.__setattr__(named, "field", field)  # also where the class is a frozen dataclass
+        object.__setattr__(named, "optional", optional)
         return named
 
     @abc.abstractmethod
@@ -145,7 +154,11 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError, TypeError: the value is NaN, infinite, or of a type that JSON lacks.
     """
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encode_json(value)
+
+
+# `json.dumps` with these arguments would make an encoder for each call.
+_encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def number_of(value: Any) -> Any:
@@ -169,6 +182,34 @@ def number_of(value: Any) -> Any:
         return float(value)
 
 
+def decimal_of(value: Any) -> Decimal:
+    """The number that a value is or spells, exactly as it is written; of a float the shortest decimal that prints it.
+
+    Raises:
+        InvalidRecord: the value is not a number, or not finite, or an int of more than `MAX_INT_BITS`.
+    """
+    value = plain(value)
+    if isinstance(value, float):
+        text = value.text if isinstance(value, WrittenFloat) else float.__repr__(value)
+    elif isinstance(value, str):
+        text = value.strip(" ")
+        if not _NUMBER.fullmatch(text):
+            raise InvalidRecord("value", f"{value!r:.80} is not a number")
+    elif type(value) is int:
+        return Decimal(check_int_size(value))
+    elif isinstance(value, Decimal):
+        text = ""
+    else:
+        raise InvalidRecord("value", f"expected a decimal number, got {type(value).__name__}: {value!r:.80}")
+    try:
+        number = Decimal(text) if text else value
+    except InvalidOperation:  # an exponent of twenty digits
+        raise InvalidRecord("value", f"{text:.80} is too large or too small") from None
+    if not number.is_finite():
+        raise InvalidRecord("value", f"expected a finite number, got {number}")
+    return number
+
+
 def lift_number(value: Any) -> int | float:
     """Return a finite int or float (not bool), also from text; a float without a fraction becomes an int, so that equal
     numbers have one form.
@@ -186,6 +227,33 @@ def lift_number(value: Any) -> int | float:
             return int(value)
         return value
     return check_int_size(value)
+
+
+def members_of(value: Any) -> tuple[Member, ...]:
+    """The strings and integers of a value: itself, or the members of a set, frozenset, list or tuple.
+
+    Bools and floats are refused: ``True`` and ``1.0`` equal ``1``, so which of them is kept would depend on the order.
+
+    Raises:
+        InvalidRecord: a member is something else, or is a string with a lone surrogate or an int of more than
+            `MAX_INT_BITS`.
+    """
+    members = value if isinstance(value, (set, frozenset, list, tuple)) else (value,)
+    return tuple(map(_member, members))
+
+
+def _member(value: Any) -> Member:
+    value = plain(value)
+    # Exact types: a bool is an int, and an enum's member may be a str.
+    if type(value) is int:
+        return check_int_size(value)
+    if type(value) is not str:
+        raise InvalidRecord("value", f"expected strings and integers, got {type(value).__name__}: {value!r:.80}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise InvalidRecord("value", f"has no UTF-8 form ({err.reason}): {value!r:.80}") from None
+    return value
 
 
 def check_int_size(value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from murmur_beam.monoids.sum import Sum
@@ -13,7 +14,11 @@ class Count(Sum):
     name = "count"
     needs_value = False
 
-    def of(self, field: str) -> Count:
+    def __init__(self) -> None:
+        """Take no parameters."""
+        super().__init__()
+
+    def of(self, field: str | Callable[[Any], Any], *, optional: bool = False) -> Count:
         """Return itself: a count uses no field."""
         return self
 

@@ -6,18 +6,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from murmur_beam.errors import InvalidRecord
-from murmur_beam.model import plain
-from murmur_beam.monoids.base import Monoid, canonical_json, check_int_size
-
-Member = str | int
+from murmur_beam.monoids.base import Member, Monoid, canonical_json, members_of
 
 
 class SetUnion(Monoid[frozenset[Member]]):
     """Collects distinct strings and integers.
 
-    The set is kept whole, in one row: every merge reads and writes all of it. That suits small sets, such as the tags
-    or countries seen for a key, not millions of visitors.
+    The set is kept whole, in one row, and each commit encodes and writes all of it: a commit of one event takes some
+    1 ms at 1,000 members, and 200 ms at 100,000. That suits small sets, such as the tags or countries seen for a key.
+    To count millions of visitors, use the sketch `Distinct` (the extra ``sketches``).
 
     Bools and floats are refused: ``True`` and ``1.0`` equal ``1``, so which of them a set keeps depends on the order.
     """
@@ -41,8 +38,7 @@ class SetUnion(Monoid[frozenset[Member]]):
             InvalidRecord: the value is something else, or has a string with a lone surrogate or an int of more than
                 `MAX_INT_BITS`.
         """
-        members = value if isinstance(value, (set, frozenset, list, tuple)) else (value,)
-        return frozenset(map(_member, members))
+        return frozenset(members_of(value))
 
     def encode(self, v: frozenset[Member]) -> bytes:
         """A JSON list: integers in order, then strings by code point."""
@@ -51,20 +47,6 @@ class SetUnion(Monoid[frozenset[Member]]):
     def decode(self, data: bytes) -> frozenset[Member]:
         """Inverse of `encode`."""
         return frozenset(json.loads(data))
-
-
-def _member(value: Any) -> Member:
-    value = plain(value)
-    # Exact types: a bool is an int, and an enum's member may be a str.
-    if type(value) is int:
-        return check_int_size(value)
-    if type(value) is not str:
-        raise InvalidRecord("value", f"expected strings and integers, got {type(value).__name__}: {value!r:.80}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise InvalidRecord("value", f"has no UTF-8 form ({err.reason}): {value!r:.80}") from None
-    return value
 
 
 MONOID = SetUnion()

@@ -4,6 +4,7 @@ a row."""
 from __future__ import annotations
 
 import abc
+import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import timedelta
@@ -14,6 +15,7 @@ from murmur_beam.durations import format_duration
 from murmur_beam.errors import PermanentError, SchemaMismatch, StoreUnavailable
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.struct_name import Part, parts_of
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -248,11 +250,14 @@ class Schema(NamedTuple):
     @classmethod
     def of(cls, monoid: Monoid[Any], granularity: timedelta | None) -> Schema:
         """The schema of a store that is opened for this monoid."""
-        return cls(monoid.name, granularity, monoid.field)
+        return cls(monoid.name, granularity, monoid.field if isinstance(monoid.field, str) else None)
 
     def __str__(self) -> str:
-        field = "" if self.field is None else f" of {self.field!r}"
         buckets = f"buckets of {format_duration(self.granularity)}" if self.granularity else "no window"
+        if (parts := parts_of(self.monoid)) is not None:
+            named = [f"{name}={monoid}{(since and f' since {since}') or ''}" for name, (monoid, since) in parts.items()]
+            return f"aggregates {', '.join(named)} and {buckets}"
+        field = "" if self.field is None else f" of {self.field!r}"
         return f"monoid {self.monoid!r}{field} and {buckets}"
 
     def accepts(self, wanted: Schema) -> bool:
@@ -261,6 +266,9 @@ class Schema(NamedTuple):
             return False
         if self.vague:
             return wanted.monoid == self.monoid or (self.monoid, wanted.monoid) == ("sum", "count")
+        parts, wanted_parts = parts_of(self.monoid), parts_of(wanted.monoid)
+        if parts is not None and wanted_parts is not None:
+            return _has_parts(parts, wanted_parts) and _agree(self.field, wanted.field)
         return self.monoid == wanted.monoid and (None in (self.field, wanted.field) or self.field == wanted.field)
 
     def require(self, wanted: Schema, where: str, example: str = "") -> None:
@@ -283,6 +291,22 @@ class Schema(NamedTuple):
     def names(self, wanted: Schema) -> bool:
         """Return whether the wanted field, which this schema accepts, must still be recorded."""
         return not self.vague and self.field is None and wanted.field is not None
+
+
+def _has_parts(parts: dict[str, Part], wanted: dict[str, Part]) -> bool:
+    """Whether a program may use these aggregates of a table: all of them, but for the last ones if they were added
+    while it was running. With fewer, its events would never count in the others, where they have a marker as well.
+    """
+    n = len(wanted)
+    here = [(name, part.monoid) for name, part in parts.items()]
+    there = [(name, part.monoid) for name, part in wanted.items()]
+    return here[:n] == there and all(part.since is not None for part in [*parts.values()][n:])
+
+
+def _agree(field: str | None, wanted: str | None) -> bool:
+    """Whether two structs fold the same fields, as far as both know them."""
+    here, there = json.loads(field or "{}"), json.loads(wanted or "{}")
+    return all(here[name] == there[name] for name in here.keys() & there.keys())
 
 
 class StoreSpec(abc.ABC):

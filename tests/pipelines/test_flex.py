@@ -32,7 +32,10 @@ EXAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "input": (["gs://b/x*.csv", "gs://b/1.json|gs://b/2.json"], ["x.csv", "gs://b/x|y", "/x"]),
     "dead_letters": (["gs://b/dead.jsonl"], ["dead.jsonl", "gs://b/", "gs://b/dead/"]),
     "store": (["bigtable://p/i/t", "bigtable://p/i/t?app_profile=a&shards=8"], ["sqlite:///x.db", "bigtable://p/i"]),
-    "monoid": (names(), ["", "my monoid", "my.module:"]),
+    "monoid": (
+        [*names(), "sum(places=2)", "map_of(sum(places=2), max_keys=5)"],
+        ["", "my monoid", "my.module:", "sum(", "sum)"],
+    ),
     "window": (["daily", "hourly", "minute", "15m", "2w"], ["weekly", "15"]),
     "retention": (["90d", "2w"], ["90", "d"]),
     "decode": (["json", "csv", "json:loads"], ["xml", "my.module:"]),

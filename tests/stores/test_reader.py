@@ -491,9 +491,7 @@ class TestOpen:
             writer.store.merge_updates([Update(Key("a"), 5), Update(Key("a"), 2)])
         with pytest.raises(ConfigurationError) as caught:
             Reader.open(spec)
-        assert str(caught.value).startswith(
-            f"monoid: {spec} was written with '{name}', which is not one of count, first"
-        )
+        assert str(caught.value).startswith(f"monoid: {spec} was written with '{name}', which is not one of count, ")
         assert str(caught.value).endswith("pass --monoid package.module:attribute (in Python: monoid=)")
         with Reader.open(spec, mine) as reader:
             assert reader.get("a") == 7

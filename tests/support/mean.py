@@ -11,7 +11,7 @@ from murmur_beam.monoids.base import Monoid
 class Mean(Monoid[tuple[int, int]]):
     """The mean of integers, as an exact sum and a count; None if there is nothing."""
 
-    name = "mean"
+    name = "mean of integers"
     identity = (0, 0)
 
     def combine(self, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ from murmur_beam.testing import FakeClock, MonoidLaws, StoreContract
 class Mean(Monoid[tuple[int, int]]):
     """The mean of whole numbers: their sum and their number are stored, and the mean is shown."""
 
-    name = "mean"
+    name = "mean of integers"
     identity = (0, 0)
 
     def combine(self, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:

@@ -559,6 +559,27 @@ def test_custom_lift_gets_the_event_time():
     assert newest.lift("x", 5) == [5, "x"]
 
 
+@pytest.mark.parametrize("delta", [5, [1, "a"], {"b": None, "a": [1.5, True]}])
+def test_custom_encodes_a_delta_once(delta):
+    """To see that it can be; the result of the identity and the delta only if it could be something else."""
+    encoded = []
+    mine = Custom("newest", 0, lambda a, b: b or a, encode=lambda v: encoded.append(v) or repr(v).encode(), decode=eval)
+    encoded.clear()
+    assert mine.lift(delta, 0) is delta
+    assert len(encoded) == 1
+
+
+@pytest.mark.parametrize("delta", [True, 1.0, [1], (1,)])
+def test_custom_notices_that_the_identity_changes_a_delta(delta):
+    """Also where Python calls both equal, and where combine changes its argument against the rules."""
+    alike = {"True": 1, "1.0": 1, "[1]": [True], "(1,)": [1]}
+    mine = Custom("alike", 0, lambda a, b: alike.get(repr(b), b), encode=lambda v: repr(v).encode(), decode=eval)
+    with pytest.raises(InvalidRecord, match="combined with the identity it becomes"):
+        mine.lift(delta, 0)
+    with pytest.raises(InvalidRecord, match=r"cannot take b'\[1\]': combined with the identity it becomes b'\[1,0\]'"):
+        Custom("grows", [], lambda a, b: (b and b.append(0)) or b).lift([1], 0)
+
+
 def test_custom_of_lambdas_reaches_the_workers():
     """A monoid of lambdas survives cloudpickle, as Beam uses it."""
     copy = cloudpickle.loads(cloudpickle.dumps(WORDS))

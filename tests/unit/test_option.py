@@ -227,7 +227,7 @@ class TestDescriptions:
         page = options.markdown()
         for each in described(MergeOptions):
             if each.inner is None:
-                flag = f"`--{each.name} " if each.option.text else "Python only"
+                flag = f"`--{each.flag} " if each.option.text else "Python only"
                 assert f"| `{each.name}` | {flag}" in page
         for part in ("`--flush_age DURATION`", "`--max_attempts N` | 3", "`?shards=N`", "`?dedup_retention=DURATION`"):
             assert part in page

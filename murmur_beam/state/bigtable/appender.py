@@ -134,7 +134,7 @@ class Appender(Generic[V]):
             positions = self._once(batch, positions)
         try:
             values = list(self._encoded(batch, positions))
-            if not self._codec.sums:
+            if not (self._codec.sums or pending.holds_sums(self._codec.monoid)):
                 for value in values:  # a value that cannot be decoded would keep its whole row from being read
                     pending.decoded(self._codec.monoid, value)
             return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,13 +12,13 @@ from murmur_beam.state.bigtable import wire
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS, NEWEST
 from murmur_beam.state.bigtable.read_rows import Row
+from murmur_beam.state.bigtable.value_cells import ValueCells, int64
 
 V = TypeVar("V")
 
 EXPIRY_SLACK_US = 60_000_000
 FOREVER_US = 2**62 // 1000 * 1000
 """Timestamp of the expiry of a row that never expires."""
-_INT64 = struct.Struct(">q")
 
 
 class Value(NamedTuple):
@@ -56,14 +55,16 @@ class RowCodec(Generic[V]):
         clock: decides what has expired.
 
     Attributes:
-        sums: whether values are added by the server.
+        cells: of the values.
+        sums: whether a value is one sum.
         layout, bucket_age_us, appended: of the table: how its rows are laid out, when garbage collection takes a bucket
             (None: never), and whether it is appended to; to be set once its record has been read.
     """
 
     def __init__(self, monoid: Monoid[V], granularity_us: int, clock: Clock) -> None:
         self.monoid = monoid
-        self.sums = monoid.native == "sum"
+        self.cells = ValueCells(monoid)
+        self.sums = self.cells.sums
         self.layout = LAYOUTS[NEWEST]
         self.bucket_age_us: int | None = None
         self.appended = False
@@ -71,8 +72,8 @@ class RowCodec(Generic[V]):
         self._clock = clock
 
     def encoded(self, value: V) -> Any:
-        """A value as a cell holds it; a sum as it is."""
-        return value if self.sums else self.monoid.encode(value)
+        """A value as its cells hold it; a sum as it is."""
+        return self.cells.encoded(value)
 
     def decoded(self, key: bytes, stored: Any) -> Any:
         """Inverse of `encoded`, in the row with this key.
@@ -80,16 +81,10 @@ class RowCodec(Generic[V]):
         Raises:
             PermanentError: the monoid cannot decode it.
         """
-        if self.sums:
-            return stored
         try:
-            return self.monoid.decode(stored)
+            return self.cells.decoded(stored)
         except Exception as err:
             raise undecodable(self.monoid, parse_row_key(key)[0], err) from err
-
-    def stored_of(self, data: bytes) -> Any:
-        """The value as `encoded` makes it, from the bytes of a cell."""
-        return int64(data) if self.sums else data
 
     def content_of(self, row: Row | None) -> Content:
         """What a read of a row says; None: the row does not exist."""
@@ -101,12 +96,12 @@ class RowCodec(Generic[V]):
                 pending.append((qualifier, data))
             elif family == wire.DEDUP:
                 markers.append((qualifier, data))
-            elif qualifier == wire.VERSION:
+            elif qualifier == wire.VERSION and family == self.layout.version_family:
                 version = int64(data)
-            elif qualifier == wire.EXPIRY:
+            elif qualifier == wire.EXPIRY and family == wire.STATE:
                 expires_us = expiry(at_us)
-            elif qualifier == wire.VALUE:
-                stored = self.stored_of(data)
+            else:
+                stored = self.cells.read(stored, family, qualifier, data)
         return Content(version, stored, expires_us, markers, pending)
 
     def live_until_us(self, bucket: int, stored_us: int | None, *, pending: bool) -> int | None:
@@ -156,23 +151,12 @@ class RowCodec(Generic[V]):
             before, after: values as `encoded` makes them; None before the first.
             expired_us, expires_us: the row's expiry before and after.
         """
-        made = []
-        if after is None:
-            pass  # a row that gets a version, and no value yet
-        elif self.sums:
-            made.append(wire.add(wire.VALUE, at_us, after - (before or 0)))
-        elif after != before:
-            made.append(wire.put(wire.STATE, wire.VALUE, at_us, after))
+        # A row may get a version, and no value yet.
+        made = [] if after is None else self.cells.changes(at_us, before, after)
         if expires_us != expired_us:
             # The expiry is a timestamp: a read takes the newest cell, so the latest expiry holds.
             made.append(wire.put(wire.STATE, wire.EXPIRY, FOREVER_US if expires_us is None else expires_us, b""))
         return made
-
-
-def int64(data: bytes) -> int:
-    """The number in a cell that the server adds to."""
-    n: int = _INT64.unpack(data)[0]
-    return n
 
 
 def expiry(timestamp_us: int) -> int | None:

@@ -63,8 +63,8 @@ class CommitPlanner(Generic[V]):
         except Exception:  # a user's combine may raise anything; one by one the update at fault raises it again
             stored, results, claimed = self._one_by_one(batch, updates, row)
             merges = _MERGED in results
-        if not self._codec.sums and len(stored) > MAX_VALUE_BYTES:
-            error = too_large(self._codec, stored)
+        if (size := self._codec.cells.size(stored)) > MAX_VALUE_BYTES:
+            error = too_large(self._codec, size)
             return _nothing(row, [error if r is _MERGED else r for r in results or [_MERGED] * len(positions)])
         value = self._codec.decoded(updates.row_key, stored)  # as a reader will; if that fails, nothing is written
         expires_us = self._codec.expires_us(row.version > 0, row.expires_us, batch.updates[positions[-1]].ttl)
@@ -99,10 +99,10 @@ class CommitPlanner(Generic[V]):
         return stored, results, claimed
 
 
-def too_large(codec: RowCodec[Any], stored: bytes) -> PermanentError:
+def too_large(codec: RowCodec[Any], size: int) -> PermanentError:
     """The error of updates that would make a value larger than a cell may be."""
     return PermanentError(
-        f"value: the {codec.monoid.name} would take {len(stored):,} bytes, at most {MAX_VALUE_BYTES:,} are allowed"
+        f"value: the {codec.monoid.name} would take {size:,} bytes, at most {MAX_VALUE_BYTES:,} are allowed"
     )
 
 

@@ -26,7 +26,7 @@ from murmur_beam.state.bigtable import row_cache, wire
 from murmur_beam.state.bigtable.attempt import CommitPlan, FoldCommit, PreparedCommit, RowAttempt
 from murmur_beam.state.bigtable.batch import RowUpdates, WriteBatch
 from murmur_beam.state.bigtable.channels import Burst
-from murmur_beam.state.bigtable.codec import RowCodec, int64
+from murmur_beam.state.bigtable.codec import RowCodec
 from murmur_beam.state.bigtable.commit_planner import CommitPlanner
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher, all_of
@@ -38,6 +38,7 @@ from murmur_beam.state.bigtable.refusals import Refusals, commit_nothing
 from murmur_beam.state.bigtable.row_cache import CachedRow, RowCache, Waiter
 from murmur_beam.state.bigtable.sizes import WARN_ROW_BYTES
 from murmur_beam.state.bigtable.spec import BigtableSpec
+from murmur_beam.state.bigtable.value_cells import int64
 
 V = TypeVar("V")
 
@@ -327,7 +328,7 @@ class RowCommitter(Generic[V]):
         for family, qualifier, _, data in found[0].cells if found else ():
             if family == wire.DEDUP and row_cache.is_small(data):
                 columns.append((qualifier, data))
-            elif qualifier == wire.VERSION:
+            elif qualifier == wire.VERSION and family == self._codec.layout.version_family:
                 version = int64(data)
         if version != row.version:
             return []  # the commit will have a version conflict
@@ -440,8 +441,7 @@ class RowCommitter(Generic[V]):
         attempt.settle(results)
 
     def _measure(self, updates: RowUpdates, row: CachedRow, results: UpdateResults) -> None:
-        value_bytes = 8 if self._codec.sums else len(row.stored or b"")
-        row_bytes = len(updates.row_key) + value_bytes + row.marker_bytes
+        row_bytes = len(updates.row_key) + self._codec.cells.size(row.stored) + row.marker_bytes
         sizes = results.sizes
         if row_bytes > sizes["row_bytes"]:
             sizes["row_bytes"] = row_bytes

@@ -183,8 +183,8 @@ class Folder(Generic[V]):
             some = some[fit + 1 :]
 
     def _committed(self, keys: Sequence[bytes]) -> Any:
-        family = wire.AGG if self._codec.sums else wire.STATE
-        return wire.only_committed(wire.read_rows(self._connection, keys), family, self._codec.layout.version_family)
+        request = wire.read_rows(self._connection, keys)
+        return wire.only_committed(request, self._codec.cells.columns, self._codec.layout.version_family)
 
     def _learn(self, fold: RowFold, found: Row | None) -> None:
         try:
@@ -365,8 +365,8 @@ class Folder(Generic[V]):
 
     def _storable(self, value: Any) -> tuple[Any, Any]:
         stored = self._codec.encoded(value)
-        if not self._codec.sums and len(stored) > MAX_VALUE_BYTES:
-            raise PermanentError(f"the {self._codec.monoid.name} would take {len(stored):,} bytes")
+        if (size := self._codec.cells.size(stored)) > MAX_VALUE_BYTES:
+            raise PermanentError(f"the {self._codec.monoid.name} would take {size:,} bytes")
         return self._codec.decoded(b"", stored), stored
 
     def _one_by_one(self, row: CachedRow, deltas: dict[bytes, Any]) -> tuple[Any, Any, dict[bytes, Exception]]:

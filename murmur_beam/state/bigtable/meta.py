@@ -107,6 +107,13 @@ async def name_field(connection: Connection, layout: Layout, field: str) -> None
     await connection.commit(wire.commit(connection, SCHEMA_ROW, wire.has_column(wire.META, column), if_not=[cell]))
 
 
+async def rename_monoid(connection: Connection, before: Meta, name: str) -> bool:
+    """Record another name of the monoid, of a table of layout 2; False if another program has just done so."""
+    known = wire.has_value(wire.META, b"monoid:", before.schema.monoid.encode("utf-8"))
+    cell = wire.put(wire.META, b"monoid:", 0, name.encode("utf-8"))
+    return await connection.commit(wire.commit(connection, SCHEMA_ROW, known, if_met=[cell]))
+
+
 async def read_meta(connection: Connection) -> Meta | None:
     """Read the recorded purpose; None if nothing is recorded.
 

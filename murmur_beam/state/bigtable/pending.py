@@ -8,6 +8,7 @@ value is a head, the fingerprints of its events, and their deltas:
     1   8 bytes of signed integer each
     2   the monoid's encoding each, after 4 bytes with its length
     3   one encoding of all of them together, and no fingerprints: folding it again changes nothing
+    4   of several sums: 8 bytes of signed integer for each sum of the first event, then of the second, and so on
 
 Integers are big-endian.
 """
@@ -23,12 +24,13 @@ from typing import Any, NamedTuple, TypeVar
 from murmur_beam.clock import Clock
 from murmur_beam.errors import PermanentError, SchemaMismatch
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.structs import Struct
 from murmur_beam.state.bigtable.fingerprints import FINGERPRINT_BYTES, split
 
 V = TypeVar("V")
 
 _FORMAT = 1
-ONES, INTEGERS, STATES, TOGETHER = range(4)
+ONES, INTEGERS, STATES, TOGETHER, SUMS = range(5)
 _HEAD = struct.Struct(">BBI")
 _LENGTH = struct.Struct(">I")
 ONE = _HEAD.pack(_FORMAT, ONES, 1)
@@ -93,10 +95,11 @@ def encoded(monoid: Monoid[V], events: Events) -> Iterator[bytes]:
     fingerprints, deltas = events
     if not fingerprints:
         yield _HEAD.pack(_FORMAT, TOGETHER, len(deltas)) + monoid.encode(monoid.fold(deltas))
-    elif monoid.native == "sum":
+    elif monoid.native == "sum" or holds_sums(monoid):
+        write = _integers if monoid.native == "sum" else _sums
         for start in range(0, len(deltas), EVENTS_PER_CELL):
             end = start + EVENTS_PER_CELL
-            yield _integers(_some(fingerprints, start, end), deltas[start:end])
+            yield write(_some(fingerprints, start, end), deltas[start:end])
     else:
         states = [monoid.encode(delta) for delta in deltas]
         start = size = 0
@@ -119,6 +122,17 @@ def _integers(fingerprints: bytes, deltas: Sequence[Any]) -> bytes:
     return _HEAD.pack(_FORMAT, INTEGERS, n) + fingerprints + struct.pack(f">{n}q", *deltas)
 
 
+def _sums(fingerprints: bytes, deltas: Sequence[Any]) -> bytes:
+    n = len(deltas)
+    integers = [*itertools.chain.from_iterable(deltas)]
+    return _HEAD.pack(_FORMAT, SUMS, n) + fingerprints + struct.pack(f">{len(integers)}q", *integers)
+
+
+def holds_sums(monoid: Monoid[Any]) -> bool:
+    """Whether a delta is a tuple of integers."""
+    return isinstance(monoid, Struct) and monoid.only_sums
+
+
 def _states(fingerprints: bytes, states: Sequence[bytes]) -> bytes:
     parts = [_HEAD.pack(_FORMAT, STATES, len(states)), fingerprints]
     for state in states:
@@ -139,7 +153,7 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events:
     n = count(value)
     body = _HEAD.size + FINGERPRINT_BYTES * n
     version, kind = value[0], value[1]
-    if version != _FORMAT or kind > TOGETHER:
+    if version != _FORMAT or kind > SUMS:
         raise SchemaMismatch(
             f"a cell of pending deltas has format {version}, kind {kind}, which this release of murmur_beam does not "
             "know: a later one wrote it; upgrade this one"
@@ -152,6 +166,9 @@ def decoded(monoid: Monoid[V], value: bytes) -> Events:
     if n and kind == INTEGERS and len(value) == body + 8 * n and monoid.native == "sum":
         integers: Any = struct.unpack_from(f">{n}q", value, body)
         return Events(fingerprints, integers)
+    if kind == SUMS and isinstance(monoid, Struct) and n and len(value) > body and not (len(value) - body) % (8 * n):
+        size = (len(value) - body) // n
+        return Events(fingerprints, [monoid.decode(value[at : at + size]) for at in range(body, len(value), size)])
     states = _parts(value, body) if kind == STATES and monoid.native != "sum" else []
     if not n or len(states) != n:
         raise PermanentError(

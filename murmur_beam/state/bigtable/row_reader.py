@@ -170,7 +170,7 @@ def _folded(monoid: Any, value: Any, deltas: Sequence[Any]) -> Any:
         return None
     before = [] if value is None else [value]
     try:
-        return monoid.fold([*before, *deltas])
+        return monoid.total([*before, *deltas])
     except Exception:  # a user's combine may raise anything
         folded = monoid.fold(before)
         for delta in deltas:

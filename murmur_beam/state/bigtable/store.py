@@ -208,12 +208,11 @@ class BigtableStore(FoldingStore[V]):
         """See `Store.scan`; the server sends only rows of these buckets, from several pieces of the table at once."""
         self._connection.run(self._check())
         start, end = entity_prefix(prefix) or AFTER_SCHEMA, successor(entity_prefix(prefix))
-        family = wire.AGG if self._codec.sums else wire.STATE
         between_us = self._between_us(first, last)
-        pending = wire.PENDING in self._codec.layout.families
+        pending, columns = wire.PENDING in self._codec.layout.families, self._codec.cells.columns
 
         def narrow(request: Any) -> Any:
-            return wire.only_results(request, family, pending=pending, between_us=between_us)
+            return wire.only_results(request, columns, pending=pending, between_us=between_us)
 
         rows = iter(Scan(self._connection, start, end, narrow))
         for key, shards in groupby(self._values(rows, fresh), key=lambda row: parse_row_key(row[0])[0]):

@@ -1,0 +1,166 @@
+"""Several aggregates of one record, side by side."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch
+from murmur_beam.model import ABSENT
+from murmur_beam.monoids.base import Monoid
+from murmur_beam.monoids.struct_name import struct_name
+
+State = tuple[Any, ...]
+
+MAX_PARTS = 64
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_INT64, _LENGTH = struct.Struct(">q"), struct.Struct(">I")
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
+
+
+class Struct(Monoid[State]):
+    """Folds several aggregates of each record, which share its event id, its row and its marker.
+
+    Its value is a tuple with the value of each part; `murmur_beam.model.ABSENT` skips a part. Its state is a tuple of
+    the parts' states, and its result a dict of their results by name, in the order of declaration. `MergeRecords`
+    makes one of its ``aggregates``.
+    """
+
+    def __init__(self, parts: Mapping[str, Monoid[Any]]) -> None:
+        """Check the parts.
+
+        Args:
+            parts: at least one, by name. A name begins with an ASCII letter or an underscore; up to 63 letters, digits
+                and underscores follow.
+
+        Raises:
+            ConfigurationError: a part or its name cannot be used.
+        """
+        if not parts or len(parts) > MAX_PARTS:
+            raise ConfigurationError("aggregates", f"expected 1 to {MAX_PARTS} aggregates, got {len(parts)}")
+        for name, monoid in parts.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise ConfigurationError(
+                    "aggregates", f"{name!r:.80} is not a name: write a letter, then letters, digits and underscores"
+                )
+            if not isinstance(monoid, Monoid) or isinstance(monoid, Struct):
+                raise ConfigurationError("aggregates", f"{name}: expected a Monoid such as Count(), got {monoid!r:.80}")
+        self.parts = dict(parts)
+        self._monoids = tuple(parts.values())
+        self._lifts = tuple([monoid.lift for monoid in self._monoids])
+        self._folds = tuple([monoid.fold for monoid in self._monoids])
+        self._optional = any(monoid.optional for monoid in self._monoids)
+        self.only_sums = all(monoid.native == "sum" for monoid in self._monoids)
+        self._integers = struct.Struct(f">{len(self._monoids)}q")
+        self.name = struct_name({name: monoid.name for name, monoid in parts.items()})
+        self.identity = tuple([monoid.identity for monoid in self._monoids])
+        self.commutative = all(monoid.commutative for monoid in self._monoids)
+        self.idempotent = all(monoid.idempotent for monoid in self._monoids)
+        self.exact_numbers = any(monoid.exact_numbers for monoid in self._monoids)
+        self.needs_value = any(monoid.needs_value for monoid in self._monoids)
+        self.needs_event_time = any(monoid.needs_event_time for monoid in self._monoids)
+        fields = {name: monoid.field for name, monoid in parts.items() if isinstance(monoid.field, str)}
+        self.field = json.dumps(fields, sort_keys=True) if fields else None
+
+    def combine(self, a: State, b: State) -> State:
+        """Combine each part.
+
+        Raises:
+            PermanentError: two states of a part cannot be combined.
+        """
+        return self.fold((a, b))
+
+    def fold(self, values: Iterable[State]) -> State:
+        """Fold each part.
+
+        Raises:
+            PermanentError: a part cannot be folded.
+        """
+        columns = [*zip(*values, strict=True)]
+        if not columns:
+            return self.identity
+        return tuple(map(_call, self._folds, columns))
+
+    def total(self, values: Iterable[State]) -> State:
+        """The total of each part."""
+        columns = [*zip(*values, strict=True)]
+        if not columns:
+            return self.identity
+        return tuple([monoid.total(column) for monoid, column in zip(self._monoids, columns, strict=True)])
+
+    def lift(self, value: Any, event_time_us: int) -> State:
+        """The delta of each part; that of a part without a value is its identity.
+
+        Raises:
+            InvalidRecord: a value cannot be used; names its part.
+        """
+        if not self._optional:
+            try:
+                return tuple([lift(each, event_time_us) for lift, each in zip(self._lifts, value, strict=True)])
+            except InvalidRecord:
+                pass  # part by part, the one at fault raises it again
+        return self.lift_ns(value, event_time_us, 0)
+
+    def lift_ns(self, value: Any, event_time_us: int, ns: int) -> State:
+        """See `lift`."""
+        state = []
+        for name, monoid, each in zip(self.parts, self._monoids, value, strict=True):
+            try:
+                state.append(monoid.identity if each is ABSENT else monoid.lift_ns(each, event_time_us, ns))
+            except InvalidRecord as err:
+                raise InvalidRecord(name if err.field == "value" else err.field, err.problem) from err
+        return tuple(state)
+
+    def present(self, state: State) -> dict[str, Any]:
+        """The result of each part, by name."""
+        each = zip(self.parts.items(), state, strict=True)
+        return {name: monoid.present(part) for (name, monoid), part in each}
+
+    def encode(self, v: State) -> bytes:
+        """The states one after the other: a sum or count in 8 bytes, any other in 4 bytes of length and its own."""
+        if self.only_sums:
+            return self._integers.pack(*v)
+        pieces = []
+        for monoid, state in zip(self._monoids, v, strict=True):
+            if monoid.native == "sum":
+                pieces.append(_INT64.pack(state))
+            else:
+                data = monoid.encode(state)
+                pieces += _LENGTH.pack(len(data)), data
+        return b"".join(pieces)
+
+    def decode(self, data: bytes) -> State:
+        """Inverse of `encode`; the states of parts that were declared later are identities.
+
+        Raises:
+            PermanentError: the bytes are damaged.
+            SchemaMismatch: there are further parts.
+        """
+        if self.only_sums and len(data) == 8 * len(self._monoids):
+            return self._integers.unpack(data)
+        states, at = [], 0
+        for monoid in self._monoids:
+            if at == len(data):
+                states.append(monoid.identity)
+            elif monoid.native == "sum":
+                (state,) = _INT64.unpack_from(data, at)
+                states.append(state)
+                at += 8
+            else:
+                (length,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size + length
+                if at > len(data):
+                    raise PermanentError(f"the encoding of a {self.name} ends early")
+                states.append(monoid.decode(data[at - length : at]))
+        if at < len(data):
+            raise SchemaMismatch(
+                f"there are more aggregates than {', '.join(self.parts)}: they were added to the table later; restart "
+                "this program with all of them"
+            )
+        return tuple(states)
