@@ -22,7 +22,7 @@ from murmur_beam.monoids.mean import Mean
 from murmur_beam.monoids.min import Min
 from murmur_beam.monoids.quantiles import Quantiles
 from murmur_beam.monoids.set_union import SetUnion
-from murmur_beam.monoids.struct_name import parts_of
+from murmur_beam.monoids.struct_name import outside_parentheses, parts_of
 from murmur_beam.monoids.structs import Struct
 from murmur_beam.monoids.sum import Overflow, Sum
 from murmur_beam.monoids.timed import Timed
@@ -134,10 +134,10 @@ def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
         ConfigurationError: the text has another form, or the monoid is unknown.
     """
     name, equals, rest = text.partition("=")
-    monoid, colon, field = rest.partition(":")
+    monoid, colon, field = _partition(rest)
     if "." in monoid.partition("(")[0]:
         # A monoid of the user's, package.module:attribute.
-        attribute, colon, field = field.partition(":")
+        attribute, colon, field = _partition(field)
         monoid = f"{monoid}:{attribute}"
     if not (equals and name and monoid) or (colon and not field.rstrip("?")):
         raise ConfigurationError(
@@ -145,3 +145,9 @@ def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
         )
     found = by_name(monoid, "aggregate")
     return name, found.of(field.removesuffix("?"), optional=field.endswith("?")) if field else found
+
+
+def _partition(text: str) -> tuple[str, str, str]:
+    """Split a text at its first colon outside of parentheses, as `str.partition` does."""
+    first = outside_parentheses(text, ":")[0]
+    return first, text[len(first) : len(first) + 1], text[len(first) + 1 :]
