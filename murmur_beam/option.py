@@ -247,7 +247,7 @@ def given(flags: object, cls: type, prefix: str = "") -> dict[str, Any]:
                 with _naming_flag(inside):
                     values[each.name] = each.inner(**options)
         elif each.option.text and (value := getattr(flags, f"{prefix}{each.flag}")) is not None:
-            with _naming_flag(prefix):
+            with naming(f"--{prefix}{each.flag}"):
                 values[each.name] = each.parse(value) if isinstance(value, str) else value
                 each.check(values[each.name])
     return values

@@ -211,7 +211,7 @@ class Reader(Generic[V]):
             start: combine only the buckets from this time's on; None: from the first.
             end: combine only the buckets up to this time's; None: to the last.
             fresh: include pending events.
-            by: name of the aggregate that ranks; None: the first whose results are numbers.
+            by: name of the aggregate that ranks; None: see `ranking`.
 
         Raises:
             SchemaMismatch: the results are not numbers, or times are given but the store has no time buckets.
@@ -219,14 +219,39 @@ class Reader(Generic[V]):
                 years 1 to 9999 in UTC.
         """
         first, last = self._span(start, end)
-        rank = self._ranking(by)
+        ranking = self.ranking(by)
         ranked = (
-            (self._number(entity, result), entity, state)
+            (number, entity, state)
             for entity, state, _ in self._totals(prefix, first, last, fresh)
-            if (result := rank(self.monoid.present(state))) is not None
+            if (number := self._number(entity, self.monoid.present(state), ranking)) is not None
         )
         largest = heapq.nlargest(n, ranked, key=lambda item: item[0])
         return [(entity, self._present(state)) for _, entity, state in largest]
+
+    def ranking(self, by: str | None = None) -> str | None:
+        """Name of the aggregate by which `top` ranks; None if the store holds one aggregate.
+
+        Args:
+            by: as in `top`; None: the first aggregate whose results are numbers.
+
+        Raises:
+            ConfigurationError: ``by`` is not an aggregate of the store.
+            SchemaMismatch: no aggregate has results that are numbers.
+        """
+        if not isinstance(self.monoid, Struct):
+            if by is not None:
+                raise ConfigurationError("by", f"the store holds one aggregate, {self.monoid.name!r}; leave it out")
+            return None
+        parts = self.monoid.parts
+        if by is not None:
+            if by not in parts:
+                raise ConfigurationError("by", f"{by!r:.80} is not one of {', '.join(parts)}")
+            return by
+        # The result of nothing decides, not that of an entity, which may lack an optional aggregate.
+        for name, part in parts.items():
+            if isinstance(part.present(part.identity), Number | None) and not part.needs_event_time:
+                return name
+        raise SchemaMismatch(f"top needs numeric aggregates, and none of {', '.join(parts)} is a number")
 
     # Last in the class: below it, `list` in an annotation would mean this method.
     def list(
@@ -297,30 +322,14 @@ class Reader(Generic[V]):
                 raise PermanentError(f"all buckets of {entity!r} together: {err}") from err
             yield entity, total, len(values)
 
-    def _ranking(self, by: str | None) -> Callable[[Any], Any]:
-        """A function of a result that returns what ranks."""
-        monoid = self.monoid
-        if not isinstance(monoid, Struct):
-            if by is not None:
-                raise ConfigurationError("by", f"the store holds one aggregate, {monoid.name!r}; leave it out")
-            return _unchanged
-        if by is not None and by not in monoid.parts:
-            raise ConfigurationError("by", f"{by!r:.80} is not one of {', '.join(monoid.parts)}")
-
-        def rank(result: dict[str, Any]) -> Any:
-            nonlocal by
-            if by is None:
-                by = next((name for name, value in result.items() if isinstance(value, Number)), None)
-            return result if by is None else result[by]
-
-        return rank
-
-    def _number(self, entity: str, result: Any) -> Any:
+    def _number(self, entity: str, result: Any, ranking: str | None) -> Any:
+        if ranking is not None:
+            result = result[ranking]
         # Sets and tuples compare too, but not by a size that a user would expect.
-        if not isinstance(result, Number):
+        if result is not None and not isinstance(result, Number):
+            monoid = self.monoid.parts[ranking] if isinstance(self.monoid, Struct) and ranking else self.monoid
             raise SchemaMismatch(
-                f"top needs numeric aggregates, but {entity!r} holds a {type(result).__name__} "
-                f"(monoid {self.monoid.name!r})"
+                f"top needs numeric aggregates, but {entity!r} holds a {type(result).__name__} (monoid {monoid.name!r})"
             )
         return result
 

@@ -16,7 +16,7 @@ from murmur_beam.errors import ConfigurationError, InvalidRecord
 from murmur_beam.model import check_entity, to_us
 from murmur_beam.monoids import by_name
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.option import add_flag, described
+from murmur_beam.option import add_flag, described, naming
 from murmur_beam.options import MergeOptions, as_aggregates
 from murmur_beam.reader import Reader
 from murmur_beam.runs.command_line import USAGE_ERROR, OneLineErrorParser, parsed, with_underscores
@@ -124,7 +124,8 @@ def _monoid(args: argparse.Namespace) -> Monoid[Any] | None:
         return by_name(args.monoid, "--monoid") if args.monoid else None
     if args.monoid:
         raise ConfigurationError("--monoid", "is for one aggregate; leave it out, or --aggregate")
-    return as_aggregates(args.aggregate)
+    with naming("--aggregate"):
+        return as_aggregates(args.aggregate)
 
 
 def add_reading(sub: Parser) -> None:

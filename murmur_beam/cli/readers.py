@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import chain, islice
-from numbers import Number
 from typing import Any
 
 from murmur_beam.cli.arguments import (
@@ -171,7 +169,8 @@ def _top(reader: Reader[Any], args: argparse.Namespace) -> int:
     else:
         names = _names(reader)
         values = [_results(reader, state) for _, state in largest]
-        ranked = names.index(args.by) if args.by else _first_number(values)
+        ranking = reader.ranking(args.by)
+        ranked = 0 if ranking is None else names.index(ranking)
         drawn = bars([value[ranked] for value in values])
         rows = [(entity, *value, bar) for (entity, _), value, bar in zip(largest, values, drawn, strict=True)]
         print_table(("entity", *names, ""), rows)
@@ -187,11 +186,6 @@ def _results(reader: Reader[Any], state: Any) -> tuple[Any, ...]:
     """What the monoid presents of an aggregate, or of each of several."""
     result = reader.monoid.present(state)
     return tuple(result.values()) if isinstance(reader.monoid, Struct) else (result,)
-
-
-def _first_number(results: Sequence[tuple[Any, ...]]) -> int:
-    """Position of the first number of some results, which ranks them; 0 without one."""
-    return next((i for result in results[:1] for i, each in enumerate(result) if isinstance(each, Number)), 0)
 
 
 def _print_state(reader: Reader[Any], state: Any, behind: str) -> None:

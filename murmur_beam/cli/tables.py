@@ -18,6 +18,7 @@ from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import rfc3339
 from murmur_beam.monoids import Struct, aggregate_of
 from murmur_beam.monoids.base import Monoid
+from murmur_beam.option import naming
 from murmur_beam.state import Schema, StoreSpec
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ def alter_table(spec: StoreSpec, monoid: Monoid[Any] | None, args: argparse.Name
         raise ConfigurationError("uri", f"{spec} cannot be altered; only tables in Bigtable can")
     from murmur_beam.state.bigtable.table_aggregates import add_aggregate
 
-    name, added = aggregate_of(args.add)
-    Struct({name: added})  # checks the name
+    with naming("add"):
+        name, added = aggregate_of(args.add)
+        Struct({name: added})  # checks the name
     since = add_aggregate(where, name, added, dry_run=args.dry_run)
     if args.json:
         _print_json(store=str(where), dry_run=args.dry_run, added=name if since else None, since=since)

@@ -159,10 +159,10 @@ def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
         ConfigurationError: the text has another form, or the monoid is unknown.
     """
     name, equals, rest = text.partition("=")
-    monoid, colon, field = rest.partition(":")
+    monoid, colon, field = _partition(rest)
     if "." in monoid.partition("(")[0]:
         # A monoid of the user's, package.module:attribute.
-        attribute, colon, field = field.partition(":")
+        attribute, colon, field = _partition(field)
         monoid = f"{monoid}:{attribute}"
     if not (equals and name and monoid) or (colon and not field.rstrip("?")):
         raise ConfigurationError(
@@ -170,3 +170,9 @@ def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
         )
     found = by_name(monoid, "aggregate")
     return name, found.of(field.removesuffix("?"), optional=field.endswith("?")) if field else found
+
+
+def _partition(text: str) -> tuple[str, str, str]:
+    """Split a text at its first colon outside of parentheses, as `str.partition` does."""
+    first = outside_parentheses(text, ":")[0]
+    return first, text[len(first) : len(first) + 1], text[len(first) + 1 :]

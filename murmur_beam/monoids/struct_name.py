@@ -46,12 +46,12 @@ def parts_of(name: str) -> dict[str, Part] | None:
     return found
 
 
-def outside_parentheses(text: str) -> list[str]:
-    """The parts of a text between its commas, except those in parentheses."""
+def outside_parentheses(text: str, separator: str = ",") -> list[str]:
+    """The parts of a text between its separators, except those in parentheses."""
     parts, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
-        if character == "," and not depth:
+        if character == separator and not depth:
             parts.append("")
         else:
             parts[-1] += character

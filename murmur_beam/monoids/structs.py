@@ -11,7 +11,7 @@ from typing import Any
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch
 from murmur_beam.model import ABSENT
 from murmur_beam.monoids.base import Monoid
-from murmur_beam.monoids.struct_name import struct_name
+from murmur_beam.monoids.struct_name import Part, parts_of, struct_name
 
 State = tuple[Any, ...]
 
@@ -57,8 +57,8 @@ class Struct(Monoid[State]):
         self._folds = tuple([monoid.fold for monoid in self._monoids])
         self._optional = any(monoid.optional for monoid in self._monoids)
         self.only_sums = all(monoid.native == "sum" for monoid in self._monoids)
-        self._integers = struct.Struct(f">{len(self._monoids)}q")
-        self.name = struct_name({name: monoid.name for name, monoid in parts.items()})
+        self._integers = f">{len(self._monoids)}q"  # not a struct.Struct, which cannot be pickled
+        self.name = _name_of(self.parts)
         self.identity = tuple([monoid.identity for monoid in self._monoids])
         self.commutative = all(monoid.commutative for monoid in self._monoids)
         self.idempotent = all(monoid.idempotent for monoid in self._monoids)
@@ -125,7 +125,7 @@ class Struct(Monoid[State]):
     def encode(self, v: State) -> bytes:
         """The states one after the other: a sum or count in 8 bytes, any other in 4 bytes of length and its own."""
         if self.only_sums:
-            return self._integers.pack(*v)
+            return struct.pack(self._integers, *v)
         pieces = []
         for monoid, state in zip(self._monoids, v, strict=True):
             if monoid.native == "sum":
@@ -143,24 +143,35 @@ class Struct(Monoid[State]):
             SchemaMismatch: there are further parts.
         """
         if self.only_sums and len(data) == 8 * len(self._monoids):
-            return self._integers.unpack(data)
+            return struct.unpack(self._integers, data)
         states, at = [], 0
         for monoid in self._monoids:
             if at == len(data):
                 states.append(monoid.identity)
-            elif monoid.native == "sum":
-                (state,) = _INT64.unpack_from(data, at)
-                states.append(state)
-                at += 8
-            else:
-                (length,) = _LENGTH.unpack_from(data, at)
-                at += _LENGTH.size + length
-                if at > len(data):
-                    raise PermanentError(f"the encoding of a {self.name} ends early")
-                states.append(monoid.decode(data[at - length : at]))
+                continue
+            start = at if monoid.native == "sum" else at + _LENGTH.size
+            end = start + (_INT64.size if start == at else int.from_bytes(data[at:start], "big"))
+            if end > len(data):
+                raise PermanentError(f"the encoding of a {self.name} ends early")
+            piece = data[start:end]
+            states.append(int.from_bytes(piece, "big", signed=True) if start == at else monoid.decode(piece))
+            at = end
         if at < len(data):
             raise SchemaMismatch(
                 f"there are more aggregates than {', '.join(self.parts)}: they were added to the table later; restart "
                 "this program with all of them"
             )
         return tuple(states)
+
+
+def _name_of(parts: Mapping[str, Monoid[Any]]) -> str:
+    """The name of a struct, from which its parts can be read again."""
+    for name, monoid in parts.items():
+        pair = {name: monoid.name, f"{name}_": "count"}
+        if parts_of(struct_name(pair)) != {each: Part(known, None) for each, known in pair.items()}:
+            raise ConfigurationError(
+                "aggregates",
+                f"{name}: rename the monoid {monoid.name!r:.80}: a comma, a parenthesis or a time behind @ in its name "
+                "would be misread",
+            )
+    return struct_name({name: monoid.name for name, monoid in parts.items()})

@@ -255,7 +255,13 @@ class Schema(NamedTuple):
     def __str__(self) -> str:
         buckets = f"buckets of {format_duration(self.granularity)}" if self.granularity else "no window"
         if (parts := parts_of(self.monoid)) is not None:
-            named = [f"{name}={monoid}{(since and f' since {since}') or ''}" for name, (monoid, since) in parts.items()]
+            fields = json.loads(self.field or "{}")
+            named = [
+                f"{name}={monoid}"
+                + (f" of {fields[name]!r}" if name in fields else "")
+                + (f" since {since}" if since else "")
+                for name, (monoid, since) in parts.items()
+            ]
             return f"aggregates {', '.join(named)} and {buckets}"
         field = "" if self.field is None else f" of {self.field!r}"
         return f"monoid {self.monoid!r}{field} and {buckets}"

@@ -20,16 +20,16 @@ from tests.support import ROOT
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
 
 from murmur_beam.model import MAX_ENTITY_BYTES, Key, Outcome
-from murmur_beam.monoids import by_name
+from murmur_beam.monoids import SetUnion, by_name
 from murmur_beam.monoids.timed import Timed
 from murmur_beam.state.base import Schema, fingerprint_of
-from murmur_beam.state.bigtable import batch, encode_row_key, pending, row_cache, scratch, tables
+from murmur_beam.state.bigtable import batch, encode_row_key, pending, row_cache, scratch, table_aggregates, tables
 from murmur_beam.state.bigtable.keys import MAX_ROW_KEY_BYTES, SCHEMA_ROW, parse_row_key
 from murmur_beam.state.bigtable.layouts import LAYOUTS
 from murmur_beam.state.bigtable.meta import _KNOWN, Meta, cells_of
 from tests.support import storage
 from tests.support.emulators import INSTANCE, PROJECT
-from tests.support.storage import TABLES, Table, hidden, shown
+from tests.support.storage import SHOP, TABLES, Table, hidden, shown
 
 PAGE = (ROOT / "docs/storage.md").read_text("utf-8")
 PLACE = PROJECT, INSTANCE
@@ -71,6 +71,26 @@ def test_layout_1_is_written_as_in_the_golden_file(bigtable_host: str, tmp_path:
     storage.put_bigtable(PLACE, prefix, golden(1), rows=False)
     storage.write_bigtable(PLACE, prefix)
     require_same(golden(1), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_several_aggregates_are_written_and_read_as_in_the_golden_file(bigtable_host: str, tmp_path: Path) -> None:
+    """A cell for each; a redelivery changes none of them, and an aggregate that is added changes the record only."""
+    prefix, document = new_prefix(), storage.read("bigtable-structs.json")
+    storage.make_bigtable(PLACE, prefix, [SHOP])
+    storage.write_bigtable(PLACE, prefix, [SHOP])
+    require_same(document, storage.read_bigtable(PLACE, prefix, ["shop"]), tmp_path)
+    prefix = new_prefix()
+    storage.put_bigtable(PLACE, prefix, document, which=[SHOP])
+    spec = storage.spec_of(SHOP, PLACE, prefix)
+    redelivered(SHOP, spec)
+    assert {finding.status for finding in tables.check(spec)} <= {tables.OK, tables.NOT_CHECKED}
+    require_same(document, storage.read_bigtable(PLACE, prefix, ["shop"]), tmp_path)
+    spec.clock.time = storage.NOW_S
+    assert table_aggregates.add_aggregate(spec, "users", SetUnion()) == "2033-05-18T03:33:20Z"
+    added = "struct(views=count,revenue=sum,most=max,users=set_union@2033-05-18T03:33:20Z)"
+    document["tables"]["shop"]["record"]["meta:monoid:"]["0"] = added
+    require_same(document, storage.read_bigtable(PLACE, prefix, ["shop"]), tmp_path)
+    assert f"`{added}`" in section("The record")
 
 
 def test_pending_deltas_are_written_and_folded_as_in_the_golden_file(bigtable_host: str, tmp_path: Path) -> None:
@@ -136,6 +156,15 @@ def test_a_golden_table_is_read(bigtable_host: str, layout: int, tmp_path: Path)
             continue  # their purpose is that of others; a check takes time
         assert {finding.status for finding in tables.check(spec)} <= {tables.OK, tables.NOT_CHECKED}
     require_same(golden(layout), storage.read_bigtable(PLACE, prefix), tmp_path)
+
+
+def test_several_aggregates_are_one_value_in_sqlite(tmp_path: Path) -> None:
+    """Their encoding, as in the golden file of states."""
+    spec = storage.sqlite_spec(SHOP, tmp_path / "counts.db")
+    with closing(spec.open(SHOP.monoid, SHOP.granularity)) as store:
+        storage.write(SHOP, store)
+    (row,) = storage.read_sqlite(tmp_path / "counts.db")["rows"]["shop"]
+    assert {"blob": STATES[SHOP.monoid.name][1][1]} in row
 
 
 def test_a_golden_file_of_sqlite_is_read(tmp_path: Path) -> None:
@@ -242,10 +271,13 @@ def test_another_fingerprint_is_another_event(bigtable_host: str) -> None:
 
 def test_each_other_leaf_of_a_golden_file_is_noticed() -> None:
     """In every file, every name and value."""
-    for name in ("bigtable-layout-1.json", "bigtable-layout-2.json", "bigtable-appended.json", "sqlite.json"):
+    for name in (
+        "bigtable-layout-1.json", "bigtable-layout-2.json", "bigtable-structs.json", "bigtable-appended.json",
+        "sqlite.json",
+    ):  # fmt: skip
         document = storage.read(name)
         leaves = list(_leaves(document))
-        assert len(leaves) > 80
+        assert len(leaves) > (80 if name != "bigtable-structs.json" else 20)
         for where, leaf in leaves:
             value, where[leaf] = where[leaf], "another"
             assert len(storage.differences(storage.read(name), document)) == 1 if value != "another" else True
@@ -319,7 +351,8 @@ def test_the_page_s_examples_are_from_the_golden_files() -> None:
     blocks = re.findall(r"```text\n(bigtable-[\w-]+\.json): (\w+)\n(.*?)```", PAGE, re.DOTALL)
     assert {(name, table) for name, table, _ in blocks} >= {
         ("bigtable-layout-1.json", "views"), ("bigtable-layout-2.json", "views"), ("bigtable-layout-2.json", "flags"),
-        ("bigtable-appended.json", "clicks"),
+        ("bigtable-appended.json", "clicks"), ("bigtable-structs.json", "shop"), ("bigtable-appended.json", "shop"),
+        ("bigtable-appended.json", "sales"),
     }  # fmt: skip
     for name, table, text in blocks:
         found = storage.read(name)["tables"][table]
@@ -371,7 +404,7 @@ def test_the_page_has_the_schema_of_sqlite() -> None:
 def test_the_page_has_the_kinds_of_pending_cells() -> None:
     """Each kind that the code writes, and how large cells are."""
     kinds = [int(code(row[0]), 16) for row in table_under("Pending deltas")]
-    assert kinds == [pending.ONES, pending.INTEGERS, pending.STATES, pending.TOGETHER]
+    assert kinds == [pending.ONES, pending.INTEGERS, pending.STATES, pending.TOGETHER, pending.SUMS]
     found = json.dumps(storage.read("bigtable-appended.json"))
     assert all(f'"0x01{kind:02x}0000' in found for kind in kinds)
     assert f"{pending.EVENTS_PER_CELL:,} events" in section("Pending deltas")

@@ -20,6 +20,7 @@ from murmur_beam.reader import Reader
 from murmur_beam.state import Schema, StoreSpec
 from murmur_beam.state.bigtable import BigtableSpec, wire
 from murmur_beam.state.bigtable.store import BigtableStore
+from murmur_beam.state.bigtable.value_cells import ValueCells
 from murmur_beam.state.memory import MemorySpec
 from murmur_beam.state.sqlite import SqliteSpec
 from tests.support import emulators
@@ -172,6 +173,8 @@ def test_sums_are_columns_of_their_own(bigtable_host: str, stack: ExitStack) -> 
     assert cells[wire.AGG, b"views"] == (2).to_bytes(8, "big")
     assert cells[wire.AGG, b"revenue"] == (-2).to_bytes(8, "big", signed=True)
     assert cells[wire.STATE, b"=most"] == b"9"
+    changed = ValueCells(struct).changes(0, (1, 5, b"9"), (2, 5, b"9"))
+    assert changed == [wire.add(b"views", 0, 1)]
 
 
 class TestAlterTable:

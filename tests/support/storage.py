@@ -16,8 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from murmur_beam import monoids
 from murmur_beam.model import Key, Update
-from murmur_beam.monoids import Count, Custom, SetUnion, Sum
+from murmur_beam.monoids import Count, Custom, Max, SetUnion, Sum
 from murmur_beam.state.base import Schema
 from murmur_beam.state.sqlite import SqliteSpec
 from murmur_beam.testing import FakeClock
@@ -68,6 +69,22 @@ def _sum_of(field: str) -> Any:
     return Sum().of(field) if hasattr(Sum, "of") else Sum()  # 0.1.0 records no field
 
 
+def _several(**parts: Any) -> Any:
+    return monoids.Struct(parts) if hasattr(monoids, "Struct") else Sum()  # not in 0.1.0
+
+
+SHOP = Table(
+    "shop",
+    _several(views=Count(), revenue=Sum(), most=Max()),
+    [
+        [("page/1", TODAY, (1, 5, 9), "e1"), ("page/1", TODAY, (1, -7, 3), "e2")],
+        [("page/1", TODAY, (1, 5, 9), "e1"), ("page/1", TODAY, (1, 0, 4), "e3")],
+    ],
+    DAY,
+    RETENTION,
+)
+"""A table of several aggregates; not for 0.1.0."""
+
 TABLES = (
     Table(
         "views",
@@ -114,6 +131,12 @@ APPENDED = (
     ),
     Table("tags", SetUnion(), [[("a", 0, frozenset({"x", 7}), "e1")], [("a", 0, frozenset({"y", 7}), "e2")]]),
     Table("flags", Custom("xor", 0, operator.xor), [[("a", 0, 5, "e1")], [("a", 0, 3, "e2"), ("a", 0, 5, "e1")]]),
+    SHOP,
+    Table(
+        "sales",
+        _several(views=Count(), revenue=Sum()),
+        [[("a", 0, (1, 5), "e1"), ("a", 0, (1, -7), "e2")], [("a", 0, (1, 5), "e1")]],
+    ),
 )
 """Tables that are appended to; not for 0.1.0."""
 
@@ -202,9 +225,9 @@ def make_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = 
         tables.create(spec_of(table, place, prefix), meta, **more)
 
 
-def write_bigtable(place: tuple[str, str], prefix: str) -> None:
-    """Merge into all tables, which must exist, with random numbers that are always the same."""
-    for table in TABLES:
+def write_bigtable(place: tuple[str, str], prefix: str, which: Sequence[Table] = TABLES) -> None:
+    """Merge into tables, which must exist, with random numbers that are always the same."""
+    for table in which:
         with closing(opened(table, place, prefix)) as store:
             write(table, store)
 
@@ -242,7 +265,7 @@ def append_and_fold(place: tuple[str, str], prefix: str) -> dict[str, Any]:
 
 def read_bigtable(place: tuple[str, str], prefix: str, names: Sequence[str] = NAMES) -> dict[str, Any]:
     """Tables as a golden document."""
-    return {"tables": {t.name: table_of(spec_of(t, place, prefix)) for t in TABLES if t.name in names}}
+    return {"tables": {t.name: table_of(spec_of(t, place, prefix)) for t in (*TABLES, SHOP) if t.name in names}}
 
 
 def table_of(spec: Any) -> dict[str, Any]:
