@@ -55,9 +55,8 @@ class Struct(Monoid[State]):
         self._monoids = tuple(parts.values())
         self._lifts = tuple([monoid.lift for monoid in self._monoids])
         self._folds = tuple([monoid.fold for monoid in self._monoids])
-        self._optional = any(monoid.optional for monoid in self._monoids)
         self.only_sums = all(monoid.native == "sum" for monoid in self._monoids)
-        self._integers = struct.Struct(f">{len(self._monoids)}q")
+        self._integers = f">{len(self._monoids)}q"  # not a struct.Struct, which cannot be pickled
         self.name = struct_name({name: monoid.name for name, monoid in parts.items()})
         self.identity = tuple([monoid.identity for monoid in self._monoids])
         self.commutative = all(monoid.commutative for monoid in self._monoids)
@@ -100,11 +99,11 @@ class Struct(Monoid[State]):
         Raises:
             InvalidRecord: a value cannot be used; names its part.
         """
-        if not self._optional:
-            try:
-                return tuple([lift(each, event_time_us) for lift, each in zip(self._lifts, value, strict=True)])
-            except InvalidRecord:
-                pass  # part by part, the one at fault raises it again
+        parts = zip(self.identity, self._lifts, value, strict=True)
+        try:
+            return tuple([nothing if each is ABSENT else lift(each, event_time_us) for nothing, lift, each in parts])
+        except InvalidRecord:
+            pass  # part by part, the one at fault raises it again
         return self.lift_ns(value, event_time_us, 0)
 
     def lift_ns(self, value: Any, event_time_us: int, ns: int) -> State:
@@ -125,7 +124,7 @@ class Struct(Monoid[State]):
     def encode(self, v: State) -> bytes:
         """The states one after the other: a sum or count in 8 bytes, any other in 4 bytes of length and its own."""
         if self.only_sums:
-            return self._integers.pack(*v)
+            return struct.pack(self._integers, *v)
         pieces = []
         for monoid, state in zip(self._monoids, v, strict=True):
             if monoid.native == "sum":
@@ -143,7 +142,7 @@ class Struct(Monoid[State]):
             SchemaMismatch: there are further parts.
         """
         if self.only_sums and len(data) == 8 * len(self._monoids):
-            return self._integers.unpack(data)
+            return struct.unpack(self._integers, data)
         states, at = [], 0
         for monoid in self._monoids:
             if at == len(data):
