@@ -55,7 +55,6 @@ class Struct(Monoid[State]):
         self._monoids = tuple(parts.values())
         self._lifts = tuple([monoid.lift for monoid in self._monoids])
         self._folds = tuple([monoid.fold for monoid in self._monoids])
-        self._optional = any(monoid.optional for monoid in self._monoids)
         self.only_sums = all(monoid.native == "sum" for monoid in self._monoids)
         self._integers = f">{len(self._monoids)}q"  # not a struct.Struct, which cannot be pickled
         self.name = _name_of(self.parts)
@@ -100,11 +99,11 @@ class Struct(Monoid[State]):
         Raises:
             InvalidRecord: a value cannot be used; names its part.
         """
-        if not self._optional:
-            try:
-                return tuple([lift(each, event_time_us) for lift, each in zip(self._lifts, value, strict=True)])
-            except InvalidRecord:
-                pass  # part by part, the one at fault raises it again
+        parts = zip(self.identity, self._lifts, value, strict=True)
+        try:
+            return tuple([nothing if each is ABSENT else lift(each, event_time_us) for nothing, lift, each in parts])
+        except InvalidRecord:
+            pass  # part by part, the one at fault raises it again
         return self.lift_ns(value, event_time_us, 0)
 
     def lift_ns(self, value: Any, event_time_us: int, ns: int) -> State:

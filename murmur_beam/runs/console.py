@@ -10,7 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from murmur_beam.errors import MurmurError, RetriesExhausted, SchemaMismatch, StoreUnavailable, TransientError
+from murmur_beam.errors import (
+    MissingExtra,
+    MurmurError,
+    RetriesExhausted,
+    SchemaMismatch,
+    StoreUnavailable,
+    TransientError,
+)
 from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.model import Outcome
 from murmur_beam.runs.command_line import OneLineErrorParser, discard_output
@@ -72,7 +79,7 @@ def one_line_errors(name: str) -> Callable[[Main], Main]:
             except BrokenPipeError:
                 discard_output()  # the reader of our output has closed it, as head does
                 return 0
-            except (MurmurError, OSError) as err:
+            except (MurmurError, MissingExtra, OSError) as err:
                 print(f"{name}: error: {_WHILE_RUNNING.sub('', str(err))}", file=sys.stderr)
                 return STORE_FAILED if isinstance(err, _OF_THE_STORE) else MISTAKE
             except (KeyboardInterrupt, RuntimeError) as err:

@@ -91,7 +91,7 @@ class Worker(_Program):
     """
 
     def __init__(self, store: str, keys: Sequence[str], log: IO[bytes]) -> None:
-        flags = [f"--key=flights/{key}" if "{" in key else f"--key==flights/{key}" for key in keys]
+        flags = [f"--key={key}" for key in keys]
         argv = [
             *("murmur_beam", "worker", "--name=flights", f"--store={store}"),
             *(f"--subscription={SUBSCRIPTION}", f"--dead_letter_topic={DEAD_TOPIC}", *flags),

@@ -10,21 +10,17 @@ import sqlite3
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from murmur_beam.model import DeadLetter
+from murmur_beam.model import DeadLetter, Key
+from murmur_beam.monoids import Distinct, TopK
 from murmur_beam.programs import flights
 from murmur_beam.reader import Reader
-from tests.support.programs import (
-    DAY,
-    Run,
-    flights_by_hand,
-    rows_of,
-    state_of,
-)
+from tests.support.programs import Run, flights_by_hand, flights_in, rows_of
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -46,83 +42,109 @@ def merged_flights(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_flights_are_counted(twin: Path, merged_flights: tuple[Path, str]) -> None:
-    """Every count must equal that of a dictionary, and the check must say so."""
+    """Every result must be that of plain lists, and the check must say so."""
     state, out = merged_flights
     expected = flights_by_hand(rows_of(twin))
-    assert state_of(state, DAY) == expected
+    assert flights_in(state) == expected
     assert "flights  3,000 merged / 0 duplicate / 0 dead-lettered\n" in out
-    assert "miles    3,000 merged / 0 duplicate / 0 dead-lettered\n" in out
-    assert f"check: {len(expected):,} numbers compared with flights.csv, 0 differ\n" in out
+    keys = {entity for entity, _ in expected}
+    assert f"check: {5 * (len(expected) + len(keys)):,} numbers compared with flights.csv, 0 differ\n" in out
 
 
 def test_flights_are_reported(twin: Path, merged_flights: tuple[Path, str]) -> None:
-    """The report must name the busiest routes with their flights and miles, and the months."""
+    """The report must name the busiest routes with their figures, and the months."""
     rows = rows_of(twin)
-    routes = Counter(f"{row['origin']}-{row['dest']}" for row in rows)
-    miles = Counter[str]()
+    routes: dict[str, list[dict[str, str]]] = {}
     for row in rows:
-        miles[f"{row['origin']}-{row['dest']}"] += int(row["distance"])
-    lines = [line.split() for line in merged_flights[1].splitlines()]
-    told = {line[0]: line[1:3] for line in lines if line and line[0] in routes}
-    assert (
-        sorted((int(n.replace(",", "")) for n, _ in told.values()), reverse=True)
-        == sorted(routes.values(), reverse=True)[:10]
+        routes.setdefault(f"{row['origin']}-{row['dest']}", []).append(row)
+    lines = merged_flights[1].splitlines()
+    assert max(map(len, lines)) <= 90
+    told = {words[0]: words[1:5] for line in lines if (words := line.split()) and words[0] in routes}
+    assert sorted(len(routes[route]) for route in told) == sorted(map(len, routes.values()))[-10:]
+    for route, (flown, mean, p95, planes) in told.items():
+        delays = sorted(int(row["dep_delay"]) for row in routes[route] if row["dep_delay"] != "NA")
+        assert (flown, mean) == (f"{len(routes[route]):,}", f"{sum(delays) / len(delays):.1f}")
+        assert int(p95) == pytest.approx(delays[19 * (len(delays) - 1) // 20], abs=0.5, rel=0.01)
+        assert int(planes) == len({row["tailnum"] for row in routes[route]} - {"NA"})
+    top = " ".join(
+        dest for dest, _ in sorted(Counter(row["dest"] for row in rows).items(), key=lambda of: (-of[1], of[0]))[:5]
     )
-    assert told == {route: [f"{routes[route]:,}", f"{miles[route]:,}"] for route in told}
-    assert ["2013-01", "3,000"] in [line[:2] for line in lines]
-    assert ["all", "3,000"] in lines
+    for name in ("2013-01", "all"):
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert line.split()[1] == "3,000"
+        assert line.endswith(f"  {top}")
 
 
 def test_flights_again_change_no_count(run: Run, twin: Path, merged_flights: tuple[Path, str], tmp_path: Path) -> None:
     """A second run must find nothing but duplicates, and leave exactly the same state."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
-    before = state_of(state, DAY)
+    before = flights_in(state)
     ran = run(flights, "--state", f"sqlite:///{state}", "--input", twin, "--check")
     assert ran.code == 0
     assert "flights  0 merged / 3,000 duplicate / 0 dead-lettered\n" in ran.out
-    assert "miles    0 merged / 3,000 duplicate / 0 dead-lettered\n" in ran.out
-    assert state_of(state, DAY) == before
+    assert flights_in(state) == before
+
+
+EWR = "origin/EWR"
+THE_FIRST = 15706
 
 
 @pytest.mark.parametrize(
-    ("tamper", "found"),
+    ("name", "change", "found"),
     [
+        ("flights", lambda n: n + 1, "flights: the file says 305, the state 306"),
+        ("delay", lambda of: (of[0] + 1, of[1]), "mean delay: the file says 17.48"),
+        ("delays", lambda bins: (*bins[:-1], (bins[-1][0], 20)), "p95 delay: the file says "),
+        ("planes", lambda _: Distinct().lift("N1", 0), "planes: the file says 242, the state 1"),
         (
-            "UPDATE murmur SET value = value + 1 WHERE entity = 'flights/all' AND bucket = 15706",
-            "check: flights/all on 2013-01-01: the file says 842, the state 843\n",
-        ),
-        (
-            "INSERT INTO murmur (entity, bucket, value) VALUES ('flights/route/JFK-XXX', 15706, 1)",
-            "check: flights/route/JFK-XXX on 2013-01-01: the file says None, the state 1\n",
+            "destinations",
+            lambda top: TopK().fold([top, TopK().lift("ORD", 0)]),
+            "destinations: the file says [('ORD', 18, 18), ",
         ),
     ],
-    ids=["one too many", "one that never flew"],
+    ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
 )
 def test_the_check_of_flights_can_fail(
-    run: Run, twin: Path, merged_flights: tuple[Path, str], tmp_path: Path, tamper: str, found: str
+    run: Run,
+    twin: Path,
+    merged_flights: tuple[Path, str],
+    tmp_path: Path,
+    name: str,
+    change: Callable[[Any], Any],
+    found: str,
 ) -> None:
-    """One wrong number among thousands must be found, named, and reported with exit code 1."""
+    """One wrong number among thousands must be found, of the day and of all days, and reported with exit code 1."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
+    with Reader.open(f"sqlite:///{state}") as reader:
+        monoid: Any = reader.monoid
+        values = list(reader.store.get(Key(EWR, THE_FIRST)))
+    at = list(monoid.parts).index(name)
+    values[at] = change(values[at])
     with contextlib.closing(sqlite3.connect(state)) as db, db:
-        assert db.execute(tamper).rowcount == 1
+        wrong = (monoid.encode(tuple(values)), EWR, THE_FIRST)
+        assert db.execute("UPDATE murmur SET value = ? WHERE entity = ? AND bucket = ?", wrong).rowcount == 1
     ran = run(flights, "--state", f"sqlite:///{state}", "--input", twin, "--check")
     assert ran.code == 1
-    assert found in ran.out
-    assert ", 1 differ\n" in ran.out
+    assert f"check: {EWR} on 2013-01-01: {found}" in ran.out
+    assert f"check: {EWR} on all days: {found.partition(':')[0]}: " in ran.out
+    assert ", 2 differ\n" in ran.out
     assert run(flights, "--state", f"sqlite:///{state}", "--input", twin).code == 0, "only --check looks"
 
 
-def test_the_check_of_flights_finds_a_missing_number(
+def test_the_check_of_flights_finds_a_row_too_many_or_too_few(
     merged_flights: tuple[Path, str], twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A number that the state lacks differs as well."""
+    """Each of its numbers differs, and so do some of all days."""
     state = shutil.copy(merged_flights[0], tmp_path / "flights.db")
     with contextlib.closing(sqlite3.connect(state)) as db, db:
-        assert db.execute("DELETE FROM murmur WHERE entity = 'miles/all' AND bucket = 15706").rowcount == 1
+        assert (
+            db.execute("UPDATE murmur SET bucket = 0 WHERE entity = 'all' AND bucket = ?", (THE_FIRST,)).rowcount == 1
+        )
     with Reader.open(f"sqlite:///{state}") as reader:
-        assert flights.check(reader, str(twin)) == 1
-    day = sum(int(row["distance"]) for row in rows_of(twin) if row["day"] == "1")
-    assert f"check: miles/all on 2013-01-01: the file says {day}, the state None\n" in capsys.readouterr().out
+        assert flights.check(reader, str(twin)) == 10
+    said = capsys.readouterr().out
+    assert "check: all on 1970-01-01: flights: the file says 0, the state 842\n" in said
+    assert "check: all on 2013-01-01: flights: the file says 842, the state 0\n" in said
 
 
 def test_flights_from_a_zip_archive(run: Run, twin: Path, tmp_path: Path) -> None:
@@ -133,31 +155,31 @@ def test_flights_from_a_zip_archive(run: Run, twin: Path, tmp_path: Path) -> Non
     (tmp_path / "few.csv").write_bytes(b"".join(lines))
     ran = run(flights, "--input", tmp_path / "few.zip", "--check")
     assert ran.code == 0
-    assert state_of(tmp_path / "flights.db", DAY) == flights_by_hand(rows_of(tmp_path / "few.csv"))
+    assert flights_in(tmp_path / "flights.db") == flights_by_hand(rows_of(tmp_path / "few.csv"))
 
 
 def test_flights_that_are_bad_can_be_mended(run: Run, twin: Path, tmp_path: Path) -> None:
-    """A bad row is a dead letter of those measures that need the bad field; once it is mended, another run merges
-    it."""
+    """A bad row is a dead letter, which no aggregate counts; once it is mended, another run merges it."""
     lines = twin.read_bytes().splitlines(keepends=True)[:101]
     mended = tmp_path / "flights.csv"
     fields = lines[50].split(b",")
-    fields[15] = b"far"
+    fields[5] = b"late"
     mended.write_bytes(b"".join([*lines[:50], b",".join(fields), *lines[51:]]))
-    ran = run(flights, "--input", mended)
-    assert "flights  100 merged / 0 duplicate / 0 dead-lettered\n" in ran.out
-    assert "miles    99 merged / 0 duplicate / 1 dead-lettered\n" in ran.out
+    ran = run(flights, "--input", mended, "--check")
+    assert "flights  99 merged / 0 duplicate / 1 dead-lettered\n" in ran.out
+    assert ", 0 differ\n" in ran.out
     assert "dead letters are in flights-dead-letters.jsonl" in ran.out
     letter = DeadLetter.from_json(Path("flights-dead-letters.jsonl").read_text("utf-8"))
-    assert (letter.pipeline, letter.stage) == ("miles", "extract")
-    assert json.loads(letter.payload)["distance"] == "far"
+    assert (letter.pipeline, letter.stage) == ("flights", "extract")
+    assert letter.error_message == "delay: 'late' is not a number"
+    assert json.loads(letter.payload)["dep_delay"] == "late"
     mended.write_bytes(b"".join(lines))
     ran = run(flights, "--input", mended, "--check")
     assert ran.code == 2
     assert "flights-dead-letters.jsonl holds dead letters of an earlier run" in ran.err
     Path("flights-dead-letters.jsonl").unlink()
     ran = run(flights, "--input", mended, "--check")
-    assert "miles    1 merged / 99 duplicate / 0 dead-lettered\n" in ran.out
+    assert "flights  1 merged / 99 duplicate / 0 dead-lettered\n" in ran.out
     assert ran.code == 0
 
 
@@ -190,16 +212,37 @@ def test_flights_without_the_shipped_data(run: Run, monkeypatch: pytest.MonkeyPa
     assert "pip install -e '.[demo]'" in run(flights).mistake
 
 
-def test_flights_without_a_distance_do_not_break_the_report(run: Run, twin: Path, tmp_path: Path) -> None:
-    """A route without a known distance has no miles; the check counts all merged flights."""
+def test_flights_without_datasketches(run: Run, twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must say what to install."""
+    monkeypatch.setitem(sys.modules, "datasketches", None)
+    assert "pip install 'murmur-beam[sketches]'" in run(flights, "--input", twin).mistake
+
+
+def test_flights_without_delays_do_not_break_the_report(run: Run, twin: Path, tmp_path: Path) -> None:
+    """Cancelled flights have no delay, and count; a number that is missing is written as NA, or as nothing."""
     lines = twin.read_bytes().splitlines(keepends=True)[:3]
-    bad = [b",".join([b"far" if i == 15 else field for i, field in enumerate(line.split(b","))]) for line in lines[1:]]
+    cancelled = []
+    for line, nothing in zip(lines[1:], (b"NA", b""), strict=True):
+        fields = line.split(b",")
+        fields[5] = fields[11] = nothing
+        cancelled.append(b",".join(fields))
+    path = tmp_path / "flights.csv"
+    path.write_bytes(b"".join([lines[0], *cancelled]))
+    ran = run(flights, "--input", path, "--check")
+    assert ran.code == 0
+    assert ["all", "2", "-", "-", "0", "IAH"] in [line.split() for line in ran.out.splitlines()]
+
+
+def test_only_bad_flights_are_not_reported(run: Run, twin: Path, tmp_path: Path) -> None:
+    """There may be no state yet."""
+    lines = twin.read_bytes().splitlines(keepends=True)[:3]
+    bad = [b",".join([b"late" if i == 5 else field for i, field in enumerate(line.split(b","))]) for line in lines[1:]]
     path = tmp_path / "flights.csv"
     path.write_bytes(b"".join([lines[0], *bad]))
     ran = run(flights, "--input", path, "--check")
     assert ran.code == 3
     assert ran.err.splitlines()[:2] == [
         "flights: 2 dead letters; the most common reasons:",
-        "  2  value: ValueError: invalid literal for int() with base ...: 'far'",
+        "  2  delay: 'late' is not a number",
     ]
-    assert "miles    0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out
+    assert "flights  0 merged / 0 duplicate / 2 dead-lettered\n" in ran.out

@@ -179,8 +179,8 @@ class TestNoFile:
         flags: Sequence[str] = ("--input=a.jsonl", *COUNT, ANY)
         if program is flights:
             Path("f.csv").write_text(
-                "year,month,day,hour,minute,origin,dest,carrier,flight,time_hour,distance\n"
-                "2013,1,1,5,15,EWR,IAH,UA,1545,2013-01-01T05:00:00Z,1400\n"
+                "year,month,day,hour,minute,origin,dest,carrier,flight,time_hour,dep_delay,tailnum\n"
+                "2013,1,1,5,15,EWR,IAH,UA,1545,2013-01-01T05:00:00Z,NA,NA\n"
             )
             flags = ("--input=f.csv",)
         assert program.main([*flags, "--dead_letters=null"]) == 0  # type: ignore[attr-defined]

@@ -6,14 +6,18 @@ import csv
 import itertools
 import json
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from murmur_beam.model import DeadLetter
 from murmur_beam.monoids import Sum
+from murmur_beam.reader import Reader
 from murmur_beam.state.sqlite import SqliteSpec
 
 State = dict[tuple[str, int], int]
@@ -82,16 +86,39 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def flights_by_hand(rows: Iterable[dict[str, str]]) -> State:
-    """The expected state of flights: a plain dictionary."""
-    state: Counter[tuple[str, int]] = Counter()
+def flights_by_hand(rows: Iterable[dict[str, str]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The expected results of flights by key and day, from plain lists."""
+    flown: dict[tuple[str, int], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         day = (date(int(row["year"]), int(row["month"]), int(row["day"])) - date(1970, 1, 1)).days
         route = f"route/{row['origin']}-{row['dest']}"
         for key in (route, f"origin/{row['origin']}", f"carrier/{row['carrier']}", "all"):
-            state[f"flights/{key}", day] += 1
-            state[f"miles/{key}", day] += int(row["distance"])
-    return dict(state)
+            flown[key, day].append(row)
+    return {key: _results(some) for key, some in flown.items()}
+
+
+def _results(flown: list[dict[str, str]]) -> dict[str, Any]:
+    delays = sorted(int(row["dep_delay"]) for row in flown if row["dep_delay"] != "NA")
+    planes = len({row["tailnum"] for row in flown} - {"NA"})
+    counts = Counter(row["dest"] for row in flown)
+    return {
+        "flights": len(flown),
+        "delay": float(Fraction(sum(delays), len(delays))) if delays else None,
+        "p95": pytest.approx(delays[19 * (len(delays) - 1) // 20], rel=0.01) if delays else None,
+        "planes": planes if planes <= 384 else pytest.approx(planes, rel=0.05),
+        "destinations": [(dest, counts[dest], counts[dest]) for dest in sorted(counts, key=lambda d: (-counts[d], d))][
+            :10
+        ],
+    }
+
+
+def flights_in(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The results of flights in a SQLite file, as `flights_by_hand` has them."""
+    with Reader.open(f"sqlite:///{path}") as reader:
+        results = {tuple(key): reader.monoid.present(state) for key, state in reader.store.scan()}
+    for result in results.values():
+        result["p95"] = result.pop("delays")[0.95]
+    return results
 
 
 def jsonl(*records: object) -> bytes:
