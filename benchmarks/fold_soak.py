@@ -37,7 +37,7 @@ from benchmarks.harness import (
     print_table,
     versions,
 )
-from benchmarks.soak_pipeline import BURST_EVENTS, BURSTS, TICK_S, Job, Shape, recount
+from benchmarks.soak_pipeline import BURST_EVENTS, BURSTS, HOT_ROWS, TICK_S, Job, Shape, recount
 from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count
@@ -51,6 +51,7 @@ SHARE = 0.1
 STALLED_S = 600.0
 """The last events must arrive within this time after they were due; a source does not catch up after each kill."""
 _PAUSE_S = 0.5
+_BUNDLE_S = 2.0
 _TITLES = {
     "at": 6,
     "events": 9,
@@ -79,6 +80,7 @@ class Seen(NamedTuple):
     Attributes:
         hot: the largest pending part of a hot row, divided by its bound.
         burst: that of all burst rows, divided by theirs.
+        hot_events: pending events of a hot row, on average.
         read: bytes that folders have read for each event so far.
         p50_ms, p99_ms: of fresh reads since the last look.
         worker_mb: memory of the workers.
@@ -86,6 +88,7 @@ class Seen(NamedTuple):
 
     hot: float
     burst: float
+    hot_events: float
     read: float
     p50_ms: float
     p99_ms: float
@@ -143,7 +146,7 @@ class Soak:
         self._until(lambda: self._seconds() > end_s, look_s, kill_s)
         self._until(lambda: self._arrived(expected) or self._seconds() > end_s + STALLED_S, look_s)
         if self._shape.every_s:
-            old_s = self._seconds() + self._shape.age_s + self._shape.every_s + self._shape.late_s
+            old_s = self._seconds() + self._shape.age_s + 2 * self._shape.every_s + _BUNDLE_S
             self._until(lambda: self._seconds() > old_s, look_s)
         self.look()
         with closing(self._spec.open(Count())) as store:
@@ -185,6 +188,7 @@ class Soak:
         seen = Seen(
             max((row.events / hot_bound(row.marked, shape) for row in hot_rows), default=0.0),
             burst.events / burst_bound(burst.rows, shape),
+            hot.events / HOT_ROWS,
             self._read() / n_events,
             *self._gets.percentiles_ms(),
             worker_mb,
@@ -232,7 +236,7 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
     tables.create(spec, tables.table_meta(Schema(Count().name, None)), write="append")
     with _counting_proxy(os.environ["BIGTABLE_EMULATOR_HOST"]) as (host, read), gets(spec) as reads:
         job = Job([], shape, host, spec.place[1:], 0, time.time())
-        # The environment is for workers that the job does not start itself.
+        # The environment is for Flink's workers, which are not children of the job.
         with environment(BIGTABLE_EMULATOR_HOST=host):
             starting = running(name, job, folder)
             engine = starting.__enter__()
@@ -245,12 +249,15 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
 
 
 def bars(seen: Sequence[Seen], wrong: int) -> list[Bar]:
-    """The figures, with their bars."""
+    """The figures, with their bars: of what was not picked since the last fold, `EVERY` events are expected."""
+    from murmur_beam.fold_stage import EVERY
+
     quarter = math.ceil(len(seen) / 4)
     return [
         Bar("numbers that differ from the recount", [wrong], 0, at_least=False),
         Bar("pending of a hot row / its bound, the largest", [max(each.hot for each in seen)], 1, at_least=False),
         Bar("pending of burst rows / their bound, the largest", [max(each.burst for each in seen)], 1, at_least=False),
+        Bar("pending events of a hot row at the end", [seen[-1].hot_events], 2 * EVERY, at_least=False),
         Bar("bytes that folders have read, an event", [seen[-1].read], READ_BYTES, at_least=False, unit=" B"),
         Bar("p50 of a fresh get, last quarter", [each.p50_ms for each in seen[-quarter:]], None, unit=" ms"),
         Bar("p50 of a fresh get, first quarter", [each.p50_ms for each in seen[:quarter]], None, unit=" ms"),

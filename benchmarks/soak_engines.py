@@ -115,7 +115,8 @@ def running(name: str, job: Job, folder: Path) -> Iterator[Engine]:
         return
     server = PRISM.start(folder / "prism.log")
     try:
-        flags = [*job.flags, "--runner=PrismRunner", f"--job_endpoint={server.host}"]
+        # Waiting for the end takes longer than Beam lets its client wait.
+        flags = [*job.flags, "--runner=PrismRunner", f"--job_endpoint={server.host}", "--job_server_timeout=86400"]
         yield from _closing(Engine(job._replace(flags=flags), server.pid))
     finally:
         stop(server.pid)

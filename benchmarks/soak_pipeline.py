@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from benchmarks.harness import needing_extra
+from murmur_beam.errors import MurmurError
 
 TICK_S = 0.5
 CLASSES = 20
@@ -111,7 +112,7 @@ def run(job: Job) -> None:
     """Run the pipeline to its end, in a process of its own.
 
     Raises:
-        Exception: the pipeline has failed.
+        MurmurError: the pipeline has failed.
     """
     with needing_extra():
         import apache_beam as beam
@@ -135,7 +136,10 @@ def run(job: Job) -> None:
     store = BigtableSpec(*job.place, patience_s=60)
     merge = MergeRecords("soak", key="k", event_id="id", monoid="count", store=store, **fold)
     _ = arriving | "Events" >> beam.FlatMap(_records, shape) | merge
-    pipeline.run().wait_until_finish()
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as err:  # Beam's own may not be picklable
+        raise MurmurError(f"the pipeline has failed: {type(err).__name__}: {err}") from None
 
 
 def _records(tick: int, shape: Shape) -> list[dict[str, str]]:
