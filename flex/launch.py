@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-REPEATED = ("--key", "--input")
-"""A template takes each parameter once, so several keys or files stand in one, with ``|`` between them."""
+REPEATED = ("--key", "--input", "--aggregate")
+"""A template takes each parameter once, so several keys, files or aggregates stand in one, with ``|`` between them."""
 
 
 def flags(argv: Sequence[str]) -> list[str]:
