@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 from benchmarks.harness import (
     Bar,
     bars_table,
-    environment,
     machine,
     missed,
     needing_extra,
@@ -52,26 +51,32 @@ STALLED_S = 600.0
 """The last events must arrive within this time after they were due; a source does not catch up after each kill."""
 _PAUSE_S = 0.5
 _BUNDLE_S = 2.0
-_TITLES = {
-    "at": 6,
-    "events": 9,
-    "rows": 7,
-    "pending cells": 13,
-    "events ": 9,
-    "MB": 5,
-    "hot cells": 9,
-    "events  ": 9,
-    "of bound": 8,
-    "markers MB": 10,
-    "table MB": 8,
-    "read B": 7,
-    "p50 ms": 6,
-    "p99 ms": 6,
-    "worker MB": 9,
-    "engine MB": 9,
-    "state kB": 8,
-    "kills": 5,
-}
+_COLUMNS = (
+    ("at", 6),
+    ("events", 9),
+    ("rows", 7),
+    ("pending cells", 13),
+    ("events", 9),
+    ("MB", 5),
+    ("hot cells", 9),
+    ("events", 9),
+    ("of bound", 8),
+    ("markers MB", 10),
+    ("table MB", 8),
+    ("read B", 7),
+    ("p50 ms", 6),
+    ("p99 ms", 6),
+    ("worker MB", 9),
+    ("engine MB", 9),
+    ("state kB", 8),
+    ("kills", 5),
+)
+"""Titles and widths."""
+
+
+def print_line(cells: Sequence[str]) -> None:
+    """Print a line of the table."""
+    print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)), flush=True)
 
 
 class Seen(NamedTuple):
@@ -110,8 +115,8 @@ def hot_bound(events: int, shape: Shape) -> float:
 def burst_bound(rows: int, shape: Shape) -> float:
     """Pending events of burst rows, at most.
 
-    A row is folded after it was named twice, and then whenever it is named: on average it keeps fewer than `EVERY`
-    events twice. Those of the last interval, and of bursts that go on, are not folded yet.
+    A row is folded after it was named twice, and then whenever it is named: on average it keeps fewer than twice
+    `EVERY` events. Those of the last interval, and of bursts that go on, are not folded yet.
     """
     from murmur_beam.fold_policy import EVERY
 
@@ -141,7 +146,7 @@ class Soak:
 
     def go(self, look_s: float, kill_s: float, expected: Mapping[str, int]) -> int:
         """Look now and then, and kill, until all events have arrived and are old; the number of keys that are wrong."""
-        print("  ".join(f"{title.strip():>{width}}" for title, width in _TITLES.items()), flush=True)
+        print_line([title for title, _ in _COLUMNS])
         end_s = self._shape.ticks * TICK_S
         self._until(lambda: self._seconds() > end_s, look_s, kill_s)
         self._until(lambda: self._arrived(expected) or self._seconds() > end_s + STALLED_S, look_s)
@@ -182,8 +187,7 @@ class Soak:
         total, hot, burst = Rows(), groups["hot"], groups["burst"]
         for rows in groups.values():
             total.add(rows)
-        # Every event is in the table once by now, or is pending; the hot rows count here as often as it was appended.
-        n_events = max(1, total.marked + total.events)
+        n_events = max(1, total.marked + total.events)  # those that are pending twice count twice
         worker_mb, engine_mb = self._engine.memory_mb()
         seen = Seen(
             max((row.events / hot_bound(row.marked, shape) for row in hot_rows), default=0.0),
@@ -200,7 +204,7 @@ class Soak:
         cells += [f"{seen.hot:.2f}", f"{total.markers / 1e6:.1f}", f"{total.size / 1e6:.1f}", f"{seen.read:.1f}"]
         cells += [f"{seen.p50_ms:.1f}", f"{seen.p99_ms:.1f}", f"{worker_mb:,.0f}", f"{engine_mb:,.0f}"]
         cells += [f"{self._engine.state_kb():,.0f}", str(self._engine.kills)]
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, _TITLES.values(), strict=True)), flush=True)
+        print_line(cells)
 
 
 @contextmanager
@@ -235,16 +239,10 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
     spec = BigtableSpec("benchmark", "instance", f"soak-{uuid.uuid4().hex[:8]}", timeout_s=60, patience_s=120)
     tables.create(spec, tables.table_meta(Schema(Count().name, None)), write="append")
     with _counting_proxy(os.environ["BIGTABLE_EMULATOR_HOST"]) as (host, read), gets(spec) as reads:
-        job = Job([], shape, host, spec.place[1:], 0, time.time())
-        # The environment is for Flink's workers, which are not children of the job.
-        with environment(BIGTABLE_EMULATOR_HOST=host):
-            starting = running(name, job, folder)
-            engine = starting.__enter__()
-        try:
+        job = Job((), shape, host, spec.place[1:], 0, time.time())
+        with running(name, job, folder) as engine:
             soaking = Soak(spec, shape, engine, read, reads)
             wrong = soaking.go(look_s, kill_s, recount(shape))
-        finally:
-            starting.__exit__(*sys.exc_info())
     return soaking.seen, wrong
 
 

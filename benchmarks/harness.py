@@ -90,6 +90,10 @@ class Call(Generic[T]):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the process and wait for its end; nothing else may be called afterwards."""
         self._process.kill()
         self._process.join()
         self._process.close()

@@ -8,10 +8,14 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.harness import Call
+import murmur_beam.quiet_beam  # noqa: F401 - the next imports load Beam
+
+# isort: split
+
+from benchmarks.harness import Call, environment
 from benchmarks.soak_looks import memory_mb
 from benchmarks.soak_pipeline import TICK_S, Job, run
 from murmur_beam.testing.emulators import stop
@@ -49,7 +53,7 @@ class Engine:
 
     def kill_one(self) -> bool:
         """Kill a worker, and go on with another one; False if it cannot be killed now."""
-        self._call.__exit__()
+        self._call.kill()
         self.kills += 1
         done_s = max(0.0, time.time() - self._job.start_s - REPLAY_S)
         first = round(done_s / TICK_S)
@@ -73,7 +77,7 @@ class Engine:
 
     def close(self) -> None:
         """End the job."""
-        self._call.__exit__()
+        self._call.kill()
 
 
 class FlinkEngine(Engine):
@@ -82,7 +86,7 @@ class FlinkEngine(Engine):
     def __init__(self, job: Job, engine: Flink) -> None:
         self._engine = engine
         self._checkpoints = 0
-        super().__init__(job._replace(flags=[*job.flags, *engine.flags, *_FLINK]), engine.pid)
+        super().__init__(job._replace(flags=[*engine.flags, *_FLINK]), engine.pid)
 
     def workers(self) -> list[int]:
         """See `Engine.workers`."""
@@ -108,22 +112,17 @@ class FlinkEngine(Engine):
 @contextmanager
 def running(name: str, job: Job, folder: Path) -> Iterator[Engine]:
     """Run the job on an engine; both end with the block."""
-    if name == "flink":
-        FlinkJobServer("Beam's Flink job server", "java", folder).find()
-        with flink(folder) as started:
-            yield from _closing(FlinkEngine(job, started))
-        return
-    server = PRISM.start(folder / "prism.log")
-    try:
-        # Waiting for the end takes longer than Beam lets its client wait.
-        flags = [*job.flags, "--runner=PrismRunner", f"--job_endpoint={server.host}", "--job_server_timeout=86400"]
-        yield from _closing(Engine(job._replace(flags=flags), server.pid))
-    finally:
-        stop(server.pid)
-
-
-def _closing(engine: Engine) -> Iterator[Engine]:
-    try:
+    with ExitStack() as stack:
+        if name == "flink":
+            FlinkJobServer("Beam's Flink job server", "java", folder).find()
+            with environment(BIGTABLE_EMULATOR_HOST=job.host):  # of the workers
+                started = stack.enter_context(flink(folder))
+            engine: Engine = FlinkEngine(job, started)
+        else:
+            server = PRISM.start(folder / "prism.log")
+            stack.callback(stop, server.pid)
+            # Waiting for the end takes longer than Beam lets its client wait.
+            flags = ["--runner=PrismRunner", f"--job_endpoint={server.host}", "--job_server_timeout=86400"]
+            engine = Engine(job._replace(flags=flags), server.pid)
+        stack.callback(engine.close)
         yield engine
-    finally:
-        engine.close()

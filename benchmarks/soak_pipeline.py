@@ -92,7 +92,7 @@ class Job(NamedTuple):
     """What runs where.
 
     Attributes:
-        flags: of the pipeline; without ``--runner`` it runs on Prism.
+        flags: of the pipeline, for its engine.
         shape: of the events.
         host: of the emulator.
         place: project, instance and name of the table.
@@ -115,12 +115,15 @@ def run(job: Job) -> None:
         MurmurError: the pipeline has failed.
     """
     with needing_extra():
-        import apache_beam as beam
+        from murmur_beam.quiet_beam import beam  # isort: split
+
         from apache_beam.options.pipeline_options import PipelineOptions
 
         from murmur_beam import MergeRecords
+        from murmur_beam.runs.beam_runs import quiet
         from murmur_beam.state.bigtable import BigtableSpec
         from tests.support import ticks
+    quiet()
     os.environ["BIGTABLE_EMULATOR_HOST"] = job.host
     shape = job.shape
     numbers = range(job.first, shape.ticks)

@@ -169,6 +169,8 @@ def aggregate_of(text: str) -> tuple[str, Monoid[Any]]:
             "aggregate", f"{text!r:.80}: write NAME=MONOID:FIELD, such as revenue=sum:amount, or views=count"
         )
     found = by_name(monoid, "aggregate")
+    if field and not found.needs_value:
+        raise ConfigurationError("aggregate", f"{text!r:.80}: {found.name} takes no field; write {name}={monoid}")
     return name, found.of(field.removesuffix("?"), optional=field.endswith("?")) if field else found
 
 

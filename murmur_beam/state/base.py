@@ -289,9 +289,12 @@ class Schema(NamedTuple):
             SchemaMismatch: the store cannot be used with the wanted schema.
         """
         if not self.accepts(wanted):
+            advice = "a table holds one aggregate: open it as it was written"
+            if parts_of(self.monoid) is not None:
+                advice = "open it with the same aggregates in the same order, add one with murmur alter-table"
             raise SchemaMismatch(
-                f"{where} holds values of {self}, but was opened for {wanted}; a table holds one aggregate: open it as "
-                f"it was written, or use another table{example and f', such as {example}'}"
+                f"{where} holds values of {self}, but was opened for {wanted}; {advice}, or use another "
+                f"table{example and f', such as {example}'}"
             )
 
     def names(self, wanted: Schema) -> bool:
