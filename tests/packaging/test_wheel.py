@@ -96,6 +96,7 @@ class TestWheel:
             "docs",
             "gcp",
             "lint",
+            "sketches",
             "test",
         }
 
