@@ -66,7 +66,8 @@ def wait_for(happened: Callable[[], bool], log: Path) -> None:
 def test_another_worker_folds_when_one_is_killed(topic: Topic, table: BigtableSpec, tmp_path: Path) -> None:
     """Every number is right, and nearly all is folded, whichever worker had folded the rows before."""
     log = tmp_path / "log"
-    flags = [f"--subscription={topic.subscription}", f"--store={table}", *FOLD]
+    letters = f"--dead_letters={tmp_path}/letters.jsonl"
+    flags = [f"--subscription={topic.subscription}", f"--store={table}", letters, *FOLD]
     with ExitStack() as stack:
         workers = [stack.enter_context(running(log, *flags, "--max_outstanding=20")) for _ in range(2)]
         topic.publish(*payloads(0, 1_000))
