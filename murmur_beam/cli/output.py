@@ -95,13 +95,19 @@ def human(value: Any) -> str:
     if isinstance(value, str):
         return _printable(value)
     if isinstance(value, (set, frozenset)):
-        return _human_set(value)
+        return _joined(sorted(value, key=lambda item: (type(item).__name__, item)))
+    if isinstance(value, list) and value and all(hasattr(item, "_asdict") for item in value):
+        return _joined(value)
+    if isinstance(value, dict) and value and not any(isinstance(key, str) for key in value):
+        return ", ".join(f"{key}: {human(item)}" for key, item in value.items())
     if isinstance(value, Timed):
         us = value.event_time_us
         when = rfc3339(us) if is_representable(us) else f"{us:,} us"
         when = when.replace("Z", f"{value.ns:03}Z") if value.ns else when.replace(".000000Z", "Z")
         return f"{'null' if value.value is None else _short(value.value)} at {when}"
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        if type(value).__str__ is not tuple.__str__:
+            return _printable(str(value))
         value = value._asdict()
     try:
         text = canonical_json(value)
@@ -110,15 +116,15 @@ def human(value: Any) -> str:
     return _printable(text)
 
 
-def _human_set(value: set[Any] | frozenset[Any]) -> str:
-    if not value:
+def _joined(items: Sequence[Any]) -> str:
+    if not items:
         return "(empty)"
     shown: list[str] = []
     length = 0
-    for item in map(_short, sorted(value, key=lambda item: (type(item).__name__, item))):
+    for item in map(_short, items):
         length += len(item) + 2
         if length > _MAX_TEXT and shown:
-            return f"{', '.join(shown)}, ... ({len(value):,} items)"
+            return f"{', '.join(shown)}, ... ({len(items):,} items)"
         shown.append(item)
     return ", ".join(shown)
 

@@ -29,6 +29,10 @@ class Frequent(NamedTuple):
     at_least: int
     at_most: int
 
+    def __str__(self) -> str:
+        """For people: ``tea 12``, or ``tea 10-12``."""
+        return f"{self.item} {self.at_least:,}" + (f"-{self.at_most:,}" if self.at_most > self.at_least else "")
+
 
 class Frequencies(NamedTuple):
     """How often items came.

@@ -79,7 +79,7 @@ def test_the_command_shows_estimates(murmur: Murmur) -> None:
 def test_the_command_shows_items(murmur: Murmur) -> None:
     """JSON has the names of their parts."""
     murmur.fill([("a", START, word) for word in "cabbage"], TopK(k=2))
-    assert murmur("get", "a").out == '[["a",2,2],["b",2,2]]\n'
+    assert murmur("get", "a").out == "a 2, b 2\n"
     assert murmur.json("get", "a")["value"] == [
         {"item": "a", "at_least": 2, "at_most": 2},
         {"item": "b", "at_least": 2, "at_most": 2},
@@ -89,5 +89,5 @@ def test_the_command_shows_items(murmur: Murmur) -> None:
 def test_the_command_shows_quantiles(murmur: Murmur) -> None:
     """By their share."""
     murmur.fill([("a", START, n) for n in range(1, 101)], Quantiles())
-    assert murmur("get", "a").out == '{"0.5":50.0,"0.9":90.0,"0.95":95.0,"0.99":99.0}\n'
+    assert murmur("get", "a").out == "0.5: 50.0, 0.9: 90.0, 0.95: 95.0, 0.99: 99.0\n"
     assert murmur.json("get", "a")["value"] == {"0.5": 50, "0.9": 90, "0.95": 95, "0.99": 99}
