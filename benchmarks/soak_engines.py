@@ -55,9 +55,8 @@ class Engine:
         """Kill a worker, and go on with another one; False if it cannot be killed now."""
         self._call.kill()
         self.kills += 1
-        done_s = max(0.0, time.time() - self._job.start_s - REPLAY_S)
-        first = round(done_s / TICK_S)
-        self._job = self._job._replace(first=first, start_s=self._job.start_s + first * TICK_S)
+        again = round(max(0.0, time.time() - self._job.start_s - REPLAY_S) / TICK_S)
+        self._job = self._job._replace(first=self._job.first + again, start_s=self._job.start_s + again * TICK_S)
         self._call = Call(run, self._job)
         return True
 

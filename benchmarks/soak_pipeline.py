@@ -97,7 +97,7 @@ class Job(NamedTuple):
         host: of the emulator.
         place: project, instance and name of the table.
         first: the tick to start with.
-        start_s: when, in seconds since the epoch; not on Flink.
+        start_s: when it is due, in seconds since the epoch; not on Flink.
     """
 
     flags: Sequence[str]
