@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import PipelineResult
 
 from murmur_beam import MergeRecords
-from murmur_beam.fold_policy import EVERY
+from murmur_beam.fold_stage import EVERY
 from murmur_beam.monoids import Count
 from murmur_beam.state.bigtable import BigtableSpec
 from murmur_beam.state.bigtable.sizes import Sizes, look_at_sizes
@@ -26,7 +26,7 @@ from tests.support.appended import AppendedSpec
 from tests.support.engines import PRISM, flink, worker_pool
 
 TIMEOUT_S = 240.0
-PARTS, INTERVAL_S = 50, 0.1
+PARTS = 80
 BUSY = 4
 LAST = 16 * EVERY
 """Events of each busy row in the last part: one of them is picked for certain, and the row folded once more."""
@@ -61,8 +61,8 @@ class Parts:
 
 
 def merge(numbers: beam.PCollection[int], parts: Parts, table: BigtableSpec) -> None:
-    """Merge the parts, and fold each second the rows that have doubled; only the end of the input folds the rest."""
-    fold = MergeRecords("test", key="k", event_id="id", monoid="count", store=table, fold="1s", fold_share=1.0)
+    """Merge the parts, and fold often the rows that have doubled; only the end of the input folds the rest."""
+    fold = MergeRecords("test", key="k", event_id="id", monoid="count", store=table, fold="500ms", fold_share=1.0)
     _ = numbers | "Part" >> beam.FlatMap(parts) | fold
 
 
@@ -102,10 +102,10 @@ def test_flink_goes_on_after_a_kill(table: BigtableSpec, tmp_path: Path) -> None
     """Flink restores state and timers of the stage: no number is wrong, and busy rows are folded to the last event."""
     parts = Parts()
     with flink(tmp_path) as engine:
-        checkpoints = ["--checkpointing_interval=1000", "--unaligned_checkpoint_enabled"]
+        checkpoints = ["--checkpointing_interval=500", "--unaligned_checkpoint_enabled"]
         flags = [*engine.flags, "--streaming", *checkpoints, "--shutdown_sources_after_idle_ms=0"]
         pipeline = beam.Pipeline(options=PipelineOptions(flags))
-        merge(ticks.on_flink(pipeline, range(PARTS), INTERVAL_S, sends=PARTS), parts, table)
+        merge(ticks.on_flink(pipeline, range(PARTS), 0.1, sends=PARTS), parts, table)
         result = pipeline.run()
         kill_in_the_middle(
             result, lambda: engine.logged("Completed checkpoint ") > 0, engine.pool.busiest_worker, table
@@ -122,17 +122,16 @@ def test_prism_fails_after_a_kill_and_the_next_run_is_right(table: BigtableSpec,
     parts = Parts()
     with emulators.shared(PRISM, tmp_path) as host, worker_pool(tmp_path) as pool:
         flags = ["--runner=PrismRunner", f"--job_endpoint={host}", "--streaming", *pool.flags]
-        start_s = time.time()
 
-        def run() -> PipelineResult:
+        def run(interval_s: float) -> PipelineResult:
             pipeline = beam.Pipeline(options=PipelineOptions(flags))
-            merge(ticks.by_clock(pipeline, range(PARTS), INTERVAL_S, start_s), parts, table)
+            merge(ticks.by_clock(pipeline, range(PARTS), interval_s, time.time()), parts, table)
             return pipeline.run()
 
-        result = run()
+        result = run(0.2)
         kill_in_the_middle(result, lambda: True, pool.busiest_worker, table)
         with pytest.raises(RuntimeError, match="failed in state FAILED"):
             result.wait_until_finish()
         assert totals(table, fresh=True) != recount(parts.events)
-        assert run().wait_until_finish() == "DONE"
+        assert run(0.01).wait_until_finish() == "DONE"
     check(table, parts)
