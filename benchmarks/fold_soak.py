@@ -248,7 +248,7 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
 
 def bars(seen: Sequence[Seen], wrong: int) -> list[Bar]:
     """The figures, with their bars: of what was not picked since the last fold, `EVERY` events are expected."""
-    from murmur_beam.fold_stage import EVERY
+    from murmur_beam.fold_policy import EVERY
 
     quarter = math.ceil(len(seen) / 4)
     return [

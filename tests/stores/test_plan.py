@@ -143,10 +143,10 @@ class ByRules:
     """One row, by the rules of the fold stage themselves: events at random times, and timers that are a little late."""
 
     def __init__(self, rules: FoldRules) -> None:
-        from murmur_beam import fold_stage
+        from murmur_beam import fold_policy
         from murmur_beam.spec import FoldPlan
 
-        self._stage = fold_stage
+        self._stage = fold_policy
         self._plan = FoldPlan(timedelta(seconds=rules.every_s), rules.share, timedelta(seconds=rules.age_s))
 
     def life(self, events: float, life_s: float, chance: random.Random) -> tuple[int, int, int, int]:
@@ -261,13 +261,13 @@ def test_workers_are_the_fewest_that_are_enough() -> None:
 def test_numbers_are_the_store_s() -> None:
     """Each constant that the store has as well is the same."""
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
-    from murmur_beam import fold_stage
+    from murmur_beam import fold_policy
     from murmur_beam.state.bigtable import BigtableSpec, appender, fingerprints, folder, pending, row_cache
 
     assert cli_plan.MARKER_BYTES == fingerprints.FINGERPRINT_BYTES
     assert (cli_plan.PACK_AT, cli_plan.PACKED) == (row_cache.PACK_AT, row_cache.PACKED)
     assert cli_plan.ROWS_PER_APPEND == appender._ROWS_PER_REQUEST
-    assert (plan_folds.EVENTS_PER_COMMIT, plan_folds.EVERY) == (folder._EVENTS_PER_COMMIT, fold_stage.EVERY)
+    assert (plan_folds.EVENTS_PER_COMMIT, plan_folds.EVERY) == (folder._EVENTS_PER_COMMIT, fold_policy.EVERY)
     names = pending.Names(Clock())
     assert len(names()) + len(pending.ONE) == cli_plan.CELL_BYTES
     assert (BigtableSpec("p", "i", "t").max_cached_events, row_cache.ROW_WEIGHT) == (

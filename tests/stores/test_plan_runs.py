@@ -79,14 +79,14 @@ class Stage:
     """
 
     def __init__(self, folders: Sequence[Any], rules: FoldRules) -> None:
-        from murmur_beam import fold_stage
+        from murmur_beam import fold_policy
         from murmur_beam.spec import FoldPlan
 
-        self._stage = fold_stage
+        self._stage = fold_policy
         self._folders = folders
         self._plan = FoldPlan(timedelta(seconds=rules.every_s), rules.share, timedelta(seconds=rules.age_s))
-        self._sampler = fold_stage.RowSampler(random.Random(3).uniform)
-        self._named: defaultdict[bytes, Any] = defaultdict(fold_stage.Named)
+        self._sampler = fold_policy.RowSampler(random.Random(3).uniform)
+        self._named: defaultdict[bytes, Any] = defaultdict(fold_policy.Named)
         self._due_s: dict[bytes, float] = {}
         self._timers: list[tuple[float, bytes]] = []
         self.events = 0
