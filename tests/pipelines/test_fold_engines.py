@@ -117,7 +117,7 @@ def test_flink_goes_on_after_a_kill(table: BigtableSpec, tmp_path: Path) -> None
 
 
 def test_the_next_run_on_prism_is_right_after_a_kill(table: BigtableSpec, tmp_path: Path) -> None:
-    """Prism starts no other worker: the job fails, or never ends. A run of the whole input on another Prism counts nothing
+    """Prism starts no other worker: the job fails, or hangs. A run of the whole input on another Prism counts nothing
     twice, and folds it all."""
     emulators.require(PRISM)
     parts = Parts()
