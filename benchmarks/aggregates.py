@@ -47,7 +47,8 @@ from murmur_beam.state.base import Schema
 from murmur_beam.state.memory import MemorySpec
 
 STORES = "memory", "commit", "append"
-MOST = 8
+SIZES = 1, 2, 4, 8
+"""Numbers of aggregates in a struct."""
 KEYS = 5_000
 SHARE = 0.15
 """What each aggregate may cost, as a part of the cost of one."""
@@ -64,10 +65,10 @@ class Recorder(Noop):
 
 
 def events(n: int) -> list[dict[str, Any]]:
-    """Events with a key and `MOST` numbers."""
+    """Events with a key, and a number for each aggregate."""
     chance = random.Random(n)
     return [
-        {"id": f"e{i}", "key": f"k{chance.randrange(KEYS)}", **{f"f{j}": (i + j) % 1_000 for j in range(MOST)}}
+        {"id": f"e{i}", "key": f"k{chance.randrange(KEYS)}", **{f"f{j}": (i + j) % 1_000 for j in range(max(SIZES))}}
         for i in range(n)
     ]
 
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
 
     what = machine()
-    cases = list(itertools.product(STORES, (0, 1, 2, 4, MOST)))
+    cases = list(itertools.product(STORES, (0, *SIZES)))
     costs: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     visits: dict[str, list[float]] = {kind: [] for kind in STORES[1:]}
     with on_bigtable():
@@ -169,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 some.append(in_own_process(visit, kind, args.visitors))
     say("")
     bars = _bars(costs, visits)
-    rows = [["CPU us/event", "one", *[f"struct of {k}" for k in (1, 2, 4, MOST)]]]
-    rows += [[kind, *[f"{statistics.median(costs[kind, k]):.1f}" for k in (0, 1, 2, 4, MOST)]] for kind in STORES]
+    rows = [["CPU us/event", "one", *[f"struct of {k}" for k in SIZES]]]
+    rows += [[kind, *[f"{statistics.median(costs[kind, k]):.1f}" for k in (0, *SIZES)]] for kind in STORES]
     if args.json:
         runs = [{"store": kind, "aggregates": k, "cpu_us": some} for (kind, k), some in costs.items()]
         print(json.dumps({"machine": what, "runs": runs, "bars": [bar.to_dict() for bar in bars]}, indent=2))
@@ -189,7 +190,7 @@ def _bars(costs: Mapping[tuple[str, int], Sequence[float]], visits: Mapping[str,
             at_least=False,
         )
         for kind in STORES
-        for k in (1, 2, 4, MOST)
+        for k in SIZES
     ]
     limits = {"commit": 2_000, "append": 100}
     how = {"commit": "in a commit of its own", "append": f"appended with {SINGLE - 1} others"}
