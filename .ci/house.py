@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "model": "errors",
     # Monoids know nothing but the contract. Those that share code say so in a row.
     "monoids.base": "errors model",
-    "monoids.notation": "errors",
+    "monoids.notation": "errors monoids.struct_name",
     "monoids.*": "errors model monoids.base monoids.notation",
     "monoids.count": "errors model monoids.base monoids.sum",
     "monoids.exact": "errors model monoids.base",

@@ -30,10 +30,10 @@ from benchmarks.harness import (
     needing_extra,
     on_bigtable,
     print_figures,
+    require_at_least_one,
     say,
 )
 from murmur_beam.buffer import FlushLimits
-from murmur_beam.errors import ConfigurationError
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import Noop
 from murmur_beam.model import Key, Outcome, Update
@@ -152,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    for name in ("events", "visitors", "rounds"):
-        if getattr(args, name) < 1:
-            raise ConfigurationError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
+    require_at_least_one(args, "events", "visitors", "rounds")
 
     what = machine()
     cases = list(itertools.product(STORES, (0, *SIZES)))

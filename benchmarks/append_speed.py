@@ -27,6 +27,7 @@ from benchmarks.harness import (
     needing_extra,
     on_bigtable,
     print_table,
+    require_at_least_one,
     say,
     tidy,
     versions,
@@ -327,9 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=names, metavar="LINE", help=f"of {', '.join(names)}")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    for option in ("rounds", "rows", "pending", "markers"):
-        if getattr(args, option) < 1:
-            raise ConfigurationError(f"--{option}", f"must be at least 1, got {getattr(args, option)}")
+    require_at_least_one(args, "rounds", "rows", "pending", "markers")
     if args.events < (least := SHARED_WRITERS * max(SHARED_PARTS.values())):
         raise ConfigurationError("--events", f"must be at least {least}, got {args.events}")
 

@@ -30,11 +30,11 @@ from benchmarks.harness import (
     on_bigtable,
     percentile,
     print_figures,
+    require_at_least_one,
     say,
     tidy,
     versions,
 )
-from murmur_beam.errors import ConfigurationError
 from murmur_beam.runs.command_line import OneLineErrorParser
 from murmur_beam.runs.console import one_line_errors
 
@@ -201,8 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="few processes and short runs, as in the tests")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
+    require_at_least_one(args, "rounds")
 
     sizes = SMALL if args.small else FULL
     what = f"{machine()}; {versions()}"

@@ -37,6 +37,7 @@ from benchmarks.harness import (
     needing_extra,
     on_bigtable,
     print_figures,
+    require_at_least_one,
     say,
 )
 from benchmarks.requests import counting
@@ -338,8 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigurationError("--events", f"must be at least {WRITERS[-1]}, an event for each writer")
     if args.bundled < THREADS:
         raise ConfigurationError("--bundled", f"must be at least {THREADS}, an event for each thread")
-    if args.rounds < 1:
-        raise ConfigurationError("--rounds", f"must be at least 1, got {args.rounds}")
+    require_at_least_one(args, "rounds")
 
     what = machine()
     ran = measure(args.events, args.bundled, args.rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import resource
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from murmur_beam.errors import MurmurError
+from murmur_beam.errors import ConfigurationError, MurmurError
 
 T = TypeVar("T")
 
@@ -181,6 +182,17 @@ def on_bigtable() -> Iterator[None]:
     with tidy(), emulators.bigtable() as host, environment(BIGTABLE_EMULATOR_HOST=host), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of the client, about the emulator
         yield
+
+
+def require_at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """Check counts of the command line.
+
+    Raises:
+        ConfigurationError: one is less than 1; names its flag.
+    """
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ConfigurationError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
 
 
 def say(text: str) -> None:

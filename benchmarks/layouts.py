@@ -26,9 +26,9 @@ from benchmarks.harness import (
     needing_extra,
     on_bigtable,
     print_figures,
+    require_at_least_one,
     say,
 )
-from murmur_beam.errors import ConfigurationError
 from murmur_beam.model import Key, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.runs.command_line import OneLineErrorParser
@@ -97,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all runs (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    for name in ("events", "rounds"):
-        if getattr(args, name) < 1:
-            raise ConfigurationError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
+    require_at_least_one(args, "events", "rounds")
 
     what = machine()
     ran: dict[tuple[str, int], list[Ran]] = {}

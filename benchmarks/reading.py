@@ -27,6 +27,7 @@ from benchmarks.harness import (
     needing_extra,
     on_bigtable,
     print_figures,
+    require_at_least_one,
     say,
 )
 from murmur_beam.errors import ConfigurationError
@@ -201,9 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=5, metavar="N", help="of all questions (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    for option in ("rows", "hours", "turns"):
-        if getattr(args, option) < 1:
-            raise ConfigurationError(f"--{option}", f"must be at least 1, got {getattr(args, option)}")
+    require_at_least_one(args, "rows", "hours", "turns")
     if args.rows < args.hours:
         raise ConfigurationError("--rows", f"must be at least as many as --hours, {args.hours}, got {args.rows}")
 

@@ -25,8 +25,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from benchmarks.datafiles import COMPRESS, Held, LeftOut, Plan, arguments, endings, hold, plan, recount
-from benchmarks.harness import needing_extra, print_table, say
-from murmur_beam.errors import ConfigurationError, MurmurError
+from benchmarks.harness import needing_extra, print_table, require_at_least_one, say
+from murmur_beam.errors import MurmurError
 from murmur_beam.reader import Reader
 from murmur_beam.runs.command_line import OneLineErrorParser
 from murmur_beam.runs.console import one_line_errors
@@ -256,8 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PACKAGES, metavar="NAME", help=f"of {', '.join(PACKAGES)}")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    if args.per_package < 1:
-        raise ConfigurationError("--per_package", f"must be at least 1, got {args.per_package}")
+    require_at_least_one(args, "per_package")
     with needing_extra():
         import pandas  # noqa: F401 - what recounts
 

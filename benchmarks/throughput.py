@@ -23,12 +23,12 @@ from benchmarks.harness import (
     machine,
     needing_extra,
     print_table,
+    require_at_least_one,
     say,
     spread,
     tidy,
 )
 from benchmarks.workloads import FLUSH
-from murmur_beam.errors import ConfigurationError
 from murmur_beam.runs.command_line import OneLineErrorParser
 from murmur_beam.runs.console import one_line_errors
 from murmur_beam.testing import emulators
@@ -194,9 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    for name in ("events", "rounds", "flush"):
-        if getattr(args, name) < 1:
-            raise ConfigurationError(f"--{name}", f"must be at least 1, got {getattr(args, name)}")
+    require_at_least_one(args, "events", "rounds", "flush")
 
     def run(name: str, counted: bool) -> list[contenders.Pass]:
         with emulators.bigtable() as host:

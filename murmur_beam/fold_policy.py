@@ -85,4 +85,14 @@ def when_due(named: Named, now_s: float, plan: FoldPlan) -> Decision:
     age_s = now_s - named.since_ms / 1000
     if named.pending < plan.share * named.folded and age_s < limit_s:
         return Decision(named, now_s + min(plan.every.total_seconds(), limit_s - age_s))
-    return Decision(Named(0, named.folded + named.pending), now_s + limit_s, folds=True)
+    return after_fold(named, now_s, plan)
+
+
+def after_fold(named: Named, now_s: float, plan: FoldPlan) -> Decision:
+    """A row is folded now: remember it until it would be old."""
+    return Decision(Named(0, named.folded + named.pending), now_s + plan.age.total_seconds(), folds=True)
+
+
+def expires_first(expires_s: float | None, now_s: float, plan: FoldPlan) -> bool:
+    """Whether a row expires before events of now would be old, so that no fold is worth it; None: it never expires."""
+    return expires_s is not None and expires_s <= now_s + plan.age.total_seconds()

@@ -18,7 +18,7 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec
 from apache_beam.utils.timestamp import Timestamp
 
 from murmur_beam.beam_metrics import BeamRecorder
-from murmur_beam.fold_policy import Decision, Named, when_due, when_named
+from murmur_beam.fold_policy import Decision, Named, expires_first, when_due, when_named
 from murmur_beam.spec import MergeSpec
 from murmur_beam.state.folding import Folded, FoldingStore
 from murmur_beam.state.pool import Lease
@@ -130,8 +130,7 @@ class FoldDoFn(beam.DoFn):
 
     def _take(self, row: bytes) -> None:
         """Fold the row at the end of the bundle, unless it expires before its pending events would be old."""
-        expires_s = self._store.expires_s(row)
-        if expires_s is None or expires_s > self._now() + self._plan.age.total_seconds():
+        if not expires_first(self._store.expires_s(row), self._now(), self._plan):
             self._rows.append(row)
 
     def _report(self, folded: Folded) -> None:

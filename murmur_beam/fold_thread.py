@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from murmur_beam.fold_policy import Decision, Named, when_due, when_named
+from murmur_beam.fold_policy import Decision, Named, after_fold, expires_first, when_due, when_named
 from murmur_beam.spec import FoldPlan, MergeSpec
 from murmur_beam.state.folding import Folded, FoldingStore
 from murmur_beam.state.pool import Lease
@@ -117,9 +117,7 @@ class RowFolds:
                 self._apply(row, known.mine, Decision(known.named, now_s + self._plan.every.total_seconds()))
             raise
         for row in rows:
-            named = self._rows[row].named
-            folded = Named(0, named.folded + named.pending)
-            self._apply(row, row in left, Decision(folded, now_s + self._plan.age.total_seconds()))
+            self._apply(row, row in left, after_fold(self._rows[row].named, now_s, self._plan))
         return total
 
     def _is_left(self, row: bytes, oldest_s: float) -> bool:
@@ -134,8 +132,7 @@ class RowFolds:
         return self._others_plan._replace(every=self._others_plan.every * self._uniform(1.0, 1.5))
 
     def _expires_first(self, row: bytes, now_s: float) -> bool:
-        expires_s = self._store.expires_s(row)
-        return expires_s is not None and expires_s <= now_s + self._plan.age.total_seconds()
+        return expires_first(self._store.expires_s(row), now_s, self._plan)
 
     def _apply(self, row: bytes, mine: bool, decision: Decision) -> None:
         known = self._rows.pop(row, None)

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.monoids.struct_name import outside_parentheses
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
 _PARAMETER = re.compile(r"([a-z_]\w*) *= *(.*)", re.IGNORECASE | re.DOTALL)
@@ -58,14 +59,11 @@ def parse(text: str, argument: str) -> Call | None:
 
 def _parts(text: str, whole: str, argument: str) -> list[str]:
     """The parts between the commas that are not in parentheses themselves."""
-    parts, depth, start = [], 0, 0
-    for at, character in enumerate(text):
+    depth = 0
+    for character in text:
         depth += (character == "(") - (character == ")")
         if depth < 0:
             break
-        if character == "," and not depth:
-            parts.append(text[start:at])
-            start = at + 1
     if depth:
         raise ConfigurationError(argument, f"{whole!r:.80}: parentheses do not match")
-    return [part.strip(" ") for part in [*parts, text[start:]]]
+    return [part.strip(" ") for part in outside_parentheses(text)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from murmur_beam.errors import ConfigurationError, InvalidRecord, PermanentError, SchemaMismatch
@@ -18,10 +18,6 @@ State = tuple[Any, ...]
 MAX_PARTS = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INT64, _LENGTH = struct.Struct(">q"), struct.Struct(">I")
-
-
-def _call(function: Callable[[Any], Any], argument: Any) -> Any:
-    return function(argument)
 
 
 class Struct(Monoid[State]):
@@ -81,17 +77,11 @@ class Struct(Monoid[State]):
         Raises:
             PermanentError: a part cannot be folded.
         """
-        columns = [*zip(*values, strict=True)]
-        if not columns:
-            return self.identity
-        return tuple(map(_call, self._folds, columns))
+        return self._by_part(self._folds, values)
 
     def total(self, values: Iterable[State]) -> State:
         """The total of each part."""
-        columns = [*zip(*values, strict=True)]
-        if not columns:
-            return self.identity
-        return tuple([monoid.total(column) for monoid, column in zip(self._monoids, columns, strict=True)])
+        return self._by_part([monoid.total for monoid in self._monoids], values)
 
     def lift(self, value: Any, event_time_us: int) -> State:
         """The delta of each part; that of a part without a value is its identity.
@@ -161,6 +151,14 @@ class Struct(Monoid[State]):
                 "this program with all of them"
             )
         return tuple(states)
+
+    def _by_part(self, functions: Sequence[Callable[[Any], Any]], values: Iterable[State]) -> State:
+        columns = [*zip(*values, strict=True)]
+        return tuple(map(_call, functions, columns)) if columns else self.identity
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
 
 
 def _name_of(parts: Mapping[str, Monoid[Any]]) -> str:

@@ -133,10 +133,6 @@ class RowReader(Generic[V]):
                 f"the row of {parse_row_key(key)[0].entity!r:.80} has a pending delta that is not a "
                 f"{self._codec.monoid.name}: {type(err).__name__}: {err}"
             ) from err
-        if self._codec.sums:
-            if not deltas:
-                return Value(value, expires_us)
-            return Value((value or 0) + sum(deltas), expires_us)  # exact, however large
         return Value(_folded(self._codec.monoid, value, deltas), expires_us)
 
 
@@ -165,7 +161,7 @@ def _deltas(monoid: Any, content: Content, has: Callable[[bytes], bool] | None) 
 
 
 def _folded(monoid: Any, value: Any, deltas: Sequence[Any]) -> Any:
-    """The aggregate as a fold makes it: without the deltas that the monoid cannot combine."""
+    """The aggregate with these deltas, however large it gets; without those that the monoid cannot combine."""
     if value is None and not deltas:
         return None
     before = [] if value is None else [value]
