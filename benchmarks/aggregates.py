@@ -34,6 +34,7 @@ from benchmarks.harness import (
     say,
 )
 from murmur_beam.buffer import FlushLimits
+from murmur_beam.gc_tuning import declare_worker_process
 from murmur_beam.merger import Merger
 from murmur_beam.metrics import Noop
 from murmur_beam.model import Key, Outcome, Update
@@ -96,6 +97,7 @@ def merge(kind: str, k: int, n: int) -> float:
     Raises:
         Inexact: a number is wrong.
     """
+    declare_worker_process()
     monoid: Monoid[Any] = Struct(parts(k)) if k else Sum().of("f0")
     store = new_store(kind, monoid)
     what: Mapping[str, Any] = {"aggregates": parts(k)} if k else {"monoid": Sum(), "value": "f0"}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from benchmarks.contention import SHARED_ROWS, merge_all, new_table, open_table, require
 from benchmarks.harness import Call, Inexact, Watch, in_own_process, needing_extra
 from benchmarks.workloads import zipf_pages
+from murmur_beam.gc_tuning import declare_worker_process, freeze_startup_objects
 from murmur_beam.model import Key, Update
 
 with needing_extra():
@@ -130,6 +131,14 @@ class LargeRow(NamedTuple):
 # ---- in other processes ----
 
 
+def _open_as_worker(table: str) -> Any:
+    """A new store, in a process that is tuned as a pipeline's worker is."""
+    store = open_table(table)
+    declare_worker_process()
+    freeze_startup_objects()
+    return store
+
+
 def write(table: str, writer: int, work: Work, begin: Any) -> Written:
     """Write flushes until the time is over."""
     cycle = _cycle(work.keys, writer)
@@ -142,7 +151,7 @@ def write(table: str, writer: int, work: Work, begin: Any) -> Written:
         return Flush(began_s, time.monotonic())
 
     flushes = []
-    with closing(open_table(table)) as store:
+    with closing(_open_as_worker(table)) as store:
         flush(store)
         begin.wait(_OPEN_S)
         watch = Watch()
@@ -166,7 +175,7 @@ def _cycle(keys: str, writer: int) -> list[str]:
 
 def fold(table: str, keys: Sequence[Key], every_s: float, seconds: float, begin: Any) -> list[Fold]:
     """Fold rows before the common beginning, and then again and again until the time is over."""
-    with closing(open_table(table)) as store:
+    with closing(_open_as_worker(table)) as store:
         rows = store.row_keys(keys, None)
 
         def fold_all() -> Fold:

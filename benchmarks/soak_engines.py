@@ -23,7 +23,7 @@ from tests.support.engines import PRISM, Flink, FlinkJobServer, flink
 from tests.support.ticks import FLINK_SUBTASKS
 
 ENGINES = "flink", "prism"
-REPLAY_S = 10.0
+REPLAY_S = 30.0
 """A job that is started again on Prism begins with the events of this long before."""
 _CHECKPOINT = re.compile(r"Completed checkpoint \d+ for job \w+ \((\d+) bytes")
 _FLINK = ["--checkpointing_interval=5000", "--unaligned_checkpoint_enabled"]
@@ -49,16 +49,11 @@ class Engine:
 
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        return [self._call.pid]
+        raise NotImplementedError
 
     def kill_one(self) -> bool:
         """Kill a worker, and go on with another one; False if it cannot be killed now."""
-        self._call.kill()
-        self.kills += 1
-        again = round(max(0.0, time.time() - self._job.start_s - REPLAY_S) / TICK_S)
-        self._job = self._job._replace(first=self._job.first + again, start_s=self._job.start_s + again * TICK_S)
-        self._call = Call(run, self._job)
-        return True
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise the error of a job that has failed."""
@@ -77,6 +72,44 @@ class Engine:
     def close(self) -> None:
         """End the job."""
         self._call.kill()
+
+
+class PrismEngine(Engine):
+    """Prism, whose worker is the process of the job.
+
+    A job does not go on after its worker was killed, and Prism keeps what it knows of it. So each kill is followed by a
+    new Prism, and a new job that begins with the events of the last seconds.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._log = folder / "prism.log"
+        super().__init__(*self._on_new_prism(job))
+
+    def _on_new_prism(self, job: Job) -> tuple[Job, int]:
+        server = PRISM.start(self._log)
+        # Waiting for the end takes longer than Beam lets its client wait.
+        flags = ["--runner=PrismRunner", f"--job_endpoint={server.host}", "--job_server_timeout=86400"]
+        return job._replace(flags=flags), server.pid
+
+    def workers(self) -> list[int]:
+        """See `Engine.workers`."""
+        return [self._call.pid]
+
+    def kill_one(self) -> bool:
+        """See `Engine.kill_one`."""
+        self.close()
+        self.kills += 1
+        job = self._job
+        again = round(max(0.0, time.time() - job.start_s - REPLAY_S) / TICK_S)
+        job = job._replace(first=job.first + again, start_s=job.start_s + again * TICK_S)
+        self._job, self._pid = self._on_new_prism(job)
+        self._call = Call(run, self._job)
+        return True
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        super().close()
+        stop(self._pid)
 
 
 class FlinkEngine(Engine):
@@ -118,10 +151,6 @@ def running(name: str, job: Job, folder: Path) -> Iterator[Engine]:
                 started = stack.enter_context(flink(folder))
             engine: Engine = FlinkEngine(job, started)
         else:
-            server = PRISM.start(folder / "prism.log")
-            stack.callback(stop, server.pid)
-            # Waiting for the end takes longer than Beam lets its client wait.
-            flags = ["--runner=PrismRunner", f"--job_endpoint={server.host}", "--job_server_timeout=86400"]
-            engine = Engine(job._replace(flags=flags), server.pid)
+            engine = PrismEngine(job, folder)
         stack.callback(engine.close)
         yield engine

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -121,10 +120,9 @@ def test_windows_upstream_do_not_matter(table: BigtableSpec) -> None:
 
 
 @pytest.fixture
-def prism(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def prism(run_folder: Path) -> Iterator[list[str]]:
     """The flags of the test run's Prism."""
     emulators.require(PRISM)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Beam leaves a folder there for each pipeline
     with emulators.shared(PRISM, run_folder) as host:
         yield ["--streaming", f"--job_endpoint={host}"]
 

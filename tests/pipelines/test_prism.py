@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -80,7 +79,7 @@ def prism_host(run_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _on_prism(prism_host: str, bigtable_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _on_prism(prism_host: str, bigtable_host: str) -> Iterator[None]:
     """Pipelines run on Prism, which calls back into this process; the tests' stores keep their sums in a table."""
     tables: list[BigtableStore[Any]] = []
 
@@ -101,8 +100,6 @@ def _on_prism(prism_host: str, bigtable_host: str, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transform, "make_pipeline", make_pipeline)
         patch.setattr(OnShelf, "open", open_in_table)
-        # Beam leaves a folder there for each pipeline that it submits.
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("beam")))
         yield
     for each in tables:
         each.close()
