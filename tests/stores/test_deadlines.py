@@ -7,10 +7,10 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,12 +26,14 @@ from murmur_beam.metrics import InMemory
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Sum
 from murmur_beam.processor import AtomicDedup, Config, make_record, merge_records
-from murmur_beam.state.base import Schema
+from murmur_beam.state.base import Result, Schema
 from murmur_beam.state.bigtable import BigtableSpec, BigtableStore, connection, tables
 from murmur_beam.state.bigtable.dispatcher import Dispatcher, Gate, Patience
 from murmur_beam.testing import emulators as emulation
 from murmur_beam.testing.emulators import BIGTABLE, stop
 from tests.support.fault_proxy import CHECK_AND_MUTATE, METHODS, MUTATE_ROWS, READ_ROWS, Fault, FaultProxy, Plan
+
+T = TypeVar("T")
 
 PATIENCE_S, TIMEOUT_S = 1.0, 0.4
 AT_ONCE_S = 0.7
@@ -48,6 +50,18 @@ def open_store(host: str, **arguments: Any) -> BigtableStore[int]:
 def never(*methods: str) -> Plan:
     """These requests get no answer."""
     return Plan({Fault.DELAY: 1.0}, methods=methods, late_s=3600.0)
+
+
+def timely(call: Callable[[], T], most_s: float = PATIENCE_S + AT_ONCE_S) -> T:
+    """The result of a call that ends in time. A busy machine can only add to it, so one of three calls must do."""
+    took_s = []
+    for _ in range(3):
+        started_s = time.monotonic()
+        result = call()
+        took_s.append(time.monotonic() - started_s)
+        if took_s[-1] < most_s:
+            return result
+    raise AssertionError(f"it took {took_s} s, and should take {most_s:g} s at most")
 
 
 def merge_all(store: BigtableStore[int], updates: list[Update]) -> None:
@@ -79,11 +93,16 @@ def test_a_flush_ends_in_time(proxy: FaultProxy, bigtable_host: str, rows: int, 
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(rows)]
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = never(*methods)
-        started_s = time.monotonic()
-        results = store.merge_updates(updates)
-        assert time.monotonic() - started_s < PATIENCE_S + AT_ONCE_S
-        assert {type(result) for result in results} == {TransientError}
-        assert proxy.counts[CHECK_AND_MUTATE].requests <= 64 + 16 * 20
+        sent: list[int] = []
+
+        def flush() -> list[Result]:
+            before = proxy.counts[CHECK_AND_MUTATE].requests
+            results = store.merge_updates(updates)
+            sent.append(proxy.counts[CHECK_AND_MUTATE].requests - before)
+            return results
+
+        assert {type(result) for result in timely(flush)} == {TransientError}
+        assert max(sent) <= 64 + 16 * 20
         proxy.plan = None
         merge_all(store, updates)
         with closing(dataclasses.replace(store._spec, timeout_s=30.0, patience_s=60.0).open(Sum())) as patient:
@@ -97,9 +116,7 @@ def test_all_the_tries_of_a_flush_end_in_time(proxy: FaultProxy, bigtable_host: 
     config = Config(dedup=AtomicDedup())
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = never(CHECK_AND_MUTATE)
-        started_s = time.monotonic()
-        results = merge_records(config, "p", records, store)
-        assert time.monotonic() - started_s < 3 * (PATIENCE_S + AT_ONCE_S)
+        results = timely(lambda: merge_records(config, "p", records, store), 3 * (PATIENCE_S + AT_ONCE_S))
         assert {type(result.error) for result in results} == {TransientError}
         proxy.plan = None
         merge_all(store, [Update(Key(f"k{i}"), 1, str(i)) for i in range(500)])
@@ -203,10 +220,12 @@ def test_a_read_of_many_keys_ends_in_time(proxy: FaultProxy, bigtable_host: str,
     with closing(open_store(bigtable_host)) as store:
         store.merge_update(Key("k0"), 1, event_id="1")
         proxy.plan = never(READ_ROWS)
-        started_s = time.monotonic()
-        with pytest.raises(TransientError):
-            store.get_many([Key(f"k{i}") for i in range(keys)])
-        assert time.monotonic() - started_s < PATIENCE_S + AT_ONCE_S
+
+        def read() -> None:
+            with pytest.raises(TransientError):
+                store.get_many([Key(f"k{i}") for i in range(keys)])
+
+        timely(read)
         proxy.plan = None
         assert store.get(Key("k0")) == 1
 
@@ -217,9 +236,7 @@ def test_sums_without_ids_end_in_time(proxy: FaultProxy, bigtable_host: str, met
     updates = [Update(Key(f"k{i}"), 1) for i in range(2_500)]
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = never(*methods)
-        started_s = time.monotonic()
-        assert {type(result) for result in store.merge_updates(updates)} == {TransientError}
-        assert time.monotonic() - started_s < PATIENCE_S + AT_ONCE_S
+        assert {type(result) for result in timely(lambda: store.merge_updates(updates))} == {TransientError}
         proxy.plan = None
         merge_all(store, updates)
 
@@ -229,9 +246,7 @@ def test_an_overloaded_server_also_meets_the_deadline(proxy: FaultProxy, bigtabl
     updates = [Update(Key(f"k{i}"), 1, str(i)) for i in range(300)]
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = Plan({Fault.EXHAUST: 1.0}, methods=[CHECK_AND_MUTATE])
-        started_s = time.monotonic()
-        results = store.merge_updates(updates)
-        assert time.monotonic() - started_s < PATIENCE_S + AT_ONCE_S
+        results = timely(lambda: store.merge_updates(updates))
         assert {type(result) for result in results} == {TransientError}
         assert all("RESOURCE_EXHAUSTED" in str(result) or "too much to do" in str(result) for result in results)
 
@@ -258,10 +273,12 @@ def test_a_cancelled_merge_waits_for_one_try_only(proxy: FaultProxy, bigtable_ho
     with closing(open_store(bigtable_host)) as store:
         proxy.plan = never(CHECK_AND_MUTATE)
         cancel.set()
-        started_s = time.monotonic()
-        with pytest.raises(MergeCancelled):
-            merge_records(Config(dedup=AtomicDedup(), recorder=InMemory()), "p", records, store, cancel=cancel)
-        assert time.monotonic() - started_s < PATIENCE_S + AT_ONCE_S
+
+        def merge() -> None:
+            with pytest.raises(MergeCancelled):
+                merge_records(Config(dedup=AtomicDedup(), recorder=InMemory()), "p", records, store, cancel=cancel)
+
+        timely(merge)
 
 
 # ---- the gate ----
