@@ -42,7 +42,7 @@ def _claim() -> None:
 def _markers() -> None:
     """A reader ignores markers."""
     real: Any = RowReader._value_of
-    RowReader._value_of = lambda self, key, content, has: real(self, key, content, None)  # type: ignore[method-assign]
+    RowReader._value_of = lambda self, key, content, known: real(self, key, content, None)  # type: ignore[method-assign]
 
 
 def _version() -> None:
@@ -54,7 +54,7 @@ def _version() -> None:
         for row in rows:
             content = self._codec.content_of(row)
             if content.pending and content.stored is not None and row.key in self._rows:
-                found[row.key] = self._value_of(row.key, content, self._rows[row.key].has)
+                found[row.key] = self._value_of(row.key, content, self._rows[row.key].known)
         return found | await real(self, [row for row in rows if row.key not in found])
 
     RowReader.united = of  # type: ignore[method-assign]

@@ -42,10 +42,13 @@ def test_a_row_knows_its_events_and_no_others(sizes: list[int], at_once: int, fi
         some = columns[start : start + at_once]
         assert row.absorb(row.version + len(some), some, exists=True)
         learned = ends[min(start + at_once, len(ends)) - 1]
-        assert row.has(events[learned - 1])
-        assert row.has(events[random.Random(learned).randrange(learned)])
-    assert all(map(row.has, events))
-    assert not any(row.has(of(f"another {i}")) for i in range(200))
+        some = [events[learned - 1], events[random.Random(learned).randrange(learned)]]
+        assert row.known(some) == some
+    others = [of(f"another {i}") for i in range(200)]
+    for step in (1, 7, 40, len(events)):  # few are looked for in another way than many
+        assert row.known([*events[::step], *others]) == events[::step]
+        assert row.known([*others[::step], *events]) == events
+    assert row.known(others) == []
     assert row.events == len(events)
     assert row.small == sum(size <= 256 for size in sizes)
     assert row.marker_bytes == sum(24 + 16 * size + 8 for size in sizes)
@@ -69,7 +72,7 @@ def test_a_row_that_is_forgotten_knows_nothing() -> None:
     row = CachedRow()
     row.learn(bytes(24), fingerprint_of("a"))
     row.forget()
-    assert not row.has(fingerprint_of("a"))
+    assert row.known([fingerprint_of("a")]) == []
     assert (row.read, row.version, row.events, row.small, row.marker_bytes) == (False, 0, 0, 0, 0)
 
 
@@ -89,7 +92,7 @@ def test_a_row_that_does_not_fit_is_forgotten(monkeypatch: pytest.MonkeyPatch, h
     with pytest.raises(MemoryError):
         row.learn(bytes(24), more)
     assert (row.read, row.version, row.events) == (False, 0, 0)
-    assert not row.has(fingerprint_of("0"))
+    assert row.known([fingerprint_of("0")]) == []
 
 
 def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +108,9 @@ def test_no_room_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         except StopIteration:
             raise MemoryError from None
 
-    monkeypatch.setattr("murmur_beam.state.bigtable.fingerprints.split", full)
-    with pytest.raises(MemoryError):
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("murmur_beam.state.bigtable.fingerprints.split", full)
         row.absorb(1, [(bytes(24), bytes(16 * 1_000))], exists=True)
     assert (row.events, row.version) == (200, 0)
-    assert all(row.has(fingerprint_of(str(i))) for i in range(200))
+    events = [fingerprint_of(str(i)) for i in range(200)]
+    assert row.known(events) == events

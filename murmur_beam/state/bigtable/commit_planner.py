@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import PermanentError
@@ -37,18 +37,18 @@ class CommitPlanner(Generic[V]):
         Raises:
             PermanentError: the new value could not be read again, so that nothing is written.
         """
-        has: Callable[[Any], bool] | None = row.has if row.events else None
         positions, fingerprints = updates.positions, batch.fingerprints
-        # A redelivered bundle has duplicates only; a new event ends this check early.
-        if has is not None and batch.all_marked and all(map(has, map(fingerprints.__getitem__, positions))):
+        found = _known(row, [fingerprints[i] for i in positions])
+        if len(found) == len(positions):  # as of a redelivered bundle
             return _nothing(row, [_DUPLICATE] * len(positions))
+        known = {*found}
         deltas: list[V] = [] if row.value is None else [row.value]
         results: list[Result] | None = None
         claimed: dict[bytes, None] = {}
         for n, i in enumerate(positions):
             fingerprint = fingerprints[i]
             if fingerprint is not None:
-                if fingerprint in claimed or (has is not None and has(fingerprint)):
+                if fingerprint in claimed or fingerprint in known:
                     if results is None:
                         results = [_MERGED] * len(positions)
                     results[n] = _DUPLICATE
@@ -83,11 +83,12 @@ class CommitPlanner(Generic[V]):
             for i in updates.positions
             if (fingerprint := batch.fingerprints[i]) is not None
         }
+        known = {*_known(row, [*fingerprints.values()])}
         claimed: dict[bytes, None] = {}
 
         def claim(event_id: str) -> bool:
             fingerprint = fingerprints[event_id]
-            if fingerprint in claimed or row.has(fingerprint):
+            if fingerprint in claimed or fingerprint in known:
                 return False
             claimed[fingerprint] = None
             return True
@@ -97,6 +98,11 @@ class CommitPlanner(Generic[V]):
 
         stored, results = fold_row(self._codec.monoid, row.value, some, claim, unclaim, self._codec.encoded)
         return stored, results, claimed
+
+
+def _known(row: CachedRow, fingerprints: Sequence[bytes | None]) -> list[bytes]:
+    """The fingerprints of which the row has a marker."""
+    return row.known([*filter(None, fingerprints)]) if row.events else []
 
 
 def too_large(codec: RowCodec[Any], size: int) -> PermanentError:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 FINGERPRINT_BYTES = 16
 
 BUCKET_EVENTS = 128
 """A bucket that holds more fingerprints takes longer to search than to divide."""
 _LARGE = 4_096
+_SEARCHES = 32
+"""So many searches of a few fingerprints from end to end take as long as making a set of them."""
 # These bytes of a fingerprint are enough to know an event again: two of a million in a row meet with a chance of 4e-13.
 # The first byte may be the same for the whole row, since the shard of an event is computed from it.
 _FROM, _TO = 1, 11
 # These bits of a fingerprint number its bucket; there are 2 ** k buckets.
 _NUMBER_TO = 4
 _BITS = 24
+
+
+Known = Callable[[Collection[bytes]], list[bytes]]
+"""Finds those of some fingerprints that are known."""
 
 
 class FingerprintSet:
@@ -56,8 +62,8 @@ class FingerprintSet:
             self._buckets = _doubled(self._buckets)
 
     @property
-    def contains(self) -> Callable[[bytes], bool]:
-        """A function that says whether a fingerprint is in the set as it is now.
+    def known(self) -> Known:
+        """Finds the fingerprints that are in the set as it is now.
 
         Raises:
             MemoryError: see `add`.
@@ -67,14 +73,27 @@ class FingerprintSet:
             self.reserve(0)
         for fingerprints in unsorted:
             _add(self._buckets, fingerprints)
-        buckets = self._buckets
+        buckets, size = self._buckets, self._size
         n, number_of = len(buckets), int.from_bytes
 
-        # A match across the border of two fingerprints is as unlikely as two events with the same one.
-        def contains(fingerprint: bytes) -> bool:
-            return fingerprint[_FROM:_TO] in buckets[number_of(fingerprint[_FROM:_NUMBER_TO], "big") * n >> _BITS]
+        def known(some: Collection[bytes]) -> list[bytes]:
+            if 2 * len(some) > size:  # making one set is faster than searching
+                everything = {each for bucket in buckets for each in split(bucket, _TO - _FROM)}
+                return [each for each in some if each[_FROM:_TO] in everything]
+            # A match across the border of two fingerprints is as unlikely as two events with the same one.
+            return [
+                each
+                for each in some
+                if each[_FROM:_TO] in buckets[number_of(each[_FROM:_NUMBER_TO], "big") * n >> _BITS]
+            ]
 
-        return contains
+        return known
+
+
+def known_of_few(fingerprints: bytes, some: Collection[bytes]) -> list[bytes]:
+    """Those of ``some`` that are among a few fingerprints, given one after the other."""
+    few = frozenset(split(fingerprints)) if len(some) > _SEARCHES else fingerprints
+    return [each for each in some if each in few]
 
 
 def split(fingerprints: bytes, size: int = FINGERPRINT_BYTES) -> list[bytes]:

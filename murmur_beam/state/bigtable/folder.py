@@ -22,7 +22,7 @@ from murmur_beam.state.bigtable.committer import RowCommitter
 from murmur_beam.state.bigtable.connection import Connection
 from murmur_beam.state.bigtable.dispatcher import Dispatcher
 from murmur_beam.state.bigtable.due_rows import DueRows
-from murmur_beam.state.bigtable.fingerprints import split
+from murmur_beam.state.bigtable.fingerprints import Known, split
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.pending import Events
 from murmur_beam.state.bigtable.read_rows import Row
@@ -268,7 +268,7 @@ class Folder(Generic[V]):
         """Fold the cells that were read, some events at a time."""
         some: list[PendingCell] = []
         n = 0
-        fold.has = fold.row.has if fold.row.events else None
+        fold.known = fold.row.known if fold.row.events else None
         fold.seen = {}
         for name, data in fold.cells:
             cell = PendingCell(name, data, 1 if self._codec.monoid.idempotent else pending.count(data))
@@ -285,10 +285,10 @@ class Folder(Generic[V]):
         """Fold what is new of these cells, in one commit; False if that was not applied."""
         row = fold.row
         try:
-            deltas = self._new_deltas(cells, fold.has)
+            deltas = self._new_deltas(cells, fold.known)
         except Exception:  # a user's decode may raise anything; cell by cell the one at fault raises it again
             cells = self._decodable(fold, cells)
-            deltas = self._new_deltas(cells, fold.has)
+            deltas = self._new_deltas(cells, fold.known)
         # Events of cells that were folded before; asking the row for them would take ten times as long.
         for event in fold.seen.keys() & deltas.keys():
             del deltas[event]
@@ -338,7 +338,7 @@ class Folder(Generic[V]):
                 fold.after = cell.name
         return good
 
-    def _new_deltas(self, cells: Sequence[PendingCell], has: Callable[[bytes], bool] | None) -> dict[bytes, Any]:
+    def _new_deltas(self, cells: Sequence[PendingCell], known: Known | None) -> dict[bytes, Any]:
         """Delta of each event without a marker, by fingerprint; of an idempotent monoid by the name of its cell.
 
         Raises:
@@ -348,9 +348,9 @@ class Folder(Generic[V]):
         if monoid.idempotent:
             return {cell.name: delta for cell in cells for delta in pending.decoded(monoid, cell.data).deltas}
         deltas = pending.united(monoid, [cell.data for cell in cells])
-        if has is None:
-            return deltas
-        return {fingerprint: delta for fingerprint, delta in deltas.items() if not has(fingerprint)}
+        for event in known(deltas) if known is not None else ():
+            del deltas[event]
+        return deltas
 
     def _folded(self, row: CachedRow, deltas: Collection[Any]) -> tuple[Any, Any]:
         """The value with these deltas, and as its cell holds it.

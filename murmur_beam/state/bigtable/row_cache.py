@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from murmur_beam.state.bigtable.fingerprints import BUCKET_EVENTS, FINGERPRINT_BYTES, FingerprintSet
+from murmur_beam.state.bigtable.fingerprints import (
+    BUCKET_EVENTS,
+    FINGERPRINT_BYTES,
+    FingerprintSet,
+    Known,
+    known_of_few,
+)
 
 VERSION_BYTES = 8
 """A marker column's qualifier begins with the version of the row that its commit has made."""
@@ -166,16 +173,16 @@ class CachedRow:
         self._markers: bytes | FingerprintSet = b""
 
     @property
-    def has(self) -> Callable[[bytes], bool]:
-        """A function that says whether the row has a marker of a fingerprint, as far as is known now.
+    def known(self) -> Known:
+        """Finds the fingerprints of which the row has a marker, as far as is known now.
 
         Raises:
             MemoryError: see `learn`.
         """
         if isinstance(self._markers, bytes):
-            return self._markers.__contains__
+            return partial(known_of_few, self._markers)
         try:
-            return self._markers.contains
+            return self._markers.known
         except BaseException:
             self.forget()
             raise

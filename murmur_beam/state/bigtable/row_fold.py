@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from murmur_beam.errors import MurmurError
+from murmur_beam.state.bigtable.fingerprints import Known
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.row_cache import CachedRow
 from murmur_beam.state.folding import Folded
@@ -31,7 +32,7 @@ class RowFold:
         tries: commits that were not applied.
         after: name of the last cell that stays; cells up to it are not read again.
         cells: name and value of the cells that were read last.
-        has: says whether the row had a marker of an event when the cells were read; None: it had no markers.
+        known: finds events of which the row had a marker when the cells were read; None: it had no markers.
         seen: events of these cells that were folded since.
         gone: names of cells to delete.
         total: what was done.
@@ -45,7 +46,7 @@ class RowFold:
         self.tries = 0
         self.after = b""
         self.cells: list[tuple[bytes, bytes]] = []
-        self.has: Callable[[bytes], bool] | None = None
+        self.known: Known | None = None
         self.seen: dict[bytes, Any] = {}
         self.gone: list[bytes] = []
         self.total = Folded()

@@ -7,13 +7,14 @@ markers of another read, if the version is the same. Readers remember markers, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import PermanentError, SchemaMismatch
 from murmur_beam.state.bigtable import pending, wire
 from murmur_beam.state.bigtable.codec import Content, RowCodec, Value
 from murmur_beam.state.bigtable.connection import Connection
+from murmur_beam.state.bigtable.fingerprints import Known
 from murmur_beam.state.bigtable.keys import parse_row_key
 from murmur_beam.state.bigtable.read_rows import Row
 from murmur_beam.state.bigtable.row_cache import CachedRow, RowCache
@@ -83,7 +84,7 @@ class RowReader(Generic[V]):
             elif content.version == 0 or self._rows[row.key].version != content.version:
                 known.append(row.key)  # a scan reads rows without their version
             else:
-                found[row.key] = self._value_of(row.key, content, self._rows[row.key].has)
+                found[row.key] = self._value_of(row.key, content, self._rows[row.key].known)
         parts = [*([key] for key in known), *wire.batches(unknown, _ROWS_WITH_MARKERS)]
         for some in await asyncio.gather(*map(self._read_marked, parts)):
             found |= some
@@ -102,19 +103,19 @@ class RowReader(Generic[V]):
                     for key in left:
                         content = self._codec.content_of(by_key.get(key))
                         if _knows(rows[key], content, since):
-                            found[key] = self._value_of(key, content, rows[key].has)
+                            found[key] = self._value_of(key, content, rows[key].known)
         finally:
             for row in rows.values():
                 self._rows.give_back(row)
         return found
 
-    def _value_of(self, key: bytes, content: Content, has: Callable[[bytes], bool] | None) -> Value:
+    def _value_of(self, key: bytes, content: Content, known: Known | None) -> Value:
         """The aggregate with the pending deltas folded into it.
 
         Args:
             key: of the row.
             content: of the row.
-            has: says whether the row has a marker of an event; None: it has no markers.
+            known: finds events of which the row has a marker; None: it has no markers.
 
         Raises:
             PermanentError, SchemaMismatch: see `read`.
@@ -125,7 +126,7 @@ class RowReader(Generic[V]):
         if not content.pending:
             return Value(value, expires_us)
         try:
-            deltas = _deltas(self._codec.monoid, content, has)
+            deltas = _deltas(self._codec.monoid, content, known)
         except SchemaMismatch as err:
             raise SchemaMismatch(f"the row of {parse_row_key(key)[0].entity!r:.80}: {err}") from err
         except Exception as err:
@@ -147,17 +148,17 @@ def _knows(row: CachedRow, content: Content, since: int) -> bool:
     return row.absorb(content.version, content.markers, exists=content.version > 0)
 
 
-def _deltas(monoid: Any, content: Content, has: Callable[[bytes], bool] | None) -> Sequence[Any]:
+def _deltas(monoid: Any, content: Content, known: Known | None) -> Sequence[Any]:
     """The deltas of events without a marker, one for each."""
     values = [data for _, data in content.pending]
     if monoid.idempotent:
         return [delta for value in values for delta in pending.decoded(monoid, value).deltas]
-    if has is None and len(values) == 1:
+    if known is None and len(values) == 1:
         return pending.decoded(monoid, values[0]).deltas
     events = pending.united(monoid, values)
-    if has is None:
-        return list(events.values())
-    return [delta for fingerprint, delta in events.items() if not has(fingerprint)]
+    for event in known(events) if known is not None else ():
+        del events[event]
+    return list(events.values())
 
 
 def _folded(monoid: Any, value: Any, deltas: Sequence[Any]) -> Any:
