@@ -1,7 +1,7 @@
 """Tunes Python's garbage collector in processes that only run pipelines.
 
 A bundle holds ten thousands of objects, so full collections are frequent, and each visits the 200,000 objects that Beam
-and its dependencies made when they were imported. Without the tuning a merge takes 67 % more of a client's CPU time
+and its dependencies made when they were imported. Without the tuning a merge takes 85 % more of a client's CPU time
 (`python -m benchmarks.overhead`). In a process that only runs pipelines, the objects that are alive when the first
 pipeline begins are frozen. In any other process that is the user's decision, since a frozen object that becomes part of
 a garbage cycle is never collected.
@@ -14,8 +14,8 @@ import sys
 
 _BEAM_WORKER = "apache_beam.runners.worker.sdk_worker_main"
 
-# By default Python visits new objects after every 700; a buffer makes that many in a millisecond, and none is garbage.
-_YOUNG = 20_000
+# By default Python visits new objects after every 700. A full buffer of 10,000 records has 60,000, and none is garbage.
+_YOUNG = 100_000
 
 _declared = False
 _frozen = False

@@ -153,12 +153,10 @@ class Struct(Monoid[State]):
         return tuple(states)
 
     def _by_part(self, functions: Sequence[Callable[[Any], Any]], values: Iterable[State]) -> State:
-        columns = [*zip(*values, strict=True)]
-        return tuple(map(_call, functions, columns)) if columns else self.identity
-
-
-def _call(function: Callable[[Any], Any], argument: Any) -> Any:
-    return function(argument)
+        state = []  # a loop: a list comprehension would take a call more
+        for function, column in zip(functions, zip(*values, strict=True), strict=False):
+            state.append(function(column))
+        return tuple(state) if state else self.identity
 
 
 def _name_of(parts: Mapping[str, Monoid[Any]]) -> str:

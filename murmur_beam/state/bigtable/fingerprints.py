@@ -11,7 +11,7 @@ BUCKET_EVENTS = 128
 """A bucket that holds more fingerprints takes longer to search than to divide."""
 _LARGE = 4_096
 _SEARCHES = 32
-"""So many searches of a few fingerprints from end to end take as long as making a set of them."""
+"""This many searches of a few fingerprints from end to end take as long as making a set of them."""
 # These bytes of a fingerprint are enough to know an event again: two of a million in a row meet with a chance of 4e-13.
 # The first byte may be the same for the whole row, since the shard of an event is computed from it.
 _FROM, _TO = 1, 11
