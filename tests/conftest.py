@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing.util
 import os
 import signal
 import tempfile
@@ -48,7 +49,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Delete at the end what the tests and their processes leave: Beam leaves a folder for each pipeline."""
-    tmp_path_factory.getbasetemp()  # pytest keeps its own folder, which must not be in this one
+    # The folders of pytest and of multiprocessing, which are deleted later, must not be in this one.
+    tmp_path_factory.getbasetemp()
+    multiprocessing.util.get_temp_dir()
     # Not in pytest's folder: the path of a socket has about 100 characters.
     with (
         tempfile.TemporaryDirectory(prefix="murmur-", ignore_cleanup_errors=True) as folder,

@@ -133,14 +133,12 @@ def test_a_plot_without_matplotlib_is_one_line(
     assert "pip install 'murmur-beam[bench]'" in capsys.readouterr().err
 
 
-def test_sigterm_leaves_nothing_running(tmp_path: Path) -> None:
+def test_sigterm_leaves_nothing_running() -> None:
     """A benchmark that is ended must end its emulator and its processes at once."""
     emulators.require(BIGTABLE)
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     running = subprocess.Popen(
         command("growth", "--rows", "10000000", "--rounds=1"),
         cwd=ROOT,
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
