@@ -38,6 +38,7 @@ from benchmarks.harness import (
 )
 from benchmarks.soak_pipeline import BURST_EVENTS, BURSTS, HOT_ROWS, TICK_S, Job, Shape, recount
 from murmur_beam.errors import ConfigurationError
+from murmur_beam.fold_policy import EVERY
 from murmur_beam.model import Key
 from murmur_beam.monoids import Count
 from murmur_beam.runs.command_line import OneLineErrorParser
@@ -106,8 +107,6 @@ def hot_bound(events: int, shape: Shape) -> float:
     A row is folded once its pending events are a share of those folded before, or old, as far as one event of `EVERY`
     shows; a factor of 2 is for chance. Whether it is time is decided at intervals, and bundles take time.
     """
-    from murmur_beam.fold_policy import EVERY
-
     waits = min(shape.share * events, shape.hot_rate * shape.age_s)
     return 2 * (waits + EVERY) + shape.hot_rate * (shape.every_s + shape.late_s)
 
@@ -118,8 +117,6 @@ def burst_bound(rows: int, shape: Shape) -> float:
     A row is folded after it was named twice, and then whenever it is named: on average it keeps fewer than twice
     `EVERY` events. Those of the last interval, and of bursts that go on, are not folded yet.
     """
-    from murmur_beam.fold_policy import EVERY
-
     burst_s = BURST_EVENTS * BURSTS / shape.burst_rate
     return 2 * EVERY * rows + shape.burst_rate * (shape.every_s + shape.late_s + burst_s)
 
@@ -248,8 +245,6 @@ def soak(name: str, shape: Shape, look_s: float, kill_s: float, folder: Path) ->
 
 def bars(seen: Sequence[Seen], wrong: int) -> list[Bar]:
     """The figures, with their bars: of what was not picked since the last fold, `EVERY` events are expected."""
-    from murmur_beam.fold_policy import EVERY
-
     quarter = math.ceil(len(seen) / 4)
     return [
         Bar("numbers that differ from the recount", [wrong], 0, at_least=False),

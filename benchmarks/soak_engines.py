@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ _CHECKPOINT = re.compile(r"Completed checkpoint \d+ for job \w+ \((\d+) bytes")
 _FLINK = ["--checkpointing_interval=5000", "--unaligned_checkpoint_enabled"]
 
 
-class Engine:
+class Engine(ABC):
     """An engine that runs the job.
 
     Args:
@@ -47,13 +48,13 @@ class Engine:
         self._ended = False
         self.kills = 0
 
+    @abstractmethod
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill_one(self) -> bool:
         """Kill a worker, and go on with another one; False if it cannot be killed now."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raise the error of a job that has failed."""
@@ -97,13 +98,14 @@ class PrismEngine(Engine):
 
     def kill_one(self) -> bool:
         """See `Engine.kill_one`."""
-        self.close()
-        self.kills += 1
         job = self._job
         again = round(max(0.0, time.time() - job.start_s - REPLAY_S) / TICK_S)
         job = job._replace(first=job.first + again, start_s=job.start_s + again * TICK_S)
-        self._job, self._pid = self._on_new_prism(job)
-        self._call = Call(run, self._job)
+        next_job, next_pid = self._on_new_prism(job)
+        self.close()
+        self.kills += 1
+        self._job, self._pid = next_job, next_pid
+        self._call = Call(run, next_job)
         return True
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from murmur_beam import fold_policy
 from murmur_beam.cli import main as cli
 from murmur_beam.cli import plan as cli_plan
 from murmur_beam.cli import plan_folds
@@ -27,6 +28,7 @@ from murmur_beam.cli.plan import Load, key_shares, rates, row_rates, shard_share
 from murmur_beam.cli.plan_folds import FoldRules, folds_of
 from murmur_beam.clock import Clock
 from murmur_beam.model import Key, Update
+from murmur_beam.spec import FoldPlan
 from murmur_beam.state.base import GRACE_S, fingerprint_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -143,15 +145,11 @@ class ByRules:
     """One row, by the rules of the fold stage themselves: events at random times, and timers that are a little late."""
 
     def __init__(self, rules: FoldRules) -> None:
-        from murmur_beam import fold_policy
-        from murmur_beam.spec import FoldPlan
-
-        self._stage = fold_policy
         self._plan = FoldPlan(timedelta(seconds=rules.every_s), rules.share, timedelta(seconds=rules.age_s))
 
     def life(self, events: float, life_s: float, chance: random.Random) -> tuple[int, int, int, int]:
         """Folds, the first of them, events folded, and those that were folded before, at each fold after the first."""
-        named, due_s = self._stage.Named(), None
+        named, due_s = fold_policy.Named(), None
         times = [(chance.uniform(0, life_s), False) for _ in range(round(chance.gauss(events, events**0.5)))]
         heapq.heapify(times)
         n = folded = folds = before = 0
@@ -159,17 +157,17 @@ class ByRules:
             now_s, is_timer = heapq.heappop(times)
             if not is_timer:
                 n += 1
-                if chance.random() >= 1 / self._stage.EVERY:
+                if chance.random() >= 1 / fold_policy.EVERY:
                     continue
-                decision = self._stage.when_named(named, now_s, self._plan)
+                decision = fold_policy.when_named(named, now_s, self._plan)
             elif now_s != due_s:
                 continue
             else:
-                decision = self._stage.when_due(named, now_s + 0.001, self._plan)
+                decision = fold_policy.when_due(named, now_s + 0.001, self._plan)
                 due_s = None
             if decision.folds:
                 folds, before, folded = folds + 1, before + folded, n
-            named = decision.named or self._stage.Named()
+            named = decision.named or fold_policy.Named()
             if decision.due_s is not None:
                 due_s = decision.due_s
                 heapq.heappush(times, (due_s, True))
@@ -261,7 +259,6 @@ def test_workers_are_the_fewest_that_are_enough() -> None:
 def test_numbers_are_the_store_s() -> None:
     """Each constant that the store has as well is the same."""
     pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
-    from murmur_beam import fold_policy
     from murmur_beam.state.bigtable import BigtableSpec, appender, fingerprints, folder, pending, row_cache
 
     assert cli_plan.MARKER_BYTES == fingerprints.FINGERPRINT_BYTES

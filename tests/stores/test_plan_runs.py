@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from murmur_beam import fold_policy
 from murmur_beam.cli import main as cli
 from murmur_beam.cli import plan as cli_plan
 from murmur_beam.cli.plan import Load, load_of
 from murmur_beam.cli.plan_folds import FoldRules
 from murmur_beam.model import Key, Outcome, Update
 from murmur_beam.monoids import Count
+from murmur_beam.spec import FoldPlan
 from tests.support import ROOT
 
 pytest.importorskip("google.cloud.bigtable", reason="pip install 'murmur-beam[gcp]'")
@@ -79,10 +81,6 @@ class Stage:
     """
 
     def __init__(self, folders: Sequence[Any], rules: FoldRules) -> None:
-        from murmur_beam import fold_policy
-        from murmur_beam.spec import FoldPlan
-
-        self._stage = fold_policy
         self._folders = folders
         self._plan = FoldPlan(timedelta(seconds=rules.every_s), rules.share, timedelta(seconds=rules.age_s))
         self._sampler = fold_policy.RowSampler(random.Random(3).uniform)
@@ -96,7 +94,7 @@ class Stage:
         for update in updates:
             if self._sampler.picks():
                 for row in self._folders[0].row_keys([update.key], update.event_id):
-                    self._apply(row, self._stage.when_named(self._named[row], now_s, self._plan))
+                    self._apply(row, fold_policy.when_named(self._named[row], now_s, self._plan))
 
     def turn(self, now_s: float) -> None:
         """Fold what is due until then; rows that are due together are folded together."""
@@ -105,7 +103,7 @@ class Stage:
             due_s, row = heapq.heappop(self._timers)
             if self._due_s.get(row) != due_s:
                 continue
-            decision = self._stage.when_due(self._named[row], due_s + _LATE_S, self._plan)
+            decision = fold_policy.when_due(self._named[row], due_s + _LATE_S, self._plan)
             rows += [row] * decision.folds
             self._apply(row, decision)
         for n, folder in enumerate(self._folders):

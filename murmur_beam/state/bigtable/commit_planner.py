@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from murmur_beam.errors import PermanentError
@@ -38,7 +38,7 @@ class CommitPlanner(Generic[V]):
             PermanentError: the new value could not be read again, so that nothing is written.
         """
         positions, fingerprints = updates.positions, batch.fingerprints
-        found = _known(row, [fingerprints[i] for i in positions])
+        found = _known(row, map(fingerprints.__getitem__, positions))
         if len(found) == len(positions):  # as of a redelivered bundle
             return _nothing(row, [_DUPLICATE] * len(positions))
         known = {*found}
@@ -83,7 +83,7 @@ class CommitPlanner(Generic[V]):
             for i in updates.positions
             if (fingerprint := batch.fingerprints[i]) is not None
         }
-        known = {*_known(row, [*fingerprints.values()])}
+        known = {*_known(row, fingerprints.values())}
         claimed: dict[bytes, None] = {}
 
         def claim(event_id: str) -> bool:
@@ -100,7 +100,7 @@ class CommitPlanner(Generic[V]):
         return stored, results, claimed
 
 
-def _known(row: CachedRow, fingerprints: Sequence[bytes | None]) -> list[bytes]:
+def _known(row: CachedRow, fingerprints: Iterable[bytes | None]) -> list[bytes]:
     """The fingerprints of which the row has a marker."""
     return row.known([*filter(None, fingerprints)]) if row.events else []
 
